@@ -1,0 +1,39 @@
+"""Visual attention that looks far: blocks, insertion, cost, study.
+
+Public names are resolved when first used, so that ``import lookfar`` does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "create_block": "lookfar.blocks",
+    "list_blocks": "lookfar.blocks",
+    "block_info": "lookfar.blocks",
+    "insert": "lookfar.insertion",
+    "remove": "lookfar.insertion",
+    "describe": "lookfar.insertion",
+    "measure_cost": "lookfar.cost",
+}
+_MODULES = {"blocks", "cost", "data", "diagnostics", "insertion", "networks", "ops", "study", "training", "weights"}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+if TYPE_CHECKING:
+    from lookfar.blocks import block_info, create_block, list_blocks
+    from lookfar.cost import measure_cost
+    from lookfar.insertion import describe, insert, remove
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return import_module(f"lookfar.{name}")
+    raise AttributeError(f"module 'lookfar' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

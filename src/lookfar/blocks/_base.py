@@ -1,0 +1,215 @@
+"""The registry of blocks: a dictionary and a decorator, nothing more."""
+
+import difflib
+import fnmatch
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor, nn
+
+Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
+Family = Literal[
+    "pairwise", "global", "channel", "low_rank", "graph", "local", "sparse", "external", "pyramid", "where"
+]
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """What is known about a block: lists, documents, the command line and reports read it from here.
+
+    Attributes:
+        name: Canonical name, as given to :func:`create_block`.
+        title: Human name.
+        paper: Title of the paper with venue and year.
+        arxiv: arXiv id, or an empty string.
+        family: How it looks: pairwise, global, channel, low_rank, graph, local, sparse, external, pyramid, where.
+        kind: What it takes and gives: context blocks keep the shape and drop in anywhere.
+        complexity: Time as a formula in N, C and the block's own sizes.
+        memory: Extra memory as a formula.
+        verified: What the block's numbers were compared with: ``repository@commit:file``, one entry a source.
+        attends: ``"weights"`` has attention/values/finish, ``"maps"`` has maps, ``"none"`` has no weights over positions.
+        residual: The published block adds to its input; others enter a network as x + gamma (block(x) - x).
+        aliases: Names used in papers and other libraries.
+        differences: Where paper and authors' code differ, and which one is the default.
+        author_keys: Regular expression of an author's parameter prefix -> our prefix, see :mod:`lookfar.weights`.
+        cls: The class.
+    """
+
+    name: str
+    title: str
+    paper: str
+    arxiv: str
+    family: Family
+    kind: Kind
+    complexity: str
+    memory: str
+    verified: tuple[str, ...]
+    attends: Literal["weights", "maps", "none"]
+    residual: bool
+    aliases: tuple[str, ...]
+    differences: tuple[str, ...]
+    author_keys: Mapping[str, str] = field(repr=False)
+    cls: type[nn.Module] = field(repr=False)
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The constructor's keyword options, without ``device`` and ``dtype``."""
+        parameters = inspect.signature(self.cls).parameters
+        return {k: p for k, p in parameters.items() if k not in ("channels", "device", "dtype")}
+
+
+_BLOCKS: dict[str, BlockInfo] = {}
+_ALIASES: dict[str, str] = {}
+
+# what users of other libraries write -> what it is called here, with what must be done to the value
+_TRANSLATIONS = {
+    "num_heads": "heads",
+    "n_head": "heads",
+    "in_channels": "channels (the first argument)",
+    "dim": "channels (the first argument)",
+    "d_model": "channels (the first argument)",
+    "inplanes": "channels (the first argument)",
+    "inter_channels": "inner_channels",
+    "planes": "inner_channels",
+    "key_channels": "inner_channels",
+    "ratio": "reduction (its inverse: ratio=1/16 is reduction=16)",
+    "rd_ratio": "reduction (its inverse: rd_ratio=1/16 is reduction=16)",
+    "reduction_ratio": "reduction",
+    "sub_sample": "subsample (the stride, as in subsample=2)",
+    "num_bases": "bases",
+    "num_stages": "iterations",
+    "stage_num": "iterations",
+    "pooling_type": "pooling",
+    "fusion_types": "fusion",
+    "norm_cfg": "norm_layer (a class, as in norm_layer=nn.BatchNorm2d)",
+    "bn_layer": "norm_layer (a class, as in norm_layer=nn.BatchNorm2d)",
+    "window_size": "kernel_size",
+}
+
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def block(
+    name: str,
+    *,
+    title: str,
+    paper: str,
+    arxiv: str = "",
+    family: Family,
+    kind: Kind = "context",
+    complexity: str,
+    memory: str,
+    verified: tuple[str, ...],
+    attends: Literal["weights", "maps", "none"],
+    residual: bool = True,
+    aliases: tuple[str, ...] = (),
+    differences: tuple[str, ...] = (),
+    author_keys: Mapping[str, str] | None = None,
+) -> Callable[[M], M]:
+    """Record a block class under its canonical name, with its facts (see :class:`BlockInfo`)."""
+
+    def record(cls: M) -> M:
+        for taken in (name, *aliases):
+            if taken in _BLOCKS or taken in _ALIASES:
+                raise ValueError(f"the block name {taken!r} is taken by {_BLOCKS[_ALIASES.get(taken, taken)].cls}")
+        _BLOCKS[name] = BlockInfo(
+            name, title, paper, arxiv, family, kind, complexity, memory, verified, attends, residual, aliases,
+            differences, dict(author_keys or {}), cls,
+        )  # fmt: skip
+        _ALIASES.update(dict.fromkeys(aliases, name))
+        return cls
+
+    return record
+
+
+@functools.cache
+def _load_all() -> None:
+    """Import every file of the folder once: a block is known by being there."""
+    import lookfar.blocks as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def list_blocks(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:
+    """Canonical names in alphabetical order, filtered by a glob pattern, a kind, a family.
+
+    >>> list_blocks("*gaussian*")
+    []
+    """
+    _load_all()
+    return sorted(
+        name
+        for name, info in _BLOCKS.items()
+        if (pattern is None or fnmatch.fnmatch(name, pattern))
+        and kind in (None, info.kind)
+        and family in (None, info.family)
+    )
+
+
+def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
+    """The facts of a block by name, alias, class or instance.
+
+    Raises:
+        ValueError: No block has this name; the message names the nearest ones.
+    """
+    _load_all()
+    if not isinstance(name, str):
+        cls = name if isinstance(name, type) else type(name)
+        for info in _BLOCKS.values():
+            if info.cls is cls:
+                return info
+        raise ValueError(f"{cls.__name__} is not a registered block")
+    canonical = _ALIASES.get(name, name)
+    if canonical not in _BLOCKS:
+        known = [*_BLOCKS, *_ALIASES]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.55) or [k for k in known if name in k][:3]
+        near = list(dict.fromkeys(_ALIASES.get(k, k) for k in near))
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no block is called {name!r}.{hint} `lookfar blocks` lists all.")
+    return _BLOCKS[canonical]
+
+
+def create_block(name: str, channels: int, **options: Any) -> nn.Module:
+    """Build a block by name.
+
+    Args:
+        name: Canonical name or alias; :func:`list_blocks` lists them.
+        channels: Channels of the feature map.
+        **options: The block's own options, ``device`` and ``dtype``.
+
+    Raises:
+        ValueError: Unknown name, channels that are no positive integer.
+        TypeError: Unknown option; the message names those that the block takes.
+    """
+    info = block_info(name)
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise ValueError(f"channels must be a positive integer, got {channels!r}")
+    unknown = [option for option in options if option not in (*info.options, "device", "dtype")]
+    if unknown:
+        raise TypeError(_explain(info, unknown[0]))
+    return info.cls(channels, **options)
+
+
+def _explain(info: BlockInfo, option: str) -> str:
+    message = f"{info.name} has no option {option!r}."
+    if option in _TRANSLATIONS:
+        message += f" Here it is called {_TRANSLATIONS[option]}."
+    else:
+        near = difflib.get_close_matches(option, info.options, n=1)
+        message += f" Did you mean {near[0]}?" if near else ""
+    return f"{message} It takes: {', '.join(info.options) or 'no options'}."
+
+
+def sample_inputs(module: nn.Module, channels: int, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+    """Random inputs that ``module.forward`` takes on a map of ``size``; blocks that want more than x say what."""
+    import torch
+
+    own = getattr(module, "sample_inputs", None)
+    return own(size, batch=batch) if own else (torch.randn(batch, channels, *size),)

@@ -1,0 +1,99 @@
+"""Published weights into our parameter names: the authors' keys in, a strict load out."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks import block_info
+
+State = dict[str, Tensor]
+
+
+def read(path: str | Path) -> State:
+    """A state dict from ``.safetensors`` or a torch file; pickled code is never run (``weights_only=True``).
+
+    A ``state_dict`` or ``model`` entry around the weights and a ``module.`` before every key are taken off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State:
+    """Replace the authors' prefixes by ours.
+
+    ``author_keys`` maps a regular expression, matched at the start of a key up to a dot or the key's end, to our
+    prefix; the longest pattern that matches decides.
+    """
+    patterns = [
+        (re.compile(rf"(?:{p})(?=\.|$)"), ours) for p, ours in sorted(author_keys.items(), key=lambda kv: -len(kv[0]))
+    ]
+
+    def ours(key: str) -> str:
+        for pattern, prefix in patterns:
+            if match := pattern.match(key):
+                return (prefix + key[match.end() :]).lstrip(".")
+        return key
+
+    return {ours(key): value for key, value in state.items()}
+
+
+def convert(block: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """The authors' ``state`` under the names and in the shapes of ``block``.
+
+    A value of the same numbers in another shape (a Linear for a 1x1 convolution, a 0-d scale for one of one element)
+    is reshaped; what a block must do beyond that stands in its ``from_authors``.
+    """
+    if set(state) == set(block.state_dict()):
+        return dict(state)
+    renamed = rename(state, block_info(block).author_keys)
+    if hasattr(block, "from_authors"):
+        renamed = block.from_authors(renamed)  # type: ignore[operator]
+    own = block.state_dict()
+    return {
+        key: value.reshape(own[key].shape) if key in own and _same_but_ones(value, own[key]) else value
+        for key, value in renamed.items()
+    }
+
+
+def load(block: nn.Module, source: Mapping[str, Tensor] | str | Path) -> nn.Module:
+    """Load published weights into a block, strictly, and return it.
+
+    Args:
+        block: A block of the library.
+        source: A state dict, or a file of one, under our names or the authors'.
+
+    Raises:
+        ValueError: Some keys have no place or are missing; all of them are listed.
+    """
+    state = convert(block, read(source) if isinstance(source, str | Path) else source)
+    own = block.state_dict()
+    strange = [key for key in state if key not in own]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, want {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [("no place for", strange), ("missing", missing), ("wrong shape", shapes)]
+    if any(keys for _, keys in problems):
+        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems if keys)
+        raise ValueError(f"these weights do not fit {type(block).__name__}: {listed}")
+    block.load_state_dict(state, strict=False)
+    return block
+
+
+def _same_but_ones(a: Tensor, b: Tensor) -> bool:
+    return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]

@@ -1,0 +1,19 @@
+"""Options and fixtures of the whole suite."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # workers run side by side; OpenMP spins when threads outnumber cores
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goldens", metavar="DIR", help="hold the library to the vectors of another folder")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

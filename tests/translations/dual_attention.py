@@ -1,0 +1,11 @@
+"""DANet: junfu1115/DANet."""
+
+from torch import nn
+
+from lookfar import create_block
+from translations import Case, translates
+
+
+@translates("PAM_Module")
+def position(case: Case) -> nn.Module:
+    return create_block("position_attention", case.args["in_dim"])
