@@ -32,7 +32,7 @@ class BlockInfo:
         complexity: Time as a formula in N, C and the block's own sizes.
         memory: Extra memory as a formula.
         verified: What the block's numbers were compared with: ``repository@commit:file``, one entry a source.
-        attends: ``"weights"`` has attention/values/finish, ``"maps"`` has maps, ``"none"`` has no weights over positions.
+        attends: ``"weights"`` has attention, values, finish; ``"maps"`` has maps; ``"none"`` has neither.
         residual: The published block adds to its input; others enter a network as x + gamma (block(x) - x).
         aliases: Names used in papers and other libraries.
         differences: Where paper and authors' code differ, and which one is the default.
