@@ -1,5 +1,6 @@
 """The registry of blocks: a dictionary and a decorator, nothing more."""
 
+import ast
 import difflib
 import fnmatch
 import functools
@@ -195,6 +196,46 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     if unknown:
         raise TypeError(_explain(info, unknown[0]))
     return info.cls(channels, **options)
+
+
+def parse_block(text: str) -> tuple[str, dict[str, Any]]:
+    """Read a block with options as it is written on the command line: canonical name and options.
+
+    Values are Python literals (``2``, ``0.5``, ``True``, ``None``, ``(1, 3, 6)``) or bare words, which are strings.
+
+    >>> parse_block("pam(reduction=4)")
+    ('position_attention', {'reduction': 4})
+
+    Raises:
+        ValueError: Text of another form, unknown name, a value that is neither a literal nor a word.
+        TypeError: Unknown option.
+    """
+    name, bracket, inside = text.strip().partition("(")
+    info = block_info(name.strip())
+    options: dict[str, Any] = {}
+    if bracket:
+        wanted = f"{info.name}(option=value, ...)"
+        try:
+            # the name stays outside: `nonlocal` is a keyword of Python
+            call = ast.parse(f"f({inside}", mode="eval").body
+        except SyntaxError:
+            raise ValueError(f"cannot read {text!r}: want {wanted}") from None
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+            raise ValueError(f"cannot read {text!r}: want {wanted}")
+        for keyword in call.keywords:
+            if keyword.arg is None:
+                raise ValueError(f"cannot read {text!r}: want {wanted}")
+            if keyword.arg not in info.options:
+                raise TypeError(_explain(info, keyword.arg))
+            try:
+                word = keyword.value
+                options[keyword.arg] = word.id if isinstance(word, ast.Name) else ast.literal_eval(word)
+            except ValueError:
+                raise ValueError(
+                    f"cannot read {keyword.arg}={ast.unparse(keyword.value)} in {text!r}: want a number, a word, "
+                    "True, False, None or a tuple of these"
+                ) from None
+    return info.name, options
 
 
 def _explain(info: BlockInfo, option: str) -> str:
