@@ -1,0 +1,49 @@
+"""Every block leaves Python: ``torch.export`` and ONNX, with free height and width where a block's sizes are free."""
+
+import pytest
+import torch
+from samples import Sample, assert_same, outputs, samples
+from torch import Tensor
+from variants import STATIC_EXPORT
+
+every_block = samples()
+every_default = samples(variants=False)
+
+
+def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...] | None:
+    """Free axes of a map; batch and channels are as exported. None where a block's sizes are tied to parameters."""
+    if sample.name in STATIC_EXPORT or len(inputs) > 1:
+        return None
+    return (dict.fromkeys(range(2, inputs[0].dim()), torch.export.Dim.DYNAMIC),)
+
+
+@torch.no_grad()
+@every_block
+def test_torch_export(sample: Sample) -> None:
+    m = sample.make()
+    inputs = sample.inputs(m)
+    axes = dynamic(sample, inputs)
+    exported = torch.export.export(m, inputs, dynamic_shapes=axes, strict=False).module(check_guards=False)
+    for size in sample.sizes[: 1 if axes is None else 2]:
+        inputs = sample.inputs(m, size)
+        for y, want in zip(outputs(exported, inputs), outputs(m, inputs)):
+            assert_same(f"{sample} at {size}", y, want)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own making
+@torch.no_grad()
+@every_default
+def test_onnx(sample: Sample) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs `pip install lookfar[onnx]`")
+    m = sample.make(dtype=torch.float32)
+    inputs = sample.inputs(m)
+    axes = dynamic(sample, inputs)
+    program = torch.onnx.export(m, inputs, dynamo=True, dynamic_shapes=axes, verbose=False, optimize=True)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in sample.sizes[: 1 if axes is None else 2]:
+        inputs = sample.inputs(m, size)
+        names = [node.name for node in session.get_inputs()]
+        found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs)})
+        for y, want in zip(found, outputs(m, inputs)):
+            assert_same(f"{sample} at {size}", torch.from_numpy(y), want, 1e-4)
