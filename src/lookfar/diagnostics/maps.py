@@ -1,0 +1,155 @@
+"""Does a block's map depend on the query, and what does it follow?
+
+Maps are (B, h, Q, M): a row holds the weights of one query over M keys. Nothing here needs more than O(Q M).
+:func:`map_similarity` is the plain mean cosine between *different* queries, which reads 1 for one map for all; GCNet's
+cosine distance counts each query with itself and halves: (1 - ((Q - 1) s + 1) / Q) / 2. :func:`own_class_share` is
+DNL's within-category idea among the labelled keys: times the weight on labelled keys it is the literature's label mass.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks import block_info
+
+SAME, NEARLY = 0.99, 0.9  # above: one map for all queries; above: hardly more than one
+
+
+def inner_block(module: nn.Module) -> nn.Module:
+    """The registered block itself, out of the gate that :func:`lookfar.insert` puts around some."""
+    try:
+        block_info(module)
+    except ValueError:
+        inside = getattr(module, "block", None)
+        if not isinstance(inside, nn.Module):
+            raise
+        return inner_block(inside)
+    return module
+
+
+def why_no_maps(module: nn.Module) -> str:
+    """Why a block has no weights over positions, in words for a report; an empty string where it has them."""
+    try:
+        info = block_info(inner_block(module))
+    except ValueError:
+        return "not a block of the registry"
+    # an option can take a block out of its class's kind: the instance knows best
+    attends = getattr(inner_block(module), "attends", info.attends)
+    if attends == "maps":
+        return f"{info.name} mixes through nodes or several stages: no single weight from a query to a position"
+    if attends == "none":
+        return f"{info.name} has no weights over positions"
+    return ""
+
+
+@torch.no_grad()
+def attention_maps(module: nn.Module, x: Tensor, queries: Tensor | None = None) -> Tensor:
+    """The weights of some queries over all keys.
+
+    Args:
+        module: A block whose mathematics has weights over positions, bare or in an inserted gate.
+        x: The block's input (B, C, *S).
+        queries: Flat positions (Q,); all N when None.
+
+    Returns:
+        ``(B, h, Q, M)``; M is N unless the block sub-samples its keys, see :func:`key_size`.
+
+    Raises:
+        ValueError: The block has no such weights; the message says what it has instead.
+    """
+    reason = why_no_maps(module)
+    if reason:
+        raise ValueError(f"no attention maps: {reason}")
+    return inner_block(module).attention(x, queries)  # pyright: ignore[reportCallIssue]
+
+
+def key_size(keys: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the grid of ``keys`` positions on a map of ``size``; None where they form no grid.
+
+    Keys fewer than positions come from pooling with one stride: the grid is ``size`` divided by it, rounded down or up.
+    """
+    H, W = size
+    for stride in range(1, max(H, W) + 1):
+        down, up = (H // stride, W // stride), (math.ceil(H / stride), math.ceil(W / stride))
+        for h, w in (down, up):
+            if h * w == keys:
+                return h, w
+    return None
+
+
+def map_similarity(maps: Tensor) -> Tensor:
+    """Mean cosine between the maps of different queries, ``(B, h, Q, M) -> (B, h)``.
+
+    1: the same map for every query. Exact in O(Q M): sum_{i != j} a_i.a_j = |sum_i a_i|^2 - Q for unit rows.
+    Rows of zeros have no direction and are left out; with fewer than two rows left the result is nan.
+    """
+    total, count = unit_sum(maps)
+    return similarity_from_sums(total, count)
+
+
+def unit_sum(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the rows scaled to length 1, ``(B, h, M)``, and how many have a length, ``(B, h)``: sums of chunks add."""
+    rows = maps.double()
+    length = rows.norm(dim=-1, keepdim=True)
+    return (rows / length.where(length > 0, 1)).sum(-2), (length[..., 0] > 0).sum(-1)
+
+
+def similarity_from_sums(total: Tensor, count: Tensor) -> Tensor:
+    """Mean pairwise cosine from what :func:`unit_sum` gave."""
+    n = count.double()
+    pairs = n * (n - 1)
+    return torch.where(pairs > 0, (total.square().sum(-1) - n) / pairs.clamp(min=1), torch.nan)
+
+
+def similarity_word(similarity: float) -> str:
+    """What a similarity between queries means, in words.
+
+    >>> similarity_word(1.0)
+    'the same map for every query'
+    """
+    if math.isnan(similarity):
+        return "too few queries to say"
+    if similarity >= SAME:
+        return "the same map for every query"
+    return "nearly the same map for every query" if similarity >= NEARLY else "differs between queries"
+
+
+def query_independent_part(maps: Tensor) -> Tensor:
+    """The mean map over queries, ``(B, h, Q, M) -> (B, h, M)``: what a block that ignored the query could use."""
+    return maps.mean(-2)
+
+
+def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (B, H, W) at the centres of a coarser grid, ``(B, h*w)``; nearest, so that no class is invented."""
+    H, W = labels.shape[-2:]
+    y, x = (
+        ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, (H, W), strict=True)
+    )
+    return labels[:, y[:, None], x].flatten(1)
+
+
+def own_class_share(
+    maps: Tensor, query_labels: Tensor, key_labels: Tensor, *, ignore: int = 255
+) -> tuple[Tensor, Tensor]:
+    """The share of a query's weight on keys of its own class, and what it would be by chance.
+
+    Void keys are left out of both and the rest renormalised; the query itself counts, as in the literature.
+
+    Args:
+        maps: Weights (B, h, Q, M).
+        query_labels: (B, Q).
+        key_labels: (B, M), see :func:`labels_at`.
+        ignore: The void label.
+
+    Returns:
+        Share (B, h, Q) and chance (B, Q). nan for void queries, and for rows with negative weights, where a share
+        has no meaning.
+    """
+    valid = key_labels != ignore
+    own = (query_labels[:, :, None] == key_labels[:, None]) & valid[:, None]  # (B, Q, M)
+    chance = own.double().mean(-1) / valid.double().mean(-1)[:, None]
+    rows = maps.double() * valid[:, None, None]
+    share = (rows * own[:, None]).sum(-1) / rows.sum(-1)
+    void = query_labels == ignore
+    return share.masked_fill(void[:, None] | (maps < 0).any(-1), torch.nan), chance.masked_fill(void, torch.nan)

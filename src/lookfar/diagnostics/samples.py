@@ -1,0 +1,189 @@
+"""What a report shows of a trial: some validation images, what was predicted, and where its block looks.
+
+One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a side:
+
+    index (n,), name (n,)             which validation images
+    image (n, C, h, w) uint8          as read, before normalisation
+    truth, prediction (n, h, w) uint8
+    reason ()                         why there are no maps; an empty string where there are
+
+and, of a block with weights over positions (their mean over its heads; the numbers are of each head):
+
+    map (n, Q, m) uint8               value = low + (high - low) map / 255, on the key grid ``map_size``
+    low, high (n, Q) float32
+    mean, mean_low, mean_high         the same of the query-independent part, over all queries asked: (n, m), (n,), (n,)
+    query (Q, 2) float32              centres of the queries, (y, x) in [0, 1]
+    query_size, map_size, key_size, feature_size (2,)
+    share (n, Q), chance (n, Q)       share of the weight on keys of the query's own class, and by chance
+    similarity (n, heads) float64     mean cosine between the maps of different queries, over ``queries_asked`` of them
+    mean_share, mean_chance (n,)      their means over all queries asked
+    queries_asked ()
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookfar.diagnostics import maps as M
+
+SIDE = 480  # pixels: what a report can show of an image
+QUERIES = 16  # a side: the grid of queries whose maps are kept
+KEYS = 32  # a side: maps are averaged down to this
+ASKED = 2048  # queries that the numbers are computed over, at most
+_CHUNK = 256  # queries at a time
+
+
+def choose_images(count: int, wanted: int = 12) -> list[int]:
+    """Indices spread evenly over ``count`` images, the same for every trial of a study.
+
+    >>> choose_images(100, 4)
+    [12, 37, 62, 87]
+    """
+    wanted = min(wanted, count)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+@torch.no_grad()
+def collect_samples(network: nn.Module, block_name: str | None, data: Any, indices: list[int], path: Path) -> None:
+    """Write ``samples.npz`` of a trained network. Its training flags and random state are left as they were.
+
+    Args:
+        network: Images (B, in_chans, H, W) -> logits (B, classes, H, W).
+        block_name: Module name of the inserted block; None for a network without one.
+        data: An opened data set: ``val``, ``val.names``, ``normalise``.
+        indices: Validation images, the same for all trials, see :func:`choose_images`.
+        path: The file to write.
+    """
+    device = next(network.parameters()).device
+    block = None if block_name is None else network.get_submodule(block_name)
+    reason = "no block" if block is None else M.why_no_maps(block)
+    record: dict[str, list[Any]] = {}
+    common: dict[str, Any] = {}
+    seen: list[Tensor] = []
+    flags = {module: module.training for module in network.modules()}
+    handle = None if block is None else block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        network.eval()
+        for index in indices:
+            image, truth = (torch.as_tensor(np.asarray(part)) for part in data.val[index])
+            seen.clear()
+            logits = network(data.normalise(image[None]).to(device))
+            row: dict[str, Any] = {
+                "index": index,
+                "name": str(data.val.names[index]),
+                "image": _shrink(image.float()).round().byte().numpy(),
+                "truth": _shrink_labels(truth).numpy(),
+                "prediction": _shrink_labels(logits[0].argmax(0).cpu()).numpy(),
+            }
+            if block is not None and not reason:
+                if seen[-1].dim() != 4:
+                    reason = "its input is no feature map"
+                else:
+                    of_image, common = _look(block, seen[-1].float(), truth.to(device))
+                    reason = common.pop("reason", "")
+                    row |= of_image
+            for key, value in row.items():
+                record.setdefault(key, []).append(value)
+    finally:
+        if handle is not None:
+            handle.remove()
+        for module, training in flags.items():
+            module.training = training
+    stacked = {key: np.stack(values) for key, values in record.items() if len(values) == len(indices)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(path).with_suffix(".part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, reason=np.array(reason), **stacked, **common)
+    temporary.replace(path)
+
+
+def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of one image: what is stored of its maps, and what is the same for all images."""
+    H, W = x.shape[-2:]
+    N = H * W
+    grid = _grid(H, QUERIES), _grid(W, QUERIES)
+    shown = (grid[0][:, None] * W + grid[1]).flatten()
+    asked = torch.arange(N) if N <= ASKED else torch.arange(ASKED) * N // ASKED
+    maps = M.attention_maps(block, x, shown.to(x.device))
+    keys = M.key_size(maps.shape[-1], (H, W))
+    if keys is None:
+        return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
+
+    key_labels, query_labels = M.labels_at(truth[None], keys), M.labels_at(truth[None], (H, W))
+    share, chance = M.own_class_share(maps, query_labels[:, shown], key_labels)
+    # the numbers and the query-independent part over many queries, in full precision, a chunk at a time
+    totals, counts, means, shares, chances = [], [], [], [], []
+    for chunk in asked.split(_CHUNK):
+        some = M.attention_maps(block, x, chunk.to(x.device))
+        total, count = M.unit_sum(some)
+        totals.append(total)
+        counts.append(count)
+        means.append(some.double().sum(-2))
+        of_share, of_chance = M.own_class_share(some, query_labels[:, chunk], key_labels)
+        shares.append(of_share.mean(1))
+        chances.append(of_chance)
+    similarity = M.similarity_from_sums(torch.stack(totals).sum(0), torch.stack(counts).sum(0))
+    mean = torch.stack(means).sum(0).mean(1) / len(asked)  # (1, M)
+
+    small = min(keys[0], KEYS), min(keys[1], KEYS)
+    stored, low, high = _quantise(_pool(maps.mean(1)[0], keys, small))
+    mean_stored, mean_low, mean_high = _quantise(_pool(mean.float(), keys, small))
+    return {
+        "map": stored,
+        "low": low,
+        "high": high,
+        "mean": mean_stored[0],
+        "mean_low": mean_low[0],
+        "mean_high": mean_high[0],
+        "share": share[0].mean(0).float().cpu().numpy(),
+        "chance": chance[0].float().cpu().numpy(),
+        "similarity": similarity[0].cpu().numpy(),
+        "mean_share": torch.cat(shares, -1).nanmean().cpu().numpy(),
+        "mean_chance": torch.cat(chances, -1).nanmean().cpu().numpy(),
+    }, {
+        "query": torch.stack([(shown // W + 0.5) / H, (shown % W + 0.5) / W], -1).float().numpy(),
+        "query_size": np.array([len(grid[0]), len(grid[1])]),
+        "map_size": np.array(small),
+        "key_size": np.array(keys),
+        "feature_size": np.array([H, W]),
+        "queries_asked": np.array(len(asked)),
+    }
+
+
+def _grid(n: int, most: int) -> Tensor:
+    """At most ``most`` positions of ``n``, evenly spread."""
+    wanted = min(n, most)
+    return (2 * torch.arange(wanted) + 1) * n // (2 * wanted)
+
+
+def _pool(maps: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    return F.adaptive_avg_pool2d(maps.view(-1, 1, *size), to).flatten(1)
+
+
+def _quantise(maps: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows (Q, m) to uint8 with a scale of their own."""
+    low, high = maps.amin(-1), maps.amax(-1)
+    span = (high - low).where(high > low, 1)
+    stored = ((maps - low[:, None]) / span[:, None] * 255).round().byte()
+    return stored.cpu().numpy(), low.float().cpu().numpy(), high.float().cpu().numpy()
+
+
+def _small(h: int, w: int) -> tuple[int, int]:
+    scale = min(1.0, SIDE / max(h, w))
+    return max(round(h * scale), 1), max(round(w * scale), 1)
+
+
+def _shrink(image: Tensor) -> Tensor:
+    size = _small(*image.shape[-2:])
+    if size == tuple(image.shape[-2:]):
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _shrink_labels(labels: Tensor) -> Tensor:
+    size = _small(*labels.shape[-2:])
+    return M.labels_at(labels[None], size).view(size).byte()

@@ -1,0 +1,119 @@
+"""Similarity, label mass and key grids, against loops over pairs and cases known by hand."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lookfar.blocks import create_block
+from lookfar.diagnostics import (
+    attention_maps,
+    key_size,
+    labels_at,
+    map_similarity,
+    own_class_share,
+    query_independent_part,
+    similarity_word,
+    why_no_maps,
+)
+
+SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2].parent / "shared"))
+GOLDENS = SHARED / "goldens" / "attention_diagnostics"
+
+
+def test_similarity_is_the_mean_over_pairs_of_different_queries():
+    maps = torch.rand(2, 3, 7, 11, dtype=torch.float64).softmax(-1)
+    cosine = F.cosine_similarity(maps[..., :, None, :], maps[..., None, :, :], dim=-1)
+    want = cosine[..., ~torch.eye(7, dtype=torch.bool)].mean(-1)
+    assert torch.allclose(map_similarity(maps), want, rtol=1e-12)
+
+
+def test_similarity_knows_one_map_and_disjoint_maps():
+    one = torch.rand(1, 1, 1, 9).expand(1, 1, 5, 9)
+    assert map_similarity(one).item() == pytest.approx(1)
+    assert map_similarity(torch.eye(6)[None, None]).item() == pytest.approx(0)
+
+
+def test_rows_of_zeros_have_no_direction():
+    maps = torch.eye(4)[[0, 0, 1]][None, None]
+    with_zero = torch.cat([maps, torch.zeros(1, 1, 2, 4)], 2)
+    assert map_similarity(with_zero).item() == pytest.approx(map_similarity(maps).item())
+    assert math.isnan(map_similarity(maps[..., :1, :]).item())
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(1.0, "the same map"), (0.95, "nearly the same"), (0.5, "differs"), (math.nan, "too few")],
+)
+def test_word(value, word):
+    assert similarity_word(value).startswith(word)
+
+
+def test_maps_of_a_block_bare_and_inside_a_gate():
+    block = create_block("position_attention", 16, zero_init=False)
+    x, queries = torch.randn(2, 16, 3, 5), torch.tensor([0, 7])
+    gate = nn.Module()
+    gate.block = block
+    want = attention_maps(block, x)[:, :, queries]
+    assert torch.allclose(attention_maps(gate, x, queries), want)
+    assert query_independent_part(want).shape == (2, 1, 15)
+
+
+def test_a_block_without_weights_says_so():
+    block = create_block("channel_attention", 16)
+    assert "no weights over positions" in why_no_maps(block)
+    with pytest.raises(ValueError, match="channel_attention has no weights over positions"):
+        attention_maps(block, torch.randn(1, 16, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "want"),
+    [(35, (7, 5), (7, 5)), (6, (7, 5), (3, 2)), (12, (7, 5), (4, 3)), (1, (7, 5), (1, 1)), (110, (12, 33), None)],
+)
+def test_key_grid(keys, size, want):
+    assert key_size(keys, size) == want
+
+
+def test_labels_at_takes_the_centre_of_each_cell():
+    labels = torch.arange(16).view(1, 4, 4)
+    assert labels_at(labels, (2, 2)).tolist() == [[5, 7, 13, 15]]
+    assert labels_at(labels, (4, 4)).flatten().tolist() == list(range(16))
+
+
+def test_own_class_share_leaves_void_out_of_both():
+    maps = torch.tensor([[[[0.5, 0.2, 0.1, 0.2], [0.25, 0.25, 0.25, 0.25]]]])
+    share, chance = own_class_share(maps, torch.tensor([[0, 255]]), torch.tensor([[0, 0, 1, 255]]))
+    assert share[0, 0, 0].item() == pytest.approx(0.7 / 0.8)
+    assert chance[0, 0].item() == pytest.approx(2 / 3)
+    assert share[0, 0, 1].isnan()
+    assert chance[0, 1].isnan()
+
+
+def test_weights_of_any_sign_have_no_share():
+    share, chance = own_class_share(torch.tensor([[[[0.5, -0.5]]]]), torch.tensor([[0]]), torch.tensor([[0, 1]]))
+    assert share.isnan().all()
+    assert chance.item() == 0.5
+
+
+@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no vectors at {GOLDENS}")
+@pytest.mark.parametrize("case", ["joint_7x5", "degenerate_5x8", "limits_6x4", "sampled_queries_6x4"])
+def test_equals_the_published_definitions(case):
+    with np.load(GOLDENS / f"{case}.npz") as vectors:
+        maps = torch.from_numpy(vectors["x"])
+        Q = maps.shape[-2]
+        mean_over_pairs = (map_similarity(maps) * (Q - 1) + 1) / Q  # GCNet's pairs include i = j
+        want = torch.from_numpy(vectors["s:cosine_distance"])
+        assert torch.allclose((1 - mean_over_pairs) / 2, want, rtol=1e-9, atol=1e-12)
+        if "s:label_mass" in vectors:
+            keys = torch.from_numpy(vectors["labels"]).flatten().long().expand(len(maps), -1)
+            queries = keys[:, torch.from_numpy(vectors["queries"]).long()] if "queries" in vectors else keys
+            share, _ = own_class_share(maps, queries, keys)
+            want = torch.from_numpy(vectors["s:label_mass"])
+            mass = share * (maps * (keys != 255)[:, None, None]).sum(-1)  # the literature does not renormalise
+            valid = ~share.isnan()
+            assert torch.allclose(mass[valid], want[valid], rtol=1e-9)

@@ -1,0 +1,117 @@
+"""samples.npz: what is stored equals what the block says, and nothing is changed by looking."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lookfar.blocks import create_block
+from lookfar.diagnostics import (
+    attention_maps,
+    choose_images,
+    collect_samples,
+    labels_at,
+    map_similarity,
+    own_class_share,
+    samples,
+)
+
+
+class Pictures:
+    def __init__(self, size: tuple[int, int], count: int = 5) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.images = torch.randint(256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+        self.masks = torch.randint(3, (count, *size), generator=generator, dtype=torch.uint8)
+        self.masks[:, 0] = 255
+        self.names = [f"{i}.png" for i in range(count)]
+
+    def __getitem__(self, index):
+        return self.images[index], self.masks[index]
+
+
+def toy(size=(24, 40)):
+    data = SimpleNamespace(val=Pictures(size), normalise=lambda images: images.float() / 255)
+    block = create_block("position_attention", 16, zero_init=False)
+    up = nn.Sequential(nn.Conv2d(16, 3, 1), nn.Upsample(scale_factor=4))
+    network = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.BatchNorm2d(16), block, up)
+    return network, data
+
+
+def read(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_choice_of_images_is_even_and_small_sets_are_taken_whole():
+    assert choose_images(100, 4) == [12, 37, 62, 87]
+    assert choose_images(3, 12) == [0, 1, 2]
+    assert choose_images(0) == []
+
+
+def test_what_is_stored_equals_what_the_block_says(tmp_path):
+    network, data = toy()
+    collect_samples(network, "2", data, [1, 4], tmp_path / "trial" / "samples.npz")
+    got = read(tmp_path / "trial" / "samples.npz")
+    network.eval()
+    with torch.no_grad():
+        x = network[:2](data.normalise(torch.stack([data.val[i][0] for i in (1, 4)])))
+        maps = attention_maps(network[2], x)
+        prediction = network(data.normalise(data.val[1][0][None]))[0].argmax(0)
+    assert got["name"].tolist() == ["1.png", "4.png"]
+    assert got["image"].tolist() == torch.stack([data.val[1][0], data.val[4][0]]).tolist()
+    assert got["prediction"][0].tolist() == prediction.tolist()
+    stored = got["low"][..., None] + (got["high"] - got["low"])[..., None] * (got["map"] / 255.0)
+    assert np.abs(stored - maps[:, 0].numpy()).max() < 1e-3
+    assert np.allclose(got["similarity"], map_similarity(maps), rtol=1e-6)
+    labels = labels_at(torch.stack([data.val[1][1], data.val[4][1]]), (6, 10))
+    share, chance = own_class_share(maps, labels, labels)
+    assert np.allclose(got["share"], share[:, 0], equal_nan=True, rtol=1e-5)
+    assert np.allclose(got["chance"], chance, equal_nan=True, rtol=1e-5)
+    assert np.allclose(got["mean_share"], share.nanmean((1, 2)), rtol=1e-5)
+    assert got["query"].shape == (60, 2)
+    assert got["map_size"].tolist() == [6, 10]
+
+
+def test_large_maps_are_sampled_and_averaged_but_the_numbers_are_not(tmp_path, monkeypatch):
+    for name, value in {"SIDE": 20, "QUERIES": 4, "KEYS": 5, "ASKED": 30, "_CHUNK": 7}.items():
+        monkeypatch.setattr(samples, name, value)
+    network, data = toy()
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert got["image"].shape == (1, 3, 12, 20)
+    assert got["map"].shape == (1, 16, 25)
+    assert got["queries_asked"] == 30
+    network.eval()
+    with torch.no_grad():
+        x = network[:2](data.normalise(data.val[0][0][None]))
+        maps = attention_maps(network[2], x, torch.arange(30) * 2)
+    assert np.allclose(got["similarity"][0], map_similarity(maps)[0], rtol=1e-6)
+
+
+def test_looking_changes_nothing(tmp_path):
+    network, data = toy()
+    network.train()
+    network[1].eval()
+    state, random = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    assert network.training
+    assert not network[1].training
+    assert not network[2]._forward_pre_hooks
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("block_name", "reason"), [(None, "no block"), ("2", "squeeze_excitation has no weights"), ("0", "not a block")]
+)
+def test_without_maps_the_reason_is_recorded(tmp_path, block_name, reason):
+    network, data = toy()
+    if reason.startswith("squeeze"):
+        network[2] = create_block("squeeze_excitation", 16)
+    collect_samples(network, block_name, data, [0, 2], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert reason in str(got["reason"])
+    assert "map" not in got
+    assert got["prediction"].shape == (2, 24, 40)
