@@ -1,0 +1,165 @@
+"""What a data set is to the rest of lookfar: raw samples, names of classes, and batches that depend on (seed, step)."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+IGNORE = 255  # the label that neither the loss nor a score sees
+
+Sample = tuple[Tensor, Tensor]
+
+
+class Samples(Protocol):
+    """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Augment(Protocol):
+    """A random change of an image and its mask; draws from ``generator``, by default torch's global one."""
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample: ...
+
+
+def keep(image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample:
+    """The augmentation that changes nothing."""
+    return image, mask
+
+
+class MemorySamples:
+    """Samples that lie in two tensors, ``(S, C, H, W)`` and ``(S, H, W)``."""
+
+    def __init__(self, images: Tensor, masks: Tensor, names: Sequence[str]) -> None:
+        self.images, self.masks, self.names = images, masks, names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.images[index], self.masks[index]
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One pool a process: the threads of a parent are not there after a fork."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="lookfar-data")
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed from several numbers; neighbouring numbers give unrelated seeds."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "big")
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+@dataclass
+class Data:
+    """A data set for segmentation, as :func:`lookfar.data.open_data` gives it.
+
+    Attributes:
+        name: The spec it was opened with, as in ``"scenes:lookup"``.
+        train: Raw training samples: ``train[i]`` is ``(image uint8 (C, H, W), mask uint8 (H, W))``, ``train.names[i]``.
+        val: Raw validation samples.
+        classes: Names; the index is the label. 255 is ignored.
+        in_chans: Bands of an image.
+        size: Height and width of what the network sees.
+        mean: Mean of each band, for values in [0, 1].
+        std: Standard deviation of each band.
+        task: One or two sentences that say what is to be learned.
+        facts: Counts, what was skipped, what the scan of the masks found; one line each.
+        augment: Random change of a training sample.
+        threads: Decode and augment in a pool of threads, one batch ahead.
+    """
+
+    name: str
+    train: Samples
+    val: Samples
+    classes: list[str]
+    in_chans: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    task: str
+    facts: list[str] = field(default_factory=list)
+    augment: Augment = keep
+    threads: bool = False
+    _ahead: dict[Any, list[Future[Sample]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": {}}  # what is being decoded stays with the process that wants it
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(..., C, H, W)``, uint8 or floats in [0, 1], to zero mean and unit deviation of each band."""
+        scale = 1.0 / 255.0 if images.dtype == torch.uint8 else 1.0
+        mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (self.mean, self.std))
+        return (images.float() * scale - mean) / std
+
+    def batch(self, seed: int, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """The training batch of a step: a function of its arguments alone, whatever was asked before.
+
+        An epoch is a permutation drawn from ``(seed, epoch)``; a batch that meets its end continues in the next one.
+        The augmentation of a sample is drawn from ``(seed, position)``, so that several processes see what one would.
+
+        Args:
+            seed: Of order and augmentation.
+            step: Counted from 0.
+            batch_size: Samples in the step, of all processes together.
+            rank: Which share of the batch is wanted.
+            world: Into how many shares it is cut.
+
+        Returns:
+            Images ``(B, C, H, W)``, float and normalised, and masks ``(B, H, W)``, int64; B is ``batch_size / world``.
+
+        Raises:
+            ValueError: The batch cannot be cut into equal shares.
+        """
+        if batch_size < 1 or batch_size % world or not 0 <= rank < world:
+            raise ValueError(f"a batch of {batch_size} has no share {rank} of {world} equal ones")
+        share = batch_size // world
+
+        def positions(step: int) -> range:
+            start = step * batch_size + rank * share
+            return range(start, start + share)
+
+        if not self.threads:
+            return self._collate([self._train_sample(seed, p) for p in positions(step)])
+        wanted, following = (seed, positions(step)), (seed, positions(step + 1))
+        running = self._ahead.pop(wanted, None) or self._submit(*wanted)
+        self._ahead = {following: self._submit(*following)}
+        return self._collate([future.result() for future in running])
+
+    def val_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation set in order: normalised images and int64 masks; the last batch may be smaller."""
+        get: Callable[[int], Sample] = self.val.__getitem__
+        for start in range(0, len(self.val), batch_size):
+            indices = range(start, min(start + batch_size, len(self.val)))
+            samples = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
+            yield self._collate(list(samples))
+
+    def _submit(self, seed: int, positions: range) -> list[Future[Sample]]:
+        return [_pool(os.getpid()).submit(self._train_sample, seed, p) for p in positions]
+
+    def _train_sample(self, seed: int, position: int) -> Sample:
+        epoch, index = divmod(position, len(self.train))
+        image, mask = self.train[_permutation(seed, epoch, len(self.train))[index]]
+        generator = torch.Generator().manual_seed(derive_seed(seed, position, 1))
+        return self.augment(image, mask, generator)
+
+    def _collate(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:
+        images, masks = zip(*samples)
+        return self.normalise(torch.stack(images)), torch.stack(masks).long()

@@ -1,0 +1,177 @@
+"""Embedded data: small colour scenes of real handwritten digits whose labels need information from far away.
+
+A scene is 64x64 pixels on a 4x4 grid of cells. What a pixel must be called depends on another cell, so a network that
+looks at a neighbourhood has to guess:
+
+- ``cue``: nine digits, one of them red. The pixels of the eight others are ``same`` where they show the class of the red
+  one and ``different`` elsewhere, four digits each; the red digit itself counts as background, since its label would
+  need no comparison. One summary of the whole scene (which class is red?) solves it for every pixel: context suffices.
+- ``lookup``: four digits in four of six colours and four filled squares in the same colours. Digit pixels are odd or
+  even; a square has the parity of the digit of its colour. Each square asks a question of its own: attention that
+  depends on the query is needed. Two digits are odd and two even, so counting them tells nothing.
+
+Digits of the validation scenes never occur in training. The digits are described in NOTICE.md beside this file.
+"""
+
+import functools
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookfar.data._base import Data, MemorySamples
+
+Task = Literal["cue", "lookup"]
+Split = Literal["train", "val"]
+
+CELL, GRID = 16, 4
+SIZE = (CELL * GRID, CELL * GRID)
+COUNTS: dict[Split, int] = {"train": 6000, "val": 600}
+NOISE = 0.05
+INK = 8  # of 16: a pixel this dark belongs to the digit
+MARGIN = 2  # empty rim of a square's cell
+COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
+WHITE, RED = torch.ones(3), COLOURS[0]
+
+CLASSES: dict[Task, list[str]] = {
+    "cue": ["background", "same", "different"],
+    "lookup": ["background", "digit odd", "digit even", "square odd", "square even"],
+}
+SENTENCES: dict[Task, str] = {
+    "cue": "Label each white digit as showing the same class as the red one or a different one. "
+    "A summary of the whole scene solves it; a neighbourhood does not.",
+    "lookup": "Label each filled square by the parity of the like-coloured digit elsewhere. "
+    "Only attention that depends on the query can solve it.",
+}
+
+
+@functools.cache
+def load_digits(split: Split) -> tuple[Tensor, Tensor]:
+    """Digits of a split: images ``(S, 8, 8)`` with values 0 to 16 and classes ``(S,)``, both uint8.
+
+    Every fifth digit of a class is for validation, so that all writers and classes are in both splits.
+    """
+    with (files("lookfar.data") / "digits.npz").open("rb") as file, np.load(file) as archive:
+        images, labels = torch.from_numpy(archive["images"]), torch.from_numpy(archive["labels"])
+    rank = torch.empty(len(labels), dtype=torch.long)
+    for label in range(10):
+        members = (labels == label).nonzero().flatten()
+        rank[members] = torch.arange(len(members))
+    chosen = rank % 5 == 4 if split == "val" else rank % 5 != 4
+    return images[chosen], labels[chosen]
+
+
+class Plan(NamedTuple):
+    """What stands in the cells of scenes; ``(S, K)``: K things a scene."""
+
+    cell: Tensor  # 0 to 15, row by row
+    digit: Tensor  # index into load_digits(split), -1 is a filled square
+    colour: Tensor  # (S, K, 3)
+    label: Tensor  # of the pixels that have ink
+
+
+def make_scenes(task: Task, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scenes ``(S, 3, 64, 64)`` and their labels ``(S, 64, 64)``, uint8; the same for the same arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = PLANS[task](load_digits(split)[1], count, generator)
+    return _draw(plan, load_digits(split)[0], generator)
+
+
+def plan_cue(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
+    """A red digit, four others of its class, four of other classes."""
+    cued = torch.randint(10, (count, 1), generator=generator)
+    others = (cued + torch.randint(1, 10, (count, 4), generator=generator)) % 10
+    digit = _of_class(torch.cat([cued.expand(-1, 5), others], 1), labels, generator)
+    label = torch.tensor([0, 1, 1, 1, 1, 2, 2, 2, 2]).expand(count, -1)
+    colour = torch.stack([RED, *[WHITE] * 8]).expand(count, -1, -1)
+    return Plan(_cells(count, 9, generator), digit, colour, label)
+
+
+def plan_lookup(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
+    """Two odd and two even digits in four colours, a square in each of the four."""
+    odd = torch.tensor([1, 1, 0, 0])
+    digit = _of_class(2 * torch.randint(5, (count, 4), generator=generator) + odd, labels, generator)
+    colour = COLOURS[_shuffled(count, 6, generator)[:, :4]]
+    label = (2 - odd).expand(count, -1)
+    return Plan(
+        _cells(count, 8, generator),
+        torch.cat([digit, torch.full_like(digit, -1)], 1),
+        torch.cat([colour, colour], 1),
+        torch.cat([label, label + 2], 1),
+    )
+
+
+PLANS: dict[Task, Callable[[Tensor, int, torch.Generator], Plan]] = {"cue": plan_cue, "lookup": plan_lookup}
+
+
+def _of_class(wanted: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """For each wanted class the index of a random digit of it."""
+    order, counts = labels.argsort(stable=True), labels.bincount(minlength=10)
+    first = counts.cumsum(0) - counts
+    within = (torch.rand(wanted.shape, generator=generator) * counts[wanted]).long()
+    return order[first[wanted] + within]
+
+
+def _shuffled(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """``rows`` permutations of ``columns`` numbers."""
+    return torch.rand(rows, columns, generator=generator).argsort(-1)
+
+
+def _cells(count: int, things: int, generator: torch.Generator) -> Tensor:
+    return _shuffled(count, GRID * GRID, generator)[:, :things]
+
+
+def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count = len(plan.cell)
+    ink = (digits.repeat_interleave(2, -1).repeat_interleave(2, -2)).float() / 16
+    square = torch.zeros(1, CELL, CELL)
+    square[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = 1
+    stamps = torch.cat([ink, square])  # index -1 is the square
+    images = torch.empty(count, 3, *SIZE, dtype=torch.uint8)
+    masks = torch.empty(count, *SIZE, dtype=torch.uint8)
+    for part in torch.arange(count).split(500):  # floats of all scenes at once would be half a gigabyte
+        rows = torch.arange(len(part))[:, None]
+        stamp = stamps[plan.digit[part]]  # (S, K, 16, 16)
+        image = torch.zeros(len(part), GRID * GRID, 3, CELL, CELL)
+        image[rows, plan.cell[part]] = plan.colour[part][..., None, None] * stamp[:, :, None]
+        mask = torch.zeros(len(part), GRID * GRID, CELL, CELL, dtype=torch.uint8)
+        mask[rows, plan.cell[part]] = ((stamp * 16 >= INK) * plan.label[part][..., None, None]).to(torch.uint8)
+        image = _tile(image)
+        noisy = image + NOISE * torch.randn(image.shape, generator=generator)
+        images[part] = (noisy.clamp(0, 1) * 255).round().to(torch.uint8)
+        masks[part] = _tile(mask[:, :, None])[:, 0]
+    return images, masks
+
+
+def _tile(cells: Tensor) -> Tensor:
+    """``(S, 16, C, 16, 16) -> (S, C, 64, 64)``."""
+    S, _, C, _, _ = cells.shape
+    return cells.reshape(S, GRID, GRID, C, CELL, CELL).permute(0, 3, 1, 4, 2, 5).reshape(S, C, *SIZE)
+
+
+def open_scenes(task: Task, name: str) -> Data:
+    """The data set ``scenes:TASK``: 6000 scenes for training, 600 for validation, the same for everybody."""
+    splits = {}
+    for seed, (split, count) in enumerate(COUNTS.items()):
+        names = [f"{split}_{i:04d}" for i in range(count)]
+        splits[split] = MemorySamples(*make_scenes(task, split, count, seed), names)
+    train, val = splits["train"], splits["val"]
+    bands = train.images[:1000].float().div(255).transpose(0, 1).flatten(1)
+    return Data(
+        name=name,
+        train=train,
+        val=val,
+        classes=list(CLASSES[task]),
+        in_chans=3,
+        size=SIZE,
+        mean=tuple(bands.mean(1).tolist()),
+        std=tuple(bands.std(1).tolist()),
+        task=SENTENCES[task],
+        facts=[
+            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(CLASSES[task])} classes; "
+            f"digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
+        ],
+    )
