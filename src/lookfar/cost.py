@@ -1,0 +1,370 @@
+"""What a block or a network costs: parameters, FLOPs, time, peak memory, and how the last two grow with resolution.
+
+Everything is measured on this machine, by running it; nothing is extrapolated. ``docs/cost.md`` tells how to read it.
+
+- FLOPs: of the matrix products, convolutions and attention kernels that run, see :func:`count_flops`.
+- Time: the median of repeated calls after a warm-up, on one thread of a CPU or between two events of a GPU.
+- Memory: the highest sum of what torch's allocator hands out and gets back during one call, scratch space of kernels
+  included, beyond the parameters and the input, which exist before. 1 MB is 10^6 bytes.
+"""
+
+import contextlib
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lookfar._flops import count_flops
+from lookfar.blocks import create_block, parse_block, sample_inputs
+
+__all__ = ["Cost", "Growth", "count_flops", "growth", "measure_cost", "measure_network", "peak_memory"]
+
+GROWTH_SIZES = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call costs.
+
+    Attributes:
+        name: The block as written, or the class of the module.
+        channels: Channels of the input.
+        size: Spatial size of the input.
+        batch: Images in the input.
+        backward: Forward and backward pass, in training; else the forward pass alone, in evaluation without gradients.
+        parameters: Count of learnable numbers.
+        flops: A multiply-add is 2.
+        latency_ms: Median time of a call, milliseconds.
+        memory_mb: Peak memory beyond parameters and input, 10^6 bytes.
+        repeats: Calls that the median was taken over.
+        device: ``cpu (1 thread)`` or the name of the GPU.
+    """
+
+    name: str
+    channels: int
+    size: tuple[int, ...]
+    batch: int
+    backward: bool
+    parameters: int
+    flops: int
+    latency_ms: float
+    memory_mb: float
+    repeats: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, as JSON takes them."""
+        return {**asdict(self), "size": list(self.size)}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Cost at several sizes, and the exponents a of time ~ N^a and memory ~ N^a, by least squares in log-log.
+
+    Attributes:
+        points: What was measured, in ascending size.
+        time_exponent: Of the latency; None with fewer than two points.
+        memory_exponent: Of the peak memory; None with fewer than two points.
+        skipped: Sizes that were not measured, since one call was expected to exceed the time limit.
+    """
+
+    name: str
+    points: tuple[Cost, ...]
+    time_exponent: float | None
+    memory_exponent: float | None
+    skipped: tuple[tuple[int, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, as JSON takes them."""
+        return {
+            "name": self.name,
+            "time_exponent": self.time_exponent,
+            "memory_exponent": self.memory_exponent,
+            "points": [point.to_dict() for point in self.points],
+            "skipped": [list(size) for size in self.skipped],
+        }
+
+
+def measure_cost(
+    block: str | nn.Module,
+    channels: int = 256,
+    size: Sequence[int] = (64, 64),
+    *,
+    batch: int = 1,
+    backward: bool = False,
+    device: str | torch.device | None = None,
+    repeats: int = 10,
+) -> Cost:
+    """Measure a block on a random feature map.
+
+    Args:
+        block: A name, with options if wanted (``"nonlocal(mode=gaussian)"``), or a module.
+        channels: Channels of the feature map.
+        size: Its spatial size, two numbers for a map; blocks for sequences and video take one and three.
+        batch: Maps in a call.
+        backward: Measure forward and backward pass in training mode instead of the forward pass in evaluation.
+        device: Where to measure; None is the module's own device, for a name the CPU.
+        repeats: Calls to take the median over; fewer are made once they took five seconds together, at least one.
+
+    Raises:
+        ValueError: Unknown block, a size that is not positive, a device that is not there.
+    """
+    size = _checked_size(size)
+    if isinstance(block, str):
+        name, (canonical, options) = block.strip(), parse_block(block)
+        with _seeded():
+            module = create_block(canonical, channels, **options, device=_checked_device(device))
+    else:
+        name, module = type(block).__name__, block
+        device = _device_of(block) if device is None else _checked_device(device)
+        module = module if device == _device_of(block) else copy.deepcopy(block).to(device)
+    with _seeded():
+        inputs = tuple(t.to(_device_of(module)) for t in sample_inputs(module, channels, tuple(size), batch=batch))
+    return _measure(name, module, inputs, channels=channels, size=size, backward=backward, repeats=repeats)
+
+
+def measure_network(
+    network: nn.Module, example: Tensor | tuple[Tensor, ...], *, backward: bool = False, repeats: int = 10
+) -> Cost:
+    """Measure a whole network on ``example``, on the device where the network is.
+
+    Args:
+        network: Any module. It is left as it was: flags, buffers, gradients.
+        example: Its input or inputs; the first one's shape is reported.
+        backward: Measure forward and backward pass in training mode instead of the forward pass in evaluation.
+        repeats: As in :func:`measure_cost`.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(t.detach().to(_device_of(network)) for t in inputs)
+    channels, *size = inputs[0].shape[1:]
+    return _measure(
+        type(network).__name__, network, inputs, channels=channels, size=tuple(size), backward=backward, repeats=repeats
+    )
+
+
+def growth(
+    block: str | nn.Module,
+    channels: int = 32,
+    sizes: Sequence[Sequence[int]] = GROWTH_SIZES,
+    *,
+    backward: bool = False,
+    device: str | torch.device | None = None,
+    limit: float = 120.0,
+    progress: Callable[[Cost], None] | None = None,
+) -> Growth:
+    """Measure a block at several sizes and fit how time and memory grow with the number of positions N.
+
+    Args:
+        block: As in :func:`measure_cost`.
+        channels: Few by default: the exponents do not depend on it, the waiting does.
+        sizes: At least two; measured in ascending order.
+        backward: As in :func:`measure_cost`.
+        device: As in :func:`measure_cost`.
+        limit: Seconds that one call may take. A size at which the time of the previous one, grown with N^2, exceeds it
+            is not measured and named in ``skipped``.
+        progress: Called with every point as soon as it is there.
+    """
+    ordered = sorted((_checked_size(size) for size in sizes), key=math.prod)
+    if len({math.prod(size) for size in ordered}) < 2:
+        raise ValueError(f"growth needs at least two different sizes, got {[tuple(size) for size in sizes]}")
+    points: list[Cost] = []
+    skipped: list[tuple[int, ...]] = []
+    for size in ordered:
+        if points:
+            expected = points[-1].latency_ms / 1000 * (math.prod(size) / math.prod(points[-1].size)) ** 2
+            if expected > limit:
+                skipped.append(size)
+                continue
+        points.append(measure_cost(block, channels, size, backward=backward, device=device, repeats=3))
+        if progress is not None:
+            progress(points[-1])
+    N = [math.prod(point.size) for point in points]
+    return Growth(
+        points[0].name,
+        tuple(points),
+        _exponent(N, [point.latency_ms for point in points]),
+        _exponent(N, [point.memory_mb for point in points]),
+        tuple(skipped),
+    )
+
+
+def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """Bytes at the peak of ``call()`` beyond what was allocated before, as recorded by torch's allocator.
+
+    On a CPU every allocation and release is recorded with its size while the call runs, the scratch space of kernels
+    such as fused attention too; the peak of the running sum is exact. What libraries allocate past torch (oneDNN's
+    packed weights) is not seen. On a GPU it is ``torch.cuda.max_memory_allocated``.
+    """
+    where = torch.device(device)
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+        before = torch.cuda.memory_allocated(where)
+        torch.cuda.reset_peak_memory_stats(where)
+        call()
+        torch.cuda.synchronize(where)
+        return torch.cuda.max_memory_allocated(where) - before
+    total = peak = 0
+    for change in _recorded(call):
+        total += change
+        peak = max(peak, total)
+    return peak
+
+
+def _recorded(call: Callable[[], object]) -> list[int]:
+    """Sizes of allocations (positive) and releases (negative) on the CPU, in order."""
+    try:
+        # the public profiler writes lines of its own to stderr on every start; this one is silent and sees the same
+        from torch.autograd.profiler_legacy import _disable_profiler_legacy, _enable_profiler_legacy, profile
+    except ImportError:
+        return _recorded_by_kineto(call)
+    _enable_profiler_legacy(profile(profile_memory=True).config())
+    try:
+        call()
+    finally:
+        threads = _disable_profiler_legacy()
+    return [e.cpu_memory_usage() for thread in threads for e in thread if e.kind() == "memory_alloc"]
+
+
+def _recorded_by_kineto(call: Callable[[], object]) -> list[int]:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorder:
+        call()
+    results = recorder.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    events: list[Any] = [e for e in results.events() if e.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
+    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+
+
+def _measure(
+    name: str,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    channels: int,
+    size: tuple[int, ...],
+    backward: bool,
+    repeats: int,
+) -> Cost:
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    device = _device_of(module)
+    if backward:
+        module = copy.deepcopy(module).requires_grad_()  # running statistics and gradients of the caller's stay
+        inputs = tuple(t.clone().requires_grad_(t.is_floating_point()) for t in inputs)
+    with _mode(module, training=backward), _one_thread(device), _seeded():
+
+        def call() -> None:
+            if not backward:
+                with torch.no_grad():
+                    module(*inputs)
+                return
+            _sum(module(*inputs)).backward()
+            for t in (*module.parameters(), *inputs):
+                t.grad = None
+
+        flops = count_flops(call)  # the first call is the warm-up too
+        memory = peak_memory(call, device)
+        times = _times(call, device, repeats)
+    return Cost(
+        name=name,
+        channels=channels,
+        size=size,
+        batch=inputs[0].shape[0],
+        backward=backward,
+        parameters=sum(p.numel() for p in module.parameters()),
+        flops=flops,
+        latency_ms=1000 * statistics.median(times),
+        memory_mb=memory / 1e6,
+        repeats=len(times),
+        device="cpu (1 thread)" if device.type == "cpu" else torch.cuda.get_device_name(device),
+    )
+
+
+def _times(call: Callable[[], object], device: torch.device, repeats: int, *, budget: float = 5.0) -> list[float]:
+    """Seconds of each of ``repeats`` calls, fewer once they took ``budget`` seconds together, at least one."""
+    times: list[float] = []
+    while len(times) < repeats and (not times or sum(times) < budget):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+        else:
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+def _exponent(sizes: Sequence[int], values: Sequence[float]) -> float | None:
+    """Slope of log values over log sizes by least squares."""
+    if len(sizes) < 2 or min(values) <= 0:
+        return None
+    return statistics.linear_regression([math.log(n) for n in sizes], [math.log(v) for v in values]).slope
+
+
+def _sum(output: Any) -> Tensor:
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    return torch.stack([t.float().sum() for t in tensors]).sum()
+
+
+@contextlib.contextmanager
+def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    before = {m: m.training for m in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for m, flag in before.items():
+            m.training = flag
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers for every measurement, and none taken from the caller's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    first = next((t for group in (module.parameters(), module.buffers()) for t in group), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    try:
+        checked = torch.device("cpu" if device is None else device)
+    except RuntimeError:
+        raise ValueError(f"cost is measured on 'cpu' or 'cuda', got {str(device)!r}") from None
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the device 'cuda' was asked for, but torch sees no GPU here; 'cpu' works everywhere")
+    if checked.type not in ("cpu", "cuda"):
+        raise ValueError(f"cost is measured on 'cpu' or 'cuda', got {str(device)!r}")
+    return checked
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
+    if not size or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"size must be positive whole numbers such as (64, 64), got {size!r}")
+    return tuple(size)

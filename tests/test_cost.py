@@ -1,0 +1,149 @@
+"""Costs: FLOPs against closed forms, memory against known allocations, growth against known laws."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lookfar import cost
+from lookfar.blocks import create_block
+from lookfar.cost import count_flops, growth, measure_cost, measure_network, peak_memory
+
+
+def attention(x, n, width):
+    q, k, v = x[:, :, :, :n], x[:, :, :, n : 2 * n], x[:, :, :, -width:]
+    return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+
+
+def test_flops_of_attention_on_cpu():
+    x = torch.randn(2, 3, 50, 24)
+    pairs = 2 * 3 * 50 * 50
+    assert count_flops(attention, x, 8, 8) == 2 * pairs * (8 + 8)
+    x.requires_grad_()
+    # the fused kernel computes the weights again in the backward pass: two products forward, five backward
+    assert count_flops(lambda: attention(x, 8, 8).sum().backward()) == 2 * pairs * 7 * 8
+
+
+def test_flops_do_not_count_zeros_that_fill_up():
+    q, k, v = (torch.randn(1, 2, n, d, requires_grad=True) for n, d in [(60, 5), (40, 5), (40, 16)])
+
+    def run():
+        wide = [F.pad(t, (0, 16 - t.shape[-1])) for t in (q, k, v)]
+        return F.scaled_dot_product_attention(*wide)
+
+    pairs = 2 * 60 * 40
+    assert count_flops(run) == 2 * pairs * (5 + 16)
+    assert count_flops(lambda: run().sum().backward()) == 2 * pairs * (4 * 5 + 3 * 16)
+
+
+def test_flops_of_padding_with_other_values_count():
+    q = torch.randn(1, 1, 10, 4)
+    assert count_flops(lambda: F.scaled_dot_product_attention(*[F.pad(q, (0, 4), value=1.0)] * 3)) == 2 * 100 * 16
+
+
+def test_peak_memory_is_exact():
+    x = torch.randn(1000)
+    assert peak_memory(x.neg) == 4000
+    assert peak_memory(lambda: x.neg().neg()) == 8000
+    assert peak_memory(lambda: [x.neg() for _ in range(5)]) == 20000
+    assert peak_memory(lambda: [x.neg().sum() for _ in range(5)]) < 4100  # each released before the next
+
+
+def test_both_recorders_agree():
+    module, x = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 4, 16, 16)
+
+    def peak(record):
+        total = top = 0
+        for change in record(lambda: module(x)):
+            top = max(top, total := total + change)
+        return top
+
+    want = peak(cost._recorded)
+    assert want >= 2 * 8 * 14 * 14 * 4
+    assert peak(cost._recorded_by_kineto) == want
+
+
+def test_scratch_of_fused_attention_is_seen():
+    q, k, v = (torch.randn(1, 1, 1024, d) for d in (16, 16, 16))
+    output, log_sums = 1024 * 16 * 4, 1024 * 4
+    seen = peak_memory(lambda: F.scaled_dot_product_attention(q, k, v))
+    assert output + log_sums < seen < 1024 * 1024 * 4  # with the scratch of the blocks, without N x N
+
+
+def test_position_attention_against_closed_form():
+    C, D, N = 32, 4, 12 * 20
+    got = measure_cost("position_attention", C, (12, 20), repeats=2)
+    assert got.flops == 2 * (2 * N * C * D + N * C * C) + 2 * N * N * (D + C)
+    assert got.parameters == 2 * (C * D + D) + C * C + C + 1
+    assert (got.channels, got.size, got.batch, got.repeats) == (C, (12, 20), 1, 2)
+    assert got.latency_ms > 0
+    assert N * C * 4 < got.memory_mb * 1e6 < N * N * 4 + 8 * N * C * 4
+
+
+def test_backward_costs_more():
+    forward, both = (measure_cost("pam(reduction=4)", 16, (9, 7), backward=b, repeats=1) for b in (False, True))
+    assert both.flops > 2 * forward.flops
+    assert both.memory_mb > forward.memory_mb
+    assert both.name == "pam(reduction=4)"
+
+
+def test_modules_are_left_as_they_were():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), create_block("position_attention", 4))
+    network[1].eval()
+    before, flags = copy.deepcopy(network.state_dict()), [m.training for m in network.modules()]
+    random_state = torch.get_rng_state()
+    for backward in (False, True):
+        measured = measure_network(network, torch.randn(2, 3, 9, 9), backward=backward, repeats=1)
+        assert (measured.name, measured.channels, measured.size, measured.batch) == ("Sequential", 3, (9, 9), 2)
+    random_after = torch.get_rng_state()
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert [m.training for m in network.modules()] == flags
+    assert all(p.grad is None for p in network.parameters())
+    torch.set_rng_state(random_state)
+    torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9)
+    assert torch.equal(torch.get_rng_state(), random_after)  # nothing drawn but the two examples
+
+
+class Definition(nn.Module):
+    def forward(self, x):
+        t = x.flatten(2)
+        return (t @ (t.transpose(1, 2) @ t).softmax(-1)).view_as(x)
+
+
+def test_growth_tells_the_definition_from_the_exact_path():
+    sizes = [(24, 24), (32, 32), (48, 48)]
+    plain = growth(Definition(), 4, sizes)
+    ours = growth("position_attention", 4, sizes)
+    assert 1.9 < plain.memory_exponent < 2.1
+    assert ours.memory_exponent < 1.1
+    assert [p.size for p in ours.points] == sizes
+    assert growth("position_attention", 4, sizes, backward=True).memory_exponent < 1.1
+
+
+def test_growth_skips_what_would_take_too_long():
+    grown = growth("position_attention", 4, [(8, 8), (2000, 2000)], limit=1.0)
+    assert grown.skipped == ((2000, 2000),)
+    assert (grown.time_exponent, len(grown.points)) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block": "positional_attention"}, "Did you mean position_attention"),
+        ({"size": (0, 4)}, "positive whole numbers"),
+        ({"size": ()}, "positive whole numbers"),
+        ({"repeats": 0}, "at least 1"),
+        ({"device": "meta"}, "'cpu' or 'cuda'"),
+        ({"device": "gpu"}, "'cpu' or 'cuda'"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure_cost(**{"block": "position_attention", "channels": 8, "size": (4, 4), **arguments})
+
+
+def test_growth_needs_two_sizes():
+    with pytest.raises(ValueError, match="two different sizes"):
+        growth("position_attention", 8, [(4, 6), (6, 4)])
