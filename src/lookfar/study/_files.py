@@ -1,0 +1,62 @@
+"""Files of a study that several processes touch: written in one piece, locked while somebody works on them."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there in full or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one piece; nan is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where the file is missing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+class Taken(RuntimeError):
+    """Another living process holds the lock; ``owner`` is its process id, or an empty string."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        super().__init__(f"{path} is held by process {owner or 'unknown'}")
+        self.owner = owner
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a file's lock; it ends with the process, however that dies.
+
+    Raises:
+        Taken: Somebody else holds it, and ``wait`` is off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                raise Taken(path, file.read().strip()) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

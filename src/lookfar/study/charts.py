@@ -1,0 +1,335 @@
+"""Charts of the report as SVG text: they take colours and ink from the page, so they follow light, dark and print.
+
+Candidates are drawn in ``var(--cN)`` with a marker of their own; text is never coloured.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+# one path a marker, about (0, 0), all of about the same area
+MARKERS = (
+    "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0Z",
+    "M-4.5-4.5h9v9h-9Z",
+    "M0-6.2L6.2 0L0 6.2L-6.2 0Z",
+    "M0-6L5.8 4.4H-5.8Z",
+    "M0 6L5.8-4.4H-5.8Z",
+    "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
+)
+PALETTE = 7  # colours of candidates in report.css, --c0 to --c6; after them the markers change
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a candidate is drawn, everywhere in the report: a CSS colour and a marker."""
+
+    colour: str
+    marker: str
+
+    @property
+    def swatch(self) -> Markup:
+        """The marker beside a name."""
+        path = f'<path d="{self.marker}" fill="{self.colour}"/>'
+        return Markup(f'<svg class="swatch" viewBox="-7 -7 14 14" aria-hidden="true">{path}</svg>')
+
+
+def styles(candidates: Sequence[str]) -> dict[str, Style]:
+    """Colours in the order of the plan; the references are grey and ink."""
+    found = {"baseline": Style("var(--base)", MARKERS[0]), "control": Style("var(--control)", MARKERS[1])}
+    others = [name for name in candidates if name not in found]
+    for i, name in enumerate(others):
+        marker = MARKERS[(i + i // PALETTE) % len(MARKERS)]
+        found[name] = Style(f"var(--c{i % PALETTE})", marker)
+    return found
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers within [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    step = 10.0 ** math.floor(math.log10(raw))
+    step *= next((m for m in (1, 2, 2.5, 5, 10) if m * step >= raw), 10)
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A tick label with a real minus."""
+    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+# ---- forest plot: one cell of a table row each, in per cent of its width ---------------------------------------------
+
+
+def forest_range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """One scale for all rows, with zero on it."""
+    low = min([0.0, *(i[0] for i in intervals)])
+    high = max([0.0, *(i[1] for i in intervals)])
+    pad = 0.06 * (high - low) or 1.0
+    return low - pad, high + pad
+
+
+def forest_row(
+    scale: tuple[float, float], style: Style, interval: tuple[float, float, float] | None, alt: str
+) -> Markup:
+    """Paired difference with its interval; ``interval`` is (low, mean, high), None draws the zero line alone."""
+
+    def at(value: float) -> str:
+        return f"{100 * (value - scale[0]) / (scale[1] - scale[0]):.2f}%"
+
+    parts = [f'<line class="grid" x1="{at(t)}" x2="{at(t)}" y1="0" y2="100%"/>' for t in ticks(*scale, about=4) if t]
+    parts.append(f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="100%"/>')
+    if interval:
+        low, mean, high = interval
+        draw = f'stroke="{style.colour}" stroke-width="2.5" stroke-linecap="round"'
+        parts.append(f'<line {draw} x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+        marker = f'<path class="mark" d="{style.marker}" fill="{style.colour}"/>'
+        parts.append(f'<svg x="{at(mean)}" y="50%" overflow="visible">{marker}</svg>')
+    return Markup(f'<svg class="forest" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>')
+
+
+def forest_axis(scale: tuple[float, float]) -> Markup:
+    """The numbers under the rows."""
+    span = scale[1] - scale[0]
+    parts = []
+    for t in ticks(*scale, about=4):
+        label = ("+" if t > 0 else "") + number(t)
+        parts.append(f'<text x="{100 * (t - scale[0]) / span:.2f}%" y="14" text-anchor="middle">{label}</text>')
+    return Markup(f'<svg class="forest axis" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+# ---- gain against cost ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate in the scatter: cost, mIoU and its half-width (None where it is not known)."""
+
+    name: str
+    x: float
+    y: float
+    half: float | None
+    style: Style
+
+
+def scatter(
+    points: Sequence[Point], x_title: str, y_title: str, alt: str, *, size: tuple[int, int] = (440, 340)
+) -> Markup:
+    """mIoU with its interval against a cost; every point carries its name, moved aside where names would collide."""
+    W, H = size
+    left, right, top, bottom = 44, W - 10, 12, H - 44
+    xs = [p.x for p in points]
+    ys = [v for p in points for v in (p.y - (p.half or 0), p.y + (p.half or 0))]
+    pad_x = 0.12 * (max(xs) - min(xs)) or 0.2 * max(xs) or 1.0
+    pad_y = 0.08 * (max(ys) - min(ys)) or 1.0
+    x0, x1, y0, y1 = max(min(xs) - pad_x, 0), max(xs) + pad_x, min(ys) - pad_y, max(ys) + pad_y
+    to_x = _linear(x0, x1, left, right)
+    to_y = _linear(y0, y1, bottom, top)
+    parts = [_frame(to_x, to_y, (x0, x1), (y0, y1), (left, right, top, bottom))]
+    parts.append(
+        f'<text class="title" x="{(left + right) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_title)}</text>'
+    )
+    parts.append(
+        f'<text class="title" transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>'
+    )
+    places = [(to_x(p.x), to_y(p.y)) for p in points]
+    bars = [(to_y(p.y + (p.half or 0)), to_y(p.y - (p.half or 0))) for p in points]
+    for p, (x, y), (upper, lower) in zip(points, places, bars):
+        if p.half:
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper:.1f}" y2="{lower:.1f}" stroke="{p.style.colour}" stroke-width="2" stroke-linecap="round"/>'
+            )
+        parts.append(
+            f'<path class="mark" transform="translate({x:.1f} {y:.1f})" d="{p.style.marker}" fill="{p.style.colour}"/>'
+        )
+    for p, at, label in zip(
+        points, places, place_labels([p.name for p in points], places, bars, (left, right, top, bottom))
+    ):
+        if label.far:
+            parts.append(
+                f'<line class="leader" x1="{at[0]:.1f}" y1="{at[1]:.1f}" x2="{label.near[0]:.1f}" y2="{label.near[1]:.1f}"/>'
+            )
+        parts.append(
+            f'<text class="label" x="{label.x:.1f}" y="{label.y:.1f}"><title>{escape(p.name)}</title>{escape(label.text)}</text>'
+        )
+    return _svg("chart", size, alt, parts)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A placed name: left end of its base line, whether it stands away from its point, its end towards it."""
+
+    text: str
+    x: float
+    y: float
+    far: bool
+    near: tuple[float, float]
+
+
+CHARACTER, LINE = 6.3, 14.0  # width and height of a character of a label, a little generous
+
+
+def place_labels(
+    names: Sequence[str],
+    places: Sequence[tuple[float, float]],
+    bars: Sequence[tuple[float, float]],
+    box: tuple[float, float, float, float],
+) -> list[Label]:
+    """Where names go so that they cover neither points, intervals nor each other: greedy over a ring of offers."""
+    left, right, top, bottom = box
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    taken += [(x - 2, upper, x + 2, lower) for (x, _), (upper, lower) in zip(places, bars)]
+    labels = []
+    for name, (x, y) in zip(names, places):
+        text = name if len(name) <= 30 else name[:29] + "…"
+        w = CHARACTER * len(text)
+        offers = []
+        for far in (0, 16, 32, 50, 70, 95, 125):
+            for dx, dy in ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1)):
+                gap = 11 + (far if dx else 0)
+                cx = x + dx * gap + (0 if dx > 0 else -w if dx < 0 else -w / 2)
+                cy = y + dy * (far + (4 if dx else 16))
+                offers.append((far, (cx, cy - LINE / 2, cx + w, cy + LINE / 2)))
+        offers = [
+            o
+            for o in offers
+            if o[1][0] >= left and o[1][2] <= right + 6 and o[1][1] >= top - 8 and o[1][3] <= bottom + 2
+        ] or offers
+        far, rect = min(offers, key=lambda o: (sum(_overlap(o[1], t) for t in taken), o[0]))
+        taken.append(rect)
+        near = (rect[0] - 2 if rect[0] > x else rect[2] + 2 if rect[2] < x else x, (rect[1] + rect[3]) / 2)
+        labels.append(Label(text, rect[0], rect[3] - 3.5, far > 0, near))
+    return labels
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return wide * high if wide > 0 and high > 0 else 0.0
+
+
+# ---- curves -----------------------------------------------------------------------------------------------------------
+
+Line = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One small plot: lines of each seed and, where there are several, their mean drawn strong over them."""
+
+    title: str
+    lines: Sequence[Line]
+    behind: Sequence[Line] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    height: int = 92
+    unit: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def stacked(plots: Sequence[Curves], style: Style, alt: str, x_title: str = "step", *, width: int = 280) -> Markup:
+    """Small plots over one another with one step axis."""
+    left, right, gap = 42, width - 8, 26
+    steps = [x for plot in plots for line in (*plot.lines, *plot.behind) for x, _ in line]
+    x1 = max(steps, default=1) or 1
+    to_x = _linear(0, x1, left, right)
+    parts: list[str] = []
+    y = 0
+    for plot in plots:
+        top, bottom = y + gap - 6, y + gap - 6 + plot.height
+        parts += _plot(plot, style, to_x, (left, right, top, bottom))
+        y = bottom
+    for i, t in enumerate(shown := ticks(0, x1, about=3)):
+        anchor = "end" if i == len(shown) - 1 and to_x(t) > right - 12 else "middle"
+        parts.append(f'<text x="{to_x(t):.1f}" y="{y + 15}" text-anchor="{anchor}">{number(t)}</text>')
+    parts.append(f'<text class="title" x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(x_title)}</text>')
+    return _svg("chart", (width, y + 22), alt, parts)
+
+
+def _plot(plot: Curves, style: Style, to_x: "_linear", box: tuple[float, float, float, float]) -> list[str]:
+    left, right, top, bottom = box
+    values = [v for line in (*plot.lines, *plot.behind) for _, v in line if math.isfinite(v)]
+    parts = [f'<text class="title" x="{left}" y="{top - 6}">{escape(plot.title)}</text>']
+    if not values:
+        return [
+            *parts,
+            f'<text x="{(left + right) / 2:.1f}" y="{(top + bottom) / 2:.1f}" text-anchor="middle">not recorded</text>',
+        ]
+    low = min(values) if plot.low is None else plot.low
+    high = max(values) if plot.high is None else plot.high
+    if plot.log:
+        floor = min((v for v in values if v > 0), default=1e-3)
+        low = math.log10(max(low, floor))
+        high = max(math.log10(max(high, floor)), low + 0.3)
+        marks = [(e, number(10.0**e)) for e in range(math.ceil(low), math.floor(high) + 1)] or [
+            (low, f"{10**low:.2g}"),
+            (high, f"{10**high:.2g}"),
+        ]
+    else:
+        high = high if high > low else low + (abs(low) or 1.0) * 0.1
+        marks = [(t, number(t)) for t in ticks(low, high, about=3)]
+    to_y = _linear(low, high, bottom - 2, top + 2)
+
+    def path(line: Line) -> str:
+        pixels = [(to_x(x), to_y(math.log10(max(v, 1e-12)) if plot.log else v)) for x, v in line if math.isfinite(v)]
+        return "M" + "L".join(f"{x:.1f} {min(max(y, top), bottom):.1f}" for x, y in pixels) if pixels else ""
+
+    for value, text in marks:
+        y = to_y(value)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 5}" y="{y + 3.8:.1f}" text-anchor="end">{text}{plot.unit}</text>')
+    parts.append(f'<line class="edge" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    for lines, colour in ((plot.behind, "var(--base)"), (plot.lines, style.colour)):
+        strong = len(lines) > 1
+        for line in lines:
+            parts.append(f'<path class="{"seed" if strong else "mean"}" d="{path(line)}" stroke="{colour}"/>')
+        if strong:
+            parts.append(f'<path class="mean" d="{path(mean_line(lines))}" stroke="{colour}"/>')
+    return parts
+
+
+def mean_line(lines: Sequence[Line]) -> Line:
+    """The mean over seeds at the steps that all lines have."""
+    tables = [dict(line) for line in lines]
+    common = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
+    return [(x, sum(t[x] for t in tables) / len(tables)) for x in common]
+
+
+def thin(line: Line, most: int = 120) -> Line:
+    """At most about ``most`` points: means of neighbours, so that no spike decides what is seen."""
+    size = math.ceil(len(line) / most)
+    if size <= 1:
+        return line
+    groups = [line[i : i + size] for i in range(0, len(line), size)]
+    return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
+
+
+# ---- shared -----------------------------------------------------------------------------------------------------------
+
+
+class _linear:
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.start, self.slope = low, start, (end - start) / ((high - low) or 1.0)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) * self.slope
+
+
+def _frame(to_x, to_y, x_range, y_range, box) -> str:
+    left, right, top, bottom = box
+    parts = []
+    for t in ticks(*y_range):
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{to_y(t):.1f}" y2="{to_y(t):.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{to_y(t) + 4:.1f}" text-anchor="end">{number(t)}</text>')
+    for t in ticks(*x_range):
+        parts.append(f'<line class="edge" x1="{to_x(t):.1f}" x2="{to_x(t):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text x="{to_x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{number(t)}</text>')
+    parts.append(f'<line class="edge" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    return "".join(parts)
+
+
+def _svg(kind: str, size: tuple[float, float], alt: str, parts: Sequence[str]) -> Markup:
+    head = f'<svg class="{kind}" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(alt)}">'
+    return Markup(head + "".join(parts) + "</svg>")

@@ -1,0 +1,353 @@
+"""The plan of a study: which candidates, in which host, on which data, trained how.
+
+A plan is one flat file, ``study.yaml``; the resolved copy lies beside the results.
+"""
+
+from __future__ import annotations  # fields are read by their annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import keyword
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookfar.study._files import write_text
+
+REFERENCES = ("baseline", "control")  # always compared, whatever else is
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is put into the host: ``baseline``, ``control``, or a block with options and a place.
+
+    Attributes:
+        name: Canonical name of a block, ``baseline`` or ``control``.
+        options: Options of the block.
+        place: Where it goes; None for the place of the plan.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    place: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Read ``nonlocal(mode=gaussian)@layer3``; names and options are checked, aliases become canonical names.
+
+        Raises:
+            ValueError: Text of another form, an unknown block; the message names the nearest.
+            TypeError: An unknown option.
+        """
+        from lookfar.blocks import parse_block
+
+        at = text.rfind("@", text.rfind(")") + 1)
+        body, place = (text, None) if at < 0 else (text[:at], text[at + 1 :].strip())
+        if place == "":
+            raise ValueError(f"cannot read {text!r}: a place must follow the @, as in {text}layer3")
+        if body.strip() in REFERENCES:
+            if place is not None:
+                raise ValueError(f"{body.strip()} has no place of its own; give --place for the whole study")
+            return cls(body.strip())
+        name, options = parse_block(body)
+        return cls(name, tuple(sorted(options.items())), place)
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{name}={_format(value)}" for name, value in self.options)
+        return self.name + (f"({inside})" if inside else "") + (f"@{self.place}" if self.place else "")
+
+    @property
+    def slug(self) -> str:
+        """Name of its folder."""
+        return slug(str(self))
+
+
+def slug(text: str) -> str:
+    """A name for files: letters, digits, ``.``, ``_`` and ``-``; texts that differ only in other signs stay apart.
+
+    >>> slug("nonlocal(mode=gaussian)@layer3")
+    'nonlocal-mode-gaussian-at-layer3'
+    """
+    plain = re.sub(r"[^\w.]+", "-", text.replace("@", "-at-"), flags=re.ASCII).strip("-.")
+    # what words cannot tell apart: scale=-1 and scale=1, (1, 3) and (13)
+    if re.search(r"[^\w.@=()]", text, flags=re.ASCII):
+        plain += f"-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
+    return plain
+
+
+def split_candidates(text: str) -> list[str]:
+    """Cut a list at its commas, but not inside brackets.
+
+    >>> split_candidates("nonlocal(mode=dot_product,subsample=2)@layer3, cbam")
+    ['nonlocal(mode=dot_product,subsample=2)@layer3', 'cbam']
+    """
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
+
+
+def trial_folder(study: Path, candidate: str, seed: int) -> Path:
+    """Where a trial of a study lies."""
+    return study / "trials" / slug(candidate) / str(seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study compares and how; None stands for the default that fits the data (see :meth:`resolved`).
+
+    Attributes:
+        data: As for :func:`lookfar.data.open_data`: ``scenes:lookup``, ``camvid:PATH``, ``PATH``, ...
+        blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``.
+        seeds: Repetitions of everything; seed 0, 1, ...
+        steps: Optimiser steps of a trial.
+        size: Height and width that the network sees.
+        val: A folder or sequence for validation instead of the data set's own.
+        ignore: Mask values to ignore beside 255.
+        skip_bad: Skip damaged images instead of stopping.
+        in_chans: Bands of the images.
+        host: ``small`` or the name of a timm model.
+        pretrained: Start from timm's pretrained weights.
+        host_weights: Start from the weights of this file.
+        output_stride: Of the host's feature map.
+        width: Channels of the host's head (timm hosts).
+        place: Stage or module after which blocks go.
+        batch_size: Training images a step.
+        lr: Peak learning rate.
+        backbone_lr_factor: Of the host's backbone against the rest.
+        weight_decay: Of the optimiser.
+        optimizer: ``adamw`` or ``sgd``.
+        schedule: ``onecycle``, ``cosine`` or ``poly``.
+        clip: Largest norm of the gradient; None for no clipping.
+        precision: As Fabric calls it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
+        accelerator: ``cpu``, ``cuda`` or ``mps``.
+        devices: Devices (on a CPU: processes) of one trial.
+        ema: Decay of an average of the weights; 0 for none.
+        eval_every: Steps between validations.
+        log_every: Steps between records.
+        checkpoint_every: Steps between checkpoints.
+        tensorboard: Also write a TensorBoard log.
+        threads: Threads of a trial; part of the plan, since sums depend on it.
+    """
+
+    data: str
+    blocks: tuple[str, ...]
+    seeds: int = 3
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+    val: str | None = None
+    ignore: tuple[int, ...] = ()
+    skip_bad: bool = False
+    in_chans: int = 3
+    host: str | None = None
+    pretrained: bool = False
+    host_weights: str | None = None
+    output_stride: int | None = None
+    width: int = 64
+    place: str | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    backbone_lr_factor: float | None = None
+    weight_decay: float = 0.01
+    optimizer: str = "adamw"
+    schedule: str = "onecycle"
+    clip: float | None = None
+    precision: str = "32-true"
+    accelerator: str | None = None
+    devices: int = 1
+    ema: float = 0.0
+    eval_every: int | None = None
+    log_every: int | None = None
+    checkpoint_every: int | None = None
+    tensorboard: bool = False
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
+        for name in ("seeds", "steps", "in_chans", "width", "batch_size", "devices", "threads", "lr", "output_stride",
+                     "eval_every", "log_every", "checkpoint_every", "clip"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not self.blocks:
+            raise ValueError(
+                "name at least one block, as in --blocks nonlocal,global_context; `lookfar blocks` lists all"
+            )
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All that is compared, in the order in which a seed's trials run."""
+        return ("baseline", "control", *(b for b in self.blocks if b not in REFERENCES))
+
+    @property
+    def trials(self) -> list[tuple[str, int]]:
+        """Candidate and seed, seed by seed, so that a first comparison is there early."""
+        return [(candidate, seed) for seed in range(self.seeds) for candidate in self.candidates]
+
+    def resolved(self) -> Plan:
+        """The same plan with canonical names and with defaults that fit the data in place of None.
+
+        Raises:
+            ValueError: A block that does not exist, or one that is there twice.
+            TypeError: An option that a block does not have.
+        """
+        # a plan may be written for a machine without the blocks' dependencies; only here are names looked up
+        names = [str(Candidate.parse(text)) for text in self.blocks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)}: the same candidate twice")
+        names = [name for name in names if name not in REFERENCES]
+        steps = self.steps or {"scenes:lookup": 1000, "scenes:cue": 1200}.get(self.data, 2000)
+        scenes = self.data.startswith("scenes")
+        small = (self.host or ("small" if scenes else "resnet18")) == "small"
+        started = self.pretrained or self.host_weights is not None
+        defaults: dict[str, Any] = {
+            "steps": steps,
+            "host": "small" if scenes else "resnet18",
+            "output_stride": 8 if small else 16,
+            "batch_size": 32 if scenes else 8,
+            "lr": 3e-3 if small else 1e-3,
+            "backbone_lr_factor": 0.3 if started else 1.0,
+            "accelerator": _accelerator(),
+            "eval_every": max(steps // 8, 1),
+            "log_every": max(min(steps // 20, 10), 1),
+            "checkpoint_every": max(min(steps // 4, 100), 1),
+        }
+        filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, blocks=tuple(names), **filled)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "the plan") -> Plan:
+        """A plan from plain values.
+
+        Raises:
+            ValueError: A name that plans do not have, a value of another kind; ``data`` or ``blocks`` missing.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{source} has an entry {name!r} that no plan has.{hint} Entries: {', '.join(known)}")
+        for name in ("data", "blocks"):
+            if values.get(name) is None:
+                raise ValueError(f"{source} does not say which {name}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a ``study.yaml``."""
+        return cls.from_dict(read_yaml(path), str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``study.yaml``."""
+        import yaml
+
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+        write_text(Path(path), "# A plan: `lookfar study THIS_FILE` runs it.\n" + text)
+
+    def differences(self, other: Plan) -> list[str]:
+        """What stands otherwise in ``other``, one line an entry: ``steps: 1000 here, 500 there``."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {_show(mine[name])} here, {_show(theirs[name])} there"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The entries of a ``study.yaml``, unchecked.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: No flat list of ``name: value``.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no plan at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no plan: want lines of `name: value`, as in `data: scenes:lookup`")
+    return values
+
+
+def _format(value: Any) -> str:
+    word = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
+    if word and value not in ("True", "False", "None"):
+        return value
+    return repr(value)
+
+
+def _show(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _read(name: str, kind: str, value: Any) -> Any:
+    """A field's value from what a file, a command line or a notebook gives; the annotation says what is wanted."""
+    optional = kind.endswith(" | None")
+    kind = kind.removesuffix(" | None")
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(kind, kind)
+    if value is None and optional:
+        return None
+    if kind == "tuple[str, ...]":
+        items = split_candidates(value) if isinstance(value, str) else value
+        if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+        wanted = "names with commas between them, or a list"
+    elif kind == "tuple[int, ...]":
+        items = _numbers(value)
+        if items is not None:
+            return tuple(items)
+        wanted = "whole numbers with commas between them, or a list"
+    elif kind == "tuple[int, int]":
+        items = _numbers(value.replace("x", ",").replace("×", ",") if isinstance(value, str) else value)
+        if items is not None and len(items) in (1, 2) and min(items) > 0:
+            return (items[0], items[-1])
+        wanted = "height and width, as in 180x240"
+    elif isinstance(value, {"bool": bool, "str": str}.get(kind, ())):
+        return value
+    elif kind in ("int", "float") and not isinstance(value, bool):
+        try:  # YAML reads 3e-3 as text
+            number = float(ast.literal_eval(value)) if isinstance(value, str) else float(value)
+        except (ValueError, SyntaxError, TypeError):
+            number = math.nan
+        if kind == "float" and not math.isnan(number):
+            return number
+        if number.is_integer():
+            return int(number)
+    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _numbers(value: Any) -> list[int] | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+        value = [int(part) if part.isdigit() else part for part in value]
+    if isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        return list(value)
+    return None
+
+
+def _accelerator() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

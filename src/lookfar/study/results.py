@@ -1,0 +1,347 @@
+"""Results of a study as plain tables: what was measured, and what the differences are worth.
+
+Numbers in files are fractions; everything here is in percentage points of mIoU.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lookfar.study._files import read_json, write_text
+from lookfar.study.plan import Plan, trial_folder
+
+RESAMPLES = 1000
+BOOTSTRAP_SEED = 0  # the same images are drawn for every candidate, and every time a report is made
+REFERENCES = ("control", "baseline")  # these end every table
+
+Verdict = Literal["", "better", "worse", "no difference"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95 % half-width.
+
+    Attributes:
+        mean: In percentage points.
+        half: ``t(0.975, S - 1) sqrt(seed_sd^2 / S + image_variance)``. With one seed the normal quantile times the
+            image part alone: how other initialisations would have fared is not in it.
+        seeds: S.
+        seed_sd: Standard deviation over seeds; nan with one.
+        image_variance: Bootstrap variance over validation images of the mean over seeds.
+    """
+
+    mean: float
+    half: float
+    seeds: int
+    seed_sd: float
+    image_variance: float
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def seed_noise_measured(self) -> bool:
+        return self.seeds > 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate under one seed, a row of ``results.csv``. ``miou_off`` is with the block switched off."""
+
+    candidate: str
+    seed: int
+    status: Literal["done", "failed", "missing"]
+    reason: str = ""
+    miou: float | None = None
+    accuracy: float | None = None
+    iou: tuple[float | None, ...] = ()
+    miou_off: float | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    seconds: float | None = None
+    step: int | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One candidate over its seeds, a row of the table. What could not be measured is None."""
+
+    candidate: str
+    done: int
+    failed: int
+    reason: str
+    miou: Interval | None
+    difference: Interval | None
+    verdict: Verdict
+    sentence: str
+    miou_off: float | None
+    accuracy: float | None
+    iou: tuple[float | None, ...]
+    parameters: int | None
+    flops: float | None
+    latency_ms: float | None
+    memory_mb: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's tables: ``trials``, a row a trial, and ``summaries``, a row a candidate, best first, references last."""
+
+    folder: Path
+    plan: Plan
+    classes: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    summaries: tuple[Summary, ...]
+
+    def summary(self, candidate: str) -> Summary:
+        """The row of one candidate."""
+        for row in self.summaries:
+            if row.candidate == candidate:
+                return row
+        raise ValueError(f"no candidate {candidate!r}; there are {', '.join(s.candidate for s in self.summaries)}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial of the plan is done."""
+        return all(trial.status == "done" for trial in self.trials)
+
+    def __repr__(self) -> str:
+        from lookfar.study.show import as_text
+
+        return as_text(self)
+
+
+def load(folder: str | Path) -> Results:
+    """Read a study's folder.
+
+    Raises:
+        FileNotFoundError: The folder holds no study.
+    """
+    folder = Path(folder)
+    if not (folder / "study.yaml").is_file():
+        raise FileNotFoundError(
+            f"no study in {folder}: study.yaml is missing. `lookfar study --out {folder}` makes one"
+        )
+    plan = Plan.load(folder / "study.yaml")
+    environment = read_json(folder / "environment.json")
+    trials = [
+        _load_trial(trial_folder(folder, candidate, seed), candidate, seed)
+        for candidate in plan.candidates
+        for seed in range(plan.seeds)
+    ]
+    counts = {
+        (t.candidate, t.seed): load_counts(Path(t.folder) / "confusion.npz") for t in trials if t.status == "done"
+    }
+    summaries = [_summarise(name, trials, counts) for name in plan.candidates]
+    summaries.sort(key=_rank)
+    return Results(folder, plan, tuple(environment.get("data", {}).get("classes", ())), tuple(trials), tuple(summaries))
+
+
+def write_csv(results: Results, path: Path | None = None) -> Path:
+    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds."""
+    path = path or results.folder / "results.csv"
+    classes = results.classes
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = [name for name in Trial.__dataclass_fields__ if name not in ("iou", "folder")]
+    writer.writerow([*head, *(f"iou {name}" for name in classes)])
+    for trial in results.trials:
+        row = asdict(trial)
+        ious = [*trial.iou, *[None] * len(classes)][: len(classes)]
+        writer.writerow([_cell(row[name]) for name in head] + [_cell(value) for value in ious])
+    write_text(path, text.getvalue())
+    return path
+
+
+# ---- numbers ----
+
+
+def load_counts(path: Path) -> np.ndarray:
+    """What IoU needs of ``confusion`` (images, K, K), rows truth: hits, truth and predictions, (images, 3, K)."""
+    with np.load(path, allow_pickle=False) as file:
+        confusion = file["confusion"]
+    return counts_of(confusion)
+
+
+def counts_of(confusion: np.ndarray) -> np.ndarray:
+    """(..., K, K) with rows truth -> (..., 3, K): hits, pixels of the class, pixels predicted as the class."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([hits, confusion.sum(-1), confusion.sum(-2)], -2).astype(np.float64)
+
+
+def miou_of(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU in points of summed counts (..., 3, K); a class that is neither there nor predicted does not count."""
+    hits, truth, predicted = np.moveaxis(counts, -2, 0)
+    union = truth + predicted - hits
+    there = union > 0
+    iou = np.divide(hits, union, out=np.zeros_like(hits), where=there)
+    return 100 * iou.sum(-1) / np.maximum(there.sum(-1), 1)
+
+
+def resampled_miou(counts: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
+    """mIoU (resamples,) of validation sets drawn with replacement; the draws depend on the number of images alone."""
+    images = len(counts)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(images, np.full(images, 1 / images), size=resamples)
+    return miou_of((drawn.astype(np.float64) @ counts.reshape(images, -1)).reshape(resamples, *counts.shape[1:]))
+
+
+def interval(values: Sequence[float], image_variance: float) -> Interval:
+    """Mean of one value a seed, with its 95 % half-width: seeds by Student's t, images by the bootstrap.
+
+    Args:
+        values: mIoU, or paired difference in mIoU, of each seed.
+        image_variance: Bootstrap variance over images of the mean over seeds.
+    """
+    from scipy import stats
+
+    S = len(values)
+    if S == 1:
+        return Interval(
+            values[0], float(stats.norm.ppf(0.975)) * math.sqrt(image_variance), 1, math.nan, image_variance
+        )
+    sd = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, S - 1)) * math.sqrt(sd**2 / S + image_variance)
+    return Interval(float(np.mean(values)), half, S, sd, image_variance)
+
+
+def seeds_needed(seed_sd: float, image_variance: float, target: float, *, most: int = 100_000) -> int | None:
+    """The least number of seeds whose half-width is at most ``target``; None where the images alone exceed it."""
+    from scipy import stats
+
+    if float(stats.norm.ppf(0.975)) * math.sqrt(image_variance) >= target:
+        return None
+    low, high = 1, 2  # the half-width falls with S: double, then bisect
+    while _half(stats, seed_sd, image_variance, high) > target:
+        low, high = high, 2 * high
+        if low > most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _half(stats, seed_sd, image_variance, middle) > target else (low, middle)
+    return high
+
+
+def judge(difference: Interval, images: int) -> tuple[Verdict, str]:
+    """A verdict in one word and in one sentence; no winner that the data do not show."""
+    d = difference
+    if not d.seed_noise_measured:
+        return "", f"{signed(d.mean)} mIoU on these images; seed noise not measured: at least 2 seeds for a verdict"
+    if d.low > 0 or d.high < 0:
+        word: Verdict = "better" if d.low > 0 else "worse"
+        return word, f"{word} by {points(abs(d.mean), d.half)} ± {points(d.half, d.half)} mIoU at {d.seeds} seeds"
+    target = _round_to(d.half / 2, 1)
+    if target == 0:
+        return "no difference", f"no difference: the same on all {images} images at {d.seeds} seeds"
+    needed = seeds_needed(d.seed_sd, d.image_variance, target)
+    smaller = points(target, target)
+    end = f"{smaller} would need about {needed}" if needed else f"{smaller} is not reachable with {images} images"
+    return "no difference", f"no difference detectable: ±{points(d.half, d.half)} mIoU at {d.seeds} seeds; {end}"
+
+
+def points(value: float, half: float | None = None) -> str:
+    """mIoU to one decimal, or to as many as its half-width asks for."""
+    decimals = 1
+    if half is not None and 0 < half < 0.1:
+        decimals = min(1 - math.floor(math.log10(half)), 4)
+    return f"{value:.{decimals}f}"
+
+
+def signed(value: float, half: float | None = None) -> str:
+    """As :func:`points`, with a sign that is a real minus."""
+    text = points(abs(value), half)
+    return ("+" if value >= 0 or float(text) == 0 else "\N{MINUS SIGN}") + text
+
+
+def _half(stats: Any, seed_sd: float, image_variance: float, S: int) -> float:
+    return float(stats.t.ppf(0.975, S - 1)) * math.sqrt(seed_sd**2 / S + image_variance)
+
+
+def _round_to(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _summarise(name: str, trials: list[Trial], counts: dict[tuple[str, int], np.ndarray]) -> Summary:
+    own = [t for t in trials if t.candidate == name]
+    done = [t for t in own if t.status == "done"]
+    failed = [t for t in own if t.status == "failed"]
+    seeds = [t.seed for t in done]
+    miou = difference = None
+    verdict: Verdict = ""
+    sentence = ""
+    if seeds:
+        of_seed = {s: (miou_of(counts[name, s].sum(0)), resampled_miou(counts[name, s])) for s in seeds}
+        miou = interval(*_mean_over_seeds([of_seed[s] for s in seeds]))
+        paired = [s for s in seeds if name != "baseline" and ("baseline", s) in counts]
+        if paired:
+            base = {s: counts["baseline", s] for s in paired}
+            pairs = [(of_seed[s][0] - miou_of(base[s].sum(0)), of_seed[s][1] - resampled_miou(base[s])) for s in paired]
+            difference = interval(*_mean_over_seeds(pairs))
+            verdict, sentence = judge(difference, len(counts[name, paired[0]]))
+    if not done and failed:
+        sentence = f"failed: {failed[0].reason}"
+    ious = [
+        tuple(None if any(v is None for v in of_class) else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
+        if done
+        else ()
+    ]
+    return Summary(
+        name, len(done), len(failed), failed[0].reason if failed else "", miou, difference, verdict, sentence,
+        _mean([t.miou_off for t in done]), _mean([t.accuracy for t in done]), ious[0],
+        done[0].parameters if done else None, done[0].flops if done else None,
+        _median([t.latency_ms for t in done]), _median([t.memory_mb for t in done]), _mean([t.seconds for t in done]),
+    )  # fmt: skip
+
+
+def _mean_over_seeds(values: list[tuple[Any, np.ndarray]]) -> tuple[list[float], float]:
+    """One value a seed, and the variance over resamples of their mean over seeds."""
+    return [float(value) for value, _ in values], float(np.mean([drawn for _, drawn in values], 0).var(ddof=1))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
+def _rank(row: Summary) -> tuple[int, float]:
+    place = REFERENCES.index(row.candidate) + 1 if row.candidate in REFERENCES else 0
+    return place, -row.miou.mean if row.miou else math.inf
+
+
+def _load_trial(folder: Path, candidate: str, seed: int) -> Trial:
+    result = read_json(folder / "result.json")
+    status = result.get("status", "missing")
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else 100 * value
+
+    return Trial(
+        candidate, seed, status, result.get("reason") or "",
+        percent(result.get("miou")), percent(result.get("accuracy")),
+        tuple(percent(v) for v in result.get("iou") or ()), percent(result.get("miou_off")),
+        result.get("parameters"), result.get("flops"), result.get("latency_ms"), result.get("memory_mb"),
+        result.get("seconds"), result.get("step"), str(folder),
+    )  # fmt: skip
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else repr(value) if isinstance(value, float) else value
