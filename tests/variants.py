@@ -5,8 +5,13 @@ One row a block: dictionaries of options; ``channels`` may stand among them wher
 
 from typing import Any
 
+from torch import nn
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "position_attention": [{"reduction": 1}],
+    "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
+    "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
+    "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
 }
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width

@@ -1,5 +1,6 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,3 +51,30 @@ def normal_(module: M, std: float = 0.01) -> M:
     if module.bias is not None:
         nn.init.zeros_(module.bias)
     return module
+
+
+def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
+    """A 1x1 convolution (or a linear layer) as a matrix on ``(B, C, K)``, in the precision of ``t``.
+
+    What is linear may act on K gathered descriptors instead of on N positions.
+    """
+    y = conv.weight.flatten(1).to(t.dtype) @ t
+    return y + conv.bias.to(t.dtype)[:, None] if bias and conv.bias is not None else y
+
+
+def conv_norm(
+    channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    *,
+    dilation: int = 1,
+    bias: bool = False,
+    norm_layer: Norm,
+    device=None,
+    dtype=None,
+) -> nn.Sequential:
+    """A convolution that keeps the size, and a normalisation: ``conv`` and ``norm`` in the state dict."""
+    dd = {"device": device, "dtype": dtype}
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm_layer(out_channels, **dd)))

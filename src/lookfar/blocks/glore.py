@@ -1,0 +1,117 @@
+"""GloRe: project the map onto a few nodes, let a graph convolution reason between them, project back.
+
+Traps: the projections are signed, there is no softmax; the graph mixes nodes first, states after the ReLU; without
+``normalize`` the sums grow with N, and the running statistics of the normalisation fit one input size.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import BATCH_NORM, CONV, pointwise, zero_
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+
+
+@block(
+    "glore",
+    title="Global reasoning unit (GloRe)",
+    paper="Graph-Based Global Reasoning Networks (CVPR 2019)",
+    arxiv="1811.12814",
+    family="graph",
+    complexity="N C K",
+    memory="N K",
+    verified=("facebookresearch/GloRe@9c6a734:network/global_reasoning_unit.py",),
+    attends="maps",
+    aliases=("glore_unit", "gloru"),
+    differences=(
+        "The paper writes Z = (I - A) V W; the authors' code, reproduced here, learns V + A V with a bias and a ReLU"
+        " before W.",
+        "normalize=False sums over the positions, as the code does by default.",
+    ),
+    author_keys={
+        "conv_state": "value",
+        "conv_proj": "assign",
+        r"gcn\.conv1": "mix_nodes",
+        r"gcn\.conv2": "mix_states",
+        "conv_extend": "project",
+        "blocker": "norm",
+    },
+)
+class GloRe(nn.Module):
+    """Reasons between K nodes that learned signed maps P gather from the whole map and give back to it.
+
+    V = (W_s x) P^T; U = V + V A^T + a; y = x + norm(W_e W_g ReLU(U) P)
+
+    States are summed before they are projected and extended before they are given back, which is exact and halves the
+    work: no map of states is made.
+
+    Args:
+        channels: Channels C of input and output.
+        nodes: K; a quarter of ``channels`` by default.
+        inner_channels: State channels of a node; ``2 * nodes`` by default, as in the authors' code.
+        normalize: Divide the sums over positions by N; wanted wherever the input size is not fixed.
+        reasoning: The graph step. Without it the unit is a dot-product non-local operation with tied embeddings.
+        dims: Spatial axes of the map: 1, 2 or 3.
+        norm_layer: Last normalisation; BatchNorm with eps 1e-4 by default.
+        zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors' networks do.
+
+    Shape: ``(B, C, *S) -> (B, C, *S)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        nodes: int | None = None,
+        inner_channels: int | None = None,
+        normalize: bool = False,
+        reasoning: bool = True,
+        dims: int = 2,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        conv = CONV[dims]
+        nodes = nodes or max(channels // 4, 1)
+        inner = inner_channels or 2 * nodes
+        self.normalize, self.reasoning = normalize, reasoning
+        self.value = conv(channels, inner, 1, **dd)
+        self.assign = conv(channels, nodes, 1, **dd)
+        if reasoning:
+            self.mix_nodes = nn.Linear(nodes, nodes, **dd)
+            self.mix_states = nn.Linear(inner, inner, bias=False, **dd)
+        self.project = conv(inner, channels, 1, bias=False, **dd)
+        self.norm = norm_layer(channels, **dd) if norm_layer else BATCH_NORM[dims](channels, eps=1e-4, **dd)
+        for layer in (self.value, self.assign, *((self.mix_nodes, self.mix_states) if reasoning else ()), self.project):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if zero_init:
+            zero_(self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.assign(x).flatten(2)  # (B, K, N)
+        with without_autocast(x):
+            maps = widened(maps)
+            states = self._gather(widened(x.flatten(2)), maps)  # (B, D, K)
+            if self.reasoning:
+                mixed = states @ self.mix_nodes.weight.T.to(states.dtype) + self.mix_nodes.bias.to(states.dtype)
+                states = pointwise(self.mix_states, (states + mixed).relu())
+            y = (pointwise(self.project, states) @ maps).unflatten(2, x.shape[2:])
+        return match_format(x + self.norm(y.to(x.dtype)), x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The signed maps ``(B, K, N)`` that gather the nodes and give them back."""
+        return self.assign(x).flatten(2)
+
+    def _gather(self, x: Tensor, maps: Tensor) -> Tensor:
+        """States ``(B, D, K)`` of the nodes: W_s (x P^T) + b_s (sum_j P_j)^T."""
+        # dividing the maps first keeps the sums small in half precision
+        maps = maps / max(x.shape[2], 1) if self.normalize else maps
+        bias = self.value.bias.to(x.dtype)[:, None] * maps.sum(2)[:, None]
+        return pointwise(self.value, x @ maps.transpose(1, 2), bias=False) + bias

@@ -1,0 +1,149 @@
+"""LatentGNN: positions and a few latent nodes form a bipartite graph; attention runs among the nodes.
+
+Traps: the bipartite weights are l2-normalised, over positions one way and over nodes the other (over nodes both ways in
+the symmetric form); a node or position that nobody wants is an exact zero, whose norm must not be divided by.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import conv_norm
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+
+
+@block(
+    "latent_gnn",
+    title="Latent graph (LatentGNN)",
+    paper="LatentGNN: Learning Efficient Non-local Relations for Visual Recognition (ICML 2019)",
+    arxiv="1905.11634",
+    family="graph",
+    complexity="N C (C + K) / r",
+    memory="N (C / r + K)",
+    verified=("latentgnn/LatentGNN-V1-PyTorch@5cf58ff:lib/latentgnn_v1.py",),
+    attends="maps",
+    aliases=("latentgnn",),
+    differences=(
+        "The paper sums its kernels; the authors' code, reproduced here, concatenates them before a 1x1 convolution.",
+    ),
+    author_keys={
+        r"down_channel(_v2l)?\.0": "value.conv",
+        r"down_channel(_v2l)?\.1": "value.norm",
+        r"down_channel_l2v\.0": "back.conv",
+        r"down_channel_l2v\.1": "back.norm",
+        r"up_channel\.0": "project.conv",
+        r"up_channel\.1": "project.norm",
+    },
+)
+class LatentGNN(nn.Module):
+    """Sends what positions hold to K latent nodes, lets the nodes attend to each other, and sends it back.
+
+    L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels])
+
+    Args:
+        channels: Channels C of input and output.
+        nodes: Latent nodes of each kernel; as many kernels as numbers.
+        reduction: r; the graph works on ``channels // reduction`` channels.
+        symmetric: One map of features and one of weights serve both directions.
+        graph_convolution: A 1x1 convolution with norm and ReLU on what comes back of each kernel.
+        reasoning: The attention among the nodes; off, the nodes send back what they gathered.
+        residual: Add the input; else ``gamma`` is absent.
+        norm_layer: After every convolution.
+        zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        nodes: int | Sequence[int] = 100,
+        reduction: int = 4,
+        symmetric: bool = False,
+        graph_convolution: bool = False,
+        reasoning: bool = True,
+        residual: bool = True,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
+        if not nodes:
+            raise ValueError("nodes needs one number a kernel, got none")
+        inner = max(channels // reduction, 1)
+        self.reasoning, self.symmetric = reasoning, symmetric
+
+        def layer(before: int, after: int) -> nn.Module:
+            return conv_norm(before, after, bias=False, norm_layer=norm_layer, **dd)
+
+        self.value = layer(channels, inner)
+        self.back = None if symmetric else layer(channels, inner)
+        self.to_nodes = nn.ModuleList(layer(inner, d) for d in nodes)
+        self.to_positions = nn.ModuleList() if symmetric else nn.ModuleList(layer(inner, d) for d in nodes)
+        self.convolve = nn.ModuleList(layer(inner, inner) for _ in nodes if graph_convolution)
+        for m in self.convolve:
+            nn.init.normal_(m.get_submodule("conv").weight, std=0.01)  # type: ignore[arg-type]
+        self.project = layer(inner * len(nodes), channels)
+        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd)) if residual else None
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Kernels are numbered attributes in the original; gamma stands there even where it is not used."""
+        lists = {"psi_v2l": "to_nodes", "psi": "to_nodes", "psi_l2v": "to_positions", "GraphConvWeight": "convolve"}
+        names = {"0": "conv", "1": "norm"}
+        done = {}
+        for key, value in state.items():
+            if key.startswith("LatentGNN_Kernel_"):
+                kernel, part, layer, *rest = key.removeprefix("LatentGNN_Kernel_").split(".")
+                key = ".".join([lists[part], kernel, names[layer], *rest])
+            if key != "gamma" or self.gamma is not None:
+                done[key] = value
+        return done
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, sides = self._sides(x)
+        parts = []
+        for n, (a, e) in enumerate(sides):
+            with without_autocast(x):
+                part = (self._reason(a @ u.transpose(1, 2)).transpose(1, 2) @ e).unflatten(2, x.shape[2:])
+            part = part.to(x.dtype)
+            parts.append(self.convolve[n](part).relu() if len(self.convolve) else part)
+        y = self.project(torch.cat(parts, 1))
+        return match_format(y if self.gamma is None else x + self.gamma * y, x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """How much each node takes of each position, ``(B, K, N)``, the nodes of all kernels one after the other."""
+        return torch.cat([a for a, _ in self._sides(x)[1]], 1)
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Features u (B, c, N) and, of each kernel, the weights into the nodes and back, (B, d, N) both."""
+        u = _unit(self.value(x), 1)
+        v = u if self.back is None else _unit(self.back(x), 1)
+        sides = []
+        for n, to_nodes in enumerate(self.to_nodes):
+            a = to_nodes(u.to(x.dtype)).relu().flatten(2)
+            if self.symmetric:
+                a = e = _unit(a, 1)
+            else:
+                a, e = _unit(a, 2), _unit(self.to_positions[n](v.to(x.dtype)).relu().flatten(2), 1)
+            sides.append((a, e))
+        return u.flatten(2), sides
+
+    def _reason(self, nodes: Tensor) -> Tensor:
+        """Attention among the nodes ``(B, d, c)``: softmax of their cosines."""
+        if not self.reasoning:
+            return nodes
+        direction = F.normalize(nodes, dim=2, eps=1e-12)
+        return (direction @ direction.transpose(1, 2)).softmax(2) @ nodes
+
+
+def _unit(t: Tensor, axis: int) -> Tensor:
+    # in half precision 1e-12 is nothing, and a dead node divides by it
+    return F.normalize(widened(t), dim=axis, eps=1e-12)

@@ -1,0 +1,17 @@
+"""Half precision: what must be computed in float32 whatever surrounds it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def widened(t: Tensor) -> Tensor:
+    """``t`` in float32 where it is float16 or bfloat16, else ``t`` itself."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager:
+    """A context in which products of wide tensors stay wide on the device of ``t``."""
+    device = t.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
