@@ -1,6 +1,7 @@
 """The convolution control: what a block's parameters achieve without looking far."""
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,11 +18,11 @@ class ConvControl(nn.Module):
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
     """
 
-    def __init__(self, channels: int, width: int, *, device=None, dtype=None) -> None:
+    def __init__(self, channels: int, width: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         if channels < 1 or width < 1:
             raise ValueError(f"channels and width must be positive, got {channels=}, {width=}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.reduce = nn.Conv2d(channels, width, 1, **dd)
         self.mix = nn.Conv2d(width, width, 3, padding=1, **dd)
         self.expand = nn.Conv2d(width, channels, 1, bias=False, **dd)
@@ -35,7 +36,7 @@ class ConvControl(nn.Module):
         return x + self.norm(self.expand(y))
 
 
-def control_of(channels: int, parameters: int, *, device=None, dtype=None) -> ConvControl:
+def control_of(channels: int, parameters: int, *, device: Any = None, dtype: Any = None) -> ConvControl:
     """The control whose number of parameters is nearest to ``parameters``; the smallest one where that is less."""
     if parameters < 0:
         raise ValueError(f"a number of parameters cannot be negative, got {parameters}")

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ def _timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: boo
         raise ValueError(f"no host is called {host!r}: want 'small' or a name of timm.list_models().{hint}")
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    stride = {} if output_stride == 32 else {"output_stride": output_stride}
+    stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
         return timm.create_model(host, features_only=True, in_chans=in_chans, pretrained=pretrained, **stride)
     except (TypeError, AssertionError, NotImplementedError) as error:

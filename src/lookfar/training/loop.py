@@ -1,0 +1,373 @@
+"""One training loop, on Lightning Fabric: CPU or GPU, one device or several, resumed exactly where it was killed.
+
+Everything that a step depends on is its weights and ``f(seed, step)``: the batch, the random state and the learning
+rate are functions of seed and step, so a checkpoint needs no state of a loader, a schedule or a generator.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.training.checkpoints import (
+    Checkpoint,
+    Records,
+    load_checkpoint,
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+    save_tensors,
+    write_atomically,
+)
+from lookfar.training.environment import launch, quiet, reproducible, stop_on_signal
+from lookfar.training.metrics import IGNORE, evaluate, scores
+from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
+from lookfar.training.probes import Probe, gradient_norm
+from lookfar.training.settings import Settings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from lookfar.data import Data
+
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong in a way that going on would not mend; the message names the step."""
+
+
+def train(
+    network: nn.Module,
+    data: "Data",
+    settings: Settings,
+    folder: str | Path,
+    *,
+    seed: int,
+    blocks: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a network in place; go on from the newest checkpoint in ``folder``; return at once where all is done.
+
+    With several devices every process calls this with the same arguments: Fabric starts them by running the
+    program again, unless torchrun or ``fabric run`` has. :func:`is_main_process` says which one reports.
+
+    Args:
+        network: Images ``(B, C, H, W)`` in, logits ``(B, K, H, W)`` out; in the end it is in eval mode.
+        data: The data set.
+        settings: How to train.
+        folder: For ``metrics.jsonl``, ``step-N/``, ``final.safetensors`` and ``confusion.npz``.
+        seed: Decides the order of the data, its augmentation, and the random state of every step.
+        blocks: Names of modules whose contribution, gamma and share of the gradient are recorded.
+        progress: Called with (steps done, steps in all, values) at every record and validation.
+
+    Returns:
+        ``miou``, ``accuracy`` and ``iou`` on the validation set, ``step``, ``seconds`` and ``notes``.
+
+    Raises:
+        ValueError: Settings that don't fit data, network, machine, or the checkpoint in the folder.
+        TrainingError: The loss is not finite.
+        KeyboardInterrupt: Interrupted or terminated; a checkpoint of the last full step has been written.
+    """
+    folder = Path(folder)
+    if (done := _finished(network, folder)) is not None:
+        return done
+    K = len(data.classes)
+    if settings.class_weights is not None and len(settings.class_weights) != K:
+        raise ValueError(f"{len(settings.class_weights)} class_weights for {K} classes")
+    for name in blocks:
+        if name not in dict(network.named_modules()):
+            raise ValueError(f"no module of the network is called {name!r}, so nothing can be recorded of it")
+    fabric = launch(settings)
+    if settings.batch_size % fabric.world_size:
+        raise ValueError(f"batch_size {settings.batch_size} cannot be split over {fabric.world_size} devices")
+    folder.mkdir(parents=True, exist_ok=True)
+    with reproducible(settings, fabric.device), stop_on_signal(fabric.world_size == 1) as stopped:
+        run = _Run(fabric, network, data, settings, folder, seed, blocks, progress)
+        try:
+            return run.fit(stopped)
+        finally:
+            run.close()
+
+
+class _Task(nn.Module):
+    """A network with its loss, so that the loss is computed in the network's precision and on every device."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, network: nn.Module, class_weights: Tensor | None) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss, and what it is to be divided by."""
+        weights = self.class_weights
+        total = F.cross_entropy(self.network(images), masks, weights, ignore_index=IGNORE, reduction="sum")
+        labelled = masks != IGNORE
+        return total, labelled.sum() if weights is None else weights[masks[labelled]].sum()
+
+
+class _Run:
+    """The state of one training: built, brought to the newest checkpoint, then fitted."""
+
+    def __init__(
+        self,
+        fabric: "Fabric",
+        network: nn.Module,
+        data: "Data",
+        settings: Settings,
+        folder: Path,
+        seed: int,
+        blocks: Sequence[str],
+        progress: Progress | None,
+    ) -> None:
+        self.fabric, self.data, self.settings, self.folder, self.seed = fabric, data, settings, folder, seed
+        self.main = fabric.global_rank == 0
+        self.progress = progress if self.main else None
+        self.notes: list[str] = []
+        if fabric.world_size > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+            if fabric.device.type == "cuda":
+                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            else:
+                self.notes.append("batch norm on several CPU processes: batch statistics are those of each process")
+        self.network = network
+        for parameter in network.parameters():
+            if parameter.ndim == 4:  # a quarter faster than planes on a CPU, and what GPUs want
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.probes = {name: Probe(network.get_submodule(name)) for name in blocks}
+        weights = None if settings.class_weights is None else torch.tensor(settings.class_weights)
+        self.optimizer = create_optimizer(network, settings, blocks)
+        with quiet():
+            self.model, self.fabric_optimizer = fabric.setup(_Task(network, weights), self.optimizer)
+        self.ema = _average(network, settings)
+        self.step, self.earlier, self.window = 0, 0.0, []
+        self._restore(load_checkpoint(folder))
+        self.records = Records(folder / "metrics.jsonl", upto=self.step) if self.main else None
+        self.board = _board(folder, self.step) if settings.tensorboard and self.main else None
+        fabric.barrier()
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            return
+        before, now = checkpoint.state["settings"], _decisive(self.settings, self.seed)
+        changed = [f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in now if before.get(key) != now[key]]
+        if changed:
+            raise ValueError(f"{self.folder} was begun with other settings: {'; '.join(changed)}")
+        self.network.load_state_dict(checkpoint.weights)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.module.load_state_dict(checkpoint.ema)
+        self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint.optimizer["precision"])
+        self.step, self.earlier = checkpoint.step, checkpoint.state["seconds"]
+        self.window = [torch.tensor(loss) for loss in checkpoint.state["window"]]
+
+    def fit(self, stopped: Callable[[], bool]) -> dict[str, Any]:
+        settings, steps, confusion = self.settings, self.settings.steps, None
+        started = time.perf_counter() - self.earlier
+        self.model.train()
+        while self.step < steps:
+            done = self.step + 1
+            log = done % settings.log_every == 0 or done == steps
+            validate = done == steps or (settings.eval_every > 0 and done % settings.eval_every == 0)
+            shares = self._take_step(watch=log and bool(self.probes))
+            self.step = done
+            save = done % settings.checkpoint_every == 0 or done == steps or stopped()
+            if log or save or (self.fabric.world_size == 1 and self.fabric.device.type == "cpu"):
+                self._check_window()
+            seconds = time.perf_counter() - started
+            if log:
+                self._log(seconds, shares)
+            if validate:
+                confusion = self._validate()
+            if save:
+                self._save(seconds)
+            if stopped() and done < steps:
+                raise KeyboardInterrupt(f"stopped after step {done} of {steps}; the same call goes on from there")
+        return self._finish(confusion, time.perf_counter() - started)
+
+    def _take_step(self, *, watch: bool) -> dict[str, float]:
+        """One optimiser step; with ``watch``, each block's share of the gradient."""
+        fabric, settings, rank = self.fabric, self.settings, self.fabric.global_rank
+        set_random_state(self.seed, self.step, rank)
+        images, masks = self.data.batch(self.seed, self.step, settings.batch_size, rank=rank, world=fabric.world_size)
+        images = images.contiguous(memory_format=torch.channels_last)
+        images, masks = fabric.to_device((images, masks))
+        factor = schedule_factor(settings.schedule, self.step, settings.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        with contextlib.ExitStack() as hooks:
+            for probe in self.probes.values() if watch else ():
+                hooks.callback(probe.watch().remove)
+            total, count = self.model(images, masks)
+        # DDP averages gradients over processes: dividing by the mean count makes that the mean over all pixels
+        loss = total / self._mean_over_ranks(count.float()).clamp(min=1e-6)
+        fabric.backward(loss)
+        self.window.append(loss.detach())
+        shares = {}
+        if watch:
+            whole = gradient_norm(self.network)
+            shares = {name: gradient_norm(p.module) / whole if whole else 0.0 for name, p in self.probes.items()}
+        if settings.clip:
+            fabric.clip_gradients(self.model, self.fabric_optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        self.fabric_optimizer.step()
+        self.fabric_optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.network, step=self.step + 1)
+        return shares
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="mean"))
+
+    def _check_window(self) -> None:
+        if not self.window:
+            return
+        losses = self._mean_over_ranks(torch.stack([loss.to(self.fabric.device) for loss in self.window]))
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            step = self.step - len(self.window) + first + 1
+            factor = schedule_factor(self.settings.schedule, step - 1, self.settings.steps)
+            raise TrainingError(
+                f"the loss is {float(losses[first])} at step {step} (learning rate {self.settings.lr * factor:.3g}): "
+                f"try a lower lr, clip=1.0, or precision 32-true (here {self.settings.precision})"
+            )
+
+    def _log(self, seconds: float, shares: dict[str, float]) -> None:
+        losses = self._mean_over_ranks(torch.stack([loss.to(self.fabric.device) for loss in self.window]))
+        self.window = []
+        values = {"loss": float(losses.mean()), "lr": self.optimizer.param_groups[-1]["lr"], "seconds": seconds}
+        blocks = {
+            name: {"contribution": p.contribution, "gamma": p.gamma(), "gradient": shares[name]}
+            for name, p in self.probes.items()
+        }
+        self._record(values, {"loss": values["loss"], "lr": values["lr"]})
+        if blocks:
+            flat = {f"{block}/{key}": v for block, entry in blocks.items() for key, v in entry.items()}
+            self._record({"blocks": blocks}, flat)
+        if self.progress:
+            self.progress(self.step, self.settings.steps, values)
+
+    def _validate(self) -> np.ndarray:
+        confusion = self._confusion()
+        values = scores(confusion)
+        self._record({"val": values}, {"val/miou": values["miou"], "val/accuracy": values["accuracy"]})
+        if self.progress:
+            self.progress(self.step, self.settings.steps, values)
+        return confusion
+
+    def _confusion(self) -> np.ndarray:
+        fabric = self.fabric
+        network = self.network if self.ema is None else self.ema.module
+        if fabric.world_size > 1:
+            for buffer in network.buffers():  # every process judges the network of the first
+                buffer.copy_(fabric.broadcast(buffer))
+        mine = evaluate(
+            network,
+            self.data,
+            batch_size=max(self.settings.batch_size // fabric.world_size, 1),
+            precision=self.settings.precision,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        if fabric.world_size == 1:
+            return mine
+        whole = fabric.all_reduce(torch.from_numpy(mine).to(fabric.device), reduce_op="sum")
+        return cast(Tensor, whole).cpu().numpy()
+
+    def _record(self, entry: dict[str, Any], scalars: dict[str, float | None]) -> None:
+        if self.records is not None:
+            self.records.write({"step": self.step, **entry})
+        if self.board is not None:
+            for name, value in scalars.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, self.step)
+
+    def _save(self, seconds: float) -> None:
+        if self.records is not None:
+            self.records.sync()
+            state = {
+                "step": self.step,
+                "seconds": seconds,
+                "window": [float(loss) for loss in self.window],
+                "notes": self.notes,
+                "settings": _decisive(self.settings, self.seed),
+            }
+            optimizer = {
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+            }
+            ema = None if self.ema is None else self.ema.module.state_dict()
+            save_checkpoint(self.folder, Checkpoint(self.step, self.network.state_dict(), optimizer, state, ema))
+        self.fabric.barrier()
+
+    def _finish(self, confusion: np.ndarray | None, seconds: float) -> dict[str, Any]:
+        if confusion is None:  # killed between the last checkpoint and the files below
+            confusion = self._confusion()
+        if self.ema is not None:
+            self.network.load_state_dict(self.ema.module.state_dict())
+        if self.main:
+            state = self.network.state_dict()
+            write_atomically(self.folder / "final.safetensors", lambda path: save_tensors(state, path))
+            write_atomically(self.folder / "confusion.npz", lambda path: _save_confusion(confusion, path))
+        self.network.eval()
+        self.fabric.barrier()
+        return {**scores(confusion), "step": self.step, "seconds": seconds, "notes": self.notes}
+
+    def close(self) -> None:
+        if self.records is not None:
+            self.records.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _finished(network: nn.Module, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete, with its weights in the network."""
+    final, confusion = folder / "final.safetensors", folder / "confusion.npz"
+    if not (final.exists() and confusion.exists()):
+        return None
+    network.load_state_dict(load_tensors(final))
+    network.eval()
+    with np.load(confusion) as stored:
+        result = scores(stored["confusion"])
+    path = newest_checkpoint(folder)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8")) if path else {}
+    return {**result, **{key: state.get(key) for key in ("step", "seconds", "notes")}}
+
+
+def _save_confusion(confusion: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:  # given a name, numpy would append .npz to it
+        np.savez_compressed(file, confusion=confusion)
+
+
+def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
+    """What must stay the same for a run to be resumed, as JSON gives it back."""
+    free = ("checkpoint_every", "tensorboard", "accelerator", "devices")
+    decisive = {key: value for key, value in asdict(settings).items() if key not in free}
+    return json.loads(json.dumps({"seed": seed, **decisive}))
+
+
+def _average(network: nn.Module, settings: Settings) -> Any:
+    """timm's running average of weights and buffers, whose decay grows with the step; None when it is off."""
+    if not settings.ema:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(network, decay=settings.ema, use_warmup=True)
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard is not installed: pip install 'lookfar[tensorboard]'") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

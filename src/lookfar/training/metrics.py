@@ -1,0 +1,121 @@
+"""Scores of a segmentation, all from one confusion matrix per image.
+
+One matrix an image is what the paired bootstrap of a study needs: matrices are summed over any choice of images, and
+the scores follow from the sum.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lookfar.data import Data
+
+IGNORE = 255  # label of pixels that count nowhere
+
+
+def confusion_matrix(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """One confusion matrix per image.
+
+    Args:
+        truth: Labels ``(B, H, W)``; 255 is ignored.
+        prediction: Labels ``(B, H, W)``.
+        classes: Number of classes K.
+
+    Returns:
+        Counts ``(B, K, K)``, int64; rows are the truth, columns the prediction.
+
+    Raises:
+        ValueError: Different shapes; a label that no class has.
+    """
+    if truth.shape != prediction.shape or truth.ndim != 3:
+        raise ValueError(f"want truth and prediction (B, H, W), got {tuple(truth.shape)} and {tuple(prediction.shape)}")
+    B, K = len(truth), classes
+    truth, prediction = truth.flatten(1).long(), prediction.flatten(1).long()  # (B, N)
+    valid = truth != IGNORE
+    image = torch.arange(B, device=truth.device)[:, None].expand_as(truth)
+    t, p = truth[valid], prediction[valid]
+    if t.numel() and (bad := torch.stack([t.min(), t.max(), p.min(), p.max()])).numel():
+        low, high = int(bad.min()), int(bad.max())
+        if low < 0 or high >= K:
+            raise ValueError(f"label {low if low < 0 else high} with {K} classes: want 0 to {K - 1}, or {IGNORE}")
+    cells = (image[valid] * K + t) * K + p
+    return torch.bincount(cells, minlength=B * K * K).reshape(B, K, K)
+
+
+def scores(confusion: np.ndarray) -> dict[str, Any]:
+    """Mean IoU, pixel accuracy and the IoU of each class.
+
+    Args:
+        confusion: Counts ``(K, K)``, or ``(images, K, K)`` to be summed; rows are the truth.
+
+    Returns:
+        ``miou`` over the classes that occur in truth or prediction, ``accuracy``, and ``iou``, a list with None for
+        a class that never occurs. Without a single labelled pixel ``miou`` and ``accuracy`` are None.
+    """
+    confusion = np.asarray(confusion)
+    if confusion.ndim not in (2, 3) or confusion.shape[-1] != confusion.shape[-2]:
+        raise ValueError(f"want a confusion matrix (K, K) or (images, K, K), got {confusion.shape}")
+    total = confusion.sum(0) if confusion.ndim == 3 else confusion
+    hit = np.diagonal(total)
+    union = total.sum(0) + total.sum(1) - hit
+    iou = [float(h / u) if u else None for h, u in zip(hit, union)]
+    present = [value for value in iou if value is not None]
+    pixels = total.sum()
+    return {
+        "miou": float(np.mean(present)) if present else None,
+        "accuracy": float(hit.sum() / pixels) if pixels else None,
+        "iou": iou,
+    }
+
+
+def evaluate(
+    network: nn.Module, data: "Data", *, batch_size: int = 32, precision: str = "32-true", rank: int = 0, world: int = 1
+) -> np.ndarray:
+    """Confusion matrices of the validation images, ``(images, K, K)`` int64: rows truth, columns prediction.
+
+    Args:
+        network: Images to logits; evaluated in eval mode on its own device, then as it was.
+        data: The data set.
+        batch_size: Images at a time.
+        precision: As in :class:`Settings`; the mixed ones run under autocast.
+        rank: Evaluate the images of this process alone; the others' matrices are zero.
+        world: Number of processes.
+    """
+    parameter = next(network.parameters())
+    device, K = parameter.device, len(data.classes)
+    result = np.zeros((len(data.val), K, K), dtype=np.int64)
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        start = 0
+        for images, masks in _val_batches(data, batch_size, rank, world):
+            images = images.to(device, parameter.dtype, memory_format=torch.channels_last)
+            with torch.no_grad(), _autocast(precision, device):
+                prediction = network(images).argmax(1)
+            confusion = confusion_matrix(masks.to(device), prediction, K).cpu().numpy()
+            result[rank::world][start : start + len(masks)] = confusion
+            start += len(masks)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return result
+
+
+def _val_batches(data: "Data", batch_size: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+    if world == 1:
+        yield from data.val_batches(batch_size)
+        return
+    mine = range(rank, len(data.val), world)
+    for start in range(0, len(mine), batch_size):
+        images, masks = zip(*(data.val[i] for i in mine[start : start + batch_size]))
+        yield data.normalise(torch.stack(images)), torch.stack(masks).long()
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else contextlib.nullcontext()
