@@ -9,3 +9,8 @@ from translations import Case, translates
 @translates("PAM_Module")
 def position(case: Case) -> nn.Module:
     return create_block("position_attention", case.args["in_dim"])
+
+
+@translates("CAM_Module")
+def channel(case: Case) -> nn.Module:
+    return create_block("channel_attention", case.args["in_dim"])

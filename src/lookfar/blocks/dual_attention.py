@@ -1,13 +1,16 @@
 """DANet: attention between positions and between channels.
 
-Traps: similarities are not divided by sqrt(D); the paper's alpha and beta are both ``gamma`` in the authors' code.
+Traps: similarities are not divided by sqrt(D); the paper's alpha and beta are both ``gamma`` in the authors' code; a
+channel looks at those that are least like it, and on real maps, whose energies are sums over many positions, in effect
+copies one of them.
 """
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops.channel_attention import channel_attention
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
 
@@ -72,3 +75,105 @@ class PositionAttention(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, 1, N, C)``."""
         return x + self.gamma * to_map(mixed, x)
+
+
+@block(
+    "channel_attention",
+    title="Channel attention (DANet)",
+    paper="Dual Attention Network for Scene Segmentation (CVPR 2019)",
+    arxiv="1809.02983",
+    family="channel",
+    complexity="N C^2",
+    memory="N C + C^2",
+    verified=("junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py",),
+    attends="none",
+    aliases=("cam",),
+    differences=(
+        "The paper's softmax is of the energies, the authors' code takes it of (largest - energy), which turns the "
+        "sign: most weight to the least similar channel. As in the code.",
+    ),
+    author_keys={r"gamma\.scale": "gamma"},
+)
+class ChannelAttention(nn.Module):
+    """Adds to every channel a learned share of the other channels, the less alike the more; no other parameter.
+
+    y_c = x_c + gamma sum_d softmax_d(-x_c . x_d) x_d, products summed over positions
+
+    Args:
+        channels: Channels C of input and output; any number is taken.
+        zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
+
+    Shape: ``(B, C, *S) -> (B, C, *S)``
+    """
+
+    def __init__(self, channels: int, *, zero_init: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.update(x)
+
+    def update(self, x: Tensor) -> Tensor:
+        """What is added to the input."""
+        return self.gamma * match_format(channel_attention(x.flatten(2)).unflatten(2, x.shape[2:]), x)
+
+
+@block(
+    "dual_attention",
+    title="Dual attention (DANet)",
+    paper="Dual Attention Network for Scene Segmentation (CVPR 2019)",
+    arxiv="1809.02983",
+    family="pairwise",
+    complexity="N^2 C + N C^2",
+    memory="N C + C^2",
+    verified=("junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py, its two modules",),
+    attends="weights",
+    aliases=("danet",),
+    differences=(
+        "The authors' head runs the two attentions on features of their own and adds the results, residuals and all; "
+        "as one block both see the same input, which is added once.",
+    ),
+    author_keys={
+        r"(sa|pam)\.query_(conv|project)": "position.query",
+        r"(sa|pam)\.key_(conv|project)": "position.key",
+        r"(sa|pam)\.value_(conv|project)": "position.value",
+        r"(sa|pam)\.gamma(\.scale)?": "position.gamma",
+        r"(sc|cam)\.gamma(\.scale)?": "channel.gamma",
+    },
+)
+class DualAttention(nn.Module):
+    """Attention between positions beside attention between channels: x + gamma_p O_p(x) + gamma_c O_c(x).
+
+    Args:
+        channels: Channels C of input and output.
+        reduction: Queries and keys of the positions have ``channels // reduction`` channels.
+        zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8, zero_init: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.position = PositionAttention(channels, reduction=reduction, zero_init=zero_init, **dd)
+        self.channel = ChannelAttention(channels, zero_init=zero_init, **dd)
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """Those of the position attention."""
+        return tuple(f"position.{name}" for name in self.position.inert_parameters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.position(x) + self.channel.update(x)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, 1, Q, N)`` of the position attention; the channels' are over no positions."""
+        return self.position.attention(x, queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What the position attention mixes, ``(B, 1, N, C)``."""
+        return self.position.values(x)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the position attention's weighted sums ``(B, 1, N, C)``."""
+        return self.position.finish(x, mixed) + self.channel.update(x)

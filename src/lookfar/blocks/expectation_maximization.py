@@ -1,0 +1,211 @@
+"""EMANet: every position is rebuilt from K bases that a few EM steps fit to the image.
+
+Traps: the EM steps are constants to autograd, so the first convolution never learns (``gradient`` offers the forms in
+which it does); the bases follow a moving average in the forward pass of training, which the authors keep in their
+training script. Activation checkpointing in training would update them twice and is not supported.
+"""
+
+from functools import partial
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm
+from lookfar.ops._layout import to_map
+from lookfar.ops.expectation_maximization import (
+    Gradient,
+    Variant,
+    expectation_maximization,
+    expectation_maximization_weights,
+)
+
+SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=3e-4)  # the authors' momentum
+
+
+@block(
+    "expectation_maximization",
+    title="Expectation-maximization attention (EMANet)",
+    paper="Expectation-Maximization Attention Networks for Semantic Segmentation (ICCV 2019)",
+    arxiv="1907.13426",
+    family="low_rank",
+    complexity="N C^2 + T N K C",
+    memory="N C + N K",
+    verified=(
+        "XiaLiPKU/EMANet@f09ffac:network.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/ema_head.py",
+    ),
+    attends="weights",
+    aliases=("emanet", "emau", "ema"),
+    differences=(
+        "In the paper the first convolution is learned; in both codes it gets no gradient and stays random. "
+        "Published form by default (`gradient='none'`), `gradient='last'` or `'full'` learns it.",
+        "The authors average the bases without normalising the mean, mmsegmentation normalises it; they also guard "
+        "divisions differently. `variant` selects, the authors' is the default.",
+        "The published unit ends in a ReLU: `final_act=True`; loading published weights switches it on.",
+    ),
+    author_keys={
+        "mu": "bases",
+        "conv1": "embed",
+        r"conv2\.0": "project",
+        r"conv2\.1": "norm",
+        r"ema_module\.bases": "bases",
+        r"ema_mid_conv\.conv": "embed",
+        r"ema_out_conv\.conv": "project",
+        r"ema_out_conv\.bn": "norm",
+    },
+)
+class ExpectationMaximization(nn.Module):
+    """Adds to every position its mixture of K bases, fitted to the image by T steps of soft clustering.
+
+    y = x + BN(P relu(r)), r_n = sum_k z_nk mu_k, (z, mu) from T EM steps on h = W x + b that start at ``bases``.
+
+    Args:
+        channels: Channels C of input and output.
+        bases: Number K of bases.
+        iterations: Number T of EM steps.
+        heads: Groups of channels that are clustered by themselves; the authors have one.
+        momentum: Share of a training batch's bases in their moving average.
+        variant: Whose rules: ``authors`` or ``mmseg`` (see the module's differences).
+        gradient: ``none``: no gradient through EM, W stays as drawn and is frozen, as published. ``last``: through
+            the last EM step. ``full``: through all, the derivative of the output.
+        norm_layer: Normalisation after the last convolution.
+        final_act: End in a ReLU, as published.
+        zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: ``heads`` does not divide ``channels``; an unknown ``variant`` or ``gradient``; no iterations.
+    """
+
+    bases: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bases: int = 64,
+        iterations: int = 3,
+        heads: int = 1,
+        momentum: float = 0.1,
+        variant: Variant = "authors",
+        gradient: Gradient = "none",
+        norm_layer: Norm = SLOW_BATCH_NORM,
+        final_act: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(f"heads must divide channels, got {heads=}, {channels=}")
+        for what, value, known in (
+            ("variant", variant, ("authors", "mmseg")),
+            ("gradient", gradient, ("none", "last", "full")),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} is one of {', '.join(known)}; got {value!r}")
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        dd = {"device": device, "dtype": dtype}
+        self.iterations = iterations
+        self.heads = heads
+        self.momentum = momentum
+        self.variant: Variant = variant
+        self.gradient: Gradient = gradient
+        self.final_act = final_act
+        self.embed = nn.Conv2d(channels, channels, 1, **dd)
+        self.embed.requires_grad_(gradient != "none")
+        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
+        self.norm = norm_layer(channels, **dd)
+        for conv in (self.embed, self.project):
+            nn.init.normal_(conv.weight, std=(2 / channels) ** 0.5)
+        if zero_init:
+            nn.init.zeros_(cast(nn.Parameter, self.norm.weight))
+        mu = torch.empty(heads, channels // heads, bases, **dd).normal_(std=(2 / bases) ** 0.5)
+        self.register_buffer("bases", F.normalize(mu, dim=1))
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """Without a gradient through EM the first convolution never learns."""
+        return ("embed.weight", "embed.bias") if self.gradient == "none" else ()
+
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether the gradient is the derivative of the output: not as published."""
+        return self.gradient == "full" or (self.gradient == "last" and self.iterations == 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed, fitted = self.reconstruct(x)
+        if self.training:
+            self.update_bases(fitted)
+        return self.finish(x, mixed)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Equivalent weights ``(B, h, Q, N)`` through the bases; rows do not sum to one."""
+        tokens, merged = self._tokens(x)
+        return expectation_maximization_weights(
+            tokens, self.bases, queries, iterations=self.iterations, variant=self.variant, **merged
+        )
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed: h ``(B, h, N, C/h)``."""
+        return self._heads(self.embed(x))
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the reconstruction ``(B, h, N, C/h)``."""
+        y = x + self.norm(self.project(to_map(mixed, x).relu()))
+        return y.relu() if self.final_act else y
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The EM part alone: reconstruction ``(B, h, N, C/h)`` and the fitted bases ``(B, h, C/h, K)``."""
+        tokens, merged = self._tokens(x)
+        return expectation_maximization(
+            tokens,
+            self.bases,
+            iterations=self.iterations,
+            variant=self.variant,
+            gradient=self.gradient,
+            **merged,
+        )
+
+    @torch.no_grad()
+    def update_bases(self, fitted: Tensor) -> None:
+        """Move the bases towards the mean of the fitted ones ``(B, h, C/h, K)``, over all processes of a group.
+
+        An empty batch moves nothing: the mean of nothing would make them NaN for ever.
+        """
+        total, count = fitted.sum(0), fitted.shape[0]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # one message; every process must send it, also one whose batch is empty
+            message = torch.cat([total.flatten(), total.new_full((1,), count)])
+            dist.all_reduce(message)
+            total, count = message[:-1].view_as(total), message[-1]
+            momentum = self.momentum * (count > 0)
+            mean = total / count.clamp_min(1)
+        elif count:
+            momentum, mean = self.momentum, total / count
+        else:
+            return
+        if self.variant == "mmseg":
+            mean = F.normalize(mean, dim=1)
+        self.bases.copy_((1 - momentum) * self.bases + momentum * mean)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights belong to the unit with its final ReLU, which is switched on."""
+        self.final_act = True
+        return state
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(-2, -1)  # (B, h, N, C/h), a view
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """What EM runs on: with one head the convolution is merged into the bases, and the map stays as it is."""
+        if self.heads == 1:
+            return self._heads(x), {"weight": self.embed.weight[:, :, 0, 0], "bias": self.embed.bias}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient != "none"):
+            return self._heads(self.embed(x)), {}

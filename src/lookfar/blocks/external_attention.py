@@ -1,0 +1,110 @@
+"""EANet: every position looks into two small memories that all images share, instead of at the other positions.
+
+Traps: the first softmax runs over the positions, so crops, tiles and padding change the result; nothing non-linear
+stands between a convolution and a memory, so they are merged; ``S`` of the paper is ``k`` in the code, here ``bases``.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm
+from lookfar.ops._layout import to_map
+from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention
+
+
+@block(
+    "external_attention",
+    title="External attention (EANet)",
+    paper="Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks (TPAMI 2022)",
+    arxiv="2105.02358",
+    family="external",
+    complexity="N C S + C^2 S",
+    memory="N C + N S",
+    verified=("MenghaoGuo/EANet@59c03cb:model_torch.py",),
+    attends="none",
+    aliases=("eanet",),
+    differences=(
+        "The authors tie the two memories' storage when they build the unit, which moving to a GPU undoes; here they "
+        "are two parameters that start equal.",
+        "The published unit ends in a ReLU: `final_act=True`; loading published weights switches it on.",
+        "1e-9 in the second normalisation stands in the code, not in the paper, and is kept.",
+    ),
+    author_keys={
+        "conv1": "embed",
+        "linear_0": "key",
+        "linear_1": "value",
+        r"conv2\.0": "project",
+        r"conv2\.1": "norm",
+    },
+)
+class ExternalAttention(nn.Module):
+    """Adds to every position a mixture of S learned value rows, chosen by its similarity to S learned keys.
+
+    y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b)
+
+    Args:
+        channels: Channels C of input and output.
+        bases: Number S of memory slots.
+        normalization: Of the similarities: ``double`` as published, ``softmax`` over slots (the paper's ablation),
+            ``l1`` over slots, ``sigmoid``, ``none``.
+        norm_layer: Normalisation after the last convolution.
+        final_act: End in a ReLU, as published.
+        zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown ``normalization``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bases: int = 64,
+        normalization: Normalization = "double",
+        norm_layer: Norm = nn.BatchNorm2d,
+        final_act: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        dd = {"device": device, "dtype": dtype}
+        self.normalization: Normalization = normalization
+        self.final_act = final_act
+        self.embed = nn.Conv2d(channels, channels, 1, **dd)
+        self.key = nn.Linear(channels, bases, bias=False, **dd)
+        self.value = nn.Linear(bases, channels, bias=False, **dd)
+        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
+        self.norm = norm_layer(channels, **dd)
+        for layer, fan in ((self.embed, channels), (self.key, bases), (self.project, channels)):
+            nn.init.normal_(layer.weight, std=(2 / fan) ** 0.5)
+        with torch.no_grad():
+            self.value.weight.copy_(self.key.weight.T)
+        if zero_init:
+            nn.init.zeros_(cast(nn.Parameter, self.norm.weight))
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """The embedding's bias adds a number to a slot's every similarity: the softmax over positions cancels it."""
+        return ("embed.bias",) if self.normalization == "double" else ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        W, P = self.embed.weight[:, :, 0, 0], self.project.weight[:, :, 0, 0]
+        # the bias goes in where it cancels, too: a parameter outside the graph stops DDP
+        key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
+        tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view
+        mixed = external_attention(tokens, key, (P @ self.value.weight).T, bias=bias, normalization=self.normalization)
+        y = x + self.norm(to_map(mixed, x))
+        return y.relu() if self.final_act else y
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights belong to the unit with its final ReLU, which is switched on."""
+        self.final_act = True
+        return state

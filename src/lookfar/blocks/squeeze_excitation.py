@@ -1,0 +1,62 @@
+"""SENet: a gate for every channel, computed from the averages of all channels.
+
+Traps: the authors' layers have biases, the PyTorch port that their page lists has none (``bias``); there is no residual
+inside; a width of C // r = 0 would leave a constant gate, so it is at least 1.
+"""
+
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._precision import widened
+
+
+@block(
+    "squeeze_excitation",
+    title="Squeeze-and-excitation (SENet)",
+    paper="Squeeze-and-Excitation Networks (CVPR 2018)",
+    arxiv="1709.01507",
+    family="channel",
+    complexity="N C + C^2 / r",
+    memory="N C",
+    verified=(
+        "hujie-frank/SENet@0262d43d:models/SE-ResNet-50.prototxt, its layers as a float64 loop",
+        "moskomule/senet.pytorch@8cb2669f:senet/se_module.py",
+    ),
+    attends="none",
+    residual=False,
+    aliases=("se", "senet"),
+    differences=(
+        "Both layers have biases in the authors' networks and none in the PyTorch port listed by them: `bias`, True "
+        "by default.",
+    ),
+    author_keys={
+        r"(.*_)?1x1_down": "reduce",
+        r"(.*_)?1x1_up": "expand",
+        r"fc\.0|fc1|conv_reduce": "reduce",
+        r"fc\.2|fc2|conv_expand": "expand",
+    },
+)
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a gate in (0, 1) that depends on the averages of all channels.
+
+    y = sigmoid(W_2 relu(W_1 mean(x) + b_1) + b_2) x
+
+    Args:
+        channels: Channels C of input and output.
+        reduction: The hidden layer has ``channels // reduction`` units, at least one.
+        bias: Both layers have a bias.
+
+    Shape: ``(B, C, *S) -> (B, C, *S)``
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        hidden = max(channels // reduction, 1)
+        self.reduce = nn.Linear(channels, hidden, bias=bias, **dd)
+        self.expand = nn.Linear(hidden, channels, bias=bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = widened(x.flatten(2)).mean(-1).to(x.dtype)  # (B, C); a sum of N halves may overflow
+        gate = self.expand(self.reduce(mean).relu()).sigmoid().to(x.dtype)
+        return x * gate.unflatten(1, (-1, *[1] * (x.dim() - 2)))

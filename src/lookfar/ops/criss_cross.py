@@ -1,0 +1,186 @@
+"""Softmax attention of every position to its own row and column: y_i = sum_{j in cross(i)} softmax_j(q_i . k_j) v_j.
+
+Traps: the own position lies on both lines and counts once (here it is masked in the column); similarities are not
+divided by sqrt(D). Differentiating a merge of two fused attentions is wrong where their backward ignores the gradient
+of the log-sum-exp: the autograd function below calls each pass's backward with the merged output and log-sum-exp.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from lookfar.ops._precision import widened, without_autocast
+
+
+def criss_cross_weights(q: Tensor, k: Tensor, queries: Tensor | None = None) -> Tensor:
+    """``(B, h, H, W, D), (B, h, H, W, D) -> (B, h, Q, N)``: rows of the dense map, exactly zero off the cross.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        queries: Flat positions ``(Q,)``; all when None.
+    """
+    H, W = q.shape[2:4]
+    j = torch.arange(H * W, device=q.device)
+    i = j if queries is None else j[queries]
+    cross = (i[:, None] // W == j // W) | (i[:, None] % W == j % W)
+    with without_autocast(q):
+        q, k = widened(q).flatten(2, 3)[:, :, i], widened(k).flatten(2, 3)
+        return (q @ k.transpose(-2, -1)).masked_fill(~cross, -torch.inf).softmax(-1)
+
+
+def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition: N x N weights that are zero off the cross."""
+    with without_autocast(q):
+        y = criss_cross_weights(q, k) @ widened(v).flatten(2, 3)
+    return y.unflatten(2, v.shape[2:4]).to(v.dtype)
+
+
+def _merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One softmax over H + W logits a position, without loops: memory N (H + W). For graphs and second derivatives."""
+    H, dtype = q.shape[2], v.dtype
+    with without_autocast(q):
+        q, k, v = widened(q), widened(k), widened(v)
+        i = torch.arange(H, device=q.device)
+        column = q.transpose(2, 3) @ k.transpose(2, 3).transpose(-2, -1)  # (B, h, W, H, H)
+        column = column.masked_fill(i[:, None] == i, -torch.inf).transpose(2, 3)
+        row = q @ k.transpose(-2, -1)  # (B, h, H, W, W)
+        weights = torch.cat([column, row], -1).softmax(-1)
+        y = (weights[..., :H].transpose(2, 3) @ v.transpose(2, 3)).transpose(2, 3) + weights[..., H:] @ v
+    return y.to(dtype)
+
+
+def _blocks(G: int, L: int, numbers: int, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of (groups, lines) whose lines of so many numbers each stay together under the limit."""
+    lines = max(1, limit // numbers)
+    if lines < L:  # within one group the slices are views
+        for g in range(G):
+            for start in range(0, L, lines):
+                yield slice(g, g + 1), slice(start, start + lines)
+    else:
+        for g in range(0, G, lines // L):
+            yield slice(g, g + lines // L), slice(0, L)
+
+
+def _limit(t: Tensor) -> int:
+    return 1 << 24 if t.is_cuda else 1 << 20  # 4 MB of float32 stay in a CPU's cache, a GPU wants to be filled
+
+
+def _lines(t: Tensor, block: tuple[slice, slice]) -> Tensor:
+    return widened(t[block].flatten(0, 1))  # (lines, M, ...)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """``(G, H, W, D|D|E)`` -> output ``(G, H, W, E)`` and log-sum-exp ``(G, H, W)``, in the wide type."""
+    wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
+    G, H, W, E = v.shape
+    out = v.new_zeros(v.shape, dtype=wide)
+    top = v.new_full((G, H, W), -torch.inf, dtype=wide)  # largest logit so far
+    total = v.new_zeros((G, H, W), dtype=wide)  # sum of exp(logit - top)
+    for column in (True, False):
+        if column and H == 1:
+            continue  # nothing but the own position
+        tensors = (q, k, v, out, top, total)
+        qs, ks, vs, outs, tops, totals = (t.transpose(1, 2) if column else t for t in tensors)
+        L, M = outs.shape[1:3]
+        for at in _blocks(G, L, M * max(M, E), _limit(v)):
+            s = torch.bmm(_lines(qs, at), _lines(ks, at).transpose(1, 2))  # (lines, M, M)
+            if column:
+                s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            shape = outs[at].shape[:3]
+            m = torch.maximum(tops[at], s.amax(-1).view(shape))
+            s.sub_(m.reshape(-1, M, 1)).exp_()
+            before = (tops[at] - m).exp_()
+            totals[at] = totals[at].mul_(before).add_(s.sum(-1).view(shape))
+            tops[at] = m
+            y = torch.bmm(s, _lines(vs, at)).view(*shape, E)
+            if column:
+                outs[at] = y
+            else:
+                outs[at].mul_(before[..., None]).add_(y).div_(totals[at][..., None])
+    return out, top.add_(total.log_())
+
+
+def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v with the weights computed again, block by block, from the merged log-sum-exp."""
+    grad = grad.contiguous()
+    G, H, W, E = v.shape
+    inner = (widened(grad) * out).sum(-1)  # (G, H, W): what softmax subtracts from every dP
+    grads = tuple(torch.zeros_like(t, dtype=lse.dtype, memory_format=torch.contiguous_format) for t in (q, k, v))
+    for column in (True, False):
+        if column and H == 1:
+            continue
+        tensors = (q, k, v, lse, grad, inner, *grads)
+        qs, ks, vs, lses, gs, inners, dq, dk, dv = (t.transpose(1, 2) if column else t for t in tensors)
+        L, M = lses.shape[1:3]
+        for at in _blocks(G, L, M * max(M, E), _limit(v)):
+            qb, kb, gb = _lines(qs, at), _lines(ks, at), _lines(gs, at)
+            p = torch.bmm(qb, kb.transpose(1, 2))
+            if column:
+                p.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            p.sub_(_lines(lses, at)[..., None]).exp_()
+            shape = lses[at].shape
+            dv[at] += torch.bmm(p.transpose(1, 2), gb).view(*shape, -1)
+            ds = torch.bmm(gb, _lines(vs, at).transpose(1, 2)).sub_(_lines(inners, at)[..., None]).mul_(p)
+            dq[at] += torch.bmm(ds, kb).view(*shape, -1)
+            dk[at] += torch.bmm(ds.transpose(1, 2), qb).view(*shape, -1)
+    return tuple(g.to(t.dtype) for g, t in zip(grads, (q, k, v)))
+
+
+class _LineBlocks(torch.autograd.Function):
+    """Columns, then rows, some lines at a time; keeps q, k, v, the output and its log-sum-exp: memory N (D + E)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with without_autocast(q):
+            out, lse = _forward(*(t.flatten(0, 1) for t in (q, k, v)))
+        y = out.view_as(v).to(v.dtype)
+        ctx.save_for_backward(q, k, v, y, lse)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
+            wanted = [t for t in (q, k, v) if t.requires_grad]
+            found = iter(torch.autograd.grad(_merged(q, k, v), wanted, grads[0], create_graph=True))
+            return tuple(next(found) if t.requires_grad else None for t in (q, k, v))
+        with without_autocast(q):
+            found = _backward(*(t.flatten(0, 1) for t in (q, k, v, y)), lse, grads[0].flatten(0, 1))
+        return tuple(g.view_as(t) for g, t in zip(found, (q, k, v)))
+
+
+def _line_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # fresh views, since q and k may be one tensor and the second derivative would then count it twice
+    return _LineBlocks.apply(q.view_as(q), k.view_as(k), v.view_as(v))
+
+
+PATHS = {"line_blocks": _line_blocks, "merged": _merged}  # tests and benchmarks go through each of them
+
+
+def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to the own row and column: :func:`criss_cross_reference` in O(N) memory.
+
+    Logits and sums are float32 where the inputs are float16 or bfloat16. Under ``torch.compile`` and ``torch.export``
+    the loop-free form is taken, whose memory is N (H + W).
+
+    Args:
+        q: Queries ``(B, h, H, W, D)``.
+        k: Keys ``(B, h, H, W, D)``.
+        v: Values ``(B, h, H, W, E)``.
+
+    Shape: ``(B, h, H, W, E)``
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if q.dim() != 5 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"want q, k (B, h, H, W, D) and v (B, h, H, W, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    plain = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()  # they refuse a Function of this form
+    )
+    return PATHS["merged" if plain else "line_blocks"](q, k, v)

@@ -1,0 +1,149 @@
+"""Soft clustering of positions by a few EM steps, and their reconstruction from the K bases found.
+
+E: z = softmax_k(h_n . mu_k); M: mu_k = normalised sum_n z_nk h_n. After T of both r_n = sum_k z_nk mu_k, with the last
+mu and the z computed before it. Traps: softmax over the bases, normalisation over the positions; similarities have no
+scale, so everything is float32 at least; the two codes guard their divisions differently (``variant``).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+
+Variant = Literal["authors", "mmseg"]
+Gradient = Literal["none", "last", "full"]
+
+# how a denominator, never negative, is kept from zero
+_GUARD: dict[str, Callable[[Tensor], Tensor]] = {"authors": lambda d: 1e-6 + d, "mmseg": lambda d: d.clamp_min(1e-12)}
+
+
+def expectation_maximization_reference(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    iterations: int = 3,
+    variant: Variant = "authors",
+    gradient: Gradient = "none",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition, as the authors' code does it: h = W x + b on the map, then T steps of E and M."""
+    guard = _GUARD[variant]
+    with without_autocast(x):
+        h = widened(x)  # (B, h, N, D)
+        if weight is not None:
+            h = F.linear(h, widened(weight), None if bias is None else widened(bias))
+        mu = widened(bases).expand(x.shape[0], *bases.shape)  # (B, h, D, K)
+        z = mu.new_zeros(())
+        for step in range(iterations):
+            if gradient != "full":
+                mu = mu.detach()
+            live = h if gradient == "full" or (gradient == "last" and step == iterations - 1) else h.detach()
+            z = (live @ mu).softmax(-1)  # (B, h, N, K)
+            m = live.transpose(-2, -1) @ (z / guard(z.sum(-2, keepdim=True)))
+            mu = m / guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
+        return (z @ mu.transpose(-2, -1)).to(x.dtype), mu
+
+
+def _fit(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    iterations: int,
+    variant: Variant,
+    gradient: Gradient,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and what divides each basis' sum ``(B, h, 1, K)``."""
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if variant not in _GUARD:
+        raise ValueError(f"variant is one of {', '.join(_GUARD)}; got {variant!r}")
+    if gradient not in ("none", "last", "full"):
+        raise ValueError(f"gradient is one of none, last, full; got {gradient!r}")
+    guard = _GUARD[variant]
+    t = widened(x).transpose(-2, -1)  # (B, h, C, N)
+    W, b = (None if p is None else widened(p) for p in (weight, bias))
+    # a copy, since the caller's moving average changes them in place while the graph may still need them
+    mu = widened(bases).clone().expand(x.shape[0], *bases.shape)
+    z = scale = mu
+    for step in range(iterations):
+        live = gradient == "full" or (gradient == "last" and step == iterations - 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and live):
+            # h = W t + b never stands on the map: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
+            logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
+            if b is not None:
+                logits = logits + (b @ mu)[..., None]
+            z = logits.softmax(-2)
+            total = z.sum(-1).unsqueeze(-2)  # (B, h, 1, K)
+            m = t @ z.transpose(-2, -1)
+            if W is not None:
+                m = W @ m
+            if b is not None:
+                m = m + b[:, None] * total
+            scale = guard(total)
+            m = m / scale
+            norm = guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
+            mu, scale = m / norm, scale * norm
+    return z, mu, scale
+
+
+def expectation_maximization_weights(
+    x: Tensor,
+    bases: Tensor,
+    queries: Tensor | None = None,
+    *,
+    iterations: int = 3,
+    variant: Variant = "authors",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The equivalent weights ``(B, h, Q, N)`` of the values h, of rank K; rows do not sum to one.
+
+    Takes what :func:`expectation_maximization` takes, and the flat positions ``queries`` ``(Q,)``, all when None.
+    """
+    with without_autocast(x):
+        z, _, scale = _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)
+        chosen = z if queries is None else z[..., queries]
+        return (chosen.transpose(-2, -1) / scale) @ z
+
+
+def expectation_maximization(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    iterations: int = 3,
+    variant: Variant = "authors",
+    gradient: Gradient = "none",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rank-K reconstruction of positions: :func:`expectation_maximization_reference` in O(N K).
+
+    Args:
+        x: Tokens ``(B, h, N, C)`` in any strides: a map's ``x.flatten(2).transpose(1, 2)`` is not copied.
+        bases: Where EM starts, ``(h, D, K)``, the same for every image.
+        iterations: Number T of EM steps.
+        variant: How divisions are guarded: ``authors`` adds 1e-6, ``mmseg`` takes at least 1e-12.
+        gradient: ``none``: the result is a constant, as published; ``last``: the last step is differentiated;
+            ``full``: all of them.
+        weight: With ``bias`` a linear map ``(D, C)`` before EM, merged into the bases; then h is 1.
+        bias: ``(D,)``.
+
+    Returns:
+        The reconstruction ``(B, h, N, D)`` and the fitted bases ``(B, h, D, K)``.
+
+    Raises:
+        ValueError: Shapes that do not fit, no iterations, an unknown variant or gradient.
+    """
+    width = x.shape[-1] if weight is None else weight.shape[0]
+    if x.dim() != 4 or bases.shape[:2] != (x.shape[1], width):
+        raise ValueError(f"want x (B, h, N, C) and bases (h, D, K) with D = {width}; got {x.shape=}, {bases.shape=}")
+    with without_autocast(x):
+        z, mu, _ = _fit(x, bases, iterations=iterations, variant=variant, gradient=gradient, weight=weight, bias=bias)
+        return (mu @ z).transpose(-2, -1).to(x.dtype), mu

@@ -1,0 +1,70 @@
+"""Attention of positions to S memory slots shared by all images: y_n = sum_s a_sn V_s, a normalised from K_s . x_n.
+
+Normalisations: ``double`` (the paper's: softmax over positions, then division by the sum over slots), ``softmax`` over
+slots alone, ``l1`` over slots, ``sigmoid`` of each divided by S, ``none`` (similarities divided by S).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.double_normalization import double_normalization, double_normalization_reference
+
+Normalization = Literal["double", "softmax", "l1", "sigmoid", "none"]
+
+# of similarities (..., S, N)
+_NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "double": lambda l: double_normalization(l, positions=-1, slots=-2),
+    "softmax": lambda l: l.softmax(-2),
+    "l1": lambda l: l / l.abs().sum(-2, keepdim=True).clamp_min(1e-12),
+    "sigmoid": lambda l: l.sigmoid() / l.shape[-2],
+    "none": lambda l: l / l.shape[-2],
+}
+NORMALIZATIONS = tuple(_NORMALIZE)
+
+
+def external_attention_reference(
+    x: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
+) -> Tensor:
+    """The definition, positions first: similarities (B, h, N, S), their normalisation, the sum over slots."""
+    with without_autocast(x):
+        l = widened(x) @ widened(key).T
+        l = l if bias is None else l + widened(bias)
+        a = {
+            "double": lambda: double_normalization_reference(l),
+            "softmax": lambda: l.softmax(-1),
+            "l1": lambda: l / l.abs().sum(-1, keepdim=True).clamp_min(1e-12),
+            "sigmoid": lambda: l.sigmoid() / l.shape[-1],
+            "none": lambda: l / l.shape[-1],
+        }[normalization]()
+        return (a @ widened(value)).to(x.dtype)
+
+
+def external_attention(
+    x: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
+) -> Tensor:
+    """A mixture of S value rows for every position: :func:`external_attention_reference` without copies of ``x``.
+
+    Args:
+        x: Tokens ``(B, h, N, D)`` in any strides: a map's ``x.flatten(2).transpose(1, 2)`` is not copied.
+        key: Key memory ``(S, D)``, the same for all heads.
+        value: Value memory ``(S, E)``.
+        bias: Added to the similarities, ``(S,)``; under ``double`` it cancels.
+        normalization: See the module's text.
+
+    Shape: ``(B, h, N, E)``
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown normalisation.
+    """
+    if normalization not in _NORMALIZE:
+        raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+    if x.dim() != 4 or x.shape[-1] != key.shape[-1] or key.shape[0] != value.shape[0]:
+        raise ValueError(f"want x (B, h, N, D), key (S, D), value (S, E); got {x.shape=}, {key.shape=}, {value.shape=}")
+    with without_autocast(x):
+        l = widened(key) @ widened(x).transpose(-2, -1)  # (B, h, S, N): sums over positions run along memory
+        l = l if bias is None else l + widened(bias)[:, None]
+        y = widened(value).T @ _NORMALIZE[normalization](l)  # (B, h, E, N)
+    return y.transpose(-2, -1).to(x.dtype)
