@@ -1,13 +1,71 @@
 """Mathematics on tensors: each attention's definition (``*_reference``) beside its exact fast path."""
 
+from lookfar.ops.attention import (
+    attention,
+    attention_reference,
+    attention_weights,
+)
+from lookfar.ops.channel_attention import channel_attention, channel_attention_reference, channel_attention_weights
+from lookfar.ops.concatenation import (
+    concatenation,
+    concatenation_reference,
+    concatenation_weights,
+)
+from lookfar.ops.criss_cross import criss_cross, criss_cross_reference, criss_cross_weights
+from lookfar.ops.disentangled import (
+    multiplied_attention,
+    multiplied_attention_reference,
+    pairwise_attention,
+    pairwise_attention_reference,
+    unary_attention,
+)
+from lookfar.ops.dot_product import (
+    dot_product,
+    dot_product_reference,
+    dot_product_weights,
+)
+from lookfar.ops.double_normalization import double_normalization, double_normalization_reference
 from lookfar.ops.embedded_gaussian import (
     embedded_gaussian,
     embedded_gaussian_reference,
     embedded_gaussian_weights,
 )
+from lookfar.ops.expectation_maximization import (
+    expectation_maximization,
+    expectation_maximization_reference,
+    expectation_maximization_weights,
+)
+from lookfar.ops.external_attention import external_attention, external_attention_reference
 
 __all__ = [
+    "attention",
+    "attention_reference",
+    "attention_weights",
+    "channel_attention",
+    "channel_attention_reference",
+    "channel_attention_weights",
+    "concatenation",
+    "concatenation_reference",
+    "concatenation_weights",
+    "criss_cross",
+    "criss_cross_reference",
+    "criss_cross_weights",
+    "dot_product",
+    "dot_product_reference",
+    "dot_product_weights",
+    "double_normalization",
+    "double_normalization_reference",
     "embedded_gaussian",
     "embedded_gaussian_reference",
     "embedded_gaussian_weights",
+    "expectation_maximization",
+    "expectation_maximization_reference",
+    "expectation_maximization_weights",
+    "external_attention",
+    "external_attention_reference",
+    "multiplied_attention",
+    "multiplied_attention_reference",
+    "pairwise_attention",
+    "pairwise_attention_reference",
+    "unary_attention",
 ]

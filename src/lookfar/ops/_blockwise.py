@@ -1,0 +1,79 @@
+"""Attention over blocks of queries: N x M weights are never held, neither forward nor for the gradient.
+
+For what fused kernels can't do: float64 on CUDA, other normalisations than softmax, log-sum-exps with gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lookfar.ops._precision import widened, without_autocast
+
+# logits held at a time, summed over batch and heads: 4 MiB in float32 on a CPU; a GPU wants larger launches
+BUDGET = {"cpu": 2**20}
+BUDGET_ELSEWHERE = 2**25
+
+
+def over_queries(f: Callable[..., Any], q: Tensor, *others: Tensor, keys: int) -> Any:
+    """``f(q, *others)`` computed for blocks of the query axis (-2), each recomputed in the backward pass.
+
+    Memory is that of one block of logits and of the result; derivatives of every order work. Compiled and exported
+    programs get the one call ``f(q, *others)``, since a loop by size would tie them to the size.
+
+    Args:
+        f: Maps ``(B, h, Q, D)`` and ``others`` to a tensor or a tuple of tensors with the axis Q at -2; rows must not
+            depend on each other.
+        q: ``(B, h, N, D)``.
+        others: What every query sees, such as keys and values.
+        keys: Logits of one query, M: decides the size of the blocks.
+    """
+    N = q.shape[-2]
+    if torch.compiler.is_compiling():
+        return f(q, *others)
+    budget = BUDGET.get(q.device.type, BUDGET_ELSEWHERE)
+    rows = max(budget // max(keys * q.shape[:-2].numel(), 1), 1)
+    if rows >= N:
+        return f(q, *others)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others)):
+        parts = [checkpoint(f, b, *others, use_reentrant=False, preserve_rng_state=False) for b in q.split(rows, -2)]
+    else:
+        parts = [f(b, *others) for b in q.split(rows, -2)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, -2)
+    return tuple(torch.cat(tensors, -2) for tensors in zip(*parts))
+
+
+def _with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    logits = scale * q @ k.transpose(-2, -1)
+    lse = logits.logsumexp(-1, keepdim=True)
+    return (logits - lse).exp() @ v, lse
+
+
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the logarithm of its denominator, both differentiable, in blocks of queries.
+
+    Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E), (B, h, N, 1)``
+    """
+    with without_autocast(q):
+        return over_queries(lambda *t: _with_lse(*t, scale), widened(q), widened(k), widened(v), keys=k.shape[-2])
+
+
+def log_sum_exp(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
+    """log sum_j exp(scale * q_i . k_j), in blocks of queries: ``(B, h, N, D), (B, h, M, D) -> (B, h, N, 1)``."""
+    with without_autocast(q):
+        q, k = widened(q), widened(k)
+        return over_queries(
+            lambda q, k: (scale * q @ k.transpose(-2, -1)).logsumexp(-1, keepdim=True), q, k, keys=k.shape[-2]
+        )
+
+
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over the union of disjoint key sets from the attention over each: ``[(y, lse), ...] -> y``.
+
+    A query without keys in a set has the log-sum-exp -inf there.
+    """
+    weights = torch.stack([lse for _, lse in parts]).softmax(0)
+    return sum((w * y for w, (y, _) in zip(weights[1:], parts[1:])), weights[0] * parts[0][0])

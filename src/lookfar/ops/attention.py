@@ -1,0 +1,115 @@
+"""One similarity s_ij = scale * q_i . k_j, five ways to make weights of it, none of which holds N x M of them.
+
+    softmax   exp(s_ij) / sum_j exp(s_ij)
+    double    softmax over the queries, then every row divided by its sum
+    l1        s_ij / sum_j |s_ij|
+    sigmoid   1 / (1 + exp(-s_ij)) / M
+    none      s_ij / M
+
+Double normalisation is ``softmax_j(s_ij - z_j)`` with ``z_j = log sum_i exp(s_ij)``: one fused attention in which every
+key carries a bias, its popularity. Its weights of one query depend on all queries.
+"""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._blockwise import log_sum_exp, over_queries
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.dot_product import dot_product, dot_product_weights
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+
+Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+
+def _check(normalization: str) -> None:
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float = 1.0,
+    normalization: Normalization = "softmax",
+    all_queries: Tensor | None = None,
+) -> Tensor:
+    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``.
+
+    Args:
+        q: The queries whose weights are wanted.
+        k: All keys.
+        scale: Factor on every similarity.
+        normalization: See the file's head.
+        all_queries: ``(B, h, N, D)``, where ``q`` is a part of them: double normalisation sums over all.
+    """
+    _check(normalization)
+    if normalization == "softmax":
+        return embedded_gaussian_weights(q, k, scale=scale)
+    with without_autocast(q):
+        q, k = widened(q), widened(k)
+        if normalization == "none":
+            return dot_product_weights(q, k, scale=scale)
+        s = scale * q @ k.transpose(-2, -1)
+        if normalization == "l1":
+            return F.normalize(s, p=1.0, dim=-1)
+        if normalization == "sigmoid":
+            return s.sigmoid() / max(k.shape[-2], 1)
+        everybody = widened(q if all_queries is None else all_queries)
+        return (s - log_sum_exp(k, everybody, scale=scale).transpose(-2, -1)).softmax(-1)
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
+) -> Tensor:
+    """The definition: the weights of the file's head, N x M of them, times the values."""
+    _check(normalization)
+    with without_autocast(q):
+        q, k, v32 = widened(q), widened(k), widened(v)
+        s = scale * q @ k.transpose(-2, -1)
+        if normalization == "softmax":
+            weights = s.softmax(-1)
+        elif normalization == "double":
+            weights = s.log_softmax(-2).softmax(-1)  # exp(a)/sum exp(a) of the logarithms a: the row over its sum
+        elif normalization == "l1":
+            weights = s / s.abs().sum(-1, keepdim=True).clamp_min(1e-12)
+        elif normalization == "sigmoid":
+            weights = s.sigmoid() / s.shape[-1]
+        else:
+            weights = s / s.shape[-1]
+        return (weights @ v32).to(v.dtype)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
+) -> Tensor:
+    """:func:`attention_reference` without its N x M weights: fused, by associativity, or in blocks of queries.
+
+    Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown normalisation.
+    """
+    _check(normalization)
+    if normalization == "softmax":
+        return embedded_gaussian(q, k, v, scale=scale)
+    if normalization == "none":
+        return dot_product(q, k, v, scale=scale)
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    with without_autocast(q):
+        q, k, v32 = widened(q), widened(k), widened(v)
+        if normalization == "double":
+            popularity = log_sum_exp(k, q, scale=scale)  # (B, h, M, 1)
+            y = embedded_gaussian(
+                F.pad(scale * q, (0, 1), value=1.0), F.pad(k, (0, 1)) - F.pad(popularity, (k.shape[-1], 0)), v32
+            )
+        else:
+            y = over_queries(
+                lambda q, k, v: attention_weights(q, k, scale=scale, normalization=normalization) @ v,
+                q, k, v32, keys=k.shape[-2],
+            )  # fmt: skip
+    return y.to(v.dtype)

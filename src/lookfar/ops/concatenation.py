@@ -1,0 +1,79 @@
+"""Concatenation attention in O((N + M) log M): y_i = 1/M sum_j ReLU(a_i + b_j) v_j.
+
+w . [theta_i, phi_j] is a sum of two numbers, a_i + b_j. The keys that pass query i's ReLU, b_j > -a_i, are the first
+k_i of the keys in descending order of b, so that with prefix sums S0_k = sum_{t<=k} v_t and S1_k = sum_{t<=k} b_t v_t
+
+    y_i = (a_i S0_{k_i} + S1_{k_i}) / M,    k_i found by bisection.
+
+k_i is locally constant and the term that comes or goes at a jump is zero there, so ordinary autograd is right.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+
+ConcatenationNormalization = Literal["none", "l1"]
+
+
+def concatenation_weights(a: Tensor, b: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
+    """``(B, h, Q), (B, h, M) -> (B, h, Q, M)``, ReLU(a_i + b_j) over M (none) or over the row's sum (l1)."""
+    with without_autocast(a):
+        a, b = widened(a), widened(b)
+        weights = (a[..., :, None] + b[..., None, :]).relu()
+        if normalization == "l1":
+            return F.normalize(weights, p=1.0, dim=-1)
+        return weights / max(b.shape[-1], 1)
+
+
+def concatenation_reference(
+    a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none"
+) -> Tensor:
+    """The definition: y_i = 1/M sum_j ReLU(a_i + b_j) v_j (none) or with weights that sum to one (l1)."""
+    with without_autocast(a):
+        return (concatenation_weights(a, b, normalization=normalization) @ widened(v)).to(v.dtype)
+
+
+def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
+    M, E = v.shape[-2:]
+    dtype = a.dtype
+    # a S0 and S1 cancel where a and b carry opposite offsets; this removes the offset of b (exactly, as a + b stays)
+    offset = b.mean(-1, keepdim=True)
+    a, b = a + offset, b - offset
+    if a.device.type != "mps":  # has no float64
+        a, b, v = a.double(), b.double(), v.double()
+    if normalization == "l1":
+        v = F.pad(v, (0, 1), value=1.0)  # the row's sum is one more channel
+    b, order = b.sort(-1, descending=True)
+    v = v.gather(-2, order[..., None].expand(*order.shape, v.shape[-1]))
+    S0, S1 = (F.pad(t.cumsum(-2), (0, 0, 1, 0)) for t in (v, b[..., None] * v))  # (B, h, M + 1, E)
+    with torch.no_grad():
+        k = torch.searchsorted((-b).contiguous(), a.contiguous())  # how many -b_j < a_i
+    k = k[..., None].expand(*k.shape, v.shape[-1])
+    y = a[..., None] * S0.gather(-2, k) + S1.gather(-2, k)
+    if normalization == "l1":
+        return (y[..., :E] / y[..., E:].clamp_min(1e-12)).to(dtype)
+    return (y / M).to(dtype)
+
+
+def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
+    """:func:`concatenation_reference` by sorting and prefix sums, in time O((N + M) log M + (N + M) E).
+
+    Sums are accumulated in float64. ONNX has no bisection: programs exported to it compute the definition.
+
+    Shape: ``(B, h, N), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
+
+    Raises:
+        ValueError: ``b`` and ``v`` have different numbers of keys, or an unknown normalisation.
+    """
+    if b.shape != v.shape[:-1] or a.shape[:-1] != b.shape[:-1]:
+        raise ValueError(f"want a (B, h, N), b (B, h, M), v (B, h, M, E); got {a.shape=}, {b.shape=}, {v.shape=}")
+    if normalization not in ("none", "l1"):
+        raise ValueError(f"concatenation has the normalizations none and l1, got {normalization!r}")
+    if torch.onnx.is_in_onnx_export() or v.shape[-2] == 0:
+        return concatenation_reference(a, b, v, normalization=normalization)
+    with without_autocast(a):
+        return _prefix_sums(widened(a), widened(b), widened(v), normalization).to(v.dtype)

@@ -1,0 +1,66 @@
+"""Attention taken apart: how i relates to j once the means are removed (pairwise), how salient j is to all (unary).
+
+softmax_j(q_i . k_j) = softmax_j((q_i - mean q) . (k_j - mean k) + mean q . k_j): the joint attention is the product of
+the two, renormalised. What is constant over j drops out of a softmax, so removing the mean of the queries is enough.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+
+
+def centred(t: Tensor) -> Tensor:
+    """``(B, h, N, D)`` less its mean over the positions, channel by channel."""
+    return t - t.mean(-2, keepdim=True)
+
+
+def pairwise_attention_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """The definition: weights softmax_j(scale * (q_i - mean q) . (k_j - mean k))."""
+    return embedded_gaussian_weights(centred(q), centred(k), scale=scale) @ v
+
+
+def pairwise_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """:func:`pairwise_attention_reference` as one fused attention of centred queries to the keys as they are.
+
+    Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
+    """
+    return embedded_gaussian(centred(q), k, v, scale=scale)
+
+
+def unary_weights(logits: Tensor) -> Tensor:
+    """``(B, h, M) -> (B, h, 1, M)``: one map for every query, at least in float32."""
+    return widened(logits).softmax(-1).unsqueeze(-2)
+
+
+def unary_attention(logits: Tensor, v: Tensor) -> Tensor:
+    """The softmax of the logits over the positions times the values: ``(B, h, M), (B, h, M, E) -> (B, h, 1, E)``."""
+    with without_autocast(v):
+        return (unary_weights(logits) @ widened(v)).to(v.dtype)
+
+
+def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Weights softmax_j(scale * q_i . k_j + logits_j): ``(B, h, Q, D), (B, h, M, D), (B, h, M) -> (B, h, Q, M)``."""
+    with without_autocast(q):
+        q, k, logits = widened(q), widened(k), widened(logits)
+        return (scale * q @ k.transpose(-2, -1) + logits.unsqueeze(-2)).softmax(-1)
+
+
+def multiplied_attention_reference(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """The definition: pairwise times unary attention, renormalised, is one softmax over the sum of their logits."""
+    return multiplied_attention_weights(q, k, logits, scale=scale) @ v
+
+
+def multiplied_attention(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """:func:`multiplied_attention_reference` as one fused attention with one more channel, [q, 1] and [k, logits].
+
+    Half-precision inputs are computed in float32: a logit rounded to half is not the logit.
+
+    Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
+    """
+    with without_autocast(q):
+        q, k, logits, v32 = widened(q), widened(k), widened(logits), widened(v)
+        q = F.pad(scale * q, (0, 1), value=1.0)
+        return embedded_gaussian(q, torch.cat([k, logits.unsqueeze(-1)], -1), v32).to(v.dtype)

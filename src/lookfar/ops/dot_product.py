@@ -1,0 +1,53 @@
+"""Dot-product attention in the cheaper order: y_i = 1/M sum_j (scale * q_i . k_j) v_j.
+
+Without a softmax the product is associative, q (k^T v) / M, in time O((N + M) D E) and without N x M weights.
+"""
+
+import torch
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+
+
+def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
+    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; of either sign, rows sum to anything."""
+    with without_autocast(q):
+        q, k = widened(q), widened(k)
+        return scale / max(k.shape[-2], 1) * q @ k.transpose(-2, -1)
+
+
+def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, N x M weights and all."""
+    with without_autocast(q):
+        return (dot_product_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
+
+
+def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return q @ (scale / max(k.shape[-2], 1) * (k.transpose(-2, -1) @ v))
+
+
+def _quadratic(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return dot_product_weights(q, k, scale=scale) @ v
+
+
+PATHS = {"linear": _linear, "quadratic": _quadratic}  # tests go through each
+
+
+def dot_product(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """:func:`dot_product_reference` by associativity, in the other order where that costs less (few positions).
+
+    Half-precision inputs are multiplied and summed in float32.
+
+    Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
+
+    Raises:
+        ValueError: Widths of q and k, or numbers of keys and values, differ.
+    """
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    N, M, D, E = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
+    # compiled and exported programs keep one order for all sizes
+    quadratic = not torch.compiler.is_compiling() and N * M * (D + E) < (N + M) * D * E
+    with without_autocast(q):
+        y = PATHS["quadratic" if quadratic else "linear"](widened(q), widened(k), widened(v), scale)
+    return y.to(v.dtype)

@@ -1,0 +1,273 @@
+"""The pairwise ops against their definitions: every path, odd sizes, half precision, second derivatives, graphs."""
+
+import importlib
+from functools import partial
+
+import pytest
+import torch
+from ops._compare import assert_same, assert_same_with_grads, with_grads
+from torch import Tensor
+
+from lookfar.ops import (
+    attention,
+    attention_reference,
+    attention_weights,
+    concatenation,
+    concatenation_reference,
+    concatenation_weights,
+    dot_product,
+    dot_product_reference,
+    embedded_gaussian,
+    embedded_gaussian_reference,
+    multiplied_attention,
+    multiplied_attention_reference,
+    pairwise_attention,
+    pairwise_attention_reference,
+    unary_attention,
+)
+from lookfar.ops._blockwise import attention_with_lse, merge, over_queries
+
+blockwise = importlib.import_module("lookfar.ops._blockwise")
+gaussian_module = importlib.import_module("lookfar.ops.embedded_gaussian")
+dot_module = importlib.import_module("lookfar.ops.dot_product")
+
+# B, h, N, M, D, E
+SIZES = {
+    "one": (1, 1, 1, 1, 1, 1),
+    "D<E": (2, 1, 63, 63, 4, 24),
+    "D>E, M<N": (1, 3, 130, 49, 9, 7),
+    "D=E, N<M": (2, 2, 17, 35, 8, 8),
+}
+each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+def tokens(size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    B, h, N, M, D, E = size
+    return [torch.randn(B, h, n, d, dtype=dtype) for n, d in [(N, D), (M, D), (M, E)]]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few queries at the sizes of the tests."""
+    monkeypatch.setitem(blockwise.BUDGET, "cpu", 1000)
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("path", gaussian_module.PATHS)
+def test_embedded_gaussian(path, size, dtype, small_blocks):
+    def fast(q, k, v):
+        return gaussian_module.PATHS[path](q, k, v, 0.7)
+
+    assert_same_with_grads(fast, partial(embedded_gaussian_reference, scale=0.7), *tokens(size, dtype), names="q k v")
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("path", dot_module.PATHS)
+def test_dot_product(path, size, dtype):
+    def fast(q, k, v):
+        return dot_module.PATHS[path](q, k, v, 0.7)
+
+    assert_same_with_grads(fast, partial(dot_product_reference, scale=0.7), *tokens(size, dtype), names="q k v")
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("normalization", ["softmax", "double", "l1", "sigmoid", "none"])
+def test_normalizations(normalization, size, dtype, small_blocks):
+    options = {"scale": 0.7, "normalization": normalization}
+    q, k, v = tokens(size, dtype)
+    if normalization == "l1":  # sums of random signs come near 0, where nothing is well conditioned
+        q, k = q.abs() + 0.1, k.abs() + 0.1
+    assert_same_with_grads(
+        partial(attention, **options), partial(attention_reference, **options), q, k, v, names="q k v"
+    )
+
+
+@each_size
+@pytest.mark.parametrize("normalization", ["softmax", "double", "l1", "sigmoid", "none"])
+def test_weights_of_some_queries_are_those_of_all(normalization, size):
+    q, k, v = tokens(size)
+    some = torch.arange(0, q.shape[-2], 3)
+    weights = attention_weights(q[..., some, :], k, normalization=normalization, all_queries=q)
+    assert_same("weights", weights @ v, attention_reference(q, k, v, normalization=normalization)[..., some, :])
+
+
+def test_l1_of_signed_similarities():
+    q, k = torch.tensor([[[[2.0]]]]), torch.tensor([[[[1.0], [-3.0]]]])
+    assert attention_weights(q, k, normalization="l1").flatten().tolist() == [0.25, -0.75]
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("normalization", ["none", "l1"])
+def test_concatenation(normalization, size, dtype):
+    q, k, v = tokens(size, dtype)
+    a, b = q.sum(-1), k.sum(-1)
+    fast, reference = (partial(op, normalization=normalization) for op in (concatenation, concatenation_reference))
+    assert_same_with_grads(fast, reference, a, b, v, names="a b v")
+    assert_same("weights", concatenation_weights(a, b, normalization=normalization) @ v, reference(a, b, v))
+
+
+def test_concatenation_counts_exact_zeros_as_relu_does():
+    a, b = (torch.randint(-3, 4, (2, 1, n), dtype=torch.float64) for n in (40, 33))
+    assert_same_with_grads(
+        concatenation, concatenation_reference, a, b, torch.randn(2, 1, 33, 5, dtype=torch.float64), names="a b v"
+    )
+
+
+def test_concatenation_survives_opposite_offsets():
+    a, b, v = torch.randn(1, 1, 500) + 30, torch.randn(1, 1, 400) - 30, torch.randn(1, 1, 400, 8)
+    assert_same("y", concatenation(a, b, v), concatenation_reference(a.double(), b.double(), v.double()).float(), 1e-6)
+
+
+@each_dtype
+@each_size
+def test_disentangled(size, dtype):
+    q, k, v = tokens(size, dtype)
+    logits = torch.randn(k.shape[:-1], dtype=dtype)
+    assert_same_with_grads(
+        partial(pairwise_attention, scale=0.7), partial(pairwise_attention_reference, scale=0.7), q, k, v, names="q k v"
+    )
+    assert_same_with_grads(multiplied_attention, multiplied_attention_reference, q, k, logits, v, names="q k logits v")
+    assert_same_with_grads(unary_attention, lambda l, v: l.softmax(-1).unsqueeze(-2) @ v, logits, v, names="logits v")
+
+
+def test_joint_attention_is_pairwise_times_unary():
+    q, k, v = tokens((2, 1, 30, 20, 5, 6))
+    unary = (q.mean(-2, keepdim=True) @ k.transpose(-2, -1)).squeeze(-2)
+    centred = q - q.mean(-2, keepdim=True)
+    assert_same("joint", multiplied_attention(centred, k, unary, v), embedded_gaussian_reference(q, k, v))
+
+
+@each_size
+def test_log_sum_exp_and_merging(size, small_blocks):
+    q, k, v = tokens(size)
+    cut = k.shape[-2] // 2
+
+    def merged(q, k, v):
+        halves = [(k[..., :cut, :], v[..., :cut, :]), (k[..., cut:, :], v[..., cut:, :])]
+        return merge([attention_with_lse(q, *half, scale=0.7) for half in halves if half[0].shape[-2]])
+
+    assert_same_with_grads(merged, partial(embedded_gaussian_reference, scale=0.7), q, k, v, names="q k v")
+    lse = attention_with_lse(q, k, v)[1]
+    assert_same("lse", lse, (q @ k.transpose(-2, -1)).logsumexp(-1, keepdim=True))
+
+
+def test_blocks_hold_no_more_logits_than_allowed(small_blocks):
+    seen = []
+
+    def f(q, k):
+        seen.append(q.shape[-2] * k.shape[-2])
+        return q @ k.transpose(-2, -1) @ k
+
+    q, k, _ = tokens((1, 1, 130, 49, 4, 4))
+    y, dq, dk = with_grads(partial(over_queries, f, keys=49), q, k)
+    assert max(seen) <= 1000
+    assert sum(seen) == 2 * 130 * 49  # once forward, once again for the gradient
+    assert_same("y", y, f(q, k))
+
+
+@pytest.mark.parametrize(
+    "op", [embedded_gaussian, attention, dot_product, pairwise_attention], ids=lambda op: op.__name__
+)
+def test_second_derivatives(op):
+    inputs = [t.requires_grad_() for t in tokens((1, 1, 4, 3, 2, 3))]
+    assert torch.autograd.gradcheck(op, inputs)
+    assert torch.autograd.gradgradcheck(op, inputs)
+
+
+def test_second_derivatives_of_concatenation():
+    a, b, v = (torch.randn(1, 1, *s, dtype=torch.float64, requires_grad=True) for s in [(6,), (5,), (5, 2)])
+    assert torch.autograd.gradcheck(concatenation, (a, b, v))
+    assert torch.autograd.gradgradcheck(concatenation, (a, b, v))
+
+
+def test_one_tensor_as_query_key_and_value():
+    (x,) = (t.requires_grad_() for t in tokens((1, 1, 7, 7, 3, 3))[:1])
+
+    def penalty(op):
+        (g,) = torch.autograd.grad(op(x, x, x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), x)[0]
+
+    assert_same("second", penalty(embedded_gaussian), penalty(embedded_gaussian_reference))
+
+
+def test_backward_twice_over_one_graph():
+    q, k, v = (t.requires_grad_() for t in tokens((1, 1, 9, 7, 3, 4)))
+    y = embedded_gaussian(q, k, v).square().sum()
+    first = torch.autograd.grad(y, q, retain_graph=True)[0]
+    assert_same("again", torch.autograd.grad(y, q)[0], first)
+
+
+def test_function_transforms():
+    q, k, v = tokens((1, 1, 5, 4, 3, 3))
+    want = with_grads(lambda q: embedded_gaussian(q, k, v), q)
+    weighting = torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got = torch.func.grad(lambda q: (embedded_gaussian(q, k, v) * weighting).sum())(q)
+    assert_same("torch.func.grad", got, want[1])
+
+
+EVERY = {
+    "embedded_gaussian": (embedded_gaussian, embedded_gaussian_reference),
+    "double": (partial(attention, normalization="double"), partial(attention_reference, normalization="double")),
+    "sigmoid": (partial(attention, normalization="sigmoid"), partial(attention_reference, normalization="sigmoid")),
+    "dot_product": (dot_product, dot_product_reference),
+    "concatenation": (
+        lambda q, k, v: concatenation(q.sum(-1), k.sum(-1), v),
+        lambda q, k, v: concatenation_reference(q.sum(-1), k.sum(-1), v),
+    ),
+    "multiplied": (
+        lambda q, k, v: multiplied_attention(q, k, k.sum(-1), v),
+        lambda q, k, v: multiplied_attention_reference(q, k, k.sum(-1), v),
+    ),
+}
+each_op = pytest.mark.parametrize(("op", "reference"), EVERY.values(), ids=EVERY)
+
+
+@each_op
+@pytest.mark.parametrize("shape", [(0, 1, 5, 6), (2, 1, 0, 6), (1, 2, 0, 0)], ids=["batch 0", "no query", "nothing"])
+def test_empty(op, reference, shape):
+    B, h, N, M = shape
+    y, *grads = with_grads(op, *tokens((B, h, N, M, 3, 4)))
+    assert y.shape == (B, h, N, 4)
+    assert all(not g.isnan().any() for g in grads)
+
+
+@each_op
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_neither_overflows_nor_loses_the_logits(op, reference, dtype):
+    q, k, v = tokens((1, 1, 70, 65, 64, 8), torch.float32)
+    q, k, v = (100 * q).to(dtype), (100 * k).to(dtype), (v / 1000).to(dtype)  # products near 10^5
+    want = reference(q.double(), k.double(), v.double())
+    with torch.autocast("cpu", dtype=dtype):
+        got = op(q, k, v)
+    assert got.dtype == dtype
+    assert_same("y", got.double(), want, 4 * torch.finfo(dtype).eps)
+
+
+@each_op
+def test_compiled_and_exported_in_one_graph(op, reference):
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v):
+            return op(q, k, v)
+
+    inputs = tokens((1, 2, 9, 7, 3, 4), torch.float32)
+    want = reference(*inputs)
+    assert_same("compiled", torch.compile(Module(), fullgraph=True, backend="aot_eager")(*inputs), want)
+    assert_same("exported", torch.export.export(Module(), tuple(inputs)).module()(*inputs), want)
+
+
+def test_errors_name_the_shapes():
+    q, k, v = tokens((1, 1, 5, 4, 3, 2))
+    for op in (embedded_gaussian, attention, dot_product):
+        with pytest.raises(ValueError, match=r"got q.shape=.*5, 3"):
+            op(q, k, v[..., :3, :])
+    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid, none, got 'sparse'"):
+        attention(q, k, v, normalization="sparse")
+    with pytest.raises(ValueError, match="none and l1, got 'softmax'"):
+        concatenation(q[..., 0], k[..., 0], v, normalization="softmax")
+    with pytest.raises(ValueError, match=r"got a.shape"):
+        concatenation(q[..., 0], k[..., 0], v[..., :3, :])
