@@ -3,9 +3,9 @@
 A scene is 64x64 pixels on a 4x4 grid of cells. What a pixel must be called depends on another cell, so a network that
 looks at a neighbourhood has to guess:
 
-- ``cue``: nine digits, one of them red. The pixels of the eight others are ``same`` where they show the class of the red
-  one and ``different`` elsewhere, four digits each; the red digit itself counts as background, since its label would
-  need no comparison. One summary of the whole scene (which class is red?) solves it for every pixel: context suffices.
+- ``cue``: nine digits, one of them red. Of the eight others four show the class of the red one and are called ``same``,
+  four are ``different``; the red digit counts as background, since its label would need no comparison. One summary of
+  the whole scene (which class is red?) solves it for every pixel: context suffices.
 - ``lookup``: four digits in four of six colours and four filled squares in the same colours. Digit pixels are odd or
   even; a square has the parity of the digit of its colour. Each square asks a question of its own: attention that
   depends on the query is needed. Two digits are odd and two even, so counting them tells nothing.
@@ -91,11 +91,11 @@ def plan_cue(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
 
 
 def plan_lookup(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
-    """Two odd and two even digits in four colours, a square in each of the four."""
-    odd = torch.tensor([1, 1, 0, 0])
-    digit = _of_class(2 * torch.randint(5, (count, 4), generator=generator) + odd, labels, generator)
+    """Four digits in four colours, a square in each of the four."""
+    digit = _of_class(torch.randint(10, (count, 4), generator=generator), labels, generator)
+    odd = labels[digit].long() % 2
     colour = COLOURS[_shuffled(count, 6, generator)[:, :4]]
-    label = (2 - odd).expand(count, -1)
+    label = 2 - odd
     return Plan(
         _cells(count, 8, generator),
         torch.cat([digit, torch.full_like(digit, -1)], 1),
@@ -128,7 +128,7 @@ def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tenso
     count = len(plan.cell)
     ink = (digits.repeat_interleave(2, -1).repeat_interleave(2, -2)).float() / 16
     square = torch.zeros(1, CELL, CELL)
-    square[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = 1
+    square[:, MARGIN : CELL - MARGIN, MARGIN : CELL - MARGIN] = 1
     stamps = torch.cat([ink, square])  # index -1 is the square
     images = torch.empty(count, 3, *SIZE, dtype=torch.uint8)
     masks = torch.empty(count, *SIZE, dtype=torch.uint8)
