@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lookfar import cost
+from lookfar import _memory
 from lookfar.blocks import create_block
 from lookfar.cost import count_flops, growth, measure_cost, measure_network, peak_memory
 
@@ -60,9 +60,9 @@ def test_both_recorders_agree():
             top = max(top, total := total + change)
         return top
 
-    want = peak(cost._recorded)
+    want = peak(_memory.recorded)
     assert want >= 2 * 8 * 14 * 14 * 4
-    assert peak(cost._recorded_by_kineto) == want
+    assert peak(_memory.recorded_by_kineto) == want
 
 
 def test_scratch_of_fused_attention_is_seen():

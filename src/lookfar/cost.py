@@ -22,10 +22,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lookfar._flops import count_flops
+from lookfar._memory import peak_memory
 from lookfar.blocks import create_block, parse_block, sample_inputs
 
-__all__ = ["Cost", "Growth", "count_flops", "growth", "measure_cost", "measure_network", "peak_memory"]
+__all__ = [
+    "Cost",
+    "Growth",
+    "count_flops",
+    "growth",
+    "measure_cost",
+    "measure_network",
+    "parse_size",
+    "peak_memory",
+]
 
+GROWTH_CHANNELS = 32
 GROWTH_SIZES = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
 
 
@@ -151,13 +162,13 @@ def measure_network(
 
 def growth(
     block: str | nn.Module,
-    channels: int = 32,
+    channels: int = GROWTH_CHANNELS,
     sizes: Sequence[Sequence[int]] = GROWTH_SIZES,
     *,
     backward: bool = False,
     device: str | torch.device | None = None,
     limit: float = 120.0,
-    progress: Callable[[Cost], None] | None = None,
+    progress: Callable[[tuple[int, ...]], None] | None = None,
 ) -> Growth:
     """Measure a block at several sizes and fit how time and memory grow with the number of positions N.
 
@@ -169,7 +180,7 @@ def growth(
         device: As in :func:`measure_cost`.
         limit: Seconds that one call may take. A size at which the time of the previous one, grown with N^2, exceeds it
             is not measured and named in ``skipped``.
-        progress: Called with every point as soon as it is there.
+        progress: Called with every size before it is measured.
     """
     ordered = sorted((_checked_size(size) for size in sizes), key=math.prod)
     if len({math.prod(size) for size in ordered}) < 2:
@@ -182,9 +193,9 @@ def growth(
             if expected > limit:
                 skipped.append(size)
                 continue
-        points.append(measure_cost(block, channels, size, backward=backward, device=device, repeats=3))
         if progress is not None:
-            progress(points[-1])
+            progress(size)
+        points.append(measure_cost(block, channels, size, backward=backward, device=device, repeats=3))
     N = [math.prod(point.size) for point in points]
     return Growth(
         points[0].name,
@@ -195,51 +206,16 @@ def growth(
     )
 
 
-def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Bytes at the peak of ``call()`` beyond what was allocated before, as recorded by torch's allocator.
+def parse_size(text: str) -> tuple[int, ...]:
+    """``"97x129"`` as (97, 129); one number is a sequence, three are a video.
 
-    On a CPU every allocation and release is recorded with its size while the call runs, the scratch space of kernels
-    such as fused attention too; the peak of the running sum is exact. What libraries allocate past torch (oneDNN's
-    packed weights) is not seen. On a GPU it is ``torch.cuda.max_memory_allocated``.
+    Raises:
+        ValueError: Anything else.
     """
-    where = torch.device(device)
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-        before = torch.cuda.memory_allocated(where)
-        torch.cuda.reset_peak_memory_stats(where)
-        call()
-        torch.cuda.synchronize(where)
-        return torch.cuda.max_memory_allocated(where) - before
-    total = peak = 0
-    for change in _recorded(call):
-        total += change
-        peak = max(peak, total)
-    return peak
-
-
-def _recorded(call: Callable[[], object]) -> list[int]:
-    """Sizes of allocations (positive) and releases (negative) on the CPU, in order."""
-    try:
-        # the public profiler writes lines of its own to stderr on every start; this one is silent and sees the same
-        from torch.autograd.profiler_legacy import _disable_profiler_legacy, _enable_profiler_legacy, profile
-    except ImportError:
-        return _recorded_by_kineto(call)
-    _enable_profiler_legacy(profile(profile_memory=True).config())
-    try:
-        call()
-    finally:
-        threads = _disable_profiler_legacy()
-    return [e.cpu_memory_usage() for thread in threads for e in thread if e.kind() == "memory_alloc"]
-
-
-def _recorded_by_kineto(call: Callable[[], object]) -> list[int]:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorder:
-        call()
-    results = recorder.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    events: list[Any] = [e for e in results.events() if e.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
-    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    parts = text.lower().replace("×", "x").split("x")
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"cannot read the size {text!r}: want HxW in positions of the feature map, such as 64x64")
+    return _checked_size([int(part) for part in parts])
 
 
 def _measure(

@@ -1,0 +1,89 @@
+"""What ``lookfar cost`` prints."""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+
+from lookfar._tables import table
+from lookfar.blocks import block_info, parse_block
+from lookfar.cost import GROWTH_CHANNELS, GROWTH_SIZES, Cost, Growth, growth, measure_cost, parse_size
+
+
+def print_costs(
+    blocks: Sequence[str],
+    size: str = "64x64",
+    *,
+    channels: int | None = None,
+    grow: bool = False,
+    backward: bool = False,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> None:
+    """``lookfar cost``: measure blocks one after the other and print tables, or a JSON object a line.
+
+    With ``grow`` a second part follows, at :data:`~lookfar.cost.GROWTH_SIZES` and, where ``channels`` is None, with
+    fewer channels, since quadratic blocks take their time at the largest.
+    """
+    from rich.console import Console
+
+    measured = parse_size(size)
+    for block in blocks:
+        parse_block(block)  # a misspelt name is told before the first measurement
+    console = Console(stderr=True)  # says what it waits for; silent when not a terminal
+    costs: list[Cost] = []
+    for block in blocks:
+        with console.status(f"measuring {block}"):
+            costs.append(
+                measure_cost(block, 256 if channels is None else channels, measured, backward=backward, device=device)
+            )
+        if as_json:
+            print(json.dumps(costs[-1].to_dict()), flush=True)
+    if not as_json:
+        print(cost_table(costs), flush=True)
+    for block in blocks if grow else ():
+        with console.status(f"measuring {block} at {_by(GROWTH_SIZES[0])}") as status:
+            grown = growth(
+                block,
+                GROWTH_CHANNELS if channels is None else channels,
+                backward=backward,
+                device=device,
+                progress=lambda size, s=status, b=block: s.update(f"measuring {b} at {_by(size)}"),
+            )
+        print(json.dumps(grown.to_dict()) if as_json else f"\n{growth_table(grown)}", flush=True)
+
+
+def cost_table(costs: Sequence[Cost]) -> str:
+    """What :func:`measure_cost` gave for several blocks under the same conditions, as text."""
+    rows = [(c.name, c.parameters / 1e3, c.flops / 1e9, c.latency_ms, c.memory_mb) for c in costs]
+    return f"{_conditions(costs[0])}, {_by(costs[0].size)}\n" + table(
+        ["block", "parameters k", "GFLOP", "time ms", "memory MB"], rows
+    )
+
+
+def growth_table(grown: Growth) -> str:
+    """The points of a :class:`Growth` and its exponents beside the formulas that the block declares, as text."""
+    rows = [(_by(p.size), math.prod(p.size), p.flops / 1e9, p.latency_ms, p.memory_mb) for p in grown.points]
+    lines = [
+        f"{grown.name}: {_conditions(grown.points[0])}",
+        table(["size", "N", "GFLOP", "time ms", "memory MB"], rows),
+    ]
+    if grown.time_exponent is not None and grown.memory_exponent is not None:
+        line = f"time grows as N^{grown.time_exponent:.2f}, memory as N^{grown.memory_exponent:.2f}"
+        with contextlib.suppress(ValueError, TypeError):  # a module that is no block of ours declares nothing
+            info = block_info(parse_block(grown.name)[0])
+            line += f" (formula: time {info.complexity}, memory {info.memory})"
+        lines.append(line)
+    if grown.skipped:
+        lines.append(f"not measured, one call would take too long: {', '.join(map(_by, grown.skipped))}")
+    return "\n".join(lines)
+
+
+def _conditions(cost: Cost) -> str:
+    passes = "forward and backward" if cost.backward else "forward"
+    images = f", batch {cost.batch}" if cost.batch > 1 else ""
+    return f"{passes}, {cost.channels} channels, float32{images}, {cost.device}"
+
+
+def _by(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))

@@ -1,0 +1,61 @@
+"""Plain tables: numbers right-aligned with three significant digits, units in the headers."""
+
+import math
+from collections.abc import Sequence
+
+
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str | int | float | None]], *, width: int | None = None
+) -> str:
+    """Lines of text, columns two spaces apart. Columns that hold a number are right-aligned, None is a dash.
+
+    Args:
+        headers: Names of the columns, with their units.
+        rows: Cells. Floats get three significant digits, integers stay as they are.
+        width: Shorten the longest text column so that lines have at most so many characters; None keeps all.
+    """
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
+    cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    if width is not None and not all(right):
+        excess = sum(widths) + 2 * (len(widths) - 1) - width
+        longest = max((i for i, number in enumerate(right) if not number), key=widths.__getitem__)
+        if excess > 0:
+            widths[longest] = max(widths[longest] - excess, len(headers[longest]), 12)
+            cells = [[*row[:longest], _shorten(row[longest], widths[longest]), *row[longest + 1 :]] for row in cells]
+    lines = (
+        "  ".join(cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, right))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
+    """The same cells as a table of Markdown."""
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
+    lines = [headers, ["---:" if number else "---" for number in right], *([_cell(value) for value in r] for r in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` with ``digits`` significant digits and never an exponent.
+
+    >>> [significant(x) for x in (0.0000164, 0.1, 9.6637, 131.9, 12345.6, 0)]
+    ['0.0000164', '0.100', '9.66', '132', '12300', '0']
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    places = digits - 1 - math.floor(math.log10(abs(rounded)))  # 9.996 has become 10.0
+    return f"{rounded:.{max(places, 0)}f}"
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    return significant(value) if isinstance(value, float) else str(value)
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

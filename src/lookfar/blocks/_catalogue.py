@@ -1,0 +1,240 @@
+"""The catalogue of blocks, made from their facts and docstrings: for the terminal, JSON and the documents.
+
+``python -m lookfar.blocks._catalogue`` writes the table of README.md and the pages of docs/blocks/.
+"""
+
+import functools
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from lookfar._tables import markdown_table, significant, table
+from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks
+
+CHANNELS = 256  # parameters are given at this width
+START, END = "<!-- blocks: made by `make blocks-docs` -->", "<!-- end of blocks -->"
+_ATTENDS = {
+    "weights": "weights over positions: `attention(x, queries)`, `values(x)` and `finish(x, mixed)`",
+    "maps": "node or assignment maps: `maps(x)`",
+    "none": "no weights over positions",
+}
+
+
+def select(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:
+    """Canonical names that fit a name, an alias or a glob pattern, a kind and a family.
+
+    Raises:
+        ValueError: A name, kind or family that does not exist.
+    """
+    for what, value, accepted in (("kind", kind, get_args(Kind)), ("family", family, get_args(Family))):
+        if value is not None and value not in accepted:
+            raise ValueError(f"no {what} is called {value!r}; there are {', '.join(accepted)}")
+    if pattern is not None and not re.search(r"[*?\[]", pattern):
+        return [block_info(pattern).name]
+    return list_blocks(pattern, kind=kind, family=family)
+
+
+def parameters(name: str) -> int:
+    """Parameters of the block with its default options at 256 channels, counted without allocating them."""
+    module = create_block(name, CHANNELS, device="meta")
+    return sum(p.numel() for p in module.parameters())
+
+
+def facts(name: str) -> dict[str, Any]:
+    """All that is known about a block, as plain values for JSON."""
+    info = block_info(name)
+    return {
+        "name": info.name,
+        "title": info.title,
+        "paper": info.paper,
+        "arxiv": info.arxiv,
+        "kind": info.kind,
+        "family": info.family,
+        "complexity": info.complexity,
+        "memory": info.memory,
+        f"parameters_{CHANNELS}": parameters(info.name),
+        "attends": info.attends,
+        "residual": info.residual,
+        "aliases": list(info.aliases),
+        "options": {option: _default(p) for option, p in info.options.items()},
+        "verified": list(info.verified),
+        "differences": list(info.differences),
+    }
+
+
+def overview(names: list[str], *, width: int | None = None) -> str:
+    """A line for each block: name, paper, kind, time, parameters. ``width`` shortens the papers."""
+    if not names:
+        return "no block fits; `lookfar blocks` lists all"
+    rows = [
+        (info.name, info.paper, info.kind, info.complexity, parameters(info.name) / 1e3)
+        for info in map(block_info, names)
+    ]
+    return table(["block", "paper", "kind", "time", f"k params at C={CHANNELS}"], rows, width=width)
+
+
+def page(name: str, *, markdown: bool = False) -> str:
+    """All about one block, for the terminal or as Markdown: what it computes, options, cost, sources."""
+    info = block_info(name)
+    doc = _sections(info)
+    heading = (lambda text: f"## {text}") if markdown else str.upper
+    arxiv = f"arXiv:{info.arxiv}"
+    if info.arxiv and markdown:
+        arxiv = f"[{arxiv}](https://arxiv.org/abs/{info.arxiv})"
+    lines = [
+        f"# {info.title}" if markdown else f"{info.name}: {info.title}",
+        "",
+        ", ".join([info.paper, *([arxiv] if info.arxiv else [])]),
+        "",
+        *_paragraphs(doc["about"], markdown=markdown),
+        heading("Use"),
+        "",
+        *_code(f'lookfar.create_block("{info.name}", {CHANNELS})', *_insertion(info), markdown=markdown, lang="python"),
+        heading("Options"),
+        "",
+        *_option_lines(info, doc["args"], markdown=markdown),
+        "",
+        heading("Cost and kind"),
+        "",
+        *_list(
+            f"time grows as `{info.complexity}`, extra memory as `{info.memory}`",
+            f"{significant(parameters(info.name) / 1e3)} k parameters at {CHANNELS} channels",
+            f"kind `{info.kind}`, family `{info.family}`; gives {_ATTENDS[info.attends]}",
+            *([f"also called {', '.join(f'`{alias}`' for alias in info.aliases)}"] if info.aliases else []),
+        ),
+        "",
+        heading("Verified against"),
+        "",
+        *_list(*(f"`{source}`" for source in info.verified)),
+    ]
+    if info.differences:
+        lines += ["", heading("Where paper and code differ"), "", *_list(*info.differences)]
+    text = "\n".join(lines) + "\n"
+    return text if markdown else text.replace("`", "")
+
+
+def readme_table() -> str:
+    """The table of blocks of the README, linked to the pages and papers."""
+    rows = []
+    for info in map(block_info, list_blocks()):
+        paper = f"[{info.paper}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.paper
+        block = f"[`{info.name}`](docs/blocks/{info.name}.md)"
+        rows.append((block, paper, info.kind, info.complexity, parameters(info.name) / 1e3))
+    return markdown_table(["block", "paper", "kind", "time", f"parameters (k) at C = {CHANNELS}"], rows)
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """What the generated documents under ``root`` should contain: path -> text."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    if readme.count(START) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md must hold the markers {START!r} and {END!r} once each")
+    before, rest = readme.split(START)
+    written = {root / "README.md": f"{before}{START}\n\n{readme_table()}\n\n{END}{rest.split(END)[1]}"}
+    folder = root / "docs" / "blocks"
+    written[folder / "index.md"] = _index()
+    written.update({folder / f"{name}.md": page(name, markdown=True) for name in list_blocks()})
+    return written
+
+
+def write_documents(root: Path) -> list[Path]:
+    """Write the generated documents where they differ, remove pages of blocks that are gone; returns what changed."""
+    wanted = documents(root)
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    (root / "docs" / "blocks").mkdir(parents=True, exist_ok=True)
+    for path in changed:
+        path.write_text(wanted[path], encoding="utf-8")
+    gone = [path for path in (root / "docs" / "blocks").glob("*.md") if path not in wanted]
+    for path in gone:
+        path.unlink()
+    return changed + gone
+
+
+def _index() -> str:
+    rows = [
+        (f"[`{info.name}`]({info.name}.md)", info.title, info.family, info.kind, info.complexity, info.memory)
+        for info in map(block_info, list_blocks())
+    ]
+    head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
+    return head + markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows) + "\n"
+
+
+def _insertion(info: BlockInfo) -> tuple[str, ...]:
+    if info.kind != "context":
+        return ()
+    return (f'lookfar.insert(network, "{info.name}", at="layer3")',)
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    value = parameter.default
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return list(value) if isinstance(value, tuple) else _name(value)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        return _name(value.func)
+    return getattr(value, "__name__", repr(value))
+
+
+def _sections(info: BlockInfo) -> dict[str, Any]:
+    """The class docstring in two parts: the paragraphs before ``Args:`` and the text of each argument."""
+    doc = inspect.getdoc(info.cls) or ""
+    about, _, rest = doc.partition("\nArgs:\n")
+    about = re.split(r"\n(?=(?:Shape|Raises|Example|Attributes|Traps):)", about)[0]
+    block = re.split(r"\n(?=\S)", rest)[0]
+    args = {
+        match[1]: re.sub(r"\s+", " ", match[2]).strip()
+        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}\S.*)*)", block, re.MULTILINE)
+    }
+    return {"about": about, "args": args}
+
+
+def _paragraphs(text: str, *, markdown: bool) -> list[str]:
+    """Paragraphs of a docstring; those that are a formula stand as code, where Markdown leaves them alone."""
+    lines: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        paragraph = paragraph.strip()
+        formula = re.match(r"\S+( \S+)? (=|<-) ", paragraph)
+        if formula:
+            lines += _code(*(line.strip() for line in paragraph.splitlines()), markdown=markdown, lang="text")
+        else:
+            lines += [_inline(paragraph), ""]
+    return lines
+
+
+def _code(*lines: str, markdown: bool, lang: str) -> list[str]:
+    return [f"```{lang}", *lines, "```", ""] if markdown else [*(f"    {line}" for line in lines), ""]
+
+
+def _list(*lines: str) -> list[str]:
+    return [f"- {_inline(line)}" for line in lines]
+
+
+def _option_lines(info: BlockInfo, texts: dict[str, str], *, markdown: bool) -> list[str]:
+    rows = [
+        (f"`{option}={_shown(p)}`", _inline(texts.get(option, "")).replace("|", "\\|" if markdown else "|"))
+        for option, p in info.options.items()
+    ]
+    if not rows:
+        return ["none"]
+    if markdown:
+        return [markdown_table(["option and default", "meaning"], rows)]
+    return [f"- {option}: {text}" for option, text in rows]
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    value = parameter.default
+    return repr(value) if value is None or isinstance(value, bool | int | float | str | tuple) else _name(value)
+
+
+def _inline(text: str) -> str:
+    """Double backticks and roles of docstrings as Markdown's single ones."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+
+
+if __name__ == "__main__":
+    for changed_path in write_documents(Path(sys.argv[1] if len(sys.argv) > 1 else ".")):
+        print(changed_path)

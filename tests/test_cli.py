@@ -1,0 +1,148 @@
+"""The command line as a user meets it: output, errors, exit codes."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lookfar import blocks, cli
+from lookfar.cost import growth
+
+
+def lookfar(*arguments, **environment):
+    """Run the command in a process of its own: (exit code, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lookfar.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process, which is quicker: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lookfar", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_a_misspelt_block_ends_in_one_line_with_the_nearest_names():
+    code, out, err = lookfar("cost", "position_atention")
+    assert (code, out) == (2, "")
+    assert err.startswith("lookfar: no block is called 'position_atention'. Did you mean position_attention")
+    assert err.endswith("? `lookfar blocks` lists all.\n")
+    assert err.count("\n") == 1
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; from lookfar import cli; assert not {'torch', 'timm', 'rich.table'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cost", "position_attention(reducton=4)"], "Did you mean reduction?"),
+        (["cost", "position_attention(reduction=4"], "position_attention(option=value, ...)"),
+        (["cost", "position_attention", "--size", "64by64"], "such as 64x64"),
+        (["cost", "position_attention", "--size", "0x64"], "positive whole numbers"),
+        (["cost", "position_attention", "--channels", "0"], "channels must be a positive integer, got 0"),
+        (["cost", "position_attention", "--device", "tpu"], "'cpu' or 'cuda'"),
+        (["blocks", "criss_croß"], "Did you mean criss_cross?"),
+        (["blocks", "--kind", "contxt"], "there are context, layer"),
+        (["blocks", "--family", "none"], "there are pairwise, global"),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_of_the_user_exit_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("lookfar: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_cost_prints_units_above_right_aligned_numbers(run):
+    code, out, err = run("cost", "position_attention", "pam(reduction=2)", "--size", "12x20", "--channels", "32")
+    conditions, header, *rows = out.splitlines()
+    assert (code, err) == (0, "")
+    assert conditions == "forward, 32 channels, float32, cpu (1 thread), 12×20"
+    assert header.split() == ["block", "parameters", "k", "GFLOP", "time", "ms", "memory", "MB"]
+    assert [row.split()[:3] for row in rows] == [
+        ["position_attention", "1.32", "0.00476"],
+        ["pam(reduction=2)", "2.11", "0.00651"],
+    ]
+    assert len({len(row) for row in (header, *rows)}) == 1
+
+
+def test_cost_as_json(run):
+    code, out, _ = run("cost", "position_attention", "--size", "6x5", "--channels", "8", "--json", "--backward")
+    got = json.loads(out)
+    assert code == 0
+    assert (got["name"], got["size"], got["channels"], got["backward"]) == ("position_attention", [6, 5], 8, True)
+    assert min(got["flops"], got["latency_ms"], got["memory_mb"], got["parameters"]) > 0
+
+
+def test_cost_grows(run, monkeypatch):
+    small = functools.partial(growth, sizes=[(16, 16), (24, 24), (32, 32)])
+    monkeypatch.setattr("lookfar._cost_tables.growth", small)
+    code, out, _ = run("cost", "position_attention", "--size", "6x5", "--channels", "8", "--grow")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[4].startswith("position_attention: forward, 8 channels")
+    assert [line.split()[:2] for line in lines[6:9]] == [["16×16", "256"], ["24×24", "576"], ["32×32", "1024"]]
+    assert lines[9].startswith("time grows as N^")
+    assert lines[9].endswith("(formula: time N^2 C, memory N C)")
+
+
+def test_blocks_lists_every_block(run):
+    code, out, _ = run("blocks")
+    header, *rows = out.splitlines()
+    assert code == 0
+    assert header.split()[:3] == ["block", "paper", "kind"]
+    assert [row.split()[0] for row in rows] == blocks.list_blocks()
+
+
+def test_blocks_filters(run):
+    names = [line.split()[0] for line in run("blocks", "*_attention")[1].splitlines()[1:]]
+    assert names == blocks.list_blocks("*_attention")
+    names = [line.split()[0] for line in run("blocks", "--family", "sparse")[1].splitlines()[1:]]
+    assert names == blocks.list_blocks(family="sparse")
+    assert "no block fits" in run("blocks", "*nothing*")[1]
+
+
+def test_blocks_as_json(run):
+    listed = json.loads(run("blocks", "--json")[1])
+    assert [block["name"] for block in listed] == blocks.list_blocks()
+    (one,) = json.loads(run("blocks", "pam", "--json")[1])
+    assert one["parameters_256"] == 82241
+    assert one["options"] == {"reduction": 8, "zero_init": True}
+
+
+@pytest.mark.parametrize("name", blocks.list_blocks())
+def test_page_of_a_block(run, name):
+    code, out, _ = run("blocks", name)
+    info = blocks.block_info(name)
+    assert code == 0
+    assert out.startswith(f"{name}: {info.title}\n")
+    assert f'lookfar.create_block("{name}", 256)' in out
+    for option in info.options:
+        line = next(line for line in out.splitlines() if line.startswith(f"- {option}="))
+        assert not line.endswith(":"), f"the docstring of {info.cls.__name__} says nothing about {option}"
+    assert all(source in out for source in info.verified)
+    assert "``" not in out
