@@ -11,6 +11,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "position_attention": [{"reduction": 1}],
     "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
     "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
+    "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False}],
+    "symbolic_graph_reasoning": [
+        {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes"}
+        for m in ("pixels", "nodes", "product")
+    ],
+    "adaptive_context": [{"bins": (1, 3), "fusion": False}],
+    "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
+    "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
 }
 

@@ -35,7 +35,7 @@ def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State
     """Replace the authors' prefixes by ours.
 
     ``author_keys`` maps a regular expression, matched at the start of a key up to a dot or the key's end, to our
-    prefix; the longest pattern that matches decides.
+    prefix (``\\1`` stands for the first group); the longest pattern that matches decides.
     """
     patterns = [
         (re.compile(rf"(?:{p})(?=\.|$)"), ours) for p, ours in sorted(author_keys.items(), key=lambda kv: -len(kv[0]))
@@ -44,7 +44,7 @@ def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State
     def ours(key: str) -> str:
         for pattern, prefix in patterns:
             if match := pattern.match(key):
-                return (prefix + key[match.end() :]).lstrip(".")
+                return (match.expand(prefix) + key[match.end() :]).lstrip(".")
         return key
 
     return {ours(key): value for key, value in state.items()}

@@ -1,0 +1,134 @@
+"""APCNet: regions of a pyramid, mixed at every position by weights that the position predicts itself.
+
+Traps: the weights are sigmoids and are not normalised; the global vector is the mean of the reduced map, not of x.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import conv_norm, pointwise, zero_
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.adaptive_average import adaptive_average
+
+
+class AdaptiveContextModule(nn.Module):
+    """One scale of the pyramid: ``(B, C, H, W) -> (B, D, H, W)``."""
+
+    def __init__(
+        self, channels: int, inner: int, bins: int, fusion: bool, norm_layer: Callable[..., nn.Module], **dd
+    ) -> None:
+        super().__init__()
+
+        def layer(before: int) -> nn.Module:
+            return conv_norm(before, inner, norm_layer=norm_layer, **dd)
+
+        self.bins = bins
+        self.pooled = layer(channels)
+        self.reduce = layer(channels)
+        self.summary = layer(inner)
+        self.affinity = nn.Conv2d(inner, bins * bins, 1, **dd)
+        self.project = layer(inner)
+        self.fuse = layer(inner) if fusion else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.reduce(x).relu()
+        weights = self._weights(reduced)  # (B, s^2, N)
+        regions = self.pooled(adaptive_average(x, self.bins).to(x.dtype)).relu().flatten(2)  # (B, D, s^2)
+        conv, norm = self.project.get_submodule("conv"), self.project.get_submodule("norm")
+        with without_autocast(x):
+            # the residual convolution acts on s^2 regions instead of on N positions
+            mixed = pointwise(conv, widened(regions)) @ widened(weights)
+        y = (norm(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)).relu() + reduced).relu()
+        return y if self.fuse is None else self.fuse(y).relu()
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Affinities ``(B, s^2, N)`` of the regions to the positions of ``x``."""
+        return self._weights(self.reduce(x).relu())
+
+    def _weights(self, reduced: Tensor) -> Tensor:
+        summary = self.summary(widened(reduced).mean((2, 3), keepdim=True).to(reduced.dtype)).relu()
+        # conv(X + g) = conv(X) + W g: the summary enters as s^2 numbers
+        logits = self.affinity(reduced) + nn.functional.conv2d(summary, self.affinity.weight.to(summary.dtype))
+        return logits.sigmoid().flatten(2)
+
+
+@block(
+    "adaptive_context",
+    title="Adaptive pyramid context (APCNet)",
+    paper="Adaptive Pyramid Context Network for Semantic Segmentation (CVPR 2019)",
+    family="pyramid",
+    complexity="N C D",
+    memory="N D",
+    verified=("Junjun2016/APCNet@f45cda5a:apc_head.py", "open-mmlab/mmsegmentation@1.2.2:decode_heads/apc_head.py"),
+    attends="maps",
+    aliases=("apcnet", "apc", "acm"),
+    differences=(
+        "The network concatenates the modules' outputs to x before a 3x3 convolution; here they are added to x through"
+        ' a 1x1 convolution that starts at zero. form="published" gives the modules alone.',
+    ),
+    author_keys={
+        # a single module; in the authors' head they are numbered
+        r"pooled_redu_conv\.conv": "scales.0.pooled.conv",
+        r"pooled_redu_conv\.bn": "scales.0.pooled.norm",
+        r"input_redu_conv\.conv": "scales.0.reduce.conv",
+        r"input_redu_conv\.bn": "scales.0.reduce.norm",
+        r"global_info\.conv": "scales.0.summary.conv",
+        r"global_info\.bn": "scales.0.summary.norm",
+        "gla": "scales.0.affinity",
+        r"residual_conv\.conv": "scales.0.project.conv",
+        r"residual_conv\.bn": "scales.0.project.norm",
+        r"fusion_conv\.conv": "scales.0.fuse.conv",
+        r"fusion_conv\.bn": "scales.0.fuse.norm",
+    },
+)
+class AdaptiveContext(nn.Module):
+    """Every position mixes the regions of each scale with its own sigmoid weights; all scales are added to it.
+
+    A = sigmoid(W (X + g)); Z_s = ReLU(norm(A P_s W') + X); y = x + P(concat_s Z_s)
+
+    Args:
+        channels: Channels C of input and output.
+        bins: Regions along each axis, one number a scale.
+        inner_channels: D, channels of a scale; a quarter of ``channels`` by default.
+        fusion: A last 1x1 convolution with norm and ReLU in each scale.
+        norm_layer: After every convolution of a scale.
+        form: ``"block"`` keeps the shape; ``"published"`` gives the scales' outputs ``(B, scales * D, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bins: int | Sequence[int] = (1, 2, 3, 6),
+        inner_channels: int | None = None,
+        fusion: bool = True,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        bins = (bins,) if isinstance(bins, int) else tuple(bins)
+        inner = inner_channels or max(channels // 4, 1)
+        self.scales = nn.ModuleList(AdaptiveContextModule(channels, inner, b, fusion, norm_layer, **dd) for b in bins)
+        self.project = nn.Conv2d(inner * len(bins), channels, 1, **dd) if form == "block" else None
+        if self.project is not None and zero_init:
+            zero_(self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([scale(x) for scale in self.scales], 1)
+        return match_format(y if self.project is None else x + self.project(y), x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Affinities ``(B, K, N)`` of the regions of all scales, the scales one after the other."""
+        return torch.cat([scale.weights(x) for scale in self.scales], 1)  # type: ignore[operator]

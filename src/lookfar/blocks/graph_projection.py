@@ -1,0 +1,123 @@
+"""Beyond Grids: soft clusters of positions become the nodes of a graph, one convolution runs over it, they go back.
+
+Traps: the assignment is a softmax over the nodes at each position, not over positions; squared distances grow with C
+and pass the range of half precision; a node that nobody joins has no direction and must stay zero.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import zero_
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+
+
+class GraphUnit(nn.Module):
+    """One projection onto V nodes, graph convolution and re-projection: ``(B, C, N) -> (B, O, N)``."""
+
+    def __init__(
+        self, channels: int, out_channels: int, nodes: int, reasoning: bool, *, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.reasoning = reasoning
+        self.centres = nn.Parameter(torch.randn(channels, nodes, **dd))
+        self.scales = nn.Parameter(torch.zeros(channels, nodes, **dd))  # sigmoid of it is sigma
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, out_channels, **dd)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, shifted, centres, inverse = self.assign(x)
+        # the division by sum_n q_nv is a positive factor that the unit length takes away
+        z = (shifted @ q.transpose(1, 2) - centres * q.sum(2)[:, None]) * inverse  # (B, C, V)
+        z = F.normalize(z, dim=1, eps=1e-12)
+        nodes = self.weight.to(z.dtype).T @ z  # (B, O, V)
+        if self.reasoning:
+            nodes = nodes @ (z.transpose(1, 2) @ z)
+        return nodes.relu() @ q
+
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Assignments (B, V, N), and x and the centres about a common origin, and 1/sigma.
+
+        |x - w|^2 / sigma^2 is expanded into products with the N positions; the origin saves digits.
+        """
+        inverse = 1 / self.scales.to(x.dtype).sigmoid()
+        centres = self.centres.to(x.dtype)
+        origin = centres.mean(1, keepdim=True)
+        x, centres = x - origin, centres - origin
+        precision = inverse.square()
+        distance = precision.T @ x.square() - 2 * (centres * precision).T @ x
+        distance = distance + (centres.square() * precision).sum(0)[:, None]
+        return (-distance / 2).softmax(1), x, centres, inverse
+
+
+@block(
+    "graph_projection",
+    title="Graph projection (Beyond Grids)",
+    paper="Beyond Grids: Learning Graph Representations for Visual Recognition (NeurIPS 2018)",
+    family="graph",
+    complexity="N K C",
+    memory="N (C + K)",
+    verified=("equations, float64 loop (the authors published no code)",),
+    attends="maps",
+    aliases=("beyond_grids", "gcu"),
+    differences=(
+        "The paper concatenates the units' outputs to x; here they are added through a 1x1 convolution that starts at"
+        ' zero. form="published" gives the units alone.',
+        "Centres start from a normal distribution; the paper clusters features of the pretrained network.",
+    ),
+    author_keys={"anchor": "units.0.centres", "sigma": "units.0.scales", "weight": "units.0.weight"},
+)
+class GraphProjection(nn.Module):
+    """Clusters the positions softly into K nodes, convolves the graph of the nodes' similarities, projects it back.
+
+    q = softmax_v(-|(x - w_v) / sigma_v|^2 / 2); Z = the nodes' unit residuals; y = x + P(q ReLU(Z Z^T Z G))
+
+    Args:
+        channels: Channels C of input and output.
+        nodes: K of each unit; units of several sizes work side by side.
+        inner_channels: Channels O of a unit's output; at most 256 by default.
+        reasoning: The graph convolution; off, every node keeps to itself.
+        form: ``"block"`` keeps the shape; ``"published"`` gives the units' outputs ``(B, units * O, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        nodes: int | Sequence[int] = (2, 4, 8, 32),
+        inner_channels: int | None = None,
+        reasoning: bool = True,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
+        inner = inner_channels or min(channels, 256)
+        self.units = nn.ModuleList(GraphUnit(channels, inner, n, reasoning, **dd) for n in nodes)
+        self.project = nn.Conv2d(inner * len(nodes), channels, 1, **dd) if form == "block" else None
+        if self.project is not None and zero_init:
+            zero_(self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            tokens = widened(x.flatten(2))
+            y = torch.cat([unit(tokens) for unit in self.units], 1).unflatten(2, x.shape[2:])
+        y = y.to(x.dtype)
+        return match_format(y if self.project is None else x + self.project(y), x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Assignments ``(B, K, N)`` of the positions to the nodes of all units, one unit after the other."""
+        with without_autocast(x):
+            tokens = widened(x.flatten(2))
+            return torch.cat([unit.assign(tokens)[0] for unit in self.units], 1)  # type: ignore[operator]

@@ -1,0 +1,190 @@
+"""PSPNet and DeepLabV3: context from fixed regions and fixed distances, the reference points of every attention.
+
+Traps: bins are relative to the map, dilations absolute, so the two change differently with the test size; semseg aligns
+corners when it resizes, mmsegmentation by configuration.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import conv_norm, zero_
+from lookfar.ops._layout import match_format
+from lookfar.ops.adaptive_average import adaptive_average
+
+
+@block(
+    "pyramid_pooling",
+    title="Pyramid pooling (PSPNet)",
+    paper="Pyramid Scene Parsing Network (CVPR 2017)",
+    arxiv="1612.01105",
+    family="pyramid",
+    complexity="N C^2",
+    memory="N C",
+    verified=("hszhao/semseg@4f274c3f:model/pspnet.py",),
+    attends="none",
+    aliases=("pspnet", "psp", "ppm"),
+    differences=(
+        "The network concatenates the pooled maps to x; here x and they pass a 1x1 convolution that starts at zero and"
+        ' is added to x. form="published" gives the concatenation.',
+    ),
+    author_keys={
+        r"features\.(\d+)\.1": r"scales.\1.conv",
+        r"features\.(\d+)\.2": r"scales.\1.norm",
+        r"psp_modules\.(\d+)\.1\.conv": r"scales.\1.conv",
+        r"psp_modules\.(\d+)\.1\.bn": r"scales.\1.norm",
+    },
+)
+class PyramidPooling(nn.Module):
+    """Adds the means of the map's regions at several scales, each convolved and brought back to every position.
+
+    y = x + P [x, up(ReLU(norm(W_1 pool_1 x))), ...]
+
+    The pooled part of P acts on the bins, before they are resized: the concatenated map is never made.
+
+    Args:
+        channels: Channels C of input and output.
+        bins: Regions along each axis, one number a scale.
+        inner_channels: Channels of a scale; ``channels`` over the number of scales by default.
+        align_corners: Of the bilinear resizing of the bins.
+        norm_layer: After the convolution of a scale.
+        form: ``"block"`` keeps the shape; ``"published"`` gives x and the scales, ``(B, C + scales * D, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        inner_channels: int | None = None,
+        align_corners: bool = True,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = inner_channels or max(channels // len(bins), 1)
+        self.bins, self.align_corners = tuple(bins), align_corners
+        self.scales = nn.ModuleList(conv_norm(channels, inner, norm_layer=norm_layer, **dd) for _ in self.bins)
+        self.project = nn.Conv2d(channels + inner * len(self.bins), channels, 1, **dd) if form == "block" else None
+        if self.project is not None and zero_init:
+            zero_(self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [scale(adaptive_average(x, b).to(x.dtype)).relu() for scale, b in zip(self.scales, self.bins)]
+        if self.project is None:
+            return match_format(torch.cat([x, *(self._resize(p, x) for p in pooled)], 1), x)
+        # a 1x1 convolution commutes with resizing
+        widths = [x.shape[1], *(p.shape[1] for p in pooled)]
+        own, *others = self.project.weight.split(widths, 1)
+        y = x + F.conv2d(x, own, self.project.bias)
+        for weight, p in zip(others, pooled):
+            y = y + self._resize(F.conv2d(p, weight), x)
+        return match_format(y, x)
+
+    def _resize(self, p: Tensor, x: Tensor) -> Tensor:
+        return F.interpolate(p, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
+
+
+class AtrousConv(nn.Sequential):
+    """A dilated 3x3 convolution with norm; taps that see nothing but padding are left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.get_submodule("conv")
+        assert isinstance(conv, nn.Conv2d)
+        weight, (d_h, d_w) = conv.weight, conv.dilation
+        if not torch.compiler.is_compiling():  # a compiled graph serves maps of any size
+            if d_h >= x.shape[2] and weight.shape[2] == 3:
+                weight, d_h = weight[:, :, 1:2], 0
+            if d_w >= x.shape[3] and weight.shape[3] == 3:
+                weight, d_w = weight[:, :, :, 1:2], 0
+        padding = (d_h * (weight.shape[2] // 2), d_w * (weight.shape[3] // 2))
+        y = F.conv2d(x, weight, conv.bias, padding=padding, dilation=(max(d_h, 1), max(d_w, 1)))
+        return self.get_submodule("norm")(y)
+
+
+@block(
+    "atrous_pyramid",
+    title="Atrous spatial pyramid (DeepLabV3)",
+    paper="Rethinking Atrous Convolution for Semantic Image Segmentation (2017)",
+    arxiv="1706.05587",
+    family="pyramid",
+    complexity="N C D",
+    memory="N D",
+    verified=("open-mmlab/mmsegmentation@1.2.2:decode_heads/aspp_head.py (branches)",),
+    attends="none",
+    aliases=("aspp", "deeplabv3"),
+    differences=(
+        "The paper fuses with a 1x1 convolution (the default), mmsegmentation with a 3x3: fuse_kernel=3.",
+        "The network replaces its features by the pyramid; here it is added through a 1x1 convolution that starts at"
+        ' zero. form="published" gives the fused pyramid.',
+    ),
+    author_keys={
+        r"image_pool\.1\.conv": "image.conv",
+        r"image_pool\.1\.bn": "image.norm",
+        r"aspp_modules\.(\d+)\.conv": r"branches.\1.conv",
+        r"aspp_modules\.(\d+)\.bn": r"branches.\1.norm",
+        r"bottleneck\.conv": "fuse.conv",
+        r"bottleneck\.bn": "fuse.norm",
+    },
+)
+class AtrousPyramid(nn.Module):
+    """Adds what stands at several fixed distances, and the mean of the map, to every position.
+
+    y = x + P ReLU(norm(fuse [ReLU(norm(W_0 mean x)), ReLU(norm(W_1 x)), ReLU(norm(W_d *_d x)), ...]))
+
+    Args:
+        channels: Channels C of input and output.
+        dilations: Of the 3x3 convolutions; a 1x1 convolution stands before them.
+        inner_channels: D, channels of a branch; a quarter of ``channels`` by default.
+        fuse_kernel: Kernel of the convolution that fuses the branches: 1 (paper) or 3 (mmsegmentation).
+        norm_layer: After every convolution of the pyramid.
+        form: ``"block"`` keeps the shape; ``"published"`` gives the fused pyramid ``(B, D, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dilations: Sequence[int] = (12, 24, 36),
+        inner_channels: int | None = None,
+        fuse_kernel: int = 1,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = inner_channels or max(channels // 4, 1)
+        self.image = conv_norm(channels, inner, norm_layer=norm_layer, **dd)
+        self.branches = nn.ModuleList([conv_norm(channels, inner, norm_layer=norm_layer, **dd)])
+        for d in dilations:
+            layer = conv_norm(channels, inner, 3, dilation=d, norm_layer=norm_layer, **dd)
+            self.branches.append(AtrousConv(OrderedDict(layer.named_children())))
+        width = inner * (len(self.branches) + 1)
+        self.fuse = conv_norm(width, inner, fuse_kernel, norm_layer=norm_layer, **dd)
+        self.project = nn.Conv2d(inner, channels, 1, **dd) if form == "block" else None
+        if self.project is not None and zero_init:
+            zero_(self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = self.image(adaptive_average(x, 1).to(x.dtype)).relu().expand(-1, -1, *x.shape[2:])
+        y = torch.cat([image, *(branch(x).relu() for branch in self.branches)], 1)
+        y = self.fuse(y).relu()
+        return match_format(y if self.project is None else x + self.project(y), x)
