@@ -58,5 +58,8 @@ lint: $(VENV)/.dev ## Style and types
 format: $(VENV)/.dev ## Put the code into the house style
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+blocks-docs: $(VENV)/.user ## Write the README's table of blocks and docs/blocks from the code
+	@$(BIN)/python -m lookfar.blocks._catalogue
+
 clean: ## Remove environments and caches (never runs/)
 	@rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache build dist
