@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 # trials and measurements set their own thread count; OpenMP spins when processes outnumber cores
@@ -65,6 +66,54 @@ def cost(
     from lookfar._cost_tables import print_costs
 
     print_costs(names, size, channels=channels, grow=grow, backward=backward, device=device, as_json=as_json)
+
+
+@app.command()
+def study(
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.YAML]", help="A plan; options replace entries.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3' ...")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder. (default runs/DATA)")] = None,
+    host: Annotated[str | None, typer.Option(help="small, or a timm network such as resnet18.")] = None,
+    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
+    host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
+    output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
+    place: Annotated[str | None, typer.Option(help="Stage or module after which blocks go.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="What the network sees.")] = None,
+    val: Annotated[str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="Validate on this instead.")] = None,
+    ignore: Annotated[str | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip damaged images.")] = None,
+    in_chans: Annotated[int | None, typer.Option(help="Bands of the images. (default 3)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="cpu, cuda or mps. (default cuda where it is)")] = None,
+    devices: Annotated[int | None, typer.Option(help="Devices of one trial. (default 1)")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials side by side. (default one a core or GPU)")] = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Also write a TensorBoard log.")] = None,
+) -> None:
+    """Compare blocks in one network on your images; run it again to go on where it stopped.
+
+    Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context --seeds 3 --out runs/lookup
+    """
+    from lookfar.study.command import run_command
+
+    options = {k: v for k, v in locals().items() if k not in ("plan", "out", "workers", "run_command")}
+    raise SystemExit(run_command(plan, options, out=out, workers=workers))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) -> None:
+    """Make a study's report and table again from its files. Example: lookfar report runs/lookup"""
+    from lookfar.study.command import report_command
+
+    raise SystemExit(report_command(folder))
 
 
 def _user_error(error: Exception) -> NoReturn:

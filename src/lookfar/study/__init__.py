@@ -6,9 +6,14 @@ A study is a folder. ``run`` makes one or goes on with one, ``load`` gives its t
 
     results = study.run(study.Plan(data="scenes:lookup", blocks=("nonlocal", "global_context")), "runs/lookup")
     results.summary("nonlocal").difference
+    study.report("runs/lookup")
 """
 
 from lookfar.study.plan import Plan
-from lookfar.study.results import Interval, Results, Summary, Trial, load
 
-__all__ = ["Interval", "Plan", "Results", "Summary", "Trial", "load"]
+# the modules `report` and `run` give way to the functions of their names
+from lookfar.study.report import write_report as report
+from lookfar.study.results import Interval, Results, Summary, Trial, load
+from lookfar.study.run import Stopped, run
+
+__all__ = ["Interval", "Plan", "Results", "Stopped", "Summary", "Trial", "load", "report", "run"]

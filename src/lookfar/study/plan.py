@@ -5,7 +5,6 @@ A plan is one flat file, ``study.yaml``; the resolved copy lies beside the resul
 
 from __future__ import annotations  # fields are read by their annotations
 
-import ast
 import dataclasses
 import difflib
 import hashlib
@@ -14,9 +13,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookfar.study._files import write_text
+
+if TYPE_CHECKING:
+    from lookfar.training import Settings
 
 REFERENCES = ("baseline", "control")  # always compared, whatever else is
 
@@ -124,9 +126,11 @@ class Plan:
         lr: Peak learning rate.
         backbone_lr_factor: Of the host's backbone against the rest.
         weight_decay: Of the optimiser.
+        momentum: Of SGD.
         optimizer: ``adamw`` or ``sgd``.
         schedule: ``onecycle``, ``cosine`` or ``poly``.
-        clip: Largest norm of the gradient; None for no clipping.
+        clip: Largest norm of the gradient; 0 for no limit.
+        class_weights: Weight of each class in the loss.
         precision: As Fabric calls it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
         accelerator: ``cpu``, ``cuda`` or ``mps``.
         devices: Devices (on a CPU: processes) of one trial.
@@ -157,9 +161,11 @@ class Plan:
     lr: float | None = None
     backbone_lr_factor: float | None = None
     weight_decay: float = 0.01
+    momentum: float = 0.9
     optimizer: str = "adamw"
     schedule: str = "onecycle"
-    clip: float | None = None
+    clip: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     precision: str = "32-true"
     accelerator: str | None = None
     devices: int = 1
@@ -173,10 +179,9 @@ class Plan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
-        for name in ("seeds", "steps", "in_chans", "width", "batch_size", "devices", "threads", "lr", "output_stride",
-                     "eval_every", "log_every", "checkpoint_every", "clip"):  # fmt: skip
+        for name in ("seeds", "in_chans", "width", "output_stride"):  # settings of training check themselves
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         if not self.blocks:
             raise ValueError(
@@ -205,7 +210,8 @@ class Plan:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")
         names = [name for name in names if name not in REFERENCES]
-        steps = self.steps or {"scenes:lookup": 1000, "scenes:cue": 1200}.get(self.data, 2000)
+        usual = {"scenes:lookup": 1000, "scenes:cue": 1200}.get(self.data, 2000)
+        steps = usual if self.steps is None else self.steps
         scenes = self.data.startswith("scenes")
         small = (self.host or ("small" if scenes else "resnet18")) == "small"
         started = self.pretrained or self.host_weights is not None
@@ -223,6 +229,16 @@ class Plan:
         }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return dataclasses.replace(self, blocks=tuple(names), **filled)
+
+    def settings(self) -> Settings:
+        """How a trial is trained; its values are checked here. For a resolved plan.
+
+        Raises:
+            ValueError: A value that training cannot take.
+        """
+        from lookfar.training import Settings
+
+        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
@@ -259,10 +275,10 @@ class Plan:
         write_text(Path(path), "# A plan: `lookfar study THIS_FILE` runs it.\n" + text)
 
     def differences(self, other: Plan) -> list[str]:
-        """What stands otherwise in ``other``, one line an entry: ``steps: 1000 here, 500 there``."""
+        """What stands otherwise in ``other``, one line an entry: ``steps: 1000 there, 500 asked for``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{name}: {_show(mine[name])} here, {_show(theirs[name])} there"
+            f"{name}: {_show(mine[name])} there, {_show(theirs[name])} asked for"
             for name in mine
             if mine[name] != theirs[name]
         ]
@@ -317,6 +333,10 @@ def _read(name: str, kind: str, value: Any) -> Any:
         if items is not None:
             return tuple(items)
         wanted = "whole numbers with commas between them, or a list"
+    elif kind == "tuple[float, ...]":
+        if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+            return tuple(float(v) for v in value)
+        wanted = "a list of numbers"
     elif kind == "tuple[int, int]":
         items = _numbers(value.replace("x", ",").replace("×", ",") if isinstance(value, str) else value)
         if items is not None and len(items) in (1, 2) and min(items) > 0:
@@ -326,8 +346,8 @@ def _read(name: str, kind: str, value: Any) -> Any:
         return value
     elif kind in ("int", "float") and not isinstance(value, bool):
         try:  # YAML reads 3e-3 as text
-            number = float(ast.literal_eval(value)) if isinstance(value, str) else float(value)
-        except (ValueError, SyntaxError, TypeError):
+            number = float(value if isinstance(value, int | float | str) else math.nan)
+        except ValueError:
             number = math.nan
         if kind == "float" and not math.isnan(number):
             return number

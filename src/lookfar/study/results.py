@@ -100,7 +100,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's tables: ``trials``, a row a trial, and ``summaries``, a row a candidate, best first, references last."""
+    """A study's tables: ``trials``, a row a trial; ``summaries``, a row a candidate, best first, references last."""
 
     folder: Path
     plan: Plan

@@ -1,0 +1,57 @@
+"""What `lookfar study` and `lookfar report` do once their options are parsed: exit statuses and last lines."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lookfar.study.plan import Plan, read_yaml
+from lookfar.study.progress import make_console
+from lookfar.study.results import Results, load, write_csv
+from lookfar.study.show import show
+
+DONE, FAILED, STOPPED = 0, 1, 130
+
+
+def run_command(
+    file: Path | None, options: dict[str, Any], *, out: Path | None = None, workers: int | None = None
+) -> int:
+    """Run a study, print its table, write its report.
+
+    Args:
+        file: A ``study.yaml``, or None.
+        options: Entries of the plan that were given on the command line; None where they were not.
+        out: The study's folder; for a plan that lies in a study's folder that folder.
+        workers: Trials side by side.
+
+    Returns:
+        0 where every trial is done, 1 where one failed, 130 after Ctrl-C.
+    """
+    from lookfar.study.run import Stopped, run
+
+    values = {} if file is None else read_yaml(file)
+    values |= {name: value for name, value in options.items() if value is not None}
+    if file is not None and out is None:
+        out = file.parent if (file.parent / "trials").is_dir() else Path("runs") / file.stem
+    source = str(file) if file is not None else "the command (--data, --blocks or a STUDY.YAML)"
+    try:
+        results = run(Plan.from_dict(values, source), out, workers=workers)
+        return _finish(results)
+    except Stopped as stopped:
+        print(f"\nlookfar: {stopped}", file=sys.stderr)
+        return STOPPED
+
+
+def report_command(folder: Path) -> int:
+    """Write a study's report and table of trials again; 1 where a trial failed or is missing."""
+    results = load(folder)
+    write_csv(results)
+    return _finish(results)
+
+
+def _finish(results: Results) -> int:
+    from lookfar.study.report import write_report
+
+    console = make_console()
+    console.print()
+    show(results, write_report(results.folder), console)
+    return DONE if results.complete else FAILED

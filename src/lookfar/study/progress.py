@@ -1,0 +1,175 @@
+"""What a running study shows: bars and the time left on a terminal, a line a trial elsewhere."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lookfar.study.plan import Plan
+
+if TYPE_CHECKING:
+    from lookfar.study.run import Trial
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """A console that leaves numbers uncoloured and gives pipes long lines."""
+    console = Console(highlight=False, markup=False, quiet=quiet)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, quiet=quiet, width=120)
+    return console
+
+
+class Board:
+    """Progress of a study; a context while trials run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or make_console()
+        self._live: Live | None = None
+        self._costs: dict[str, list[float]] = {}  # seconds of finished trials
+        self._steps = 0
+        self._slots = 1
+
+    def head(self, plan: Plan, folder: Path) -> None:
+        """The first line, before anything slow is loaded."""
+        blocks = [b for b in plan.blocks if b not in ("baseline", "control")]
+        parts = [
+            f"lookfar study · {plan.data}",
+            f"{len(blocks) + 2} candidates × {plan.seeds} seed{'s' * (plan.seeds > 1)}",
+            *([f"{thousands(plan.steps)} steps"] if plan.steps else []),
+            str(folder),
+        ]
+        self.console.print(" · ".join(parts), style="bold", soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what a wait is for, and for how long it has lasted."""
+        if not self.console.is_terminal:
+            yield
+            return
+        started = time.monotonic()
+
+        class Line:
+            def __rich__(self) -> Text:
+                return Text(f"  {what} … {clock(time.monotonic() - started)}", style="dim")
+
+        with Live(Line(), console=self.console, refresh_per_second=4, transient=True):
+            yield
+
+    def note(self, line: str) -> None:
+        """One line of what was found."""
+        self.console.print(f"  {line}", soft_wrap=True)
+
+    def begin(self, plan: Plan, task: str, total: int, missing: int, slots: int) -> None:
+        """What is about to happen."""
+        self._steps, self._slots = plan.steps or 0, slots
+        for sentence in task.replace(". ", ".\n").splitlines():
+            self.console.print(f"  {sentence}", soft_wrap=True)
+        side = f"{min(slots, missing)} at a time" if min(slots, missing) > 1 else "one at a time"
+        where = "" if plan.accelerator == "cpu" else f" on {plan.accelerator}"
+        if not missing:
+            self.console.print(f"  all {total} trials are there")
+        else:
+            there = f", {total - missing} of {total} are there" if missing < total else ""
+            trials = f"{missing} trial{'s' * (missing > 1)} of {thousands(self._steps)} steps to run"
+            self.console.print(f"  {trials}, {side}{where}{there}", soft_wrap=True)
+        self.console.print()
+
+    def __enter__(self) -> "Board":
+        if self.console.is_terminal and not self.console.quiet:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(self, running: "Sequence[Trial]", waiting: "Sequence[Trial]") -> None:
+        """Draw the running trials and the time left."""
+        if self._live is None:
+            return
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column()
+        grid.add_column(max_width=30, no_wrap=True, overflow="ellipsis")
+        grid.add_column(width=min(24, max(self.console.width - 64, 6)))
+        grid.add_column(justify="right", no_wrap=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(justify="right", no_wrap=True)
+        for trial in sorted(running, key=lambda t: t.number):
+            grid.add_row(*self._row(trial))
+        lines: list[RenderableType] = [grid]
+        left = self._left(running, waiting)
+        more = f"{len(waiting)} trial{'s' * (len(waiting) != 1)} to come" if waiting else "the last trials"
+        lines.append(Text(f"  {more}" + (f" · about {clock(left)} left" if left is not None else ""), style="dim"))
+        self._live.update(Group(*lines), refresh=True)
+
+    def _row(self, trial: "Trial") -> list[RenderableType]:
+        steps = f"{thousands(trial.step)}/{thousands(self._steps)}"
+        bar = ProgressBar(total=max(self._steps, 1), completed=trial.step)
+        left = self._trial_left(trial)
+        if "step" not in trial.seen:
+            doing = "starting"
+        elif trial.seen.get("doing"):
+            doing = trial.seen["doing"]
+        else:
+            doing = f"loss {trial.seen['loss']:.3f}" if "loss" in trial.seen else ""
+        end = f"{clock(left)} left" if left is not None else ""
+        return [f"  seed {trial.seed}", trial.candidate, bar, steps, doing, end]
+
+    def ended(self, trial: "Trial", result: dict[str, Any], seconds: float, total: int) -> None:
+        """The line that stays of a trial."""
+        if result["status"] == "done":
+            self._costs.setdefault(trial.candidate, []).append(seconds)
+            said = f"{thousands(result['step'])} steps   mIoU {100 * result['miou']:.1f}"
+            style = ""
+        else:
+            said, style = f"failed: {result['reason']}", "red"
+        line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {clock(seconds)}   ({trial.number}/{total})"
+        self.console.print(line, style=style, soft_wrap=True)
+
+    def stopping(self) -> None:
+        """Ctrl-C was heard."""
+        if self._live is not None:
+            self._live.update(Text("  stopping: running trials write a checkpoint …", style="dim"), refresh=True)
+
+    def _trial_left(self, trial: "Trial") -> float | None:
+        """Seconds that a running trial still needs; its own pace counts, in this sitting."""
+        if trial.paced is None or trial.step <= trial.paced[0]:
+            return None
+        first, since = trial.paced
+        pace = (time.monotonic() - since) / (trial.step - first)
+        return max(self._steps - trial.step, 0) * pace
+
+    def _left(self, running: "Sequence[Trial]", waiting: "Sequence[Trial]") -> float | None:
+        lefts = {t.number: self._trial_left(t) for t in running}
+        known = {
+            t.candidate: (time.monotonic() - t.started) + left for t in running if (left := lefts[t.number]) is not None
+        }
+        finished = {name: sum(costs) / len(costs) for name, costs in self._costs.items()}
+        costs = known | finished
+        if not costs:
+            return None
+        usual = sum(costs.values()) / len(costs)
+        now = [left if (left := lefts[t.number]) is not None else usual for t in running]
+        later = [costs.get(t.candidate, usual) for t in waiting]
+        return max(max(now, default=0.0), (sum(now) + sum(later)) / self._slots)
+
+
+def thousands(number: int) -> str:
+    """1 000, as people read it."""
+    return f"{number:,}".replace(",", " ")
+
+
+def clock(seconds: float) -> str:
+    """0:45, 12:03, 3:05:10."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

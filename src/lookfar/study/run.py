@@ -1,0 +1,341 @@
+"""Run a study: trials as processes of their own, side by side, and again where the last sitting ended."""
+
+import contextlib
+import json
+import os
+import platform
+import queue
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookfar.study._files import Taken, locked, read_json, write_json
+from lookfar.study.plan import Plan, slug, trial_folder
+from lookfar.study.progress import Board, make_console, thousands
+from lookfar.study.results import Results, load, write_csv
+
+if TYPE_CHECKING:
+    from lookfar.study.check import Checked
+
+PATIENCE = 60  # seconds that a trial has to write a checkpoint when it is asked to stop
+
+
+class Stopped(KeyboardInterrupt):
+    """The study was interrupted; the message says where, and that the same command goes on from there."""
+
+
+@dataclass
+class Trial:
+    """A trial of this sitting, and its process while it runs."""
+
+    candidate: str
+    seed: int
+    folder: Path
+    number: int
+    process: subprocess.Popen[str] | None = None
+    slot: int = 0
+    step: int = 0
+    seen: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    paced: tuple[int, float] | None = None  # the first step heard of in this sitting, and when
+
+
+def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None, quiet: bool = False) -> Results:
+    """Run what a study still misses and return its tables.
+
+    Args:
+        plan: What to compare; entries that are None get defaults that fit the data.
+        out: The study's folder; by default ``runs/`` and the name of the data.
+        workers: Trials side by side; by default one a core, or one a GPU.
+        quiet: Show no progress; else it is live on a terminal, and a line a trial elsewhere.
+
+    Raises:
+        ValueError: The plan cannot work, differs from the folder's, or the folder is in use.
+        FileNotFoundError: Data, or weights, that are not there.
+        Stopped: Interrupted or terminated; running trials wrote a checkpoint first.
+    """
+    from lookfar.study.check import check
+
+    folder = Path(out) if out is not None else Path("runs") / slug(plan.data)
+    board = Board(make_console(quiet=quiet))
+    board.head(plan, folder)
+    with _interruptible():
+        if folder.exists():
+            with _in_use(folder):
+                pass  # said before the long wait
+        with board.waiting("reading the data, building every candidate once"):
+            checked = check(plan, board.note)
+        plan = checked.plan
+        with _in_use(folder):
+            _keep_plan(plan, folder)
+            _run_missing(checked, folder, _slots(plan, workers), board)
+    results = load(folder)
+    write_csv(results)
+    return results
+
+
+def _run_missing(checked: "Checked", folder: Path, slots: Sequence[dict[str, str]], board: Board) -> None:
+    plan = checked.plan
+    trials = [
+        Trial(candidate, seed, trial_folder(folder, candidate, seed), number)
+        for number, (candidate, seed) in enumerate(plan.trials, 1)
+    ]
+    missing = [t for t in trials if read_json(t.folder / "result.json").get("status") != "done"]
+    board.begin(plan, checked.task, len(trials), len(missing), len(slots))
+    if not missing:
+        return
+    for trial in missing:
+        _prepare(trial, plan, checked.control_parameters)
+    environment = _environment(folder, checked.facts, min(len(slots), len(missing)))
+    started = time.monotonic()
+    try:
+        _Sitting(plan, missing, slots, board, len(trials)).run()
+    finally:
+        environment |= {"seconds": environment.get("seconds", 0.0) + time.monotonic() - started, "finished": _now()}
+        write_json(folder / "environment.json", environment)
+
+
+class _Sitting:
+    """The trials of one call of :func:`run`, some of them running."""
+
+    def __init__(
+        self, plan: Plan, trials: Sequence[Trial], slots: Sequence[dict[str, str]], board: Board, total: int
+    ) -> None:
+        self.plan, self.slots, self.board, self.total = plan, slots, board, total
+        self.waiting, self.running = list(trials), []
+        self.messages: queue.Queue[tuple[Trial, str | None]] = queue.Queue()
+
+    def run(self) -> None:
+        with self.board:
+            try:
+                while self.waiting or self.running:
+                    free = [n for n in range(len(self.slots)) if n not in {t.slot for t in self.running}]
+                    for slot in free[: len(self.waiting)]:
+                        self._start(self.waiting.pop(0), slot)
+                    self._listen()
+                    self.board.show(self.running, self.waiting)
+            except KeyboardInterrupt:
+                raise Stopped(self._stop()) from None
+            finally:
+                for trial in self.running:  # an error of ours: nothing may run on without its study
+                    if trial.process is not None:
+                        trial.process.kill()
+
+    def _start(self, trial: Trial, slot: int) -> None:
+        trial.slot, trial.started = slot, time.monotonic()
+        with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
+            trial.process = subprocess.Popen(
+                [sys.executable, "-m", "lookfar.study.trial", str(trial.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | self.slots[slot],
+                text=True,
+                start_new_session=True,  # Ctrl-C comes to the study alone, which asks its trials to stop
+            )
+        self.running.append(trial)
+        threading.Thread(target=self._read, args=(trial, trial.process), daemon=True).start()
+
+    def _read(self, trial: Trial, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.messages.put((trial, line))
+        self.messages.put((trial, None))
+
+    def _listen(self) -> None:
+        """Take what trials say for a quarter of a second."""
+        end = time.monotonic() + 0.25
+        while (left := end - time.monotonic()) > 0:
+            try:
+                trial, line = self.messages.get(timeout=left)
+            except queue.Empty:
+                return
+            if line is None:
+                self._end(trial)
+                return
+            with contextlib.suppress(ValueError):
+                trial.seen |= json.loads(line)
+                trial.step = trial.seen.get("step", trial.step)
+                if trial.paced is None and "step" in trial.seen:
+                    trial.paced = (trial.step, time.monotonic())
+
+    def _end(self, trial: Trial) -> None:
+        assert trial.process is not None
+        code = _close(trial.process)
+        self.running.remove(trial)
+        result = read_json(trial.folder / "result.json")
+        if not result:
+            result = {"status": "failed", "reason": _death(code), "killed": True}
+            write_json(trial.folder / "result.json", result)
+        self.board.ended(trial, result, time.monotonic() - trial.started, self.total)
+
+    def _stop(self) -> str:
+        """Ask the running trials to stop, wait until they have, and say where."""
+        self.board.stopping()
+        processes = [(t, t.process) for t in self.running if t.process is not None]
+        for _, process in processes:
+            process.terminate()
+        end = time.monotonic() + PATIENCE
+        with contextlib.suppress(KeyboardInterrupt):  # asked a second time: at once
+            for _, process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(end - time.monotonic(), 0))
+        for _, process in processes:
+            process.kill()
+            _close(process)
+        self.running = []
+        places = [f"step {thousands(_checkpoint(t.folder))} of trial {t.number}/{self.total}" for t, _ in processes]
+        return f"stopped after {' and '.join(places)}; the same command goes on from there"
+
+
+def _close(process: "subprocess.Popen[str]") -> int:
+    code = process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    return code
+
+
+def _checkpoint(folder: Path) -> int:
+    if (folder / "result.json").exists() or (folder / "final.safetensors").exists():
+        return read_json(folder / "config.json").get("plan", {}).get("steps") or 0
+    return max((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()), default=0)
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with status {code} and no result; its log.txt may say why"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else "; its log.txt may say why"
+    return f"killed by {name}{hint}"
+
+
+def _prepare(trial: Trial, plan: Plan, control_parameters: int) -> None:
+    """A folder to start in, or to go on in."""
+    result = read_json(trial.folder / "result.json")
+    if result and not result.get("killed"):
+        # the same steps would fail in the same way from a checkpoint, and its weights may be what is wrong
+        shutil.rmtree(trial.folder)
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    (trial.folder / "result.json").unlink(missing_ok=True)
+    write_json(
+        trial.folder / "config.json",
+        {
+            "candidate": trial.candidate,
+            "seed": trial.seed,
+            "control_parameters": control_parameters,
+            "plan": plan.to_dict(),
+        },
+    )
+
+
+def _keep_plan(plan: Plan, folder: Path) -> None:
+    """Write ``study.yaml``, or find that it says the same."""
+    path = folder / "study.yaml"
+    if not path.exists():
+        if any(folder.glob("trials/*/*/result.json")):
+            raise ValueError(f"{folder} holds trials but no study.yaml: give another folder")
+        plan.save(path)
+        return
+    if differences := Plan.load(path).differences(plan):
+        listed = "".join(f"\n  {line}" for line in differences)
+        raise ValueError(f"{folder} holds a study with another plan; give another --out, or the same plan:{listed}")
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} is a file: a study needs a folder") from None
+    try:
+        with locked(folder / ".lock"):
+            yield
+    except Taken as taken:
+        who = f" (process {taken.owner})" if taken.owner else ""
+        raise ValueError(f"{folder} is being run{who}: wait for it, or give another --out") from None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _slots(plan: Plan, workers: int | None) -> list[dict[str, str]]:
+    """The environment of each place in which a trial can run: its threads, its GPUs."""
+    threads = {name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be positive, got {workers}")
+    if plan.accelerator != "cuda":
+        fitting = max(_cores() // (plan.threads * plan.devices), 1) if plan.accelerator == "cpu" else 1
+        return [threads] * (workers or fitting)
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+    groups = [gpus[i : i + plan.devices] for i in range(0, len(gpus) - plan.devices + 1, plan.devices)]
+    if not groups:
+        raise ValueError(f"{plan.devices} GPUs for a trial, but there are {len(gpus)}")
+    count = workers or len(groups)
+    return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(groups[n % len(groups)])} for n in range(count)]
+
+
+def _cores() -> int:
+    """Cores that this process may use: those of its affinity, no more than a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(round(int(quota) / int(period)), 1))
+    return cores
+
+
+def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str, Any]:
+    """What ``environment.json`` says; the first sitting's versions stay unless they change."""
+    before = read_json(folder / "environment.json")
+    packages = {}
+    for name in ("lookfar", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scipy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    environment = {
+        **before,
+        **facts,
+        "command": before.get("command") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **packages},
+        "platform": platform.platform(),
+        "cores": _cores(),
+        "workers": workers,
+        "started": before.get("started") or _now(),
+        "sittings": before.get("sittings", 0) + 1,
+    }
+    write_json(folder / "environment.json", environment)
+    return environment
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,139 @@
+"""One trial, a process of its own: ``python -m lookfar.study.trial FOLDER``.
+
+It reads ``config.json``, tells its progress on standard output as one JSON object a line, and ends with
+``result.json``. Standard input is a pipe that the study holds open: where it ends, the study is dead and so is the
+trial, at once, since the next sitting may already be waiting for the folder.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lookfar.study._files import locked, read_json, write_json
+
+Tell = Callable[..., None]
+
+SAMPLES = 12  # validation images that the report shows
+STOPPED = 130  # exit status of a trial that was asked to stop
+
+
+def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | None:
+    """Build, train and measure what ``config.json`` describes; the values of ``result.json``.
+
+    None in the helping processes of a trial on several devices.
+    """
+    import torch
+
+    from lookfar.cost import measure_network
+    from lookfar.diagnostics import choose_images, collect_samples
+    from lookfar.insertion import switched_off
+    from lookfar.study.build import build_host, open_plan_data, put_in
+    from lookfar.study.plan import Candidate, Plan
+    from lookfar.training import evaluate, is_main_process, scores, train
+
+    config = read_json(folder / "config.json")
+    plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
+    torch.set_num_threads(plan.threads)
+
+    data = open_plan_data(plan)
+    network = build_host(plan, data, seed)
+    names = put_in(network, plan, candidate, data, seed, control_parameters=config["control_parameters"])
+
+    def progress(step: int, steps: int, values: dict[str, Any]) -> None:
+        tell(step=step, steps=steps, **{k: values[k] for k in ("loss", "miou", "seconds") if k in values})
+
+    trained = train(network, data, plan.settings(), folder, seed=seed, blocks=names, progress=progress)
+    if not is_main_process():
+        return None
+
+    tell(doing="measuring")
+    result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
+    result["notes"] = list(trained.get("notes", ()))
+    result["miou_off"] = None
+    if names:
+        import numpy as np
+
+        with switched_off(network, names):
+            confusion = evaluate(network, data, batch_size=plan.settings().batch_size, precision=plan.precision)
+        np.savez_compressed(folder / "off.npz", confusion=confusion)
+        result["miou_off"] = scores(confusion)["miou"]
+    indices = choose_images(len(data.val), SAMPLES)
+    collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
+    cost = measure_network(network, torch.zeros(1, data.in_chans, *data.size))
+    result |= {
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "latency_ms": cost.latency_ms,
+        "memory_mb": cost.memory_mb,
+        "device": cost.device,
+        "blocks": names,
+    }
+    return result
+
+
+def main(folder: Path) -> int:
+    """Run the trial in ``folder`` and write its result; the exit status."""
+    tell = _telling_on_stdout()
+    _end_with_parent()
+    from lookfar.training import is_main_process  # torch is loaded here, after the pipes are safe
+
+    with locked(folder / ".lock", wait=True) if is_main_process() else contextlib.nullcontext():
+        try:
+            result = run_trial(folder, tell)
+        except KeyboardInterrupt:
+            return STOPPED
+        except Exception as error:
+            traceback.print_exc()
+            if is_main_process():
+                write_json(folder / "result.json", {"status": "failed", "reason": why(error)})
+            return 1
+        if result is not None:
+            write_json(folder / "result.json", {"status": "done", "reason": "", **result})
+        return 0
+
+
+def why(error: BaseException) -> str:
+    """One line for a table: what went wrong, as the user would say it."""
+    line = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in line:
+        return f"out of memory: {_shorten(line)}"
+    if type(error).__name__ == "TrainingError":
+        return _shorten(line)
+    return f"{type(error).__name__}: {_shorten(line)}" if line else type(error).__name__
+
+
+def _shorten(line: str, most: int = 300) -> str:
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _telling_on_stdout() -> Tell:
+    """Keep standard output for progress; whatever a library prints goes to the log with the errors."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(**values: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            print(json.dumps(values), file=channel, flush=True)
+
+    return tell
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as the study's end of standard input is closed, however it died."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
