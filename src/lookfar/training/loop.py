@@ -150,7 +150,7 @@ class _Run:
         with quiet():
             self.model, self.fabric_optimizer = fabric.setup(_Task(network, weights), self.optimizer)
         self.ema = _average(network, settings)
-        self.step, self.earlier, self.window = 0, 0.0, []
+        self.step, self.seconds, self.window = 0, 0.0, []
         self._restore(load_checkpoint(folder))
         self.records = Records(folder / "metrics.jsonl", upto=self.step) if self.main else None
         self.board = _board(folder, self.step) if settings.tensorboard and self.main else None
@@ -168,12 +168,13 @@ class _Run:
             self.ema.module.load_state_dict(checkpoint.ema)
         self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
         self.fabric.strategy.precision.load_state_dict(checkpoint.optimizer["precision"])
-        self.step, self.earlier = checkpoint.step, checkpoint.state["seconds"]
+        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
         self.window = [torch.tensor(loss) for loss in checkpoint.state["window"]]
 
     def fit(self, stopped: Callable[[], bool]) -> dict[str, Any]:
         settings, steps, confusion = self.settings, self.settings.steps, None
-        started = time.perf_counter() - self.earlier
+        started = time.perf_counter() - self.seconds
+        alone = self.fabric.world_size == 1 and self.fabric.device.type == "cpu"
         self.model.train()
         while self.step < steps:
             done = self.step + 1
@@ -181,19 +182,20 @@ class _Run:
             validate = done == steps or (settings.eval_every > 0 and done % settings.eval_every == 0)
             shares = self._take_step(watch=log and bool(self.probes))
             self.step = done
-            save = done % settings.checkpoint_every == 0 or done == steps or stopped()
-            if log or save or (self.fabric.world_size == 1 and self.fabric.device.type == "cpu"):
+            if log or alone:  # elsewhere looking at every loss would make the device wait
                 self._check_window()
-            seconds = time.perf_counter() - started
             if log:
-                self._log(seconds, shares)
+                self._log(time.perf_counter() - started, shares)
             if validate:
                 confusion = self._validate()
-            if save:
-                self._save(seconds)
-            if stopped() and done < steps:
+            stop = stopped()
+            if stop or done == steps or done % settings.checkpoint_every == 0:
+                self._check_window()
+                self.seconds = time.perf_counter() - started
+                self._save()
+            if stop and done < steps:
                 raise KeyboardInterrupt(f"stopped after step {done} of {steps}; the same call goes on from there")
-        return self._finish(confusion, time.perf_counter() - started)
+        return self._finish(confusion)
 
     def _take_step(self, *, watch: bool) -> dict[str, float]:
         """One optimiser step; with ``watch``, each block's share of the gradient."""
@@ -292,12 +294,12 @@ class _Run:
                 if value is not None:
                     self.board.add_scalar(name, value, self.step)
 
-    def _save(self, seconds: float) -> None:
+    def _save(self) -> None:
         if self.records is not None:
             self.records.sync()
             state = {
                 "step": self.step,
-                "seconds": seconds,
+                "seconds": self.seconds,
                 "window": [float(loss) for loss in self.window],
                 "notes": self.notes,
                 "settings": _decisive(self.settings, self.seed),
@@ -310,7 +312,7 @@ class _Run:
             save_checkpoint(self.folder, Checkpoint(self.step, self.network.state_dict(), optimizer, state, ema))
         self.fabric.barrier()
 
-    def _finish(self, confusion: np.ndarray | None, seconds: float) -> dict[str, Any]:
+    def _finish(self, confusion: np.ndarray | None) -> dict[str, Any]:
         if confusion is None:  # killed between the last checkpoint and the files below
             confusion = self._confusion()
         if self.ema is not None:
@@ -321,7 +323,7 @@ class _Run:
             write_atomically(self.folder / "confusion.npz", lambda path: _save_confusion(confusion, path))
         self.network.eval()
         self.fabric.barrier()
-        return {**scores(confusion), "step": self.step, "seconds": seconds, "notes": self.notes}
+        return {**scores(confusion), "step": self.step, "seconds": self.seconds, "notes": self.notes}
 
     def close(self) -> None:
         if self.records is not None:

@@ -21,6 +21,8 @@ class Probe:
 
     def _measure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x, y = args[0].detach().float(), output.detach().float()
+        if x.shape != y.shape:  # no residual to speak of
+            return
         size = x.norm()
         self.contribution = float((y - x).norm() / size) if size else 0.0
 

@@ -1,0 +1,73 @@
+"""Two processes compute what one does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import tiny_data, tiny_network
+
+from lookfar.training import Settings, train
+from lookfar.training.checkpoints import load_tensors
+
+PROGRAM = str(Path(__file__).parents[1] / "tiny_run.py")
+SETTINGS = {
+    "steps": 7, "batch_size": 6, "lr": 0.1, "log_every": 3, "eval_every": 4, "optimizer": "sgd", "accelerator": "cpu",
+    "precision": "64-true", "clip": 1.0, "checkpoint_every": 100,
+}  # fmt: skip
+
+
+def start(command: list[str], folder: Path, *, plain: bool, **changes) -> dict:
+    options = [str(folder), "--settings", json.dumps({**SETTINGS, **changes}), *(["--plain"] if plain else [])]
+    done = subprocess.run([*command, PROGRAM, *options], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # Fabric talks to its own users, not to ours
+    (line,) = done.stdout.splitlines()  # one process reports
+    return json.loads(line)
+
+
+def losses(folder: Path) -> list[float]:
+    entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["fabric", "torchrun"])
+def test_two_processes_equal_one(launcher, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    network = tiny_network(batch_statistics=False)
+    want = train(network, tiny_data(), Settings(**SETTINGS), one, seed=7, blocks=["block"])
+    if launcher == "fabric":
+        got = start([sys.executable], two, plain=True, devices=2)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        got = start(torchrun, two, plain=True)
+    assert got["miou"] == pytest.approx(want["miou"], abs=1e-12)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Fabric hands losses on in float32
+    weights, others = load_tensors(one / "final.safetensors"), load_tensors(two / "final.safetensors")
+    for name, value in weights.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+    np.testing.assert_array_equal(
+        np.load(two / "confusion.npz")["confusion"], np.load(one / "confusion.npz")["confusion"]
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_batch_norm_on_several_cpu_processes_is_told(tmp_path):
+    result = start([sys.executable], tmp_path, plain=False, devices=2, steps=1)
+    assert "batch statistics are those of each process" in result["notes"][0]
+    again = train(tiny_network(), tiny_data(), Settings(**SETTINGS), tmp_path, seed=7)
+    assert again == result
+
+
+def test_a_batch_is_split_evenly(tmp_path, monkeypatch):
+    import lookfar.training.loop as loop
+
+    class Three:
+        world_size = 3
+
+    monkeypatch.setattr(loop, "launch", lambda settings: Three())
+    with pytest.raises(ValueError, match="batch_size 32 cannot be split over 3 devices"):
+        train(tiny_network(), tiny_data(), Settings(accelerator="cpu"), tmp_path, seed=0)
