@@ -46,6 +46,7 @@ class CrissCross(nn.Module):
         reduction: Queries and keys have ``channels // reduction`` channels.
         recurrence: Number R of applications; from 2 on every position reaches every other.
         heads: Groups of channels that attend by themselves; the authors have one.
+        share_query_key: One projection for queries and keys.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
@@ -61,6 +62,7 @@ class CrissCross(nn.Module):
         reduction: int = 8,
         recurrence: int = 2,
         heads: int = 1,
+        share_query_key: bool = False,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -75,14 +77,14 @@ class CrissCross(nn.Module):
         self.recurrence = recurrence
         self.heads = heads
         self.query = nn.Conv2d(channels, inner, 1, **dd)
-        self.key = nn.Conv2d(channels, inner, 1, **dd)
+        self.key = None if share_query_key else nn.Conv2d(channels, inner, 1, **dd)
         self.value = nn.Conv2d(channels, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
         """A key bias adds the same number to every logit of a query: softmax does not see it."""
-        return ("key.bias",)
+        return () if self.key is None else ("key.bias",)
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence):
@@ -92,7 +94,7 @@ class CrissCross(nn.Module):
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the last recurrence for flat query positions ``(Q,)``: zero off the cross."""
         x = self._last_input(x)
-        return criss_cross_weights(self._lines(self.query, x), self._lines(self.key, x), queries)
+        return criss_cross_weights(*self._queries_and_keys(x), queries)
 
     def values(self, x: Tensor) -> Tensor:
         """What the last recurrence mixes, ``(B, h, N, C/h)``."""
@@ -106,8 +108,12 @@ class CrissCross(nn.Module):
         return to_tokens(project(x), self.heads).unflatten(2, x.shape[2:])  # (B, h, H, W, D)
 
     def _step(self, x: Tensor) -> Tensor:
-        q, k, v = self._lines(self.query, x), self._lines(self.key, x), self._lines(self.value, x)
-        return self._add(x, criss_cross(q, k, v).flatten(2, 3))
+        y = criss_cross(*self._queries_and_keys(x), self._lines(self.value, x))
+        return self._add(x, y.flatten(2, 3))
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = self._lines(self.query, x)
+        return q, q if self.key is None else self._lines(self.key, x)
 
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         return x + self.gamma * to_map(mixed, x)

@@ -185,7 +185,7 @@ class ExpectationMaximization(nn.Module):
             message = torch.cat([total.flatten(), total.new_full((1,), count)])
             dist.all_reduce(message)
             total, count = message[:-1].view_as(total), message[-1]
-            momentum = self.momentum * (count > 0)
+            momentum = self.momentum * (count > 0).to(total.dtype)
             mean = total / count.clamp_min(1)
         elif count:
             momentum, mean = self.momentum, total / count
