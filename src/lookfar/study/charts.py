@@ -4,8 +4,8 @@ Candidates are drawn in ``var(--cN)`` with a marker of their own; text is never 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -226,7 +226,6 @@ class Curves:
     log: bool = False
     height: int = 92
     unit: str = ""
-    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 def stacked(plots: Sequence[Curves], style: Style, alt: str, x_title: str = "step", *, width: int = 280) -> Markup:
