@@ -88,7 +88,7 @@ def _compare_parameters(case: Case, built: Built, factor: float) -> None:
 def _converted(block: nn.Module, values: dict[str, Tensor], built: Built) -> dict[str, Tensor]:
     renamed = {built.names[k]: v for k, v in values.items() if k in built.names}
     rest = {k: v for k, v in values.items() if k not in built.names}
-    return renamed | weights.convert(block, rest)
+    return renamed | (weights.convert(block, rest) if rest else {})
 
 
 def assert_close(what: str, got: Tensor, want: Tensor, tolerance: float, scale: float | None = None) -> None:

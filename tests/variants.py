@@ -11,6 +11,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "position_attention": [{"reduction": 1}],
     "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
     "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
+    "hamburger": [
+        {"bases": 3, "variant": "v2", "gradient": "full", "inner_channels": 12, "heads": 2},
+        {"bases": 3, "variant": "v2plus", "method": "cd", "inner_channels": 8, "squeeze": 2},
+        {"bases": 3, "method": "vq", "inverse_temperature": 2.0, "gradient": "full", "norm_layer": None},
+        {"reasoning": False},
+    ],
     "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False}],
     "symbolic_graph_reasoning": [
         {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes"}
@@ -20,6 +26,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
+    "criss_cross": [
+        {"recurrence": 3, "heads": 2, "reduction": 4},
+        {"recurrence": 1, "share_query_key": True, "zero_init": False},
+    ],
+    "expectation_maximization": [
+        {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
+        {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
+    ],
+    "external_attention": [
+        {"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False},
+        {"bases": 5, "normalization": "none"},
+    ],
+    "squeeze_excitation": [{"bias": False, "reduction": 4}],
+    "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}, {"pooling": "max", "kernel_size": 3}],
 }
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width

@@ -35,17 +35,16 @@ def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State
     """Replace the authors' prefixes by ours.
 
     ``author_keys`` maps a regular expression, matched at the start of a key up to a dot or the key's end, to our
-    prefix (``\\1`` stands for the first group); the longest pattern that matches decides.
+    prefix (``\\1`` stands for the first group); the longest match decides.
     """
-    patterns = [
-        (re.compile(rf"(?:{p})(?=\.|$)"), ours) for p, ours in sorted(author_keys.items(), key=lambda kv: -len(kv[0]))
-    ]
+    patterns = [(re.compile(rf"(?:{pattern})(?=\.|$)"), prefix) for pattern, prefix in author_keys.items()]
 
     def ours(key: str) -> str:
-        for pattern, prefix in patterns:
-            if match := pattern.match(key):
-                return (match.expand(prefix) + key[match.end() :]).lstrip(".")
-        return key
+        found = [(match, prefix) for pattern, prefix in patterns if (match := pattern.match(key))]
+        if not found:
+            return key
+        match, prefix = max(found, key=lambda f: f[0].end())
+        return (match.expand(prefix) + key[match.end() :]).lstrip(".")
 
     return {ours(key): value for key, value in state.items()}
 
@@ -81,7 +80,8 @@ def load(block: nn.Module, source: Mapping[str, Tensor] | str | Path) -> nn.Modu
     state = convert(block, read(source) if isinstance(source, str | Path) else source)
     own = block.state_dict()
     strange = [key for key in state if key not in own]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    kept = getattr(block, "unpublished", ())  # what the originals have not keeps its value
+    missing = [key for key in own if key not in {*state, *kept} and not key.endswith("num_batches_tracked")]
     shapes = [
         f"{key} {tuple(state[key].shape)}, want {tuple(own[key].shape)}"
         for key in own

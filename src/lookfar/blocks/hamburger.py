@@ -1,0 +1,309 @@
+"""HamNet: a low-rank factorisation of the features, between two 1x1 convolutions, as global context.
+
+Traps: the published bases are random in every forward, in eval too; here they come from a stored seed in eval. The
+published gradient differentiates the last update alone; mmsegmentation's goes through all iterations.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import conv_norm, zero_
+from lookfar.ops._layout import match_format, positions
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
+
+
+class Ham(nn.Module):
+    """The factorisation of a map ``(B, C, H, W)``: two factors whose product is its low-rank form.
+
+    Args:
+        channels: C of the map.
+        bases: R, columns of a factor.
+        heads: Parts into which the channels are split.
+        method, iterations, eval_iterations, inverse_temperature, ridge, gradient, random_bases, momentum: see
+            :class:`Hamburger`.
+        spatial: Columns are feature vectors and positions are coded in them; else columns are maps.
+    """
+
+    seed: Tensor
+    bases: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bases: int = 64,
+        heads: int = 1,
+        method: Method = "nmf",
+        iterations: int = 6,
+        eval_iterations: int = 7,
+        inverse_temperature: float = 100.0,
+        ridge: float = 0.1,
+        gradient: Literal["one_step", "full"] = "one_step",
+        random_bases: Literal["train", "always", "never"] = "train",
+        momentum: float = 0.9,
+        spatial: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide the inner channels, got {heads=} and {channels}")
+        if gradient not in ("one_step", "full"):
+            raise ValueError(f"gradient is one_step or full, got {gradient!r}")
+        if random_bases not in ("train", "always", "never"):
+            raise ValueError(f"random_bases is train, always or never, got {random_bases!r}")
+        if random_bases == "never" and not spatial:
+            raise ValueError("bases that are maps have the size of the input and cannot be kept: random_bases='train'")
+        self.rank, self.heads, self.method, self.spatial = bases, heads, method, spatial
+        self.iterations, self.eval_iterations = iterations, eval_iterations
+        self.inverse_temperature, self.ridge, self.momentum = inverse_temperature, ridge, momentum
+        self.gradient, self.random_bases = gradient, random_bases
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device=device))
+        kept = None
+        if random_bases == "never":
+            start = torch.rand if method == "nmf" else torch.randn
+            kept = F.normalize(start(heads, channels // heads, bases, device=device, dtype=dtype), dim=1)
+        self.register_buffer("bases", kept)
+
+    def forward(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(B, C, H, W) -> (B, h, C/h, R), (B, h, N, R)``; their product is the factorised map."""
+        B, C = x.shape[:2]
+        with without_autocast(x):
+            tokens = widened(x.reshape(B * self.heads, C // self.heads, positions(x)))
+            tokens = tokens if self.spatial else tokens.transpose(1, 2)
+            start = self._start(tokens) if bases is None else bases.to(tokens)
+            found, coefficients = matrix_decomposition(
+                tokens,
+                start,
+                method=self.method,
+                iterations=self.iterations if self.training else self.eval_iterations,
+                inverse_temperature=self.inverse_temperature,
+                ridge=self.ridge,
+                full_gradient=self.gradient == "full",
+            )
+            if self.bases is not None and not self.training and B > 0:
+                self._keep(found.detach().unflatten(0, (B, self.heads)).mean(0))
+        left, right = (found, coefficients) if self.spatial else (coefficients, found)
+        return left.unflatten(0, (B, self.heads)), right.unflatten(0, (B, self.heads))
+
+    def _start(self, tokens: Tensor) -> Tensor:
+        """Unit bases (B h, D, R)."""
+        shape = (*tokens.shape[:2], self.rank)
+        if self.bases is not None:
+            return self.bases.to(tokens.dtype).repeat(shape[0] // self.heads, 1, 1)
+        if self.training or self.random_bases == "always":
+            draw = torch.rand if self.method == "nmf" else torch.randn
+            return F.normalize(draw(shape, dtype=tokens.dtype, device=tokens.device), dim=1)
+        index = torch.arange(self.heads * shape[1] * self.rank, device=tokens.device)
+        uniform = _uniform(index, self.seed).to(tokens.dtype)
+        if self.method != "nmf":
+            angle = _uniform(index, self.seed + 1).to(tokens.dtype) * 2 * torch.pi
+            uniform = (-2 * (1 - uniform).clamp_min(1e-7).log()).sqrt() * angle.cos()  # Box-Muller: normal
+        start = F.normalize(uniform.reshape(self.heads, shape[1], self.rank), dim=1)
+        return start.repeat(shape[0] // self.heads, 1, 1)
+
+    def _keep(self, found: Tensor) -> None:
+        assert self.bases is not None
+        moved = self.bases + self.momentum * (found.to(self.bases.dtype) - self.bases)
+        self.bases.copy_(F.normalize(moved, dim=1))
+
+
+def _uniform(index: Tensor, seed: Tensor) -> Tensor:
+    """Numbers in [0, 1) that depend on index and seed alone: a mixing hash, the same on every device and in exports."""
+    h = (index + 1) * 1640531527 + (seed + 1) * 362437
+    for factor in (73244475, 1540483477):
+        h = h & 0x7FFFFFFF
+        h = ((h >> 15) ^ h) * factor
+    return (h & 0xFFFFFF).to(torch.float64) / 0x1000000
+
+
+def apply_to_factors(conv: nn.Conv2d, factors: list[tuple[Tensor, Tensor]], size: tuple[int, ...]) -> Tensor:
+    """A 1x1 convolution of the concatenated products of some factors, ``(B, O, *size)``.
+
+    It acts on the R columns of each left factor instead of on N positions.
+    """
+    widths = [left.shape[1] * left.shape[2] for left, _ in factors]
+    weights = conv.weight.flatten(1).to(factors[0][0].dtype).split(widths, 1)
+    y = torch.zeros((), dtype=factors[0][0].dtype, device=conv.weight.device)
+    for weight, (left, right) in zip(weights, factors):
+        B, h, D, R = left.shape
+        columns = weight.unflatten(1, (h, D)).transpose(0, 1) @ left  # (B, h, O, R)
+        columns = columns.transpose(1, 2).flatten(2)  # (B, O, h R)
+        y = y + columns @ right.transpose(2, 3).flatten(1, 2)
+    if conv.bias is not None:
+        y = y + conv.bias.to(y.dtype)[:, None]
+    return y.unflatten(2, size)
+
+
+@block(
+    "hamburger",
+    title="Hamburger (HamNet)",
+    paper="Is Attention Better Than Matrix Decomposition? (ICLR 2021)",
+    arxiv="2109.04553",
+    family="low_rank",
+    complexity="N C D + T N D K",
+    memory="N (D + K)",
+    verified=(
+        "Gsunshine/Enjoy-Hamburger@d9b51f6f:seg/HamNet/hamburger/",
+        "open-mmlab/mmsegmentation@1.2.2:decode_heads/ham_head.py",
+    ),
+    attends="maps",
+    aliases=("hamnet", "ham"),
+    differences=(
+        "Published bases are random in every forward; here they come from a stored seed in eval"
+        ' (random_bases="always" is the published behaviour).',
+        'The paper differentiates the last update alone (gradient="one_step", the default), mmsegmentation all'
+        ' iterations (gradient="full").',
+        "The original ends in a ReLU after the sum: final_act=True, set when its weights are loaded.",
+    ),
+    author_keys={
+        r"(lower_bread(\.0)?|ham_in\.conv)": "value",
+        r"cheese\.conv": "mix.conv",
+        r"cheese\.bn": "mix.norm",
+        r"(upper_bread\.1|ham_out\.bn)": "norm",
+        r"(upper_bread\.0|upper_bread|ham_out\.conv)": "project",
+        "coef_ham": "gamma",
+        "coef_shortcut": "shortcut",
+    },
+)
+class Hamburger(nn.Module):
+    """Replaces the features by a low-rank form of the whole map and adds it: context without a pairwise map.
+
+    y = x + norm(W_u D C^T), with D, C factors of ReLU(W_l x) by a few iterations.
+
+    The convolution that follows acts on the K columns of D: (W D) C^T, never on the N positions.
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: D, channels of the factorised map; C by default.
+        bases: K, columns of the factors.
+        heads: Parts of the inner channels that are factorised separately.
+        method: ``nmf`` (with a ReLU before), ``cd`` (concept decomposition) or ``vq`` (soft vector quantisation).
+        variant: ``v1``; ``v2`` has a conv-norm-ReLU after the factors and no last norm; ``v2plus`` has learned scales
+            of both branches, 1 and 0 at the start.
+        dual: Of ``v2plus``: a second factorisation whose columns are maps, beside the first.
+        squeeze: Of ``v2plus``: the conv after the factors has ``inner_channels // squeeze`` channels.
+        iterations, eval_iterations: T, updates in training and in eval.
+        inverse_temperature, ridge: Of ``cd`` and ``vq``; see :func:`lookfar.ops.matrix_decomposition`.
+        gradient: ``one_step`` (paper) or ``full`` (mmsegmentation).
+        random_bases: Drawn in training only (in eval from a stored seed), ``always``, or ``never``: kept in a buffer
+            that follows the bases found in eval with ``momentum``, as in the original's online update.
+        reasoning: The factorisation; off, what stands around it remains.
+        norm_layer: After the convolutions; None in ``v1`` leaves the last convolution with a bias.
+        final_act: End in a ReLU, as the original does.
+        zero_init: Start as the identity: the last layer of the branch is zero.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        bases: int = 64,
+        heads: int = 1,
+        method: Method = "nmf",
+        variant: Literal["v1", "v2", "v2plus"] = "v1",
+        dual: bool = True,
+        squeeze: int = 1,
+        iterations: int = 6,
+        eval_iterations: int = 7,
+        inverse_temperature: float = 100.0,
+        ridge: float = 0.1,
+        gradient: Literal["one_step", "full"] = "one_step",
+        random_bases: Literal["train", "always", "never"] = "train",
+        momentum: float = 0.9,
+        reasoning: bool = True,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        final_act: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if variant not in ("v1", "v2", "v2plus"):
+            raise ValueError(f"variant is v1, v2 or v2plus, got {variant!r}")
+        inner = inner_channels or channels
+        parts = 2 if variant == "v2plus" and dual else 1
+        self.reasoning, self.final_act, self.rectify = reasoning, final_act, method == "nmf"
+        # soft quantisation takes the length of x for a constant, as published, even in the full gradient
+        self.exact_gradient = not reasoning or (gradient == "full" and method != "vq")
+        self.value = nn.Conv2d(channels, parts * inner, 1, **dd)
+        self.hams = nn.ModuleList(
+            Ham(
+                inner, bases=bases, heads=heads, method=method, iterations=iterations, eval_iterations=eval_iterations,
+                inverse_temperature=inverse_temperature, ridge=ridge, gradient=gradient, random_bases=random_bases,
+                momentum=momentum, spatial=n == 0, **dd,
+            )
+            for n in range(parts)
+        )  # fmt: skip
+        self.mix = None
+        if variant != "v1":
+            mixed = inner // squeeze if variant == "v2plus" else inner
+            norm = norm_layer or nn.Identity
+            self.mix = conv_norm(parts * inner, mixed, norm_layer=norm, **dd)
+        width = inner if variant == "v1" else mixed
+        last_norm = norm_layer if variant == "v1" else None
+        self.project = nn.Conv2d(width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
+        self.norm = last_norm(channels, **dd) if last_norm else None
+        self.gamma = self.shortcut = None
+        if variant == "v2plus":
+            self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+            self.shortcut = nn.Parameter(torch.ones(1, **dd))
+        for conv in (self.value, self.project, *([self.mix.get_submodule("conv")] if self.mix is not None else [])):
+            nn.init.normal_(conv.weight, std=(2 / conv.weight.shape[0]) ** 0.5)  # type: ignore[arg-type]
+        if zero_init and self.gamma is None:
+            zero_(self.norm or self.project)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The original ends in a ReLU; bases that it keeps stand in its factorisations."""
+        self.final_act = True
+        places = {"ham.": "hams.0.", "ham_1.": "hams.0.", "ham_2.": "hams.1."}
+        for theirs, ours in places.items():
+            state = {ours + k[len(theirs) :] if k.startswith(theirs) else k: v for k, v in state.items()}
+        return state
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """The originals have no seed."""
+        return tuple(f"hams.{n}.seed" for n in range(len(self.hams)))
+
+    def forward(self, x: Tensor, bases: Tensor | tuple[Tensor, ...] | None = None) -> Tensor:
+        """``bases`` are first bases ``(B heads, D, K)``, a pair of them for two factorisations."""
+        y = self._value(x)
+        if self.reasoning:
+            factors = self._factors(y, bases)
+            first = self.project if self.mix is None else self.mix.get_submodule("conv")
+            assert isinstance(first, nn.Conv2d)
+            with without_autocast(x):
+                y = apply_to_factors(first, factors, tuple(x.shape[2:])).to(x.dtype)
+        elif self.mix is None:
+            y = self.project(y)
+        else:
+            y = self.mix.get_submodule("conv")(y)
+        if self.mix is not None:
+            y = self.project(self.mix.get_submodule("norm")(y).relu())
+        y = y if self.norm is None else self.norm(y)
+        y = x + y if self.gamma is None else self.shortcut * x + self.gamma * y
+        return match_format(y.relu() if self.final_act else y, x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """How much each column codes each position, ``(B, h K, N)``, of the spatial factorisation."""
+        _, right = self._factors(self._value(x), None)[0]
+        return right.transpose(2, 3).flatten(1, 2)
+
+    def _value(self, x: Tensor) -> Tensor:
+        y = self.value(x)
+        return y.relu() if self.rectify else y
+
+    def _factors(self, y: Tensor, bases: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, Tensor]]:
+        starts = bases if isinstance(bases, tuple) else (bases,) * len(self.hams)
+        return [ham(part, start) for ham, part, start in zip(self.hams, y.chunk(len(self.hams), 1), starts)]
