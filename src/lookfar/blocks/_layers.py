@@ -2,17 +2,20 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORM: dict[int, type[nn.modules.batchnorm._BatchNorm]] = {
+from lookfar.ops._precision import widened, without_autocast
+
+CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
     1: nn.BatchNorm1d,
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 Norm = Callable[..., nn.Module]
@@ -47,10 +50,18 @@ def zero_(module: M) -> M:
 
 def normal_(module: M, std: float = 0.01) -> M:
     """Draw the weight from N(0, std^2) and set the bias to zero."""
-    nn.init.normal_(module.weight, std=std)
+    nn.init.normal_(cast(Tensor, module.weight), std=std)
     if module.bias is not None:
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(cast(Tensor, module.bias))
     return module
+
+
+def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution ``(B, C, *S) -> (B, E, *S)`` by ``weight`` (E, C[, 1, ..]), in float32 at least."""
+    dims = x.dim() - 2
+    with without_autocast(x):
+        weight = widened(weight).reshape(*weight.shape[:2], *(1,) * dims)
+        return _CONVOLVE[dims](widened(x), weight, None if bias is None else widened(bias))
 
 
 def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:

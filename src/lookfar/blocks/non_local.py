@@ -5,14 +5,13 @@ their results; these are different functions (``subsample_order``). mmcv's conca
 division of a ReLU's output). Time is never sub-sampled, and axes of length 1 are left alone.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import Normalization, attention, attention_weights
@@ -34,7 +33,6 @@ _WHY_NOT = {
     ("dot_product", "double"): "that is mode='embedded_gaussian', scale=False, normalization='double'",
     ("dot_product", "sigmoid"): "that is mode='embedded_gaussian', scale=False, normalization='sigmoid'",
 }
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @block(
@@ -143,7 +141,7 @@ class NonLocal(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // reduction, 1)
         self.normalization: Normalization = _normalization(mode, normalization)
         _check(channels, inner, mode, dims, heads, subsample, subsample_order, scale, share_query_key, projections)
@@ -176,7 +174,7 @@ class NonLocal(nn.Module):
         if self.pair is not None:
             nn.init.uniform_(self.pair, -((2 * inner / heads) ** -0.5), (2 * inner / heads) ** -0.5)
         if zero_init:
-            zero_(self.project if getattr(self.norm, "weight", None) is None else self.norm)
+            zero_(self.project if self.norm is None or getattr(self.norm, "weight", None) is None else self.norm)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
@@ -218,8 +216,7 @@ class NonLocal(nn.Module):
         y = to_map(mixed, x)
         if self.normalization == "none":
             # not an average: in half precision it may only become small enough after this convolution
-            with without_autocast(y):
-                y = self._convolve(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
+            y = wide(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
         else:
             y = self.project(y)
         return x + (y if self.norm is None else self.norm(y))
@@ -291,13 +288,7 @@ class NonLocal(nn.Module):
                 weight = (w.unsqueeze(-1) * widened(projection.weight).view(h, d, -1)).sum(1)  # type: ignore[arg-type]
                 if projection.bias is not None:
                     bias = (w * widened(projection.bias).view(h, d)).sum(1)  # type: ignore[arg-type]
-            return self._convolve(x, weight, bias).flatten(2)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The 1x1 convolution of ``x``, in float32 at least."""
-        dims = x.dim() - 2
-        weight = widened(weight).view(*weight.shape[:2], *(1,) * dims)
-        return _CONV[dims](widened(x), weight, None if bias is None else widened(bias))
+            return wide(x, weight, bias).flatten(2)
 
 
 def _normalization(mode: str, normalization: Normalization | None) -> Normalization:

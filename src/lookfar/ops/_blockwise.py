@@ -58,7 +58,9 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E), (B, h, N, 1)``
     """
     with without_autocast(q):
-        return over_queries(lambda *t: _with_lse(*t, scale), widened(q), widened(k), widened(v), keys=k.shape[-2])
+        return over_queries(
+            lambda q, k, v: _with_lse(q, k, v, scale), widened(q), widened(k), widened(v), keys=k.shape[-2]
+        )
 
 
 def log_sum_exp(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:

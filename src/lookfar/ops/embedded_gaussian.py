@@ -53,8 +53,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def graph(ctx: Any, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            inner = [t.detach().requires_grad_(wanted) for t, wanted in zip(inputs, ctx.needs_input_grad)]
-            return _sdpa(*inner, ctx.scale), inner
+            q, k, v = (t.detach().requires_grad_(wanted) for t, wanted in zip(inputs, ctx.needs_input_grad))
+            return _sdpa(q, k, v, ctx.scale), [q, k, v]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,340 @@
+"""Disentangled non-local: how two positions relate (pairwise) and how salient one is to all (unary), taken apart.
+
+Traps: the released Cityscapes configuration removes one scalar mean (``whiten="layer"``), not the paper's mean of each
+channel; the configuration named NLnowd_in whitens nothing. mmsegmentation's block is another function: logits over
+sqrt(D) and 0.05, narrow values, an output convolution that both terms share, no gamma.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm, max_pool, normal_, wide, zero_
+from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._precision import widened
+from lookfar.ops.attention import Normalization, attention, attention_weights
+from lookfar.ops.concatenation import concatenation, concatenation_weights
+from lookfar.ops.disentangled import (
+    multiplied_attention,
+    multiplied_attention_weights,
+    unary_attention,
+    unary_weights,
+)
+
+Whitening = Literal[
+    "channel", "channel_std", "layer", "layer_std", "batch", "batch_std", "position", "norm", "norm_affine"
+]
+Mode = Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
+# over which axes of (B, 1, N, D) the mean is taken
+_AXES = {"channel": (-2,), "layer": (-2, -1), "batch": (0, -2, -1), "position": (-1,)}
+
+
+@block(
+    "disentangled_nonlocal",
+    title="Disentangled non-local block",
+    paper="Disentangled Non-Local Neural Networks (ECCV 2020)",
+    arxiv="2006.06668",
+    family="pairwise",
+    complexity="N M C",
+    memory="N C",
+    verified=(
+        "yinmh17/DNL-Semantic-Segmentation@594a3591:model/seg/ops/nonlocal_block_nowd.py",
+        "yinmh17/DNL-Semantic-Segmentation@594a3591:model/seg/ops/nonlocal_block.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/dnl_head.py",
+    ),
+    attends="weights",
+    aliases=("dnl", "dnlnet"),
+    differences=(
+        "The paper removes each channel's mean (whiten='channel', the default); the released Cityscapes configuration "
+        "removes one scalar mean (whiten='layer').",
+        "The authors scale the pairwise term by a gamma that starts at 0 while the unary term is live; zero_init=True "
+        "starts gamma at 1 and the last layer at 0 instead, so that the whole block starts as the identity.",
+        "mmsegmentation's function (variant='mmseg') divides the logits by sqrt(D) and 0.05, has narrow values and an "
+        "output convolution, and no gamma.",
+    ),
+    author_keys={
+        r"conv_query|theta\.conv": "query",
+        r"conv_key|phi\.conv": "key",
+        r"conv_value|g\.conv": "value",
+        "conv_mask": "mask",
+        r"conv_out(\.conv)?": "project",
+        r"out_bn|conv_out\.(bn|gn|in)": "norm",
+        r"concat_project\.conv\.weight": "pair",
+        "query_bn": "query_norm",
+        "key_bn": "key_norm",
+        "query_bn_affine": "query_norm_affine",
+        "key_bn_affine": "key_norm_affine",
+    },
+)
+class DisentangledNonLocal(nn.Module):
+    """Adds to every position a pairwise and a unary attention over all positions, each with its own softmax.
+
+    y_i = x_i + gamma sum_j softmax_j((q_i - mean q) . (k_j - mean k)) v_j + sum_j softmax_j(w . x_j) v_j
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width D of queries and keys; ``channels // reduction`` when None.
+        reduction: Divisor that gives the width.
+        value_channels: Width of the values (then with a bias), which W_o leads back to C; None keeps C, without W_o.
+            ``mmseg`` always has D.
+        terms: ``both``, ``pairwise`` alone, ``unary`` alone, or ``joint``: neither taken apart nor whitened, the plain
+            non-local block.
+        combine: ``add`` the two attentions, or ``multiply`` them: one softmax over the sum of their logits.
+        unary: Whence the unary logits: a ``mask`` of their own, w . x_j, the mean query on the shared ``key``,
+            mean q . k_j, or ``both``.
+        whiten: What queries and keys lose before they meet: the mean of each ``channel``, of the ``layer`` (one scalar
+            an image), of the ``batch`` (one scalar), of each ``position``; with ``_std`` also the standard deviation;
+            ``norm`` and ``norm_affine`` are BatchNorms. Several are taken in the order given. None: nothing.
+        eps: Added to variances.
+        mode: The pairwise function, as in ``nonlocal``.
+        scale: Factor on the pairwise logits: True is 1/sqrt(D), False is 1; None is the variant's.
+        temperature: Divisor of the pairwise logits; None is the variant's, 1 or 0.05.
+        share_query_key: One projection for queries and keys.
+        subsample: Stride of max-pooling x before keys, values and mask; 1 is off.
+        norm_layer: Norm of what is added, a class or factory, or None.
+        variant: Whose function: the ``authors``' or ``mmseg``'s.
+        zero_init: Start as the identity: the last of norm, W_o and value is zero and gamma 1; else gamma starts at 0,
+            as the authors have it.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown choice, or choices that exclude each other.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        reduction: int = 2,
+        value_channels: int | None = None,
+        terms: Literal["both", "pairwise", "unary", "joint"] = "both",
+        combine: Literal["add", "multiply"] = "add",
+        unary: Literal["mask", "key", "both"] = "mask",
+        whiten: Whitening | tuple[Whitening, ...] | None = "channel",
+        eps: float = 1e-5,
+        mode: Mode = "embedded_gaussian",
+        scale: bool | float | None = None,
+        temperature: float | None = None,
+        share_query_key: bool = False,
+        subsample: int = 1,
+        norm_layer: Norm | None = None,
+        variant: Literal["authors", "mmseg"] = "authors",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        steps = (whiten,) if isinstance(whiten, str) else tuple(whiten or ())
+        _check(terms, combine, unary, steps, mode, share_query_key, variant)
+        inner = inner_channels or max(channels // reduction, 1)
+        mmseg = variant == "mmseg"
+        self.terms, self.combine, self.mode, self.eps = terms, combine, mode, eps
+        self.whiten: tuple[str, ...] = () if terms == "joint" else steps
+        self.unary = unary if terms in ("both", "unary") else None
+        self.subsample = subsample
+        scale = mmseg if scale is None else scale
+        temperature = (0.05 if mmseg else 1.0) if temperature is None else temperature
+        self.scale = (inner**-0.5 if scale is True else 1.0 if scale is False else float(scale)) / temperature
+
+        def projection(width: int, bias: bool = True) -> nn.Conv2d:
+            return normal_(nn.Conv2d(channels, width, 1, bias=bias, **dd))
+
+        related = terms != "unary" or unary != "mask"  # somebody needs queries and keys
+        embedded = related and mode != "gaussian"
+        self.query = projection(inner) if embedded else None
+        self.key = projection(inner) if embedded and not share_query_key else None
+        self.pair = nn.Parameter(torch.empty(1, 2 * inner, **dd)) if mode == "concatenation" else None
+        for step in ("norm", "norm_affine"):
+            for side in ("query", "key"):
+                wanted = step in self.whiten and related
+                norm = nn.BatchNorm1d(inner, affine=step == "norm_affine", **dd) if wanted else None
+                self.add_module(f"{side}_{step}", norm)
+        self.mask = projection(1) if self.unary in ("mask", "both") else None
+        values = inner if mmseg else value_channels
+        self.value = projection(values or channels, bias=values is not None)
+        self.norm = norm_layer(channels, **dd) if norm_layer else None
+        project_bias = mmseg and self.norm is None
+        self.project = normal_(nn.Conv2d(values, channels, 1, bias=project_bias, **dd)) if values else None
+        self.gamma = None if mmseg or terms == "unary" else nn.Parameter(torch.full((1,), float(zero_init), **dd))
+        if self.pair is not None:
+            nn.init.uniform_(self.pair, -((2 * inner) ** -0.5), (2 * inner) ** -0.5)
+        if zero_init:
+            norm = self.norm if getattr(self.norm, "weight", None) is not None else None
+            zero_(norm or self.project or self.value)
+
+    @property
+    def normalization(self) -> Normalization:
+        """Of the pairwise weights: softmax, or none (1/M)."""
+        return "softmax" if "gaussian" in self.mode else "none"
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """What a softmax does not see, what whitening takes off and what batch statistics take off."""
+        steps, softmax = set(self.whiten), self.normalization == "softmax"
+        kept = steps.isdisjoint({"layer_std", "batch_std"})  # those see a bias in the deviation
+        taken = kept and (not steps.isdisjoint({"channel", "channel_std"}) or (self.training and "norm" in steps))
+        names = ["mask.bias"]
+        query = taken and self.unary in (None, "mask")
+        key = taken or (softmax and kept)
+        if self.key is not None:
+            names += ["query.bias"] * query + ["key.bias"] * key
+        else:
+            names += ["query.bias"] * (query and key)
+        if softmax and kept:
+            names += ["key_norm_affine.bias"]
+        if self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
+            names += ["project.bias"] + ["value.bias"] * softmax
+        own = dict(self.named_parameters())
+        return tuple(name for name in names if name in own)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors keep a gamma where there is nothing for it to multiply."""
+        return {k: v for k, v in state.items() if k != "gamma" or self.gamma is not None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        source = max_pool(x, self.subsample)
+        if self.terms == "unary" and self.unary == "mask":  # pool first: the rest acts on one vector
+            assert self.mask is not None
+            pooled = unary_attention(self.mask(source).flatten(2), source.flatten(2).transpose(1, 2).unsqueeze(1))
+            return self._add(x, None, [to_tokens(self.value(pooled.transpose(1, 3)))])
+        q, k, logits = self._similar(x, source)
+        v = to_tokens(self.value(source))
+        if self.combine == "multiply" and logits:
+            return self._add(x, multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale), [])
+        pairwise = None
+        if self.terms != "unary":
+            pairwise = self._pairwise(q, k, v)
+        return self._add(x, pairwise, [unary_attention(l, v) for l in logits])
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, t, Q, M)`` of the flat query positions ``(Q,)``, of all when None.
+
+        t counts the maps that are added: pairwise, then unary (the same for every query).
+        """
+        source = max_pool(x, self.subsample)
+        q, k, logits = self._similar(x, source)
+        some = q if queries is None else q[..., queries, :]
+        if self.combine == "multiply" and logits:
+            return multiplied_attention_weights(some, k, sum(logits[1:], logits[0]), scale=self.scale)
+        maps = [unary_weights(l).expand(-1, -1, some.shape[-2], -1) for l in logits]
+        if self.terms != "unary":
+            if self.pair is not None:
+                a, b = self._scores(some, k)
+                pairwise = concatenation_weights(a, b)
+            else:
+                pairwise = attention_weights(some, k, scale=self.scale, normalization=self.normalization)
+            maps = [pairwise, *maps]
+        return torch.cat(maps, 1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, t, M, E)``: the same values for each of the maps."""
+        maps = (self.terms != "unary") + len(self._unary_sources)
+        maps = 1 if self.combine == "multiply" else maps
+        v = to_tokens(self.value(max_pool(x, self.subsample)))
+        return (widened(v) if self.normalization == "none" else v).expand(-1, maps, -1, -1)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the weighted sums ``(B, t, N, E)``."""
+        parts = [t.unsqueeze(1) for t in mixed.unbind(1)]
+        if self.terms == "unary":
+            return self._add(x, None, parts)
+        return self._add(x, parts[0], parts[1:])
+
+    @property
+    def _unary_sources(self) -> tuple[str, ...]:
+        return {None: (), "both": ("key", "mask")}.get(self.unary, (self.unary or "",))
+
+    def _similar(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Whitened queries ``(B, 1, N, D)``, keys ``(B, 1, M, D)`` and unary logits ``(B, 1, M)``, one a source."""
+        query = x if self.query is None else self.query(x)
+        key = source if self.query is None else (self.key or self.query)(source)
+        q, k = to_tokens(query), to_tokens(key)
+        if self.normalization == "none":
+            q, k = widened(q), widened(k)
+        q, mean = self._whitened(q, "query")
+        # what is the same for all keys drops out of a softmax: only their deviation, or a sum without softmax, needs it
+        if not ("gaussian" in self.mode and set(self.whiten) <= {"channel", "layer", "batch"}):
+            k, _ = self._whitened(k, "key")
+        logits = []
+        for kind in self._unary_sources:
+            if kind == "mask":
+                assert self.mask is not None
+                logits.append(self.mask(source).flatten(2))
+            else:
+                assert mean is not None
+                shared = (widened(mean) * widened(k)).sum(-1)
+                logits.append(self.scale * shared if self.combine == "multiply" else shared)
+        return q, k, logits
+
+    def _whitened(self, t: Tensor, side: str) -> tuple[Tensor, Tensor | None]:
+        """``(B, 1, N, D)`` after all steps, and the mean that the last of them that has one took off."""
+        mean = None
+        for step in self.whiten:
+            if step.startswith("norm"):
+                t = getattr(self, f"{side}_{step}")(t.squeeze(1).transpose(1, 2)).transpose(1, 2).unsqueeze(1)
+                continue
+            axes = _AXES[step.removesuffix("_std")]
+            mean = t.mean(axes, keepdim=True)
+            t = t - mean
+            if step.endswith("_std"):
+                counted = t.shape.numel() // mean.shape.numel() if mean.numel() else 1
+                # unbiased; of a single value it counts as 0
+                variance = widened(t).square().sum(axes, keepdim=True) / max(counted - 1, 1)
+                t = (t / (variance + self.eps).sqrt()).to(t.dtype)
+        return t, mean
+
+    def _scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.pair is not None
+        for_query, for_key = widened(self.pair).squeeze(0).chunk(2)
+        return (q * for_query).sum(-1), (k * for_key).sum(-1)
+
+    def _pairwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        v = widened(v) if self.normalization == "none" else v
+        if self.pair is not None:
+            a, b = self._scores(q, k)
+            return concatenation(a, b, v)
+        return attention(q, k, v, scale=self.scale, normalization=self.normalization)
+
+    def _add(self, x: Tensor, pairwise: Tensor | None, unary: list[Tensor]) -> Tensor:
+        """x and the terms ``(B, 1, N or 1, E)`` that are added to it."""
+        if pairwise is not None and self.gamma is not None:
+            pairwise = self.gamma * pairwise
+        terms = ([] if pairwise is None else [pairwise]) + unary
+        t = sum(terms[1:], terms[0])
+        y = t.transpose(1, 3) if t.shape[2] == 1 else to_map(t, x)  # one vector for all positions, or a map
+        if self.project is not None and self.normalization == "none":
+            # not averages: in half precision they may only become small enough after this convolution
+            y = wide(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
+        elif self.project is not None:
+            y = self.project(y)
+        return x + (y if self.norm is None else self.norm(y))
+
+
+def _check(
+    terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, share_query_key: bool, variant: str
+) -> None:
+    for option, got, allowed in (
+        ("terms", terms, ("both", "pairwise", "unary", "joint")),
+        ("combine", combine, ("add", "multiply")),
+        ("unary", unary, ("mask", "key", "both")),
+        ("mode", mode, get_args(Mode)),
+        ("variant", variant, ("authors", "mmseg")),
+        *(("whiten", step, get_args(Whitening)) for step in steps),
+    ):
+        if got not in allowed:
+            raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {got!r}")
+    if combine == "multiply" and "gaussian" not in mode:
+        raise ValueError(f"combine='multiply' adds logits of a softmax, which mode={mode!r} has not")
+    if combine == "multiply" and terms != "both":
+        raise ValueError(f"combine='multiply' wants terms='both', got {terms!r}")
+    if terms in ("both", "unary") and unary != "mask" and not {"channel", "layer"} & set(steps):
+        raise ValueError("unary='key' takes the mean query that whitening removes: want whiten='channel' or 'layer'")
+    if share_query_key and mode == "gaussian":
+        raise ValueError("share_query_key: mode='gaussian' has no projections of queries and keys")
+    if mode == "gaussian" and {"norm", "norm_affine"} & set(steps):
+        raise ValueError("whiten='norm' normalises projected queries and keys, which mode='gaussian' has not")

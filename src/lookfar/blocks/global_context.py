@@ -1,0 +1,223 @@
+"""GCNet: one attention map for all positions; a context vector is pooled with it, transformed, given back to each.
+
+Trained non-local blocks were found to attend to nearly the same positions whatever the query. Traps: the raw x is
+pooled, without a value transform; multiplication comes before addition, and alone it has no residual, so that it starts
+by halving x; the authors' ``ratio`` is a factor (1/16) and ``int(C * ratio)`` truncates.
+"""
+
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm, max_pool, normal_, zero_
+from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops.disentangled import unary_attention, unary_weights
+
+
+def _pooled(mask: nn.Module | None, x: Tensor) -> Tensor:
+    """The mean of x, or its mean weighted by the softmax of a 1x1 convolution: ``(B, C, *S) -> (B, 1, 1, C)``."""
+    if mask is None:
+        return x.flatten(2).mean(-1)[:, None, None]
+    return unary_attention(mask(x).flatten(2), x.flatten(2).transpose(1, 2).unsqueeze(1))
+
+
+def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
+    """The map of :func:`_pooled`, once for each query: ``(B, 1, Q, M)``."""
+    if mask is None:
+        M = keys.shape[2:].numel()
+        return keys.new_full((keys.shape[0], 1, queries, M), 1 / M)
+    return unary_weights(mask(keys).flatten(2)).expand(-1, -1, queries, -1)
+
+
+def _spread(t: Tensor, x: Tensor) -> Tensor:
+    """One vector for all positions ``(B, 1, 1, C)``, or one for each ``(B, 1, N, C)``, ready to meet ``(B, C, *S)``."""
+    if t.shape[2] == 1:
+        return t.reshape(x.shape[0], -1, *(1,) * (x.dim() - 2))
+    return to_map(t, x)
+
+
+@block(
+    "global_context",
+    title="Global context block",
+    paper="GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond (ICCV 2019 workshop)",
+    arxiv="1904.11492",
+    family="global",
+    complexity="N C + C^2 / reduction",
+    memory="N",
+    verified=(
+        "xvjiarui/GCNet@029db540:mmdet/ops/gcb/context_block.py",
+        "open-mmlab/mmcv@a8073c74:mmcv/cnn/bricks/context_block.py",
+    ),
+    attends="weights",
+    aliases=("gc", "gcnet"),
+    author_keys={"conv_mask": "mask", r"channel_add_conv": "add", r"channel_mul_conv": "mul"},
+)
+class GlobalContext(nn.Module):
+    """Pools one context vector from the whole map and adds a transform of it to every position, or scales by one.
+
+    c = sum_n a_n x_n with a = softmax_n(w . x_n) or 1/N; T(c) = W2 ReLU(LN(W1 c)), one for each fusion;
+    y = x * sigmoid(T_mul(c)) + T_add(c).
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width of the transform; ``channels // reduction`` when None.
+        reduction: Divisor that gives the width.
+        pooling: ``att`` weighs positions by a learned softmax, ``avg`` equally.
+        fusion: ``add``, ``mul`` (scales by a sigmoid, without a residual) or ``both``.
+        zero_init: The transforms start at zero: the identity for ``add``, x / 2 where a sigmoid multiplies.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown choice.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        reduction: int = 16,
+        pooling: Literal["att", "avg"] = "att",
+        fusion: Literal["add", "mul", "both"] = "add",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("att", "avg"):
+            raise ValueError(f"pooling must be att or avg, got {pooling!r}")
+        if fusion not in ("add", "mul", "both"):
+            raise ValueError(f"fusion must be add, mul or both, got {fusion!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = inner_channels or max(channels // reduction, 1)
+
+        def transform() -> nn.Sequential:
+            last = nn.Linear(inner, channels, **dd)
+            return nn.Sequential(
+                nn.Linear(channels, inner, **dd),
+                nn.LayerNorm(inner, **dd),
+                nn.ReLU(),
+                zero_(last) if zero_init else last,
+            )
+
+        self.mask = nn.Conv2d(channels, 1, 1, **dd) if pooling == "att" else None
+        self.mul = transform() if fusion in ("mul", "both") else None
+        self.add = transform() if fusion in ("add", "both") else None
+        if self.mask is not None:
+            nn.init.kaiming_normal_(self.mask.weight)
+            nn.init.zeros_(cast(Tensor, self.mask.bias))
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """The mask's bias adds the same number to every logit of a softmax."""
+        return () if self.mask is None else ("mask.bias",)
+
+    @property
+    def residual(self) -> bool:
+        """Whether the block adds to its input; a gate alone enters a network as x + gamma (block(x) - x)."""
+        return self.mul is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(x, _pooled(self.mask, x))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """The one map, ``(B, 1, Q, N)``, for each of the flat query positions ``(Q,)``, for all when None."""
+        return _weights(self.mask, x, x.shape[2:].numel() if queries is None else queries.shape[0])
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is pooled: x itself, ``(B, 1, N, C)``."""
+        return to_tokens(x)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the contexts, one ``(B, 1, 1, C)`` or each its own ``(B, 1, N, C)``."""
+        mixed = mixed.to(x.dtype)
+        y = x
+        if self.mul is not None:
+            y = y * _spread(self.mul(mixed).sigmoid(), x)
+        if self.add is not None:
+            y = y + _spread(self.add(mixed), x)
+        return y
+
+
+@block(
+    "simplified_nonlocal",
+    title="Simplified non-local block",
+    paper="GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond (ICCV 2019 workshop)",
+    arxiv="1904.11492",
+    family="global",
+    complexity="N C + C^2",
+    memory="N",
+    verified=("yinmh17/DNL-Semantic-Segmentation@594a3591:model/seg/ops/unary_block.py",),
+    attends="weights",
+    aliases=("snl",),
+    differences=(
+        "The authors' repository has no class for this block; the code of overlapping authors transforms all values "
+        "and pools then. Here the pooled vector is transformed: the same, without N C^2.",
+    ),
+    author_keys={"conv_mask": "mask", "conv_value": "value", "conv_out": "project", "out_bn": "norm"},
+)
+class SimplifiedNonLocal(nn.Module):
+    """Adds to every position one and the same vector, pooled from the map by one learned attention.
+
+    y_i = x_i + norm(W_o W_v sum_j softmax_j(w . x_j) x_j)
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width of a bottleneck between W_v (then with a bias) and W_o; None has neither, W_v is C x C.
+        subsample: Stride of max-pooling x before mask and values; 1 is off.
+        norm_layer: Norm of the vector, a class or factory such as ``nn.BatchNorm2d``, or None.
+        zero_init: Start as the identity: the norm's weight, else W_o, else W_v is zero.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        subsample: int = 1,
+        norm_layer: Norm | None = None,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.subsample = subsample
+        bottleneck = inner_channels is not None
+        self.mask = normal_(nn.Conv2d(channels, 1, 1, **dd))
+        self.value = normal_(nn.Linear(channels, inner_channels or channels, bias=bottleneck, **dd))
+        self.project = normal_(nn.Linear(inner_channels, channels, bias=False, **dd)) if inner_channels else None
+        self.norm = norm_layer(channels, **dd) if norm_layer else None
+        if zero_init:
+            norm = self.norm if getattr(self.norm, "weight", None) is not None else None
+            zero_(norm or self.project or self.value)
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """The mask's bias adds the same number to every logit of a softmax; batch statistics take off the value's."""
+        centred = self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm)
+        return ("mask.bias", "value.bias") if centred and self.value.bias is not None else ("mask.bias",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(x, _pooled(self.mask, max_pool(x, self.subsample)))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """The one map, ``(B, 1, Q, M)``, for each of the flat query positions ``(Q,)``, for all when None."""
+        keys = max_pool(x, self.subsample)
+        return _weights(self.mask, keys, x.shape[2:].numel() if queries is None else queries.shape[0])
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is pooled: x, after sub-sampling, ``(B, 1, M, C)``."""
+        return to_tokens(max_pool(x, self.subsample))
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the contexts, one ``(B, 1, 1, C)`` or each its own ``(B, 1, N, C)``."""
+        y = self.value(mixed.to(x.dtype))
+        if self.project is not None:
+            y = self.project(y)
+        y = _spread(y, x)
+        return x + (y if self.norm is None else self.norm(y))
