@@ -26,12 +26,12 @@ def read(kind: str, root: Path, *, download: bool = False) -> Source:
 
 def read_voc(root: Path, *, download: bool = False) -> Source:
     """PASCAL VOC 2012 segmentation: 21 classes, borders ignored."""
-    splits = []
+    splits: list[list[Pair]] = []
     for split in ("train", "val"):
         with _explained("voc", root, "ROOT/VOCdevkit/VOC2012, or download=True"):
             data = datasets.VOCSegmentation(root, year="2012", image_set=split, download=download)
         splits.append(_pairs(data.images, data.masks))
-    return Source(root, *splits, list(VOC_CLASSES), "PASCAL VOC 2012")
+    return Source(root, splits[0], splits[1], list(VOC_CLASSES), "PASCAL VOC 2012")
 
 
 def read_pets(root: Path, *, download: bool = False) -> Source:
@@ -42,7 +42,7 @@ def read_pets(root: Path, *, download: bool = False) -> Source:
             data = datasets.OxfordIIITPet(root, split, target_types="segmentation", download=download)
         splits.append(_pairs(data._images, data._segs))
     labels = {1: 0, 2: 1, 3: 2, 0: IGNORE}
-    return Source(root, *splits, list(PET_CLASSES), "Oxford-IIIT Pet", labels)
+    return Source(root, splits[0], splits[1], list(PET_CLASSES), "Oxford-IIIT Pet", labels)
 
 
 def read_cityscapes(root: Path) -> Source:
@@ -55,7 +55,7 @@ def read_cityscapes(root: Path) -> Source:
     judged = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
     labels = {c.id: c.train_id if c.train_id in judged else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
     task = f"Name every pixel of a street scene, {len(judged)} classes."
-    return Source(root, *splits, [judged[i] for i in sorted(judged)], "Cityscapes", labels, task)
+    return Source(root, splits[0], splits[1], [judged[i] for i in sorted(judged)], "Cityscapes", labels, task)
 
 
 def _pairs(images: list[str] | list[Path], masks: list[str] | list[Path]) -> list[Pair]:

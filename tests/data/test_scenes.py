@@ -1,0 +1,121 @@
+"""The embedded scenes: labels follow from what is in the picture, and nothing from validation is in training."""
+
+import pytest
+import torch
+
+from lookfar.data import open_data
+from lookfar.data.scenes import CELL, COLOURS, INK, RED, load_digits, make_scenes
+
+
+def test_digits_are_disjoint_and_complete():
+    train, val = (load_digits(split) for split in ("train", "val"))
+    assert len(train[0]) + len(val[0]) == 1797
+    assert not {bytes(d.numpy()) for d in train[0]} & {bytes(d.numpy()) for d in val[0]}
+    for images, labels in (train, val):
+        assert labels.unique().tolist() == list(range(10))
+        assert images.max() == 16
+
+
+def test_digits_are_those_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    want = datasets.load_digits()
+    got = torch.cat([load_digits("train")[0], load_digits("val")[0]])
+    assert sorted(bytes(d.numpy()) for d in got) == sorted(bytes(d) for d in want.images.astype("uint8"))
+
+
+@pytest.mark.parametrize("task", ["cue", "lookup"])
+def test_scenes_depend_on_seed_alone(task):
+    image, mask = make_scenes(task, "val", 6, 3)
+    torch.rand(1)
+    again = make_scenes(task, "val", 6, 3)
+    assert torch.equal(image, again[0])
+    assert torch.equal(mask, again[1])
+    assert not torch.equal(image, make_scenes(task, "val", 6, 4)[0])
+    assert image.dtype == mask.dtype == torch.uint8
+
+
+def cells(image):
+    """``(C, 64, 64) -> (16, C, 16, 16)``."""
+    C = image.shape[0]
+    return image.reshape(C, 4, CELL, 4, CELL).permute(1, 3, 0, 2, 4).reshape(16, C, CELL, CELL)
+
+
+def read_scene(image, digits, labels):
+    """What stands in each cell, seen from the pixels: None, ("square", colour) or (class, colour), and its ink."""
+    palette = torch.cat([COLOURS, torch.ones(1, 3)])
+    things = []
+    for cell in cells(image.float() / 255):
+        strength = cell.amax(0)
+        if strength.mean() < 0.15:
+            things.append((None, None, None))
+            continue
+        bright = cell[:, strength > 0.7].mean(1)
+        colour = int((palette - bright).square().sum(1).argmin())
+        flat = cell[palette[colour] > 0].mean(0)
+        if flat[4:12, 4:12].min() > 0.7:
+            things.append(("square", colour, flat > 0.5))
+            continue
+        small = flat.reshape(8, 2, 8, 2).mean((1, 3))
+        best = (digits.float() / 16 - small).square().sum((1, 2)).argmin()
+        ink = (digits[best] >= INK).repeat_interleave(2, 0).repeat_interleave(2, 1)
+        things.append((int(labels[best]), colour, ink))
+    return things
+
+
+def expected_mask(task, things):
+    """The labels that the rule of the task gives to what was seen."""
+    want = torch.zeros(16, CELL, CELL, dtype=torch.uint8)
+    red = int((COLOURS == RED).all(1).nonzero()[0])
+    cued = next((what for what, colour, _ in things if colour == red), None)
+    parity = {colour: what % 2 for what, colour, _ in things if isinstance(what, int)}
+    for cell, (what, colour, ink) in zip(want, things):
+        if what is None:
+            continue
+        if task == "cue":
+            label = 0 if colour == red else 1 if what == cued else 2
+        else:
+            label = (2 - parity[colour]) + (2 if what == "square" else 0)
+        cell[ink] = label
+    return want
+
+
+@pytest.mark.parametrize("task", ["cue", "lookup"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_follow_from_the_picture(task, split):
+    images, masks = make_scenes(task, split, 40, 0)
+    for image, mask in zip(images, masks):
+        things = read_scene(image, *load_digits(split))
+        assert torch.equal(cells(mask[None])[:, 0], expected_mask(task, things))
+        present = [what for what, _, _ in things if what is not None]
+        colours = [colour for _, colour, _ in things if colour is not None]
+        if task == "cue":
+            labels = [int(cell.max()) for cell in cells(mask[None])]
+            assert (labels.count(1), labels.count(2), len(present), len(set(colours))) == (4, 4, 9, 2)
+        else:
+            assert present.count("square") == 4
+            assert sorted(colours.count(c) for c in set(colours)) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("task", ["cue", "lookup"])
+def test_open_scenes(task):
+    data = open_data(f"scenes:{task}")
+    assert (len(data.train), len(data.val), data.size, data.in_chans) == (6000, 600, (64, 64), 3)
+    images, masks = data.batch(0, 0, 64)
+    assert images.shape == (64, 3, 64, 64)
+    assert masks.dtype == torch.int64
+    assert masks.unique().tolist() == list(range(len(data.classes)))
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3), atol=0.1, rtol=0)
+
+
+def test_classes_are_balanced():
+    for task, pairs in (("cue", [(1, 2)]), ("lookup", [(1, 2), (3, 4)])):
+        counts = make_scenes(task, "train", 600, 5)[1].flatten().bincount().double()
+        for a, b in pairs:
+            assert 0.8 < counts[a] / counts[b] < 1.25
+
+
+@pytest.mark.parametrize(("spec", "options"), [("scenes:lokup", {}), ("scenes:cue", {"size": (32, 32)})])
+def test_wrong_scenes(spec, options):
+    with pytest.raises(ValueError, match=r"scenes:(cue|lookup)"):
+        open_data(spec, **options)
