@@ -8,9 +8,37 @@ from typing import Any
 from torch import nn
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "nonlocal": [
+        {"mode": "gaussian", "heads": 2, "subsample": 2, "norm_layer": None},
+        {"mode": "dot_product", "reduction": 1, "subsample": 2, "subsample_order": "before", "heads": 2},
+        {"mode": "dot_product", "normalization": "l1", "bias": False},
+        {"mode": "concatenation", "subsample": 2, "heads": 2, "norm_layer": None},
+        {"mode": "concatenation", "normalization": "l1", "share_query_key": True},
+        {"normalization": "double", "projections": "around"},
+        {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0, "subsample": 2},
+    ],
+    "global_context": [
+        {"reduction": 4, "pooling": "avg"},
+        {"inner_channels": 5, "fusion": "both"},
+    ],
+    "simplified_nonlocal": [{"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d}],
+    "disentangled_nonlocal": [
+        {"terms": "unary", "subsample": 2, "value_channels": 6},
+        {"combine": "multiply", "unary": "both", "scale": True, "temperature": 2.0, "norm_layer": nn.BatchNorm2d},
+        {"variant": "mmseg", "mode": "dot_product", "norm_layer": nn.BatchNorm2d},
+        {"variant": "mmseg", "mode": "concatenation"},
+        {"variant": "mmseg", "mode": "gaussian", "whiten": "position", "terms": "pairwise"},
+        {"whiten": ("layer_std", "norm_affine"), "share_query_key": True, "subsample": 2},
+        {"whiten": "channel_std", "unary": "key"},
+        {"terms": "joint"},
+    ],
     "position_attention": [{"reduction": 1}],
     "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
     "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
+    "compact_generalized_nonlocal": [
+        {"groups": 4, "scale": True, "norm_layer": nn.BatchNorm2d},
+        {"groups": 2, "mode": "gaussian", "gamma": 0.1},
+    ],
     "hamburger": [
         {"bases": 3, "variant": "v2", "gradient": "full", "inner_channels": 12, "heads": 2},
         {"bases": 3, "variant": "v2plus", "method": "cd", "inner_channels": 8, "squeeze": 2},
