@@ -1,0 +1,132 @@
+"""CGNL: every (position, channel) entry related to every other, at the cost of a dot product.
+
+Traps: the published block undoes its own idea. With the dot kernel a sample's group is multiplied by one number s, and
+the group normalisation that follows divides by |s|: y = x + sign(s) GN(z(t)) as soon as |s| std(z(t)) >> 3e-3, whatever
+p and g hold. With the Gaussian kernel gamma = 1e-4 leaves little but the term of order 0, a constant over positions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import normal_, zero_
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+
+
+@block(
+    "compact_generalized_nonlocal",
+    title="Compact generalized non-local (CGNL)",
+    paper="Compact Generalized Non-local Network (NeurIPS 2018)",
+    arxiv="1810.13125",
+    family="low_rank",
+    complexity="N C^2",
+    memory="N C",
+    verified=("KaiyuYue/cgnl-network.pytorch@33e348b:model/resnet.py",),
+    attends="maps",
+    aliases=("cgnl", "cgnlx"),
+    differences=(
+        "In the published block the group normalisation cancels the attention but for its sign:"
+        " y = x + w s (v - mean v) / sqrt(s^2 var v + eps) + b with v = z(t)."
+        " norm_layer=nn.BatchNorm2d, whose statistics are not the sample's own, keeps it.",
+        "The authors' Gaussian kernel has exp(-2 gamma) for exp(-gamma (t^2 + p^2)) and fixes gamma = 1e-4; a larger"
+        " gamma gives the higher orders a say.",
+    ),
+    author_keys={"t": "query", "p": "key", "g": "value", "z": "project", "gn": "norm"},
+)
+class CompactGeneralizedNonlocal(nn.Module):
+    """Relates all entries of a map, positions and channels alike, through a kernel of low rank.
+
+    dot product: u = <p, g> t; gaussian: u = sum_k w_k <p^k, g> t^k, w_k = (2 gamma)^k / k! exp(-2 gamma);
+    y = x + norm(z(u)), all in groups of channels.
+
+    Args:
+        channels: Channels C of input and output; ``groups`` must divide it.
+        inner_channels: Channels of t, p and g; half of ``channels`` by default.
+        groups: Groups of channels that are related among themselves.
+        mode: The kernel between entries: ``dot_product`` or ``gaussian`` (by its Taylor series).
+        order: Of the Taylor series; the authors' networks use 3.
+        gamma: Of the Gaussian.
+        scale: Divide the kernel by sqrt(entries of a group).
+        norm_layer: Last normalisation; None for the published GroupNorm over ``groups``.
+        zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors do.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        groups: int = 8,
+        mode: Literal["dot_product", "gaussian"] = "dot_product",
+        order: int = 3,
+        gamma: float = 1e-4,
+        scale: bool = False,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = inner_channels or channels // 2
+        if channels % groups or inner % groups or not inner:
+            raise ValueError(f"groups must divide channels and inner channels, got {groups=}, {channels=} and {inner=}")
+        if mode not in ("dot_product", "gaussian"):
+            raise ValueError(f"mode is dot_product or gaussian, got {mode!r}")
+        self.groups, self.mode, self.order, self.gamma, self.scale = groups, mode, order, gamma, scale
+        self.query = nn.Conv2d(channels, inner, 1, bias=False, **dd)
+        self.key = nn.Conv2d(channels, inner, 1, bias=False, **dd)
+        self.value = nn.Conv2d(channels, inner, 1, bias=False, **dd)
+        self.project = nn.Conv2d(inner, channels, 1, groups=groups, bias=False, **dd)
+        self.norm = norm_layer(channels, **dd) if norm_layer else nn.GroupNorm(groups, channels, **dd)
+        for conv in (self.query, self.key, self.value, self.project):
+            normal_(conv)
+        if zero_init:
+            zero_(self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, p, g = self.query(x), self.key(x), self.value(x)
+        if self.mode == "dot_product":
+            weight = self._kernel(p, g, 1)
+            # z has the groups of the kernel: it may act before the one number a group that the kernel is
+            v = self.project(t).unflatten(1, (self.groups, -1))
+            y = (widened(v) * weight[..., None, None, None]).flatten(1, 2)
+        else:
+            with without_autocast(x):
+                t = widened(t).unflatten(1, (self.groups, -1))
+                # Horner's rule; no power of t is stored
+                u = torch.zeros_like(t)
+                for k in range(self.order, -1, -1):
+                    factor = (2 * self.gamma) ** k / math.factorial(k) * math.exp(-2 * self.gamma)
+                    u = u * t + factor * self._kernel(p, g, k)[..., None, None, None]
+                y = nn.functional.conv2d(u.flatten(1, 2), self.project.weight.to(u.dtype), groups=self.groups)
+        # normalised in float32 under half precision: the kernel's sums pass its range, and leave here
+        norm_dtype = next(iter(self.norm.parameters()), y).dtype
+        with without_autocast(x):
+            y = self.norm(y) if norm_dtype == y.dtype else self._wide_norm(y)
+        return match_format(x + y.to(x.dtype), x)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """What each position gives to its group's number, ``(B, G, N)``: the same for every query."""
+        p, g = widened(self.key(x)), widened(self.value(x))
+        return (p * g).unflatten(1, (self.groups, -1)).sum(2).flatten(2)
+
+    def _kernel(self, p: Tensor, g: Tensor, power: int) -> Tensor:
+        """<p^k, g>, one number ``(B, G)`` a sample and group."""
+        p, g = (widened(s).unflatten(1, (self.groups, -1)).flatten(2) for s in (p, g))
+        products = g if power == 0 else p.pow(power) * g
+        return products.sum(2) / (math.sqrt(p.shape[2]) if self.scale else 1.0)
+
+    def _wide_norm(self, y: Tensor) -> Tensor:
+        """The normalisation of a block in half precision, with its parameters widened."""
+        wide = {
+            name: t.to(y.dtype) for name, t in self.norm.state_dict(keep_vars=True).items() if t.is_floating_point()
+        }
+        return torch.func.functional_call(self.norm, wide, (y,))
