@@ -72,6 +72,56 @@ def test_scratch_of_fused_attention_is_seen():
     assert output + log_sums < seen < 1024 * 1024 * 4  # with the scratch of the blocks, without N x N
 
 
+def test_one_nonlocal_block_costs_what_it_costs():
+    """4.83 GMAC; counters that do not see fused attention report 0.54."""
+    assert measure_cost("nonlocal", 256, (64, 64), repeats=1).flops == 2 * (4 * 4096 * 256 * 128 + 4096**2 * 256)
+
+
+C, D, N, H, W = 32, 16, 9 * 7, 9, 7
+S = K = 64
+CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
+    "nonlocal": 4 * N * C * D + N**2 * 2 * D,
+    "nonlocal(heads=4)": 4 * N * C * D + N**2 * 2 * D,
+    "nonlocal(mode=gaussian)": 2 * N * C * D + N**2 * (C + D),
+    "nonlocal(mode=dot_product)": 4 * N * C * D + 2 * N * D**2,  # k^T g, then q
+    "nonlocal(mode=concatenation)": 2 * N * C * D + 2 * N * C,  # a and b are one number a position; the rest is sorting
+    "nonlocal(subsample=2)": 4 * N * C * D + N * (4 * 3) * 2 * D,
+    "simplified_nonlocal": 2 * N * C + C**2,
+    "global_context": 2 * N * C + 2 * C * (C // 16),
+    "criss_cross": 2 * (N * C * (2 * C // 8 + C) + N * (H + W) * (C // 8 + C)),
+    "criss_cross(recurrence=1)": N * C * (2 * C // 8 + C) + N * (H + W) * (C // 8 + C),
+    "position_attention": N * C * (2 * C // 8 + C) + N**2 * (C // 8 + C),
+    "channel_attention": 2 * N * C**2,
+    "dual_attention": N * C * (2 * C // 8 + C) + N**2 * (C // 8 + C) + 2 * N * C**2,
+    "external_attention": 2 * N * C * S + 2 * C**2 * S,  # both convolutions are folded into the memories
+    "squeeze_excitation": 2 * C * (C // 16),
+    "cbam": 2 * 2 * C * (C // 16) + N * 2 * 7**2,
+}
+
+
+@pytest.mark.parametrize("block", CLOSED_FORMS)
+def test_flops_against_closed_forms(block):
+    assert measure_cost(block, C, (H, W), repeats=1).flops == 2 * CLOSED_FORMS[block]
+
+
+LINEAR = [
+    "nonlocal",
+    "nonlocal(mode=gaussian)",
+    "nonlocal(mode=dot_product)",
+    "nonlocal(mode=concatenation)",
+    "criss_cross",
+]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("block", LINEAR)
+def test_memory_grows_linearly(block, backward):
+    """On sizes that take little time; `lookfar cost --grow` measures the same from 64x64 to 256x256."""
+    short, long = (96, 160) if block == "criss_cross" else (40, 72)  # criss-cross has smaller maps in one piece
+    memory = [measure_cost(block, 8, (n, n), backward=backward, repeats=1).memory_mb for n in (short, long)]
+    assert memory[1] / memory[0] < (long / short) ** (2 * 1.1)
+
+
 def test_position_attention_against_closed_form():
     C, D, N = 32, 4, 12 * 20
     got = measure_cost("position_attention", C, (12, 20), repeats=2)

@@ -55,9 +55,9 @@ def print_costs(
 
 def cost_table(costs: Sequence[Cost]) -> str:
     """What :func:`measure_cost` gave for several blocks under the same conditions, as text."""
-    rows = [(c.name, c.parameters / 1e3, c.flops / 1e9, c.latency_ms, c.memory_mb) for c in costs]
+    rows = [(c.name, c.parameters, c.flops / 1e9, c.latency_ms, c.memory_mb) for c in costs]
     return f"{_conditions(costs[0])}, {_by(costs[0].size)}\n" + table(
-        ["block", "parameters k", "GFLOP", "time ms", "memory MB"], rows
+        ["block", "parameters", "GFLOP", "time ms", "memory MB"], rows
     )
 
 

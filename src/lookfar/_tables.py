@@ -12,17 +12,18 @@ def table(
     Args:
         headers: Names of the columns, with their units.
         rows: Cells. Floats get three significant digits, integers stay as they are.
-        width: Shorten the longest text column so that lines have at most so many characters; None keeps all.
+        width: Shorten the longest text columns, to no less than 12, until lines are this long; None keeps all.
     """
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
     cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    if width is not None and not all(right):
-        excess = sum(widths) + 2 * (len(widths) - 1) - width
-        longest = max((i for i, number in enumerate(right) if not number), key=widths.__getitem__)
-        if excess > 0:
-            widths[longest] = max(widths[longest] - excess, len(headers[longest]), 12)
-            cells = [[*row[:longest], _shorten(row[longest], widths[longest]), *row[longest + 1 :]] for row in cells]
+    text = [i for i, number in enumerate(right) if not number]
+    while width is not None and text and sum(widths) + 2 * (len(widths) - 1) > width:
+        longest = max(text, key=widths.__getitem__)
+        if widths[longest] <= 12:
+            break
+        widths[longest] -= 1
+    cells = [[_shorten(cell, w) for cell, w in zip(row, widths)] for row in cells]
     lines = (
         "  ".join(cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, right))
         for row in cells

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from lookfar._tables import markdown_table, significant, table
+from lookfar._tables import markdown_table, table
 from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks
 
 CHANNELS = 256  # parameters are given at this width
@@ -69,10 +69,9 @@ def overview(names: list[str], *, width: int | None = None) -> str:
     if not names:
         return "no block fits; `lookfar blocks` lists all"
     rows = [
-        (info.name, info.paper, info.kind, info.complexity, parameters(info.name) / 1e3)
-        for info in map(block_info, names)
+        (info.name, info.paper, info.kind, info.complexity, parameters(info.name)) for info in map(block_info, names)
     ]
-    return table(["block", "paper", "kind", "time", f"k params at C={CHANNELS}"], rows, width=width)
+    return table(["block", "paper", "kind", "time", f"parameters, C={CHANNELS}"], rows, width=width)
 
 
 def page(name: str, *, markdown: bool = False) -> str:
@@ -100,7 +99,7 @@ def page(name: str, *, markdown: bool = False) -> str:
         "",
         *_list(
             f"time grows as `{info.complexity}`, extra memory as `{info.memory}`",
-            f"{significant(parameters(info.name) / 1e3)} k parameters at {CHANNELS} channels",
+            f"{parameters(info.name)} parameters at {CHANNELS} channels",
             f"kind `{info.kind}`, family `{info.family}`; gives {_ATTENDS[info.attends]}",
             *([f"also called {', '.join(f'`{alias}`' for alias in info.aliases)}"] if info.aliases else []),
         ),
@@ -121,8 +120,8 @@ def readme_table() -> str:
     for info in map(block_info, list_blocks()):
         paper = f"[{info.paper}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.paper
         block = f"[`{info.name}`](docs/blocks/{info.name}.md)"
-        rows.append((block, paper, info.kind, info.complexity, parameters(info.name) / 1e3))
-    return markdown_table(["block", "paper", "kind", "time", f"parameters (k) at C = {CHANNELS}"], rows)
+        rows.append((block, paper, info.kind, info.complexity, parameters(info.name)))
+    return markdown_table(["block", "paper", "kind", "time", f"parameters, C = {CHANNELS}"], rows)
 
 
 def documents(root: Path) -> dict[Path, str]:
