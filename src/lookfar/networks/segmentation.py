@@ -110,7 +110,7 @@ def build_network(
 
     Raises:
         ValueError: Unknown host; a stride that it cannot have; weights that don't fit.
-        FileNotFoundError: No weights at this path.
+        FileNotFoundError: No weights at this path; no pretrained ones, and no way to download them.
     """
     for name, value in [("classes", classes), ("in_chans", in_chans), ("width", width)]:
         if not isinstance(value, int) or value < 1:
@@ -127,6 +127,8 @@ def build_network(
         network = Segmenter(backbone, 64, classes, width=64, place="backbone.layer4", stages=stages, shuffle=8)
     else:
         backbone = _timm_backbone(host, in_chans, output_stride, pretrained)
+        if output_stride == 32:  # hosts that can dilate are convolutional; others may be anything
+            _check_maps(backbone, host, in_chans)
         channels: int = backbone.feature_info.channels()[-1]  # type: ignore[union-attr,operator]
         network = Segmenter(backbone, channels, classes, width=width, place="head", stages=_timm_stages(backbone))
     if weights is not None:
@@ -153,6 +155,27 @@ def _timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: boo
                 "or a host that dilates, such as resnet18, mobilenetv2_100, efficientnet_b0, regnetx_002, convnext_atto"
             ) from error
         raise ValueError(f"timm's {host} gives no feature maps ({error}); take a convolutional host") from error
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"no pretrained weights of {host} here, and they could not be downloaded ({reason}); give weights=FILE"
+        ) from error
+    except RuntimeError as error:  # a pretrained tag that is not there, a model without weights
+        raise ValueError(f"timm refuses {host}: {error}") from error
+
+
+def _check_maps(backbone: nn.Module, host: str, in_chans: int) -> None:
+    """Refuse what takes images of one size only (vit) or gives channels last (swin)."""
+    parameter = next(backbone.parameters())
+    try:
+        with torch.no_grad():
+            maps = backbone.eval()(torch.zeros(1, in_chans, 64, 96, device=parameter.device, dtype=parameter.dtype))
+        fits = maps[-1].ndim == 4 and maps[-1].shape[1] == backbone.feature_info.channels()[-1]  # type: ignore[union-attr,operator]
+    except (AssertionError, RuntimeError):
+        fits = False
+    backbone.train()
+    if not fits:
+        raise ValueError(f"timm's {host} gives no maps (B, C, H, W) for images of any size; take a convolutional host")
 
 
 def _timm_stages(backbone: nn.Module) -> dict[str, str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and reports; True where there is only one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
     return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
@@ -69,29 +71,30 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
     """Threads, deterministic kernels and random state for a run; the caller's are given back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn.deterministic
-    states = random.getstate(), np.random.get_state()
     on_cpu = device.type == "cpu"
-    if settings.threads is not None or on_cpu:
-        torch.set_num_threads(settings.threads or 1)
-    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [], device_type=_fork_type(device)):
-        # on a GPU deterministic scatters are several times slower, and some operations have none
-        torch.use_deterministic_algorithms(on_cpu or deterministic, warn_only=warn_only or on_cpu)
-        torch.backends.cudnn.deterministic = True
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.backends.cudnn.deterministic = cudnn
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    with contextlib.ExitStack() as back:
+        back.callback(torch.set_num_threads, torch.get_num_threads())
+        back.callback(random.setstate, random.getstate())
+        back.callback(np.random.set_state, np.random.get_state())
+        back.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
+        if settings.threads is not None or on_cpu:
+            torch.set_num_threads(settings.threads or 1)
+        if on_cpu:  # on a GPU deterministic scatters are several times slower, and some operations have none
+            back.callback(
+                torch.use_deterministic_algorithms,
+                torch.are_deterministic_algorithms_enabled(),
+                warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            )
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # beside that, torch fills new memory with NaN: it takes time, and nothing here reads what it did not write
+            _set_until(back, torch.utils.deterministic, "fill_uninitialized_memory", False)
+        _set_until(back, torch.backends.cudnn, "deterministic", True)
+        yield
 
 
-def _fork_type(device: torch.device) -> str:
-    return device.type if device.type != "cpu" else "cuda"
+def _set_until(back: contextlib.ExitStack, owner: object, name: str, value: object) -> None:
+    back.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ rate are functions of seed and step, so a checkpoint needs no state of a loader,
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -58,7 +59,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a network in place; go on from the newest checkpoint in ``folder``; return at once where all is done.
 
-    With several devices every process calls this with the same arguments: Fabric starts them by running the
+    With several devices every process calls this with the same arguments, once: Fabric starts them by running the
     program again, unless torchrun or ``fabric run`` has. :func:`is_main_process` says which one reports.
 
     Args:
@@ -79,7 +80,7 @@ def train(
         KeyboardInterrupt: Interrupted or terminated; a checkpoint of the last full step has been written.
     """
     folder = Path(folder)
-    if (done := _finished(network, folder)) is not None:
+    if (done := _finished(network, settings, folder)) is not None:
         return done
     K = len(data.classes)
     if settings.class_weights is not None and len(settings.class_weights) != K:
@@ -249,7 +250,14 @@ class _Run:
         self.window = []
         values = {"loss": float(losses.mean()), "lr": self.optimizer.param_groups[-1]["lr"], "seconds": seconds}
         blocks = {
-            name: {"contribution": p.contribution, "gamma": p.gamma(), "gradient": shares[name]}
+            name: {
+                key: value if value is not None and math.isfinite(value) else None  # JSON has no NaN
+                for key, value in [
+                    ("contribution", p.contribution),
+                    ("gamma", p.gamma()),
+                    ("gradient", shares[name]),
+                ]
+            }
             for name, p in self.probes.items()
         }
         self._record(values, {"loss": values["loss"], "lr": values["lr"]})
@@ -272,7 +280,7 @@ class _Run:
         network = self.network if self.ema is None else self.ema.module
         if fabric.world_size > 1:
             for buffer in network.buffers():  # every process judges the network of the first
-                buffer.copy_(fabric.broadcast(buffer))
+                torch.distributed.broadcast(buffer, 0)
         mine = evaluate(
             network,
             self.data,
@@ -332,11 +340,13 @@ class _Run:
             self.board.close()
 
 
-def _finished(network: nn.Module, folder: Path) -> dict[str, Any] | None:
+def _finished(network: nn.Module, settings: Settings, folder: Path) -> dict[str, Any] | None:
     """The result of a run that is complete, with its weights in the network."""
     final, confusion = folder / "final.safetensors", folder / "confusion.npz"
     if not (final.exists() and confusion.exists()):
         return None
+    if settings.precision == "64-true":
+        network.double()
     network.load_state_dict(load_tensors(final))
     network.eval()
     with np.load(confusion) as stored:
