@@ -10,27 +10,21 @@ from torch import nn
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nonlocal": [
         {"mode": "gaussian", "heads": 2, "subsample": 2, "norm_layer": None},
-        {"mode": "dot_product", "reduction": 1, "subsample": 2, "subsample_order": "before", "heads": 2},
-        {"mode": "dot_product", "normalization": "l1", "bias": False},
-        {"mode": "concatenation", "subsample": 2, "heads": 2, "norm_layer": None},
-        {"mode": "concatenation", "normalization": "l1", "share_query_key": True},
+        {"mode": "dot_product", "subsample": 2, "subsample_order": "before", "heads": 2, "bias": False},
+        {"mode": "concatenation", "subsample": 2, "heads": 2},
         {"normalization": "double", "projections": "around"},
-        {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0, "subsample": 2},
+        {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0},
     ],
     "global_context": [
         {"reduction": 4, "pooling": "avg"},
-        {"inner_channels": 5, "fusion": "both"},
+        {"inner_channels": 5, "fusion": "both", "zero_init": False},
     ],
     "simplified_nonlocal": [{"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d}],
     "disentangled_nonlocal": [
         {"terms": "unary", "subsample": 2, "value_channels": 6},
-        {"combine": "multiply", "unary": "both", "scale": True, "temperature": 2.0, "norm_layer": nn.BatchNorm2d},
-        {"variant": "mmseg", "mode": "dot_product", "norm_layer": nn.BatchNorm2d},
+        {"combine": "multiply", "unary": "both", "scale": True, "norm_layer": nn.BatchNorm2d},
         {"variant": "mmseg", "mode": "concatenation"},
-        {"variant": "mmseg", "mode": "gaussian", "whiten": "position", "terms": "pairwise"},
-        {"whiten": ("layer_std", "norm_affine"), "share_query_key": True, "subsample": 2},
-        {"whiten": "channel_std", "unary": "key"},
-        {"terms": "joint"},
+        {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
     ],
     "position_attention": [{"reduction": 1}],
     "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
@@ -54,20 +48,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
-    "criss_cross": [
-        {"recurrence": 3, "heads": 2, "reduction": 4},
-        {"recurrence": 1, "share_query_key": True, "zero_init": False},
-    ],
+    "criss_cross": [{"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False}],
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
         {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
     ],
-    "external_attention": [
-        {"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False},
-        {"bases": 5, "normalization": "none"},
-    ],
+    "external_attention": [{"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False}],
     "squeeze_excitation": [{"bias": False, "reduction": 4}],
-    "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}, {"pooling": "max", "kernel_size": 3}],
+    "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}],
 }
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width

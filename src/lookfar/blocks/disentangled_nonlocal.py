@@ -175,22 +175,32 @@ class DisentangledNonLocal(nn.Module):
     @property
     def inert_parameters(self) -> tuple[str, ...]:
         """What a softmax does not see, what whitening takes off and what batch statistics take off."""
-        steps, softmax = set(self.whiten), self.normalization == "softmax"
-        kept = steps.isdisjoint({"layer_std", "batch_std"})  # those see a bias in the deviation
-        taken = kept and (not steps.isdisjoint({"channel", "channel_std"}) or (self.training and "norm" in steps))
+        softmax = self.normalization == "softmax"
+        shift = self._fate_of_a_shift(self.whiten)
+        query = shift == "removed" and self.unary in (None, "mask")
+        key = shift == "removed" or (softmax and shift == "kept")
         names = ["mask.bias"]
-        query = taken and self.unary in (None, "mask")
-        key = taken or (softmax and kept)
         if self.key is not None:
             names += ["query.bias"] * query + ["key.bias"] * key
         else:
             names += ["query.bias"] * (query and key)
-        if softmax and kept:
-            names += ["key_norm_affine.bias"]
+        if "norm_affine" in self.whiten:
+            after = self._fate_of_a_shift(self.whiten[self.whiten.index("norm_affine") + 1 :])
+            names += ["key_norm_affine.bias"] * (after == "removed" or (softmax and after == "kept"))
+            names += ["query_norm_affine.bias"] * (after == "removed" and self.unary in (None, "mask"))
         if self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
             names += ["project.bias"] + ["value.bias"] * softmax
         own = dict(self.named_parameters())
         return tuple(name for name in names if name in own)
+
+    def _fate_of_a_shift(self, steps: tuple[str, ...]) -> Literal["removed", "kept", "seen"]:
+        """What whitening makes of a number added to a channel: a deviation over several channels sees it."""
+        for step in steps:
+            if step.startswith("channel") or (step.startswith("norm") and self.training):
+                return "removed"
+            if step in ("layer_std", "batch_std"):
+                return "seen"
+        return "kept"
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors keep a gamma where there is nothing for it to multiply."""
@@ -332,8 +342,12 @@ def _check(
         raise ValueError(f"combine='multiply' adds logits of a softmax, which mode={mode!r} has not")
     if combine == "multiply" and terms != "both":
         raise ValueError(f"combine='multiply' wants terms='both', got {terms!r}")
-    if terms in ("both", "unary") and unary != "mask" and not {"channel", "layer"} & set(steps):
-        raise ValueError("unary='key' takes the mean query that whitening removes: want whiten='channel' or 'layer'")
+    means = [step for step in steps if not step.startswith("norm")]
+    if terms in ("both", "unary") and unary != "mask" and (not means or means[-1] == "position"):
+        raise ValueError(
+            f"unary={unary!r} takes the mean query that whitening removes last: want one over positions, "
+            f"as of whiten='channel' or 'layer'; got {steps!r}"
+        )
     if share_query_key and mode == "gaussian":
         raise ValueError("share_query_key: mode='gaussian' has no projections of queries and keys")
     if mode == "gaussian" and {"norm", "norm_affine"} & set(steps):

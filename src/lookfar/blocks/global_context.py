@@ -33,7 +33,7 @@ def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
 def _spread(t: Tensor, x: Tensor) -> Tensor:
     """One vector for all positions ``(B, 1, 1, C)``, or one for each ``(B, 1, N, C)``, ready to meet ``(B, C, *S)``."""
     if t.shape[2] == 1:
-        return t.reshape(x.shape[0], -1, *(1,) * (x.dim() - 2))
+        return t.reshape(t.shape[0], t.shape[-1], *(1,) * (x.dim() - 2))
     return to_map(t, x)
 
 
@@ -61,11 +61,13 @@ class GlobalContext(nn.Module):
 
     Args:
         channels: Channels C of input and output.
-        inner_channels: Width of the transform; ``channels // reduction`` when None.
+        inner_channels: Width of the transform; ``channels // reduction``, at least 2, when None (the LayerNorm of one
+            channel is constant).
         reduction: Divisor that gives the width.
         pooling: ``att`` weighs positions by a learned softmax, ``avg`` equally.
         fusion: ``add``, ``mul`` (scales by a sigmoid, without a residual) or ``both``.
-        zero_init: The transforms start at zero: the identity for ``add``, x / 2 where a sigmoid multiplies.
+        zero_init: The transforms start at zero: the identity for ``add``, x / 2 where a sigmoid multiplies (insertion
+            into a network then adds a gate of its own).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -91,7 +93,7 @@ class GlobalContext(nn.Module):
         if fusion not in ("add", "mul", "both"):
             raise ValueError(f"fusion must be add, mul or both, got {fusion!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = inner_channels or max(channels // reduction, 1)
+        inner = inner_channels or max(channels // reduction, 2)
 
         def transform() -> nn.Sequential:
             last = nn.Linear(inner, channels, **dd)
@@ -113,11 +115,6 @@ class GlobalContext(nn.Module):
     def inert_parameters(self) -> tuple[str, ...]:
         """The mask's bias adds the same number to every logit of a softmax."""
         return () if self.mask is None else ("mask.bias",)
-
-    @property
-    def residual(self) -> bool:
-        """Whether the block adds to its input; a gate alone enters a network as x + gamma (block(x) - x)."""
-        return self.mul is None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(x, _pooled(self.mask, x))
