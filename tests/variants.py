@@ -47,6 +47,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adaptive_context": [{"bins": (1, 3), "fusion": False}],
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
+    "interlaced": [
+        {"down_factor": (3, 2)},
+        {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
+    ],
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
     "criss_cross": [{"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False}],
     "expectation_maximization": [

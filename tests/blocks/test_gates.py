@@ -40,14 +40,16 @@ def test_squeeze_excitation_loads_names_of_networks():
         assert torch.equal(loaded(x), m(x))
 
 
-def test_cbam_is_its_equation():
-    m = randomise(create_block("cbam", 12, reduction=3, pooling=("avg", "lp", "lse", "max"))).double().eval()
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_cbam_is_its_equation(kernel_size):
+    pools = ("avg", "lp", "lse", "max")
+    m = randomise(create_block("cbam", 12, reduction=3, pooling=pools, kernel_size=kernel_size)).double().eval()
     x = torch.randn(2, 12, 5, 9, dtype=torch.float64)
     pooled = [x.mean((2, 3)), x.square().sum((2, 3)).sqrt(), x.exp().sum((2, 3)).log(), x.amax((2, 3))]
     gate = sum(m.expand(m.reduce(p).relu()) for p in pooled).sigmoid()
     x1 = x * gate[..., None, None]
     u = torch.stack([x1.amax(1), x1.mean(1)], 1)
-    v = F.conv2d(u, m.spatial.weight, padding=3)
+    v = F.conv2d(u, m.spatial.weight, padding=kernel_size // 2)
     v = (v - m.norm.running_mean) / (m.norm.running_var + 1e-5).sqrt() * m.norm.weight + m.norm.bias
     assert_same("y", m(x), x1 * v.sigmoid())
 

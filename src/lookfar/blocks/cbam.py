@@ -8,7 +8,7 @@ by name, which the module itself does not.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class CBAM(nn.Module):
             raise ValueError(f"pooling is one or several of {', '.join(_POOLS)}; got {pooling!r}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, **dd)
         self.expand = nn.Linear(hidden, channels, **dd)

@@ -3,6 +3,8 @@
 Traps: the own position counts once; similarities are not divided by sqrt(D); the residual is inside every recurrence.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +74,7 @@ class CrissCross(nn.Module):
             raise ValueError(f"recurrence counts the applications and is at least 1, got {recurrence}")
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide channels, got {heads=}, {channels=}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = heads * max(channels // reduction // heads, 1)
         self.recurrence = recurrence
         self.heads = heads

@@ -5,6 +5,8 @@ channel looks at those that are least like it, and on real maps, whose energies 
 copies one of them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class PositionAttention(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 8, zero_init: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = max(channels // reduction, 1)
         self.query = nn.Conv2d(channels, inner, 1, **dd)
         self.key = nn.Conv2d(channels, inner, 1, **dd)
@@ -154,7 +156,7 @@ class DualAttention(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 8, zero_init: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.position = PositionAttention(channels, reduction=reduction, zero_init=zero_init, **dd)
         self.channel = ChannelAttention(channels, zero_init=zero_init, **dd)
 

@@ -6,7 +6,7 @@ training script. Activation checkpointing in training would update them twice an
 """
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -111,7 +111,7 @@ class ExpectationMaximization(nn.Module):
                 raise ValueError(f"{what} is one of {', '.join(known)}; got {value!r}")
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.iterations = iterations
         self.heads = heads
         self.momentum = momentum

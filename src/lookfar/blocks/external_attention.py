@@ -4,7 +4,7 @@ Traps: the first softmax runs over the positions, so crops, tiles and padding ch
 stands between a convolution and a memory, so they are merged; ``S`` of the paper is ``k`` in the code, here ``bases``.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class ExternalAttention(nn.Module):
         super().__init__()
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.normalization: Normalization = normalization
         self.final_act = final_act
         self.embed = nn.Conv2d(channels, channels, 1, **dd)

@@ -4,6 +4,8 @@ Traps: the authors' layers have biases, the PyTorch port that their page lists h
 inside; a width of C // r = 0 would leave a constant gate, so it is at least 1.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
@@ -51,7 +53,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, bias=bias, **dd)
         self.expand = nn.Linear(hidden, channels, bias=bias, **dd)

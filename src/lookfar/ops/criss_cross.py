@@ -105,7 +105,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """Gradients of q, k, v with the weights computed again, block by block, from the merged log-sum-exp."""
-    grad = grad.contiguous()
+    grad = grad.flatten(0, 1).contiguous()
     G, H, W, E = v.shape
     inner = (widened(grad) * out).sum(-1)  # (G, H, W): what softmax subtracts from every dP
     grads = tuple(torch.zeros_like(t, dtype=lse.dtype, memory_format=torch.contiguous_format) for t in (q, k, v))
@@ -135,7 +135,7 @@ class _LineBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with without_autocast(q):
-            out, lse = _forward(*(t.flatten(0, 1) for t in (q, k, v)))
+            out, lse = _forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         y = out.view_as(v).to(v.dtype)
         ctx.save_for_backward(q, k, v, y, lse)
         return y
@@ -148,7 +148,7 @@ class _LineBlocks(torch.autograd.Function):
             found = iter(torch.autograd.grad(_merged(q, k, v), wanted, grads[0], create_graph=True))
             return tuple(next(found) if t.requires_grad else None for t in (q, k, v))
         with without_autocast(q):
-            found = _backward(*(t.flatten(0, 1) for t in (q, k, v, y)), lse, grads[0].flatten(0, 1))
+            found = _backward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), y.flatten(0, 1), lse, grads[0])
         return tuple(g.view_as(t) for g, t in zip(found, (q, k, v)))
 
 
