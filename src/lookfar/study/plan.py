@@ -360,8 +360,7 @@ def _numbers(value: Any) -> list[int] | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-        value = [int(part) if part.isdigit() else part for part in value]
+        value = [int(part) if part.strip().isdigit() else part for part in value.split(",")]
     if isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return list(value)
     return None

@@ -254,10 +254,10 @@ def judge(difference: Interval, images: int) -> tuple[Verdict, str]:
 
 
 def points(value: float, half: float | None = None) -> str:
-    """mIoU to one decimal, or to as many as its half-width asks for."""
+    """mIoU to one decimal; to two or three where its half-width would otherwise read 0.0."""
     decimals = 1
-    if half is not None and 0 < half < 0.1:
-        decimals = min(1 - math.floor(math.log10(half)), 4)
+    while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
+        decimals += 1
     return f"{value:.{decimals}f}"
 
 

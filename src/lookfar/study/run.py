@@ -27,6 +27,7 @@ from lookfar.study.results import Results, load, write_csv
 if TYPE_CHECKING:
     from lookfar.study.check import Checked
 
+TRIAL = (sys.executable, "-m", "lookfar.study.trial")
 PATIENCE = 60  # seconds that a trial has to write a checkpoint when it is asked to stop
 
 
@@ -135,7 +136,7 @@ class _Sitting:
         trial.slot, trial.started = slot, time.monotonic()
         with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
             trial.process = subprocess.Popen(
-                [sys.executable, "-m", "lookfar.study.trial", str(trial.folder)],
+                [*TRIAL, str(trial.folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -133,7 +133,9 @@ def _off(name: str, row: Summary) -> str:
     assert row.miou is not None
     assert row.miou_off is not None
     lost = row.miou.mean - row.miou_off
-    change = f"loses {points(lost)} points" if lost >= 0 else f"gains {points(-lost)} points"
+    change = f"loses {points(lost)} points" if lost > 0 else f"gains {points(-lost)} points"
+    if abs(lost) < 0.05:
+        change = "changes nothing"
     return f"Switched off at test time, {name} {change}."
 
 

@@ -1,0 +1,226 @@
+"""The scheduler, with trials that only pretend: failures, stops, kills, folders in use; then one real study."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lookfar.study.check  # noqa: F401  so that it can be replaced
+from lookfar.study import Plan, Stopped, load
+from lookfar.study import run as run_study
+from lookfar.study.check import Checked
+from lookfar.study.plan import trial_folder
+
+run_module = sys.modules["lookfar.study.run"]
+
+FAKE = textwrap.dedent(
+    """
+    import json, os, sys, time
+    from pathlib import Path
+    import numpy as np
+
+    folder = Path(sys.argv[1])
+    config = json.loads((folder / "config.json").read_text())
+    name, seed = config["candidate"], config["seed"]
+    with (folder / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    wish = json.loads((folder.parents[2] / "wishes.json").read_text()).get(f"{name} {seed}")
+    print(json.dumps({"step": 1, "steps": 2, "loss": 1.0}), flush=True)
+    if wish == "kill":
+        os.kill(os.getpid(), 9)
+    if wish == "hang":
+        time.sleep(60)
+    if wish == "raise":
+        (folder / "result.json").write_text(json.dumps({"status": "failed", "reason": "ValueError: no"}))
+        sys.exit(1)
+    confusion = np.tile(np.diag([5 + seed, 5]), (4, 1, 1)) + (name == "nonlocal") * np.eye(2, dtype=int)
+    np.savez(folder / "confusion.npz", confusion=confusion + 1)
+    values = {"miou": 0.5, "accuracy": 0.5, "iou": [0.5, 0.5], "step": 2, "seconds": 0.1, "parameters": 10}
+    (folder / "result.json").write_text(json.dumps({"status": "done", "reason": "", **values}))
+    """
+)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder for a study whose trials do as ``wishes`` say."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(run_module, "TRIAL", (sys.executable, str(script)))
+    monkeypatch.setattr("lookfar.study.check.check", lambda plan, note: Checked(plan.resolved(), "A task.", 7, {}))
+    out = tmp_path / "study"
+    out.mkdir()
+
+    def wishes(**by_trial):
+        (out / "wishes.json").write_text(json.dumps(by_trial))
+
+    wishes()
+    return out, wishes
+
+
+PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
+
+
+def starts(out: Path, candidate: str, seed: int) -> int:
+    return len((trial_folder(out, candidate, seed) / "starts").read_text().split())
+
+
+def test_runs_all_and_repeats_nothing(fake, capsys):
+    out, _ = fake
+    results = run_study(PLAN, out, workers=3)
+    assert results.complete
+    assert (out / "results.csv").exists()
+    said = capsys.readouterr().out
+    assert said.startswith("lookfar study · scenes:lookup · 3 candidates × 2 seeds · 2 steps")
+    assert said.count("mIoU 50.0") == 6
+    assert "\x1b" not in said
+    again = run_study(PLAN, out, workers=3)
+    assert again.trials == results.trials
+    assert [starts(out, c, s) for c, s in results.plan.trials] == [1] * 6
+    assert "all 6 trials are there" in capsys.readouterr().out
+    config = json.loads((trial_folder(out, "control", 1) / "config.json").read_text())
+    assert (config["candidate"], config["seed"], config["control_parameters"]) == ("control", 1, 7)
+    assert Plan.from_dict(config["plan"]) == PLAN.resolved()
+
+
+def test_quiet_says_nothing(fake, capsys):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failure_is_recorded_and_tried_again(fake, capsys):
+    out, wishes = fake
+    wishes(**{"nonlocal 0": "raise", "control 1": "kill"})
+    results = run_study(PLAN, out, workers=2)
+    reasons = {(t.candidate, t.seed): t.reason for t in results.trials if t.status == "failed"}
+    assert reasons["nonlocal", 0] == "ValueError: no"
+    assert reasons["control", 1].startswith("killed by SIGKILL")
+    assert len(reasons) == 2
+    assert sum(t.status == "done" for t in results.trials) == 4
+    assert "failed: ValueError: no" in capsys.readouterr().out
+    (trial_folder(out, "nonlocal", 0) / "step-1").mkdir()  # what an error leaves is not gone on from,
+    (trial_folder(out, "control", 1) / "step-1").mkdir()  # what a kill leaves is
+    wishes()
+    assert run_study(PLAN, out, workers=2).complete
+    assert not (trial_folder(out, "nonlocal", 0) / "step-1").exists()
+    assert (trial_folder(out, "control", 1) / "step-1").exists()
+    assert starts(out, "baseline", 0) == 1
+
+
+def test_another_plan_in_the_folder_is_refused(fake):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    other = Plan("scenes:lookup", ("nonlocal", "cbam"), seeds=2, steps=3, accelerator="cpu")
+    with pytest.raises(ValueError, match=r"another plan.*\n  blocks: nonlocal there.*\n  steps: 2 there, 3 asked for"):
+        run_study(other, out, quiet=True)
+
+
+def test_a_folder_in_use_is_refused(fake):
+    out, _ = fake
+    with run_module._in_use(out), pytest.raises(ValueError, match=rf"being run \(process {os.getpid()}\)"):
+        run_study(PLAN, out, quiet=True)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        run_study(PLAN, tmp_path / "file", quiet=True)
+
+
+def test_workers_must_be_positive(fake):
+    out, _ = fake
+    with pytest.raises(ValueError, match="workers must be positive, got 0"):
+        run_study(PLAN, out, workers=0, quiet=True)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def test_an_interrupt_stops_the_trials_and_says_where(fake, monkeypatch):
+    out, wishes = fake
+    wishes(**{"control 0": "hang"})
+    folder = trial_folder(out, "control", 0)
+    listen = run_module._Sitting._listen
+
+    def interrupted(self):
+        if (folder / "starts").exists():
+            (folder / "step-1").mkdir(exist_ok=True)
+            raise KeyboardInterrupt
+        listen(self)
+
+    monkeypatch.setattr(run_module._Sitting, "_listen", interrupted)
+    with pytest.raises(Stopped, match=r"stopped after step 1 of trial 2/6; the same command goes on from there"):
+        run_study(PLAN, out, workers=1, quiet=True)
+    assert not alive(int((folder / "starts").read_text()))
+    monkeypatch.undo()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").is_dir() else True
+
+
+def test_a_trial_ends_with_its_study():
+    code = (
+        "import time; from lookfar.study import trial; trial._end_with_parent(); print(1, flush=True); time.sleep(300)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        process.stdin.close()  # what the system does when the study dies, however that happens
+        assert process.wait(60) == 130
+
+
+def test_a_real_study(tmp_path):
+    """The command, stopped by Ctrl-C in its first trial, then gone on with to the end."""
+    out = tmp_path / "study"
+    command = [
+        *(sys.executable, "-m", "lookfar.cli", "study", "--data", "scenes:lookup", "--blocks", "nonlocal"),
+        *("--steps", "100", "--seeds", "1", "--batch-size", "4", "--workers", "1", "--out", str(out)),
+    ]
+    metrics = trial_folder(out, "baseline", 0) / "metrics.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
+        first.send_signal(signal.SIGINT)
+        _, error = first.communicate(timeout=300)
+    assert first.returncode == 130, error
+    step = max(int(path.name[5:]) for path in metrics.parent.glob("step-*"))
+    assert error.strip() == f"lookfar: stopped after step {step} of trial 1/3; the same command goes on from there"
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == list(range(5, 101, 5))
+    results = load(out)
+    assert results.complete
+    row = results.summary("nonlocal")
+    assert row.verdict == ""
+    assert "seed noise not measured" in row.sentence
+    assert "seed noise not measured" in done.stdout
+    of_block, of_control, host = (results.summary(n).parameters for n in ("nonlocal", "control", "baseline"))
+    assert of_block > host
+    assert of_control - host == pytest.approx(of_block - host, rel=0.1)
+    assert str(out / "report.html") in done.stdout
+    assert (out / "report.html").stat().st_size > 10_000
+    with np.load(trial_folder(out, "nonlocal", 0) / "off.npz") as off:
+        assert off["confusion"].shape[1:] == (5, 5)
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["data"]["classes"] == list(results.classes)
+    assert environment["sittings"] == 2

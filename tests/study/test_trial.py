@@ -1,0 +1,86 @@
+"""A trial from inside: hosts that candidates share, failures in words."""
+
+import pytest
+import torch
+
+from lookfar.study.build import build_host, open_plan_data, put_in
+from lookfar.study.check import check
+from lookfar.study.plan import Candidate, Plan
+from lookfar.study.trial import why
+from lookfar.training import TrainingError
+
+PLAN = Plan("scenes:lookup", ("nonlocal", "cbam(reduction=4)@layer2"), steps=2).resolved()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_plan_data(PLAN)
+
+
+def built(data, text, seed):
+    network = build_host(PLAN, data, seed)
+    names = put_in(network, PLAN, Candidate.parse(text), data, seed, control_parameters=5000)
+    return network, names
+
+
+def test_candidates_share_host_and_random_state(data):
+    host, none = built(data, "baseline", 3)
+    drawn = torch.rand(3)
+    assert none == []
+    for text, place in [("control", "layer4"), ("nonlocal", "layer4"), ("cbam(reduction=4)@layer2", "layer2")]:
+        network, names = built(data, text, 3)
+        assert torch.equal(torch.rand(3), drawn)  # what is put in takes nothing from the host's generator
+        assert all(place in name for name in names)
+        state = network.state_dict()
+        for key, value in host.state_dict().items():
+            assert torch.equal(state[key], value), (text, key)
+
+
+def test_seeds_differ_in_host_and_block(data):
+    (a, names), (b, _), (again, _) = (built(data, "nonlocal", seed) for seed in (0, 1, 0))
+
+    def differs(module, other):
+        pairs = zip(module.parameters(), other.parameters())
+        return any(p.ndim > 1 and not torch.equal(p, q) for p, q in pairs)
+
+    block = names[0]
+    assert differs(a.backbone, b.backbone)
+    assert differs(a.get_submodule(block), b.get_submodule(block))
+    assert not differs(a, again)
+
+
+def test_check_fills_in_and_sizes_the_control():
+    checked = check(PLAN)
+    assert checked.plan.place == "backbone.layer4"
+    assert None not in [checked.plan.place, checked.plan.steps, checked.plan.host]
+    parameters = checked.facts["parameters"]
+    assert list(parameters) == ["baseline", "control", "nonlocal", "cbam(reduction=4)@layer2"]
+    assert parameters["baseline"] == 0
+    assert checked.control_parameters == parameters["nonlocal"]
+    assert parameters["control"] == pytest.approx(parameters["nonlocal"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"blocks": ("nonlokal",)}, "Did you mean nonlocal"),
+        ({"blocks": ("nonlocal@layer9",)}, "nonlocal@layer9 cannot go into small: .*no place 'layer9'"),
+        ({"blocks": ("nonlocal(mode=gausian)",)}, "gausian"),
+        ({"blocks": ("nonlocal",), "data": "scenes:looup"}, "scenes"),
+        ({"blocks": ("nonlocal",), "host": "smal"}, "small"),
+        ({"blocks": ("nonlocal",), "lr": -1.0}, "lr"),
+        ({"blocks": ("nonlocal",), "optimizer": "adam"}, "adamw"),
+    ],
+)
+def test_check_refuses_before_the_first_step(entries, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check(Plan(**{"data": "scenes:lookup", "steps": 2, **entries}))
+
+
+def test_failures_in_words():
+    assert why(TrainingError("the loss is nan at step 3")) == "the loss is nan at step 3"
+    assert why(torch.OutOfMemoryError("CUDA out of memory.\nTried 3 GiB")).startswith("out of memory: CUDA")
+    assert why(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")).startswith("out of memory")
+    assert why(ValueError("a\n  b")) == "ValueError: a b"
+    assert why(AssertionError()) == "AssertionError"
+    assert len(why(ValueError("x" * 1000))) < 400
