@@ -19,7 +19,8 @@ Sample = tuple[Tensor, Tensor]
 class Samples(Protocol):
     """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

@@ -187,7 +187,7 @@ def _statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def _kinds(found: Collection[Found]) -> str:
     """``images 512×512 RGB, masks 8-bit indexed``."""
-    sizes, modes = ({getattr(f, what) for f in found} for what in ("size", "mode"))
+    sizes, modes = {f.size for f in found}, {f.mode for f in found}
     size = "{}×{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"of {len(sizes)} sizes"
     bands = {"L": "grey", "bands": f"of {max(f.bands for f in found)} bands", "I;16": "16-bit grey"}
     words = sorted(bands.get(mode, mode) for mode in modes)

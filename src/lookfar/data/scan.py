@@ -68,7 +68,7 @@ def look(pair: Pair) -> Found:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
     return "no image" if text.startswith("cannot identify image file") else text
 
 
@@ -86,8 +86,9 @@ def scan(pairs: Sequence[Pair], root: Path, *, progress: bool = True) -> dict[Pa
     unknown: list[tuple[Pair, str]] = []
     for pair in pairs:
         stamp = _stamp(pair)
-        if stamp in known:
-            found[pair] = known[stamp]
+        then, result = known.get(_key(pair), ("", Found()))
+        if stamp and stamp == then:
+            found[pair] = result
         else:
             unknown.append((pair, stamp))
     if unknown:
@@ -96,7 +97,7 @@ def scan(pairs: Sequence[Pair], root: Path, *, progress: bool = True) -> dict[Pa
             for (pair, stamp), result in zip(unknown, _waiting(looks, len(unknown), progress)):
                 found[pair] = result
                 if not result.error:  # what ails a file may be cured without touching it
-                    known[stamp] = result
+                    known[_key(pair)] = stamp, result
         _write_cache(memory, known)
     return {pair: found[pair] for pair in pairs}
 
@@ -185,13 +186,17 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
 
 
+def _key(pair: Pair) -> str:
+    return f"{pair.image}|{pair.mask}"
+
+
 def _stamp(pair: Pair) -> str:
-    """The identity of both files; another time or size is another file."""
-    parts = []
-    for path in (pair.image, pair.mask):
-        stat = path.stat()
-        parts.append(f"{path}|{stat.st_mtime_ns}|{stat.st_size}")
-    return "|".join(parts)
+    """Times and sizes of both files; empty where one is missing."""
+    try:
+        stats = [path.stat() for path in (pair.image, pair.mask)]
+    except OSError:
+        return ""
+    return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
 
 def _cache_file(root: Path) -> Path | None:
@@ -204,21 +209,25 @@ def _cache_file(root: Path) -> Path | None:
     return folder / "lookfar" / f"scan-{name}.json"
 
 
-def _read_cache(path: Path | None) -> dict[str, Found]:
+def _read_cache(path: Path | None) -> dict[str, tuple[str, Found]]:
+    """Paths of a pair -> its stamp when it was looked at, and what was found."""
     if path is None:
         return {}
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION:
             entries = content["files"].items()
-            return {k: Found(**{**v, "size": tuple(v["size"]), "values": tuple(v["values"])}) for k, v in entries}
+            return {
+                key: (stamp, Found(**{**found, "size": tuple(found["size"]), "values": tuple(found["values"])}))
+                for key, (stamp, found) in entries
+            }
     return {}
 
 
-def _write_cache(path: Path | None, known: Mapping[str, Found]) -> None:
+def _write_cache(path: Path | None, known: Mapping[str, tuple[str, Found]]) -> None:
     if path is None:
         return
-    content = {"version": VERSION, "files": {stamp: asdict(result) for stamp, result in known.items()}}
+    content = {"version": VERSION, "files": {key: (stamp, asdict(found)) for key, (stamp, found) in known.items()}}
     with suppress(OSError):  # a place that cannot be written only costs time
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
