@@ -75,7 +75,7 @@ def test_blocks_are_measured(tmp_path):
     twin, data = tiny_network(batch_statistics=False), tiny_data()
     images, masks = data.batch(0, 0, 4)
     F.cross_entropy(twin(images), masks, ignore_index=255).backward()
-    whole = math.sqrt(sum(float(p.grad.detach().square().sum()) for p in twin.parameters()))
+    whole = math.sqrt(sum(p.grad.square().sum().item() for p in twin.parameters()))
     entry = next(r["blocks"] for r in records(tmp_path) if "blocks" in r)
     assert entry["block"]["contribution"] == 0
     assert entry["block"]["gradient"] == pytest.approx(float(twin.block.gamma.grad.abs()) / whole, rel=1e-4)
@@ -149,7 +149,7 @@ def test_clipping_bounds_the_step(tmp_path):
         network, tiny_data(),
         settings(steps=1, optimizer="sgd", schedule="cosine", lr=1.0, weight_decay=0.0, clip=0.01), tmp_path, seed=0,
     )  # fmt: skip
-    moved = sum(float((a - b).square().sum()) for a, b in zip(network.parameters(), twin.parameters()))
+    moved = sum((a - b).square().sum().item() for a, b in zip(network.parameters(), twin.parameters()))
     assert math.sqrt(moved) == pytest.approx(0.01, rel=1e-3)
 
 

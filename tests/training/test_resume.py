@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_run import tiny_data, tiny_network
 
+from lookfar.insertion import insert
+from lookfar.networks import build_network
 from lookfar.training import Settings, train
 from lookfar.training.checkpoints import load_tensors
 
@@ -134,6 +137,27 @@ def test_losses_between_records_survive(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "killed", log_every=5, kill_at=1)  # at step 5, after the checkpoint of step 3
     run(tmp_path / "killed", log_every=5)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_host_with_a_block_goes_on_exactly(tmp_path):
+    """Batch statistics, channels_last weights, a block's zero start and AdamW's moments, all through the files."""
+
+    def go(folder: Path, kill_at: int = -1) -> None:
+        def progress(step: int, steps: int, values: dict) -> None:
+            if step == kill_at:
+                raise Killed
+
+        torch.manual_seed(0)
+        network = build_network("small", 4)
+        blocks = insert(network, "nonlocal", at=network.place, example=torch.randn(2, 3, 8, 8))
+        settings = Settings(steps=6, batch_size=8, log_every=1, checkpoint_every=2, clip=1.0, accelerator="cpu")
+        train(network, tiny_data(), settings, folder, seed=0, blocks=blocks, progress=progress)
+
+    go(tmp_path / "whole")
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", kill_at=5)
+    go(tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
