@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookfar.training.metrics import scores
 from lookfar.study.plan import Plan, trial_folder
+from lookfar.training.metrics import scores
 
 GAINS = {"nonlocal": 0.20, "global_context": 0.03, "control": 0.005}
 
@@ -127,7 +127,11 @@ def _metrics(draw, miou, block, gain):
         if step % 125 == 0 or step == 1000:
             lines.append({"step": step, "val": {"miou": miou * (1 - np.exp(-step / 260)), "accuracy": 0.9, "iou": []}})
         if block and step % 20 == 0:
-            state = {"contribution": gain * 3 * (1 - np.exp(-step / 300)), "gamma": gain * 2 * step / 1000, "gradient": 0.05 + 0.02 * draw.random()}  # fmt: skip
+            state = {
+                "contribution": gain * 3 * (1 - np.exp(-step / 300)),
+                "gamma": gain * 2 * step / 1000,
+                "gradient": 0.05 + 0.02 * draw.random(),
+            }
             lines.append({"step": step, "blocks": {"block": state}})
     return "".join(json.dumps(line) + "\n" for line in lines)
 

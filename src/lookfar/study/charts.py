@@ -60,7 +60,7 @@ def number(value: float) -> str:
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
-# ---- forest plot: one cell of a table row each, in per cent of its width ---------------------------------------------
+# ---- forest plot: one cell of a table row each, in per cent of its width --------------------------------------------
 
 
 def forest_range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -83,8 +83,8 @@ def forest_row(
     parts.append(f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="100%"/>')
     if interval:
         low, mean, high = interval
-        draw = f'stroke="{style.colour}" stroke-width="2.5" stroke-linecap="round"'
-        parts.append(f'<line {draw} x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+        draw = f'stroke="{style.colour}"'
+        parts.append(f'<line class="bar" {draw} x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
         marker = f'<path class="mark" d="{style.marker}" fill="{style.colour}"/>'
         parts.append(f'<svg x="{at(mean)}" y="50%" overflow="visible">{marker}</svg>')
     return Markup(f'<svg class="forest" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>')
@@ -100,7 +100,7 @@ def forest_axis(scale: tuple[float, float]) -> Markup:
     return Markup(f'<svg class="forest axis" aria-hidden="true">{"".join(parts)}</svg>')
 
 
-# ---- gain against cost ------------------------------------------------------------------------------------------------
+# ---- gain against cost ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,47 +114,39 @@ class Point:
     style: Style
 
 
-def scatter(
-    points: Sequence[Point], x_title: str, y_title: str, alt: str, *, size: tuple[int, int] = (440, 340)
-) -> Markup:
+def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Markup:
     """mIoU with its interval against a cost; every point carries its name, moved aside where names would collide."""
-    W, H = size
-    left, right, top, bottom = 44, W - 10, 12, H - 44
+    W, H = 420, 340
+    box = left, right, top, bottom = 44, W - 10, 12, H - 44
     xs = [p.x for p in points]
     ys = [v for p in points for v in (p.y - (p.half or 0), p.y + (p.half or 0))]
     pad_x = 0.12 * (max(xs) - min(xs)) or 0.2 * max(xs) or 1.0
     pad_y = 0.08 * (max(ys) - min(ys)) or 1.0
     x0, x1, y0, y1 = max(min(xs) - pad_x, 0), max(xs) + pad_x, min(ys) - pad_y, max(ys) + pad_y
-    to_x = _linear(x0, x1, left, right)
-    to_y = _linear(y0, y1, bottom, top)
-    parts = [_frame(to_x, to_y, (x0, x1), (y0, y1), (left, right, top, bottom))]
-    parts.append(
-        f'<text class="title" x="{(left + right) / 2:.1f}" y="{H - 6}" text-anchor="middle">{escape(x_title)}</text>'
-    )
-    parts.append(
-        f'<text class="title" transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>'
-    )
+    to_x, to_y = _Linear(x0, x1, left, right), _Linear(y0, y1, bottom, top)
+    parts = []
+    for t in ticks(y0, y1):
+        parts += [_line("grid", left, to_y(t), right, to_y(t)), _text(left - 6, to_y(t) + 4, number(t), "end")]
+    for t in ticks(x0, x1):
+        parts += [_line("edge", to_x(t), bottom, to_x(t), bottom + 4), _text(to_x(t), bottom + 17, number(t))]
+    parts += [_line("edge", left, bottom, right, bottom), _text((left + right) / 2, H - 6, x_title)]
+    turned = f'transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)"'
+    parts.append(f'<text {turned} text-anchor="middle">{escape(y_title)}</text>')
+
     places = [(to_x(p.x), to_y(p.y)) for p in points]
     bars = [(to_y(p.y + (p.half or 0)), to_y(p.y - (p.half or 0))) for p in points]
-    for p, (x, y), (upper, lower) in zip(points, places, bars):
-        if p.half:
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper:.1f}" y2="{lower:.1f}" stroke="{p.style.colour}" stroke-width="2" stroke-linecap="round"/>'
-            )
-        parts.append(
-            f'<path class="mark" transform="translate({x:.1f} {y:.1f})" d="{p.style.marker}" fill="{p.style.colour}"/>'
-        )
-    for p, at, label in zip(
-        points, places, place_labels([p.name for p in points], places, bars, (left, right, top, bottom))
-    ):
-        if label.far:
-            parts.append(
-                f'<line class="leader" x1="{at[0]:.1f}" y1="{at[1]:.1f}" x2="{label.near[0]:.1f}" y2="{label.near[1]:.1f}"/>'
-            )
-        parts.append(
-            f'<text class="label" x="{label.x:.1f}" y="{label.y:.1f}"><title>{escape(p.name)}</title>{escape(label.text)}</text>'
-        )
-    return _svg("chart", size, alt, parts)
+    labels = place_labels([p.name for p in points], places, bars, box)
+    for (x, y), label in zip(places, labels):
+        parts += [_line("leader", x, y, *label.near)] if label.far else []
+    for p, (x, _), (upper, lower) in zip(points, places, bars):
+        parts += [_line("bar", x, upper, x, lower, p.style.colour)] if p.half else []
+    for p, (x, y) in zip(points, places):
+        mark = f'd="{p.style.marker}" fill="{p.style.colour}"'
+        parts.append(f'<path class="mark" transform="translate({x:.1f} {y:.1f})" {mark}/>')
+    for p, label in zip(points, labels):
+        text = f"<title>{escape(p.name)}</title>{escape(label.text)}"
+        parts.append(f'<text class="label" x="{label.x:.1f}" y="{label.y:.1f}">{text}</text>')
+    return _svg((W, H), alt, parts)
 
 
 @dataclass(frozen=True)
@@ -179,29 +171,29 @@ def place_labels(
 ) -> list[Label]:
     """Where names go so that they cover neither points, intervals nor each other: greedy over a ring of offers."""
     left, right, top, bottom = box
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    taken += [(x - 2, upper, x + 2, lower) for (x, _), (upper, lower) in zip(places, bars)]
+    taken = [((x - 7, y - 7, x + 7, y + 7), 2.0) for x, y in places]
+    taken += [((x - 2, upper, x + 2, lower), 1.0) for (x, _), (upper, lower) in zip(places, bars)]
     labels = []
     for name, (x, y) in zip(names, places):
         text = name if len(name) <= 30 else name[:29] + "…"
         w = CHARACTER * len(text)
         offers = []
-        for far in (0, 16, 32, 50, 70, 95, 125):
+        for far in (0, 14, 28, 44, 62, 84, 110):
             for dx, dy in ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1)):
-                gap = 11 + (far if dx else 0)
-                cx = x + dx * gap + (0 if dx > 0 else -w if dx < 0 else -w / 2)
-                cy = y + dy * (far + (4 if dx else 16))
-                offers.append((far, (cx, cy - LINE / 2, cx + w, cy + LINE / 2)))
-        offers = [
-            o
-            for o in offers
-            if o[1][0] >= left and o[1][2] <= right + 6 and o[1][1] >= top - 8 and o[1][3] <= bottom + 2
-        ] or offers
-        far, rect = min(offers, key=lambda o: (sum(_overlap(o[1], t) for t in taken), o[0]))
-        taken.append(rect)
+                start = x + dx * (11 + far) - (0, w / 2, w)[1 - dx]
+                middle = y + dy * (far + (4 if dx else 16))
+                offers.append((far, (start, middle - LINE / 2, start + w, middle + LINE / 2)))
+        inside = [o for o in offers if _within(o[1], (left, top - 8, right + 6, bottom + 2))] or offers
+        # a pixel of distance costs as much as a few of overlap: names stay near, and clear where they can
+        far, rect = min(inside, key=lambda o: 3 * o[0] + sum(cost * _overlap(o[1], t) for t, cost in taken))
+        taken.append((rect, 2.0))
         near = (rect[0] - 2 if rect[0] > x else rect[2] + 2 if rect[2] < x else x, (rect[1] + rect[3]) / 2)
         labels.append(Label(text, rect[0], rect[3] - 3.5, far > 0, near))
     return labels
+
+
+def _within(a: Sequence[float], box: Sequence[float]) -> bool:
+    return a[0] >= box[0] and a[1] >= box[1] and a[2] <= box[2] and a[3] <= box[3]
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -209,7 +201,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return wide * high if wide > 0 and high > 0 else 0.0
 
 
-# ---- curves -----------------------------------------------------------------------------------------------------------
+# ---- curves ---------------------------------------------------------------------------------------------------------
 
 Line = Sequence[tuple[float, float]]
 
@@ -225,61 +217,54 @@ class Curves:
     high: float | None = None
     log: bool = False
     height: int = 92
-    unit: str = ""
 
 
 def stacked(plots: Sequence[Curves], style: Style, alt: str, x_title: str = "step", *, width: int = 280) -> Markup:
     """Small plots over one another with one step axis."""
-    left, right, gap = 42, width - 8, 26
+    left, right, gap = 42, width - 8, 32
     steps = [x for plot in plots for line in (*plot.lines, *plot.behind) for x, _ in line]
     x1 = max(steps, default=1) or 1
-    to_x = _linear(0, x1, left, right)
+    to_x = _Linear(0, x1, left, right)
     parts: list[str] = []
-    y = 0
+    y = -8
     for plot in plots:
-        top, bottom = y + gap - 6, y + gap - 6 + plot.height
-        parts += _plot(plot, style, to_x, (left, right, top, bottom))
-        y = bottom
-    for i, t in enumerate(shown := ticks(0, x1, about=3)):
-        anchor = "end" if i == len(shown) - 1 and to_x(t) > right - 12 else "middle"
-        parts.append(f'<text x="{to_x(t):.1f}" y="{y + 15}" text-anchor="{anchor}">{number(t)}</text>')
-    parts.append(f'<text class="title" x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(x_title)}</text>')
-    return _svg("chart", (width, y + 22), alt, parts)
+        top = y + gap - 6
+        y = top + plot.height
+        parts += _plot(plot, style, to_x, (left, right, top, y))
+    for t in ticks(0, x1, about=3):
+        parts.append(_text(to_x(t), y + 15, number(t), "end" if to_x(t) > right - 12 else "middle"))
+    parts.append(_text(left - 8, y + 15, x_title, "end"))
+    return _svg((width, y + 22), alt, parts)
 
 
-def _plot(plot: Curves, style: Style, to_x: "_linear", box: tuple[float, float, float, float]) -> list[str]:
+def _plot(plot: Curves, style: Style, to_x: "_Linear", box: tuple[float, float, float, float]) -> list[str]:
     left, right, top, bottom = box
     values = [v for line in (*plot.lines, *plot.behind) for _, v in line if math.isfinite(v)]
-    parts = [f'<text class="title" x="{left}" y="{top - 6}">{escape(plot.title)}</text>']
+    parts = [_text(left, top - 6, plot.title, "start")]
     if not values:
-        return [
-            *parts,
-            f'<text x="{(left + right) / 2:.1f}" y="{(top + bottom) / 2:.1f}" text-anchor="middle">not recorded</text>',
-        ]
+        return [*parts, _text((left + right) / 2, (top + bottom) / 2, "not recorded")]
     low = min(values) if plot.low is None else plot.low
     high = max(values) if plot.high is None else plot.high
-    if plot.log:
-        floor = min((v for v in values if v > 0), default=1e-3)
-        low = math.log10(max(low, floor))
-        high = max(math.log10(max(high, floor)), low + 0.3)
-        marks = [(e, number(10.0**e)) for e in range(math.ceil(low), math.floor(high) + 1)] or [
-            (low, f"{10**low:.2g}"),
-            (high, f"{10**high:.2g}"),
-        ]
+    high = high if high > low else low + (abs(low) or 1.0) * 0.1
+    log = plot.log and low > 0
+    if log:
+        low, high = math.log10(low), math.log10(high)
+        multiples = (1,) if high - low > 1.2 else (1, 2, 5)
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        marks = [(math.log10(m * 10.0**e), number(m * 10.0**e)) for e in decades for m in multiples]
+        marks = [(value, text) for value, text in marks if low <= value <= high]
     else:
-        high = high if high > low else low + (abs(low) or 1.0) * 0.1
         marks = [(t, number(t)) for t in ticks(low, high, about=3)]
-    to_y = _linear(low, high, bottom - 2, top + 2)
+    to_y = _Linear(low, high, bottom - 2, top + 2)
 
     def path(line: Line) -> str:
-        pixels = [(to_x(x), to_y(math.log10(max(v, 1e-12)) if plot.log else v)) for x, v in line if math.isfinite(v)]
+        pixels = [(to_x(x), to_y(math.log10(v) if log else v)) for x, v in line if math.isfinite(v)]
         return "M" + "L".join(f"{x:.1f} {min(max(y, top), bottom):.1f}" for x, y in pixels) if pixels else ""
 
     for value, text in marks:
         y = to_y(value)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 5}" y="{y + 3.8:.1f}" text-anchor="end">{text}{plot.unit}</text>')
-    parts.append(f'<line class="edge" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        parts += [_line("grid", left, y, right, y), _text(left - 5, y + 3.8, text, "end")]
+    parts.append(_line("edge", left, bottom, right, bottom))
     for lines, colour in ((plot.behind, "var(--base)"), (plot.lines, style.colour)):
         strong = len(lines) > 1
         for line in lines:
@@ -305,10 +290,10 @@ def thin(line: Line, most: int = 120) -> Line:
     return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
 
 
-# ---- shared -----------------------------------------------------------------------------------------------------------
+# ---- shared ---------------------------------------------------------------------------------------------------------
 
 
-class _linear:
+class _Linear:
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.start, self.slope = low, start, (end - start) / ((high - low) or 1.0)
 
@@ -316,19 +301,15 @@ class _linear:
         return self.start + (value - self.low) * self.slope
 
 
-def _frame(to_x, to_y, x_range, y_range, box) -> str:
-    left, right, top, bottom = box
-    parts = []
-    for t in ticks(*y_range):
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{to_y(t):.1f}" y2="{to_y(t):.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{to_y(t) + 4:.1f}" text-anchor="end">{number(t)}</text>')
-    for t in ticks(*x_range):
-        parts.append(f'<line class="edge" x1="{to_x(t):.1f}" x2="{to_x(t):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text x="{to_x(t):.1f}" y="{bottom + 17}" text-anchor="middle">{number(t)}</text>')
-    parts.append(f'<line class="edge" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    return "".join(parts)
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float, colour: str = "") -> str:
+    stroke = f' stroke="{colour}"' if colour else ""
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{stroke}/>'
 
 
-def _svg(kind: str, size: tuple[float, float], alt: str, parts: Sequence[str]) -> Markup:
-    head = f'<svg class="{kind}" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(alt)}">'
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(size: tuple[float, float], alt: str, parts: Sequence[str]) -> Markup:
+    head = f'<svg class="chart" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(alt)}">'
     return Markup(head + "".join(parts) + "</svg>")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-
 IGNORE = 255
 
 # told apart by colour-blind readers (P. Tol: muted, then light); candidates have other colours
