@@ -5,6 +5,7 @@ channel; the configuration named NLnowd_in whitens nothing. mmsegmentation's blo
 sqrt(D) and 0.05, narrow values, an output convolution that both terms share, no gamma.
 """
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -292,7 +293,7 @@ class DisentangledNonLocal(nn.Module):
             mean = t.mean(axes, keepdim=True)
             t = t - mean
             if step.endswith("_std"):
-                counted = t.shape.numel() // mean.shape.numel() if mean.numel() else 1
+                counted = math.prod(t.shape[axis] for axis in axes)
                 # unbiased; of a single value it counts as 0
                 variance = widened(t).square().sum(axes, keepdim=True) / max(counted - 1, 1)
                 t = (t / (variance + self.eps).sqrt()).to(t.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, max_pool, normal_, zero_
-from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
 
@@ -25,7 +25,7 @@ def _pooled(mask: nn.Module | None, x: Tensor) -> Tensor:
 def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
     """The map of :func:`_pooled`, once for each query: ``(B, 1, Q, M)``."""
     if mask is None:
-        M = keys.shape[2:].numel()
+        M = positions(keys)
         return keys.new_full((keys.shape[0], 1, queries, M), 1 / M)
     return unary_weights(mask(keys).flatten(2)).expand(-1, -1, queries, -1)
 
@@ -121,7 +121,7 @@ class GlobalContext(nn.Module):
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """The one map, ``(B, 1, Q, N)``, for each of the flat query positions ``(Q,)``, for all when None."""
-        return _weights(self.mask, x, x.shape[2:].numel() if queries is None else queries.shape[0])
+        return _weights(self.mask, x, positions(x) if queries is None else queries.shape[0])
 
     def values(self, x: Tensor) -> Tensor:
         """What is pooled: x itself, ``(B, 1, N, C)``."""
@@ -205,7 +205,7 @@ class SimplifiedNonLocal(nn.Module):
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """The one map, ``(B, 1, Q, M)``, for each of the flat query positions ``(Q,)``, for all when None."""
         keys = max_pool(x, self.subsample)
-        return _weights(self.mask, keys, x.shape[2:].numel() if queries is None else queries.shape[0])
+        return _weights(self.mask, keys, positions(x) if queries is None else queries.shape[0])
 
     def values(self, x: Tensor) -> Tensor:
         """What is pooled: x, after sub-sampling, ``(B, 1, M, C)``."""
