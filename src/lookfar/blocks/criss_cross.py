@@ -118,7 +118,7 @@ class CrissCross(nn.Module):
         return q, q if self.key is None else self._lines(self.key, x)
 
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
-        return x + self.gamma * to_map(mixed, x)
+        return x + (self.gamma.to(mixed.dtype) * to_map(mixed, x)).to(x.dtype)
 
     def _last_input(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence - 1):

@@ -76,7 +76,7 @@ class PositionAttention(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, 1, N, C)``."""
-        return x + self.gamma * to_map(mixed, x)
+        return x + (self.gamma.to(mixed.dtype) * to_map(mixed, x)).to(x.dtype)
 
 
 @block(
@@ -117,7 +117,7 @@ class ChannelAttention(nn.Module):
 
     def update(self, x: Tensor) -> Tensor:
         """What is added to the input."""
-        return self.gamma * match_format(channel_attention(x.flatten(2)).unflatten(2, x.shape[2:]), x)
+        return self.gamma.to(x.dtype) * match_format(channel_attention(x.flatten(2)).unflatten(2, x.shape[2:]), x)
 
 
 @block(

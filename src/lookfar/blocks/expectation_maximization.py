@@ -39,7 +39,7 @@ SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=3e-4)  # the authors' momentu
         "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/ema_head.py",
     ),
     attends="weights",
-    aliases=("emanet", "emau", "ema"),
+    aliases=("emanet", "emau"),
     differences=(
         "In the paper the first convolution is learned; in both codes it gets no gradient and stays random. "
         "Published form by default (`gradient='none'`), `gradient='last'` or `'full'` learns it.",
