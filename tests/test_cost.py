@@ -104,6 +104,15 @@ def test_flops_against_closed_forms(block):
     assert measure_cost(block, C, (H, W), repeats=1).flops == 2 * CLOSED_FORMS[block]
 
 
+def test_flops_of_both_passes_against_closed_forms():
+    def flops(block):
+        return measure_cost(block, C, (H, W), backward=True, repeats=1).flops
+
+    # a convolution costs thrice; attention two products forward and five backward, with the weights computed again
+    assert flops("nonlocal") == 2 * (3 * 4 * N * C * D + 7 * N**2 * D)
+    assert flops("nonlocal(mode=gaussian)") == 2 * (3 * 2 * N * C * D + N**2 * (4 * C + 3 * D))
+
+
 LINEAR = [
     "nonlocal",
     "nonlocal(mode=gaussian)",

@@ -34,7 +34,8 @@ def table(
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
     """The same cells as a table of Markdown."""
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
-    lines = [headers, ["---:" if number else "---" for number in right], *([_cell(value) for value in r] for r in rows)]
+    cells = ([_cell(value).replace("|", r"\|") for value in row] for row in rows)
+    lines = [headers, ["---:" if number else "---" for number in right], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -213,10 +213,7 @@ def _list(*lines: str) -> list[str]:
 
 
 def _option_lines(info: BlockInfo, texts: dict[str, str], *, markdown: bool) -> list[str]:
-    rows = [
-        (f"`{option}={_shown(p)}`", _inline(texts.get(option, "")).replace("|", "\\|" if markdown else "|"))
-        for option, p in info.options.items()
-    ]
+    rows = [(f"`{option}={_shown(p)}`", _inline(texts.get(option, ""))) for option, p in info.options.items()]
     if not rows:
         return ["none"]
     if markdown:
