@@ -115,7 +115,9 @@ def test_classes_are_balanced():
             assert 0.8 < counts[a] / counts[b] < 1.25
 
 
-@pytest.mark.parametrize(("spec", "options"), [("scenes:lokup", {}), ("scenes:cue", {"size": (32, 32)})])
+@pytest.mark.parametrize(
+    ("spec", "options"), [("scenes:lokup", {}), ("scenes:cue", {"size": (32, 32)}), ("scenes:cue", {"ignore": [1]})]
+)
 def test_wrong_scenes(spec, options):
     with pytest.raises(ValueError, match=r"scenes:(cue|lookup)"):
         open_data(spec, **options)

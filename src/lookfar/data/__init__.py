@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
-from lookfar.data.scenes import CLASSES, open_scenes
+from lookfar.data.scenes import CLASSES, SIZE, Task, open_scenes
 
 __all__ = ["IGNORE", "KINDS", "Augment", "Data", "MemorySamples", "Sample", "Samples", "open_data"]
 
@@ -53,7 +53,10 @@ def open_data(
     """
     kind, colon, rest = spec.partition(":")
     if kind == "scenes":
-        return _open_scenes(spec, rest, size, val, in_chans, download)
+        task = _scenes_task(rest)
+        if (size or SIZE, val, in_chans, tuple(ignore), download) != (SIZE, None, 3, (), False):
+            raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation; want no such option")
+        return open_scenes(task, spec)
     if kind not in KINDS or not colon:
         kind, rest = "folder", spec
     path = Path(root or ".", Path(rest).expanduser())
@@ -81,14 +84,10 @@ def open_data(
     return open_files(source, spec, size=size, in_chans=in_chans, ignore=ignore, skip_bad=skip_bad)
 
 
-def _open_scenes(
-    spec: str, task: str, size: tuple[int, int] | None, val: str | float | None, in_chans: int, download: bool
-) -> Data:
-    if task not in CLASSES:
-        raise ValueError(f"no scenes called {task!r}; want {' or '.join(f'scenes:{name}' for name in CLASSES)}")
-    if (size not in (None, (64, 64))) or val is not None or in_chans != 3 or download:
-        raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation scenes; want no such option")
-    return open_scenes(task, spec)
+def _scenes_task(word: str) -> Task:
+    if word not in CLASSES:
+        raise ValueError(f"no scenes called {word!r}; want {' or '.join(f'scenes:{task}' for task in CLASSES)}")
+    return word
 
 
 def _check_options(size: tuple[int, int] | None, in_chans: int, ignore: Sequence[int]) -> None:
