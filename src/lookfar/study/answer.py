@@ -93,7 +93,7 @@ def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, control: S
         found.supports.append(
             f"The interval of {top.name} lies above those of the others."
             if apart
-            else "Their intervals overlap: this study does not say which of them is best."
+            else "The intervals of these blocks overlap: this study does not say which of them is best."
         )
     if control is not None and control.difference is not None:
         d = control.difference

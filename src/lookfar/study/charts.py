@@ -249,12 +249,12 @@ def _plot(plot: Curves, style: Style, to_x: "_Linear", box: tuple[float, float, 
     log = plot.log and low > 0
     if log:
         low, high = math.log10(low), math.log10(high)
-        multiples = (1,) if high - low > 1.2 else (1, 2, 5)
+        multiples = (1, 2, 5) if high - low < 0.8 else (1, 3) if high - low < 2 else (1,)
         decades = range(math.floor(low), math.ceil(high) + 1)
         marks = [(math.log10(m * 10.0**e), number(m * 10.0**e)) for e in decades for m in multiples]
         marks = [(value, text) for value, text in marks if low <= value <= high]
     else:
-        marks = [(t, number(t)) for t in ticks(low, high, about=3)]
+        marks = [(t, number(t)) for t in ticks(low, high, about=4)]
     to_y = _Linear(low, high, bottom - 2, top + 2)
 
     def path(line: Line) -> str:

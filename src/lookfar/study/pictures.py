@@ -114,7 +114,7 @@ def explorer_block(sample: dict[str, Any], images: Sequence[int], detail: Detail
     """
     from lookfar.diagnostics.maps import similarity_word  # brings torch, which the other pictures do without
 
-    rows, keys = _reduced_queries(sample, detail), tuple(int(k) for k in sample["map_size"])
+    rows, keys = _reduced_queries(sample, detail), (int(sample["map_size"][0]), int(sample["map_size"][1]))
     small = min(keys[0], detail.keys), min(keys[1], detail.keys)
     found: dict[str, Any] = {
         "size": small,

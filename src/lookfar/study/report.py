@@ -299,7 +299,7 @@ class _Pictures:
     def _explorer(self, samples: dict[str, dict[str, Any]], detail: pictures.Detail) -> dict[str, Any]:
         explored = self.order[: min(detail.explored, detail.images)]
         truth = next(iter(samples.values()))["truth"]
-        blocks = [pictures.explorer_block(s, explored, detail) | {"name": name} for name, s in samples.items()]
+        blocks = [{"name": name, **pictures.explorer_block(s, explored, detail)} for name, s in samples.items()]
         for block in blocks:
             for of, i in zip(block["images"], explored):
                 of["label"] = pictures.labels_near(truth[i], block["query"])
@@ -338,7 +338,8 @@ def soft(name: str) -> "Markup":
     """A name that may be broken after its signs, not within its words."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"(&#?\w+;|[_(,.@=/-])", r"\1<wbr>", str(escape(name))))
+    text = str(escape(name.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
+    return Markup(re.sub(r"(&#?\w+;|[_(,@=/-]|\.(?=\D))", r"\1<wbr>", text))
 
 
 def _plus_minus(value: float, half: float | None) -> str:
