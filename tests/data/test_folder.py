@@ -252,6 +252,7 @@ def test_many_bands(tmp_path, form):
     images = data.normalise(torch.stack([image for image, _ in data.train]))
     torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(5), atol=0.01, rtol=0)
     assert "of 5 bands" in data.facts[0]
+    assert any("0 to 4095" in fact for fact in data.facts)
     with pytest.raises(ValueError, match="--in-chans 5"):
         open_data(str(root))
 

@@ -109,6 +109,8 @@ def open_files(
     for value, label in labels_of(values, source.labels, ignore).items():
         table[value] = label
     peak = max(good[pair].peak for pair in train) or 1.0
+    if peak != 255:
+        size_lines.append(f"images are not 8-bit: 0 to {peak:g}, the largest value in train, becomes 0 to 255.")
     train_samples, val_samples = (
         FileSamples(pairs, size=size, in_chans=in_chans, labels=table, peak=peak) for pairs in (train, val)
     )
