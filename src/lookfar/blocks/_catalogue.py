@@ -185,8 +185,9 @@ def _sections(info: BlockInfo) -> dict[str, Any]:
     about = re.split(r"\n(?=(?:Shape|Raises|Example|Attributes|Traps):)", about)[0]
     block = re.split(r"\n(?=\S)", rest)[0]
     args = {
-        match[1]: re.sub(r"\s+", " ", match[2]).strip()
-        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}\S.*)*)", block, re.MULTILINE)
+        name: re.sub(r"\s+", " ", match[2]).strip()
+        for match in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}\S.*)*)", block, re.MULTILINE)
+        for name in match[1].split(", ")
     }
     return {"about": about, "args": args}
 
