@@ -125,7 +125,7 @@ def test_gradient(sample: Sample) -> None:
 @every_block
 def test_every_parameter_is_reached(sample: Sample) -> None:
     m = sample.make()
-    found = with_gradients(m, sample.inputs(m))
+    found = with_gradients(m, sample.inputs(m, WIDE.get(sample.name)))
     scale = max((float(found[f"d{n}"].abs().max()) for n, _ in m.named_parameters() if f"d{n}" in found), default=1.0)
     unknown = set(inert(m)) - dict(m.named_parameters()).keys()
     assert not unknown, f"inert_parameters names {unknown}, which do not exist"
@@ -317,7 +317,8 @@ def test_compiles_in_one_graph(sample: Sample) -> None:
     torch._dynamo.reset()
     m = sample.make(train=True)
     other = twin(m)
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    # the backward graph is traced for defaults alone: it takes three times as long as the capture, where options differ
+    compiled = torch.compile(other, fullgraph=True, backend="eager" if sample.options else "aot_eager")
     for size in sample.sizes[:2]:
         inputs = sample.inputs(m, size)
         found = []

@@ -1,0 +1,81 @@
+"""Imports go one way: ops <- blocks <- insertion, networks <- training <- study <- cli, as docs/design.md draws it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lookfar
+
+SRC = Path(lookfar.__file__).parent
+
+# part -> parts that it may import, itself included; parts that have no row are helpers, see below
+MAY_IMPORT = {
+    "ops": {"ops"},
+    "blocks": {"blocks", "ops"},
+    "insertion": {"insertion", "blocks", "ops", "cost"},
+    "weights": {"weights", "blocks", "ops"},
+    "networks": {"networks", "weights", "blocks", "ops"},
+    "cost": {"cost", "blocks", "ops"},
+    "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
+    "data": {"data"},
+    "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},
+    "study": {
+        *("study", "training", "data", "diagnostics", "cost", "weights", "networks", "insertion", "blocks", "ops"),
+    },
+}
+ANYTHING = {"cli", "explorer", "__init__", "__main__"}
+# files that belong to a part though they stand beside it
+BELONGS = {
+    "_places": "insertion",
+    "_trial": "insertion",
+    "_flops": "cost",
+    "_memory": "cost",
+    "_cost_tables": "cost",
+    "checkpoints": "training",
+    "metrics": "training",
+}
+FREE = {"_tables"}  # imports nothing of ours but each other
+HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "matplotlib", "scipy", "typer", "rich", "jinja2"}
+NEVER = {
+    "ops": HEAVY,
+    "blocks": HEAVY,
+    "insertion": {"timm", "torchvision"},
+}
+
+
+def parts_of(path: Path) -> str:
+    name = path.relative_to(SRC).parts[0].removesuffix(".py")
+    return BELONGS.get(name, name)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names of all imports, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(p for p in SRC.rglob("*.py") if parts_of(p) not in ANYTHING)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(SRC)) for p in FILES])
+def test_imports_follow_the_arrows(path: Path) -> None:
+    part = parts_of(path)
+    if part in FREE:
+        allowed = FREE
+    else:
+        assert part in MAY_IMPORT, (
+            f"{part} has no place in the direction of dependency: say in this test where it stands"
+        )
+        allowed = MAY_IMPORT[part] | FREE
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "lookfar" and rest and rest[0] != "__version__":
+            to = BELONGS.get(rest[0], rest[0])
+            assert to in allowed, f"{part} may not import {name}"
+        assert top not in NEVER.get(part, ()), f"{part} may not import {top}"
