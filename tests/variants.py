@@ -26,7 +26,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"variant": "mmseg", "mode": "concatenation"},
         {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
     ],
-    "position_attention": [{"reduction": 1}],
+    "position_attention": [{"reduction": 1, "share_query_key": True}, {"normalization": "double"}],
     "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
     "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
     "compact_generalized_nonlocal": [
@@ -64,3 +64,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width
 STATIC_EXPORT: dict[str, str] = {}
+
+# maps on which every parameter of a block matters, where the usual size is too small for that
+WIDE: dict[str, tuple[int, ...]] = {"interlaced": (19, 18)}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
 from lookfar.ops.channel_attention import channel_attention
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
 
 @block(
@@ -42,33 +42,52 @@ class PositionAttention(nn.Module):
     Args:
         channels: Channels C of input and output.
         reduction: Queries and keys have ``channels // reduction`` channels.
+        normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
+        share_query_key: One projection for queries and keys.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown ``normalization``.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 8, zero_init: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 8,
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = max(channels // reduction, 1)
+        self.normalization: Normalization = normalization
         self.query = nn.Conv2d(channels, inner, 1, **dd)
-        self.key = nn.Conv2d(channels, inner, 1, **dd)
+        self.key = None if share_query_key else nn.Conv2d(channels, inner, 1, **dd)
         self.value = nn.Conv2d(channels, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """A key bias adds the same number to every logit of a query: softmax does not see it."""
-        return ("key.bias",)
+        """What a key bias adds to all logits of a query softmax does not see; nor, by columns, double a query's."""
+        inert = {"softmax": ("key.bias",), "double": ("query.bias",)}
+        return () if self.key is None else inert.get(self.normalization, ())
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = to_tokens(self.query(x)), to_tokens(self.key(x)), to_tokens(self.value(x))  # (B, 1, N, D|D|C)
-        return self.finish(x, embedded_gaussian(q, k, v))
+        return self.finish(x, attention(*self._queries_and_keys(x), self.values(x), normalization=self.normalization))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-        q, k = to_tokens(self.query(x)), to_tokens(self.key(x))
-        return embedded_gaussian_weights(q if queries is None else q[..., queries, :], k)
+        q, k = self._queries_and_keys(x)
+        some = q if queries is None else q[..., queries, :]
+        return attention_weights(some, k, normalization=self.normalization, all_queries=q)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, 1, N, C)``."""
@@ -77,6 +96,10 @@ class PositionAttention(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, 1, N, C)``."""
         return x + (self.gamma.to(mixed.dtype) * to_map(mixed, x)).to(x.dtype)
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = to_tokens(self.query(x))
+        return q, q if self.key is None else to_tokens(self.key(x))  # (B, 1, N, D)
 
 
 @block(
@@ -149,15 +172,37 @@ class DualAttention(nn.Module):
     Args:
         channels: Channels C of input and output.
         reduction: Queries and keys of the positions have ``channels // reduction`` channels.
+        normalization: Of the similarities between positions, as in ``position_attention``.
+        share_query_key: One projection for the positions' queries and keys.
         zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown ``normalization``.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 8, zero_init: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 8,
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.position = PositionAttention(channels, reduction=reduction, zero_init=zero_init, **dd)
+        self.position = PositionAttention(
+            channels,
+            reduction=reduction,
+            normalization=normalization,
+            share_query_key=share_query_key,
+            zero_init=zero_init,
+            **dd,
+        )
         self.channel = ChannelAttention(channels, zero_init=zero_init, **dd)
 
     @property
