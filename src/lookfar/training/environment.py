@@ -48,7 +48,8 @@ def launch(settings: Settings) -> "Fabric":
             )
         except (RuntimeError, ValueError) as error:  # Fabric's own words: no such accelerator, too few devices
             raise ValueError(f"accelerator={settings.accelerator!r}, devices={devices!r}: {error}") from error
-        fabric.launch()
+        if os.environ.get("LT_CLI_USED", "0") == "0":  # `fabric run` has launched it, and Fabric refuses to do so twice
+            fabric.launch()
     return fabric
 
 
@@ -86,6 +87,8 @@ def reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
                 warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
             )
             torch.use_deterministic_algorithms(True, warn_only=True)
+            back.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
             # beside that, torch fills new memory with NaN: it takes time, and nothing here reads what it did not write
             _set_until(back, torch.utils.deterministic, "fill_uninitialized_memory", False)
         _set_until(back, torch.backends.cudnn, "deterministic", True)
