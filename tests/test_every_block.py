@@ -21,6 +21,7 @@ from samples import (
     with_gradients,
 )
 from torch import Tensor
+from variants import WIDE
 
 from lookfar.blocks import create_block
 from lookfar.ops._layout import memory_format
@@ -125,7 +126,9 @@ def test_gradient(sample: Sample) -> None:
 @every_block
 def test_every_parameter_is_reached(sample: Sample) -> None:
     m = sample.make()
-    found = with_gradients(m, sample.inputs(m, WIDE.get(sample.name)))
+    size, factor = WIDE.get(sample.name, (None, 1.0))
+    x, *rest = sample.inputs(m, size)
+    found = with_gradients(m, (factor * x, *rest))
     scale = max((float(found[f"d{n}"].abs().max()) for n, _ in m.named_parameters() if f"d{n}" in found), default=1.0)
     unknown = set(inert(m)) - dict(m.named_parameters()).keys()
     assert not unknown, f"inert_parameters names {unknown}, which do not exist"

@@ -65,5 +65,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 # blocks that are exported at one size only, and why; all others are exported with free height and width
 STATIC_EXPORT: dict[str, str] = {}
 
-# maps on which every parameter of a block matters, where the usual size is too small for that
-WIDE: dict[str, tuple[int, ...]] = {"interlaced": (19, 18)}
+# maps, and a factor on them, under which every parameter of a block matters, where the usual ones are too tame: groups of
+# one position, or no ReLU that is on here and off there
+WIDE: dict[str, tuple[tuple[int, ...] | None, float]] = {"interlaced": ((19, 18), 8.0)}

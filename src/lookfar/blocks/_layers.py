@@ -81,11 +81,30 @@ def conv_norm(
     dilation: int = 1,
     bias: bool = False,
     norm_layer: Norm,
+    act_layer: Norm | None = None,
     device=None,
     dtype=None,
 ) -> nn.Sequential:
-    """A convolution that keeps the size, and a normalisation: ``conv`` and ``norm`` in the state dict."""
+    """Convolution that keeps the size, normalisation and activation: ``conv``, ``norm``, ``act`` of a Sequential."""
     dd = {"device": device, "dtype": dtype}
     padding = dilation * (kernel_size // 2)
     conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
-    return nn.Sequential(OrderedDict(conv=conv, norm=norm_layer(out_channels, **dd)))
+    layers = OrderedDict(conv=conv, norm=norm_layer(out_channels, **dd))
+    if act_layer is not None:
+        layers["act"] = act_layer()
+    return nn.Sequential(layers)
+
+
+def on_descriptors(layer: nn.Sequential, weights: Tensor, descriptors: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A :func:`conv_norm` of mixtures of a few descriptors, ``(B, N, K), (B, K, E) -> (B, O, *size)``.
+
+    The 1x1 convolution acts on the K descriptors, exactly, before they are mixed for N positions.
+    """
+    conv = layer.get_submodule("conv")
+    mixed = pointwise(conv, descriptors.transpose(1, 2), bias=False) @ weights.transpose(1, 2)
+    if conv.bias is not None:
+        mixed = mixed + conv.bias.to(mixed.dtype)[:, None]  # the weights of a position need not sum to one
+    y = mixed.unflatten(2, size).to(conv.weight.dtype)
+    for name, step in layer.named_children():
+        y = step(y) if name != "conv" else y
+    return y
