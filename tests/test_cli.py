@@ -131,7 +131,7 @@ def test_blocks_as_json(run):
     assert [block["name"] for block in listed] == blocks.list_blocks()
     (one,) = json.loads(run("blocks", "pam", "--json")[1])
     assert one["parameters_256"] == 82241
-    assert one["options"] == {"reduction": 8, "zero_init": True}
+    assert {"reduction": 8, "zero_init": True}.items() <= one["options"].items()
 
 
 @pytest.mark.parametrize("name", blocks.list_blocks())
