@@ -47,6 +47,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adaptive_context": [{"bins": (1, 3), "fusion": False}],
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
+    "asymmetric_nonlocal": [{"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6}],
     "interlaced": [
         {"down_factor": (3, 2)},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
@@ -65,6 +66,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 # blocks that are exported at one size only, and why; all others are exported with free height and width
 STATIC_EXPORT: dict[str, str] = {}
 
-# maps, and a factor on them, under which every parameter of a block matters, where the usual ones are too tame: groups of
-# one position, or no ReLU that is on here and off there
+# maps, and a factor on them, under which every parameter of a block matters, where the usual ones are too tame: groups
+# of one position, or no ReLU that is on here and off there
 WIDE: dict[str, tuple[tuple[int, ...] | None, float]] = {"interlaced": ((19, 18), 8.0)}

@@ -1,0 +1,180 @@
+"""ANN: every position attends to a pyramid of pooled keys, 110 of them whatever the size of the map.
+
+Traps: keys are projected and then pooled; pooling first is another function. The fusing form has no ReLU at its end.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import conv_norm, pointwise, zero_
+from lookfar.ops._layout import match_format, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.adaptive_average import adaptive_average
+from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
+
+
+@block(
+    "asymmetric_nonlocal",
+    title="Asymmetric non-local (ANN)",
+    paper="Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019)",
+    arxiv="1908.07678",
+    family="pyramid",
+    complexity="N S C, S pooled keys",
+    memory="N (S + C)",
+    verified=("MendelXu/ANN@f4eabeb2:models/seg/utils/{apnb,afnb}.py",),
+    attends="weights",
+    aliases=("ann", "annnet", "apnb", "afnb"),
+    differences=(
+        "The original concatenates its context to its input and fuses them; here the result is added to the input"
+        ' through a 1x1 convolution that starts at zero. form="published" gives the module alone.',
+    ),
+    author_keys={
+        r"stages\.0\.f_(key|query)\.0": r"\1.conv",
+        r"stages\.0\.f_(key|query)\.1\.0": r"\1.norm",
+        r"stages\.0\.f_value": "value",
+        r"stages\.0\.W": "mix",
+        r"conv_bn_dropout\.0": "fuse.conv",
+        r"conv_bn_dropout\.1(\.0)?": "fuse.norm",
+    },
+)
+class AsymmetricNonlocal(nn.Module):
+    """Softmax attention of all N positions to S = sum bins^2 pooled keys, of the same map or of a lower level.
+
+    y = x + P act(norm(W_f [W softmax(q k^T / sqrt(D)) v, x])), k = pool(ReLU(norm(W_k low))), v = W_v pool(low)
+
+    Values are pooled before they are projected, and both convolutions that follow act on the S keys: exact, and what
+    is left for the N positions is one product.
+
+    Args:
+        channels: Channels C of input and output.
+        low_channels: Channels of the second input of ``forward``, from which keys and values come; C by default.
+        inner_channels: D of queries and keys; half of ``channels`` by default.
+        value_channels: Channels of the values; D by default.
+        out_channels: Of the published module; ``channels`` by default.
+        heads: Parallel attentions.
+        mode: ``pyramid`` (APNB: within a map, ends in a ReLU) or ``fusion`` (AFNB: of two maps, no ReLU).
+        share_query_key: One projection for queries and keys; by default as published: in ``pyramid`` alone.
+        bins: Regions along each axis of the pyramid's levels.
+        dropout: Of the published module's last map, in training.
+        norm_layer: After the convolutions of queries, keys and the fusion.
+        form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``, with a second input ``(B, low_channels, H', W')`` if it is given
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        low_channels: int | None = None,
+        inner_channels: int | None = None,
+        value_channels: int | None = None,
+        out_channels: int | None = None,
+        heads: int = 1,
+        mode: Literal["pyramid", "fusion"] = "pyramid",
+        share_query_key: bool | None = None,
+        bins: Sequence[int] = (1, 3, 6, 8),
+        dropout: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if mode not in ("pyramid", "fusion"):
+            raise ValueError(f"mode is pyramid or fusion, got {mode!r}")
+        inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
+        values = value_channels or inner
+        share = mode == "pyramid" if share_query_key is None else share_query_key
+        if inner % heads or values % heads:
+            raise ValueError(f"heads must divide the channels of keys and values, got {heads=}, {inner} and {values}")
+        if share and low != channels:
+            raise ValueError(
+                f"one projection cannot serve maps of {channels} and {low} channels: share_query_key=False"
+            )
+        self.heads, self.bins = heads, tuple(bins)
+        self.key = conv_norm(low, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+        self.query = (
+            None if share else conv_norm(channels, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+        )
+        self.value = nn.Conv2d(low, values, 1, **dd)
+        self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
+        act = nn.ReLU if mode == "pyramid" else None
+        self.fuse = conv_norm(
+            self.mix.out_channels + channels, out, bias=True, norm_layer=norm_layer, act_layer=act, **dd
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
+        if form == "published" and zero_init:
+            zero_(self.mix)  # as the authors do: the attention is silent at first, the module is not the identity
+        elif self.project is not None and zero_init:
+            zero_(self.project)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A shared projection stands twice in the original's state."""
+        return {k: v for k, v in state.items() if self.query is not None or not k.startswith("query.")}
+
+    def forward(self, x: Tensor, low: Tensor | None = None) -> Tensor:
+        weights = self._attention(x, x if low is None else low, None)
+        return self._finish(x, weights, self._values(x if low is None else low))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, S)`` of the queries over the pooled keys."""
+        return self._attention(x, x, queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, S, E)``."""
+        return self._values(x)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the weighted sums ``(B, h, N, E)``."""
+        context = mixed.transpose(2, 3).flatten(1, 2)  # (B, h E, N)
+        conv = self.fuse.get_submodule("conv")
+        left, _ = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
+        return self._end(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
+
+    def _attention(self, x: Tensor, low: Tensor, queries: Tensor | None) -> Tensor:
+        q = to_tokens((self.key if self.query is None else self.query)(x), self.heads)
+        keys = self._pool(self.key(low)).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        q = q if queries is None else q[..., queries, :]
+        return embedded_gaussian_weights(q, keys, scale=q.shape[-1] ** -0.5)
+
+    def _values(self, low: Tensor) -> Tensor:
+        """``(B, h, S, E)``: averages commute with the projection, so S positions are projected."""
+        with without_autocast(low):
+            return pointwise(self.value, self._pool(low)).unflatten(1, (self.heads, -1)).transpose(2, 3)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, C, S)``."""
+        return torch.cat([adaptive_average(x, b).flatten(2) for b in self.bins], 2)
+
+    def _finish(self, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        conv = self.fuse.get_submodule("conv")
+        with without_autocast(x):
+            left, _ = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
+            # each head's values pass its part of the convolutions: S vectors instead of N
+            mix = self.mix.weight.flatten(1).to(values.dtype).unflatten(1, (self.heads, -1))  # (O, h, E)
+            columns = torch.einsum("bhse,ohe->bhso", values, mix) @ left.flatten(1).to(values.dtype).T
+            context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2)  # (B, N, O)
+            if self.mix.bias is not None:
+                context = context + left.flatten(1).to(values.dtype) @ self.mix.bias.to(values.dtype)
+            return self._end(x, context.transpose(1, 2))
+
+    def _end(self, x: Tensor, context: Tensor) -> Tensor:
+        """From the fusing convolution's part for the context, ``(B, O, N)``, to the output."""
+        conv = self.fuse.get_submodule("conv")
+        _, right = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
+        with without_autocast(x):
+            own = nn.functional.conv2d(widened(x), right.to(widened(x).dtype), conv.bias.to(widened(x).dtype))  # type: ignore[union-attr]
+        y = (own + context.unflatten(2, x.shape[2:])).to(x.dtype)
+        for name, step in self.fuse.named_children():
+            y = step(y) if name != "conv" else y
+        y = self.dropout(y)
+        return match_format(y if self.project is None else x + self.project(y), x)
