@@ -48,7 +48,13 @@ def test_rows_of_zeros_have_no_direction():
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [(1.0, "the same map"), (0.95, "nearly the same"), (0.5, "differs"), (math.nan, "too few")],
+    [
+        (1.0, "the same map"),
+        (0.95, "nearly the same"),
+        (0.7, "differs a little"),
+        (0.5, "differs between"),
+        (math.nan, "too few"),
+    ],
 )
 def test_word(value, word):
     assert similarity_word(value).startswith(word)

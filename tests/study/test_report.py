@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from study.fake_study import make_fake_study
 
+from lookfar.diagnostics import labels_at
 from lookfar.study import charts, pictures
 from lookfar.study import report as package_report
 from lookfar.study.answer import answer, short_names
@@ -171,6 +173,15 @@ def test_maps_of_the_explorer_are_those_of_the_trial(folder, text):
     assert got[0] == pytest.approx(want.mean(0), abs=0.02)
     assert block["images"][0]["word"] == "differs between queries"
     assert block["images"][0]["similarity"] == 0.31
+
+
+def test_labels_of_queries_are_those_under_their_centres(tmp_path):
+    folder = make_fake_study(tmp_path / "labels", seeds=2, blocks=("nonlocal",), images=2, size=(48, 80), grid=(6, 8))
+    sample = pictures.load_samples(trial_folder(folder, "nonlocal", 0))
+    assert sample is not None
+    query = pictures.explorer_block(sample, [1], pictures.Detail())["query"]
+    want = labels_at(torch.from_numpy(sample["truth"][1:]), (6, 8))[0]
+    assert pictures.labels_near(sample["truth"][1], query) == want.tolist()
 
 
 def test_one_seed_has_no_verdict(tmp_path):

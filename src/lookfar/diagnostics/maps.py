@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks import block_info
 
-SAME, NEARLY = 0.99, 0.9  # above: one map for all queries; above: hardly more than one
+SAME, NEARLY, LITTLE = 0.99, 0.9, 0.6  # maps are never negative: even unrelated ones have a cosine well above 0
 
 
 def inner_block(module: nn.Module) -> nn.Module:
@@ -112,7 +112,9 @@ def similarity_word(similarity: float) -> str:
         return "too few queries to say"
     if similarity >= SAME:
         return "the same map for every query"
-    return "nearly the same map for every query" if similarity >= NEARLY else "differs between queries"
+    if similarity >= NEARLY:
+        return "nearly the same map for every query"
+    return "differs a little between queries" if similarity >= LITTLE else "differs between queries"
 
 
 def query_independent_part(maps: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def answer(results: Results) -> Answer:
     if not any(g.by.seed_noise_measured for g in done):
         measured = join([f"{g.name} is at {signed(g.by.mean)} points" for g in done[:3]])
         text = f"Against the baseline {measured} on these images. A verdict needs at least two seeds."
-        return Answer("One seed shows no winner: seed noise was not measured.", [text], troubles)
+        one = "One seed" if results.plan.seeds == 1 else "One finished seed"
+        return Answer(f"{one} shows no winner: seed noise was not measured.", [text], troubles)
     better = [g for g in done if g.row.verdict == "better"]
     found = _gains(better, len(done), baseline, control) if better else _no_gain(done)
     found.troubles = troubles

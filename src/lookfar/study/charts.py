@@ -117,7 +117,7 @@ class Point:
 def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Markup:
     """mIoU with its interval against a cost; every point carries its name, moved aside where names would collide."""
     W, H = 420, 340
-    box = left, right, top, bottom = 44, W - 10, 12, H - 44
+    box = left, right, top, bottom = 52, W - 10, 12, H - 44
     xs = [p.x for p in points]
     ys = [v for p in points for v in (p.y - (p.half or 0), p.y + (p.half or 0))]
     pad_x = 0.12 * (max(xs) - min(xs)) or 0.2 * max(xs) or 1.0
@@ -160,7 +160,7 @@ class Label:
     near: tuple[float, float]
 
 
-CHARACTER, LINE = 6.3, 14.0  # width and height of a character of a label, a little generous
+CHARACTER, LINE = 6.5, 14.0  # width and height of a character of a label, a little generous
 
 
 def place_labels(
@@ -216,6 +216,7 @@ class Curves:
     low: float | None = None
     high: float | None = None
     log: bool = False
+    empty: str = "not recorded"
     height: int = 92
 
 
@@ -242,7 +243,7 @@ def _plot(plot: Curves, style: Style, to_x: "_Linear", box: tuple[float, float, 
     values = [v for line in (*plot.lines, *plot.behind) for _, v in line if math.isfinite(v)]
     parts = [_text(left, top - 6, plot.title, "start")]
     if not values:
-        return [*parts, _text((left + right) / 2, (top + bottom) / 2, "not recorded")]
+        return [*parts, _text((left + right) / 2, (top + bottom) / 2, plot.empty)]
     low = min(values) if plot.low is None else plot.low
     high = max(values) if plot.high is None else plot.high
     high = high if high > low else low + (abs(low) or 1.0) * 0.1

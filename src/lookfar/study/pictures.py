@@ -119,7 +119,7 @@ def explorer_block(sample: dict[str, Any], images: Sequence[int], detail: Detail
     found: dict[str, Any] = {
         "size": small,
         "grid": [len(rows[0]), len(rows[1])],
-        "query": _rounded(sample["query"][_flat(rows, sample)]),
+        "query": _rounded(sample["query"][_flat(rows, sample)], 6),
         "uniform": 1 / float(np.prod(sample["key_size"])),
         "images": [],
     }
@@ -160,7 +160,8 @@ def best_query(blocks: Sequence[dict[str, Any]], image: int) -> list[float]:
 def labels_near(labels: np.ndarray, query: Sequence[Sequence[float]]) -> list[int]:
     """The label under each query centre (y, x) in [0, 1]."""
     h, w = labels.shape
-    return [int(labels[min(int(y * h), h - 1), min(int(x * w), w - 1)]) for y, x in query]
+    # centres are rounded: one that lies on the edge of two pixels belongs to the second
+    return [int(labels[min(int(y * h + 1e-3), h - 1), min(int(x * w + 1e-3), w - 1)]) for y, x in query]
 
 
 def _reduced_queries(sample: dict[str, Any], detail: Detail) -> tuple[list[int], list[int]]:
@@ -202,12 +203,12 @@ def _pack(maps: np.ndarray) -> tuple[str, list[list[float]]]:
     return base64.b64encode(stored.tobytes()).decode(), pairs
 
 
-def _rounded(values: Any) -> Any:
-    """Plain numbers with three decimals; None for what is not known, since JSON has no nan."""
+def _rounded(values: Any, digits: int = 3) -> Any:
+    """Plain numbers with a few decimals; None for what is not known, since JSON has no nan."""
     values = np.asarray(values, float)
     if values.ndim:
-        return [_rounded(v) for v in values]
-    return None if np.isnan(values) else round(float(values), 3)
+        return [_rounded(v, digits) for v in values]
+    return None if np.isnan(values) else round(float(values), digits)
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -188,12 +188,18 @@ class _View:
             bounds[key] = min([0.0, *values]), max([0.0, *values])
         panels = []
         for s in self.results.summaries:
-            own = {key: lines.get(key, {}).get(s.candidate, []) for key in titles}
-            own = {key: [charts.thin(line, 60) for line in found] for key, found in own.items() if found}
-            if not own and s.miou_off is None:
+            own = {key: of.get(s.candidate, []) for key, of in lines.items()}
+            if not any(own.values()) and s.miou_off is None:
                 continue
-            plots = [charts.Curves(titles[key], found, (), *bounds[key], height=58) for key, found in own.items()]
-            ends = {key: ", ".join(three(line[-1][1]) for line in found) for key, found in own.items()}
+            # a row that other blocks have stays in its place, so that panels can be read across
+            own = {
+                key: [charts.thin(line, 60) for line in found] for key, found in own.items() if any(lines[key].values())
+            }
+            plots = [
+                charts.Curves(titles[key], found, (), *bounds[key], height=58, empty="none")
+                for key, found in own.items()
+            ]
+            ends = {key: ", ".join(three(line[-1][1]) for line in found) for key, found in own.items() if found}
             last = [f"{titles[key]} ends at {values}" for key, values in ends.items()]
             style = self.styles[s.candidate]
             chart = charts.stacked(plots, style, f"{s.candidate}: {'; '.join(last)}") if plots else None
@@ -320,7 +326,9 @@ def _looks(name: str, style: charts.Style, sample: dict[str, Any]) -> dict[str, 
     per_image = sample["similarity"].mean(-1)
     value = float(per_image.mean())
     word = similarity_word(value)
-    uses = {"differs between queries": "it uses the query"}.get(word, "it does without the query")
+    uses = "it uses the query" if word.startswith("differs") else "it does without the query"
+    if word.startswith("differs a little"):
+        uses = "it uses the query a little"
     text = f"Mean similarity between the maps of different queries {value:.2f}: {uses}."
     share, chance = sample["mean_share"].mean(), sample["mean_chance"].mean()
     if math.isfinite(share) and math.isfinite(chance):
