@@ -11,8 +11,11 @@ every_default = samples(variants=False)
 
 
 def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...] | None:
-    """Free axes of a map; batch and channels are as exported. None where a block's sizes are tied to parameters."""
-    if sample.name in STATIC_EXPORT or len(inputs) > 1:
+    """Free axes of a map; batch and channels are as exported. None for one size alone.
+
+    That is: sizes tied to parameters, several inputs, and, for the time that it takes, options.
+    """
+    if sample.options or sample.name in STATIC_EXPORT or len(inputs) > 1:
         return None
     return (dict.fromkeys(range(2, inputs[0].dim()), torch.export.Dim.DYNAMIC),)
 
