@@ -118,7 +118,7 @@ def main() -> None:
                         ours.memory_mb, plain.memory_mb, plain.memory_mb / ours.memory_mb,
                     )
                 )  # fmt: skip
-    headers = ["block", "size", "passes", "ms", "plain ms", "ratio", "MB", "plain MB", "ratio"]
+    headers = ["block", "size", "passes", "ms", "plain ms", "time ratio", "MB", "plain MB", "memory ratio"]
     table = markdown_table(headers, rows)
     print(table)
     folder = Path(__file__).parent / "results"
