@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lookfar.blocks import create_block
+from lookfar.blocks import block_info, create_block, list_blocks
 from lookfar.diagnostics import (
     attention_maps,
     choose_images,
@@ -115,3 +115,24 @@ def test_without_maps_the_reason_is_recorded(tmp_path, block_name, reason):
     assert reason in str(got["reason"])
     assert "map" not in got
     assert got["prediction"].shape == (2, 24, 40)
+
+
+@pytest.mark.parametrize("name", [n for n in list_blocks(kind="context") if block_info(n).attends == "weights"])
+def test_every_block_with_weights_leaves_maps(tmp_path, name):
+    network, data = toy()
+    network[2] = create_block(name, 16)
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert str(got["reason"]) == "" or "form no grid" in str(got["reason"])
+    if "map" in got:
+        assert np.isfinite(got["similarity"]).all()
+        assert got["map"].shape == (1, len(got["query"]), np.prod(got["map_size"]))
+
+
+def test_sub_sampled_keys_lie_on_their_own_grid(tmp_path):
+    network, data = toy()
+    network[2] = create_block("nonlocal", 16, subsample=2)
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert got["feature_size"].tolist() == [6, 10]
+    assert got["key_size"].tolist() == got["map_size"].tolist() == [3, 5]
