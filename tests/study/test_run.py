@@ -222,5 +222,21 @@ def test_a_real_study(tmp_path):
     with np.load(trial_folder(out, "nonlocal", 0) / "off.npz") as off:
         assert off["confusion"].shape[1:] == (5, 5)
     environment = json.loads((out / "environment.json").read_text())
+    assert environment["command"].startswith("lookfar study --data scenes:lookup")
     assert environment["data"]["classes"] == list(results.classes)
     assert environment["sittings"] == 2
+
+
+def test_gpus_are_dealt_out(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plan = Plan("scenes:lookup", ("nonlocal",), accelerator="cuda", devices=2)
+    slots = run_module._slots(plan, None)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in run_module._slots(plan, None)] == ["3,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(ValueError, match="2 GPUs for a trial, but there are 1"):
+        run_module._slots(plan, None)

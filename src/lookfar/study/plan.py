@@ -222,12 +222,14 @@ class Plan:
             "batch_size": 32 if scenes else 8,
             "lr": 3e-3 if small else 1e-3,
             "backbone_lr_factor": 0.3 if started else 1.0,
-            "accelerator": _accelerator(),
+            "accelerator": _accelerator(),  # never "auto": the same plan means the same device
             "eval_every": max(steps // 8, 1),
             "log_every": max(min(steps // 20, 10), 1),
             "checkpoint_every": max(min(steps // 4, 100), 1),
         }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.accelerator in ("auto", "gpu"):
+            filled["accelerator"] = _accelerator()
         return dataclasses.replace(self, blocks=tuple(names), **filled)
 
     def settings(self) -> Settings:

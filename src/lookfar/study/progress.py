@@ -35,6 +35,7 @@ class Board:
         self._costs: dict[str, list[float]] = {}  # seconds of finished trials
         self._steps = 0
         self._slots = 1
+        self._noted: set[str] = set()  # what trials had to say, once
 
     def head(self, plan: Plan, folder: Path) -> None:
         """The first line, before anything slow is loaded."""
@@ -115,10 +116,10 @@ class Board:
         steps = f"{thousands(trial.step)}/{thousands(self._steps)}"
         bar = ProgressBar(total=max(self._steps, 1), completed=trial.step)
         left = self._trial_left(trial)
-        if "step" not in trial.seen:
+        if "doing" in trial.seen:
+            doing, left = trial.seen["doing"], None
+        elif "step" not in trial.seen:
             doing = "starting"
-        elif trial.seen.get("doing"):
-            doing = trial.seen["doing"]
         else:
             doing = f"loss {trial.seen['loss']:.3f}" if "loss" in trial.seen else ""
         end = f"{clock(left)} left" if left is not None else ""
@@ -134,6 +135,10 @@ class Board:
             said, style = f"failed: {result['reason']}", "red"
         line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {clock(seconds)}   ({trial.number}/{total})"
         self.console.print(line, style=style, soft_wrap=True)
+        for note in result.get("notes", ()):
+            if note not in self._noted:
+                self._noted.add(note)
+                self.note(note)
 
     def stopping(self) -> None:
         """Ctrl-C was heard."""

@@ -240,7 +240,10 @@ def judge(difference: Interval, images: int) -> tuple[Verdict, str]:
     """A verdict in one word and in one sentence; no winner that the data do not show."""
     d = difference
     if not d.seed_noise_measured:
-        return "", f"{signed(d.mean)} mIoU on these images; seed noise not measured: at least 2 seeds for a verdict"
+        return (
+            "",
+            f"{signed(d.mean, d.half)} mIoU on these images; seed noise not measured: at least 2 seeds for a verdict",
+        )
     if d.low > 0 or d.high < 0:
         word: Verdict = "better" if d.low > 0 else "worse"
         return word, f"{word} by {points(abs(d.mean), d.half)} ± {points(d.half, d.half)} mIoU at {d.seeds} seeds"

@@ -326,7 +326,7 @@ def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str,
     environment = {
         **before,
         **facts,
-        "command": before.get("command") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": before.get("command") or _command(),
         "versions": {"python": platform.python_version(), **packages},
         "platform": platform.platform(),
         "cores": _cores(),
@@ -336,6 +336,13 @@ def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str,
     }
     write_json(folder / "environment.json", environment)
     return environment
+
+
+def _command() -> str:
+    """How this study was started, as it would be typed."""
+    if Path(sys.argv[0]).stem in ("lookfar", "cli") and sys.argv[1:2] == ["study"]:
+        return shlex.join(["lookfar", *sys.argv[1:]])
+    return "lookfar.study.run(plan, out)"
 
 
 def _now() -> str:

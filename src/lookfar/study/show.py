@@ -95,7 +95,7 @@ def next_step(results: Results) -> str:
     if not results.complete:
         return "the same command tries what failed or is missing again"
     if plan.data == "scenes:lookup":
-        return "--data scenes:cue, where context is enough, or your own images: --data PATH"
+        return "the same with --data scenes:cue, or on your own images: --data PATH"
     if plan.data == "scenes:cue":
         return "your own images: lookfar study --data PATH --blocks nonlocal,global_context --pretrained"
     best = results.summaries[0]

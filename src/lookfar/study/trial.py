@@ -53,6 +53,7 @@ def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | N
         return None
 
     tell(doing="measuring")
+    network.to(plan.accelerator)  # where training was over already, the network has not been there in this sitting
     result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
     result["notes"] = list(trained.get("notes", ()))
     result["miou_off"] = None
@@ -63,6 +64,7 @@ def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | N
             confusion = evaluate(network, data, batch_size=plan.settings().batch_size, precision=plan.precision)
         np.savez_compressed(folder / "off.npz", confusion=confusion)
         result["miou_off"] = scores(confusion)["miou"]
+    network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
     collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
     cost = measure_network(network, torch.zeros(1, data.in_chans, *data.size))
