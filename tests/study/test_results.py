@@ -195,7 +195,7 @@ def test_failed_and_missing_trials_appear(study):
 
 def test_csv_has_a_row_a_trial(study):
     results = load(study)
-    rows = list(csv.DictReader(write_csv(results).open()))
+    rows = list(csv.DictReader(write_csv(results).read_text().splitlines()))
     assert len(rows) == 15
     first = rows[0]
     assert (first["candidate"], first["seed"], first["status"]) == ("baseline", "0", "done")
