@@ -21,6 +21,7 @@ from lookfar.study.results import (
     signed,
     write_csv,
 )
+from lookfar.study.show import sentences, table_lines
 from lookfar.training import scores
 
 
@@ -209,3 +210,25 @@ def test_csv_has_a_row_a_trial(study):
 def test_no_study(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"study.yaml is missing"):
         load(tmp_path)
+
+
+def test_gain_over_the_control_is_told(study):
+    results = load(study)
+    of = {(t.candidate, t.seed): t.miou for t in results.trials}
+    row = results.summary("nonlocal")
+    assert row.over_control.mean == pytest.approx(np.mean([of["nonlocal", s] - of["control", s] for s in range(3)]))
+    assert results.summary("control").over_control is None
+    assert "and better than plain convolutions of the same size" in repr(results)
+
+
+def test_text_fits_where_it_is_shown(study):
+    results = load(study)
+    for width in (80, 120):
+        lines = table_lines(results, width)
+        assert max(map(len, lines)) <= width
+        assert "nonlocal" in lines[1]
+    assert len(table_lines(results, 80)) > len(table_lines(results, 120))
+    said = "\n".join(sentences(results))
+    assert "cbam: " in said
+    assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
+    assert "Switched off at test time, nonlocal loses" in said

@@ -54,6 +54,9 @@ class Interval:
     def seed_noise_measured(self) -> bool:
         return self.seeds > 1
 
+    def __str__(self) -> str:
+        return f"{points(self.mean, self.half)} ± {points(self.half, self.half)} ({self.seeds} seeds)"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -78,7 +81,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Summary:
-    """One candidate over its seeds, a row of the table. What could not be measured is None."""
+    """One candidate over its seeds, a row of the table. What could not be measured is None.
+
+    ``difference`` is to the baseline, ``over_control`` to the control: what is not explained by parameters alone.
+    """
 
     candidate: str
     done: int
@@ -96,6 +102,7 @@ class Summary:
     latency_ms: float | None
     memory_mb: float | None
     seconds: float | None
+    over_control: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -282,37 +289,48 @@ def _summarise(name: str, trials: list[Trial], counts: dict[tuple[str, int], np.
     own = [t for t in trials if t.candidate == name]
     done = [t for t in own if t.status == "done"]
     failed = [t for t in own if t.status == "failed"]
-    seeds = [t.seed for t in done]
-    miou = difference = None
+    miou = difference = over_control = None
     verdict: Verdict = ""
-    sentence = ""
-    if seeds:
-        of_seed = {s: (miou_of(counts[name, s].sum(0)), resampled_miou(counts[name, s])) for s in seeds}
-        miou = interval(*_mean_over_seeds([of_seed[s] for s in seeds]))
-        paired = [s for s in seeds if name != "baseline" and ("baseline", s) in counts]
-        if paired:
-            base = {s: counts["baseline", s] for s in paired}
-            pairs = [(of_seed[s][0] - miou_of(base[s].sum(0)), of_seed[s][1] - resampled_miou(base[s])) for s in paired]
-            difference = interval(*_mean_over_seeds(pairs))
-            verdict, sentence = judge(difference, len(counts[name, paired[0]]))
-    if not done and failed:
-        sentence = f"failed: {failed[0].reason}"
-    ious = [
-        tuple(None if any(v is None for v in of_class) else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
-        if done
-        else ()
-    ]
+    sentence = f"failed: {failed[0].reason}" if failed and not done else ""
+    if done:
+        of_seed = {t.seed: _observed(counts[name, t.seed]) for t in done}
+        miou = interval(*_mean_over_seeds(list(of_seed.values())))
+        if name != "baseline":
+            difference = _paired(of_seed, "baseline", counts)
+        if name not in REFERENCES:
+            over_control = _paired(of_seed, "control", counts)
+        if difference is not None:
+            verdict, sentence = judge(difference, len(counts[name, done[0].seed]))
+    iou = tuple(None if None in of_class else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
     return Summary(
         name, len(done), len(failed), failed[0].reason if failed else "", miou, difference, verdict, sentence,
-        _mean([t.miou_off for t in done]), _mean([t.accuracy for t in done]), ious[0],
+        _mean([t.miou_off for t in done]), _mean([t.accuracy for t in done]), iou,
         done[0].parameters if done else None, done[0].flops if done else None,
         _median([t.latency_ms for t in done]), _median([t.memory_mb for t in done]), _mean([t.seconds for t in done]),
+        over_control,
     )  # fmt: skip
 
 
-def _mean_over_seeds(values: list[tuple[Any, np.ndarray]]) -> tuple[list[float], float]:
+def _observed(counts: np.ndarray) -> tuple[float, np.ndarray]:
+    """mIoU, and mIoU of every resample."""
+    return float(miou_of(counts.sum(0))), resampled_miou(counts)
+
+
+def _paired(
+    of_seed: dict[int, tuple[float, np.ndarray]], reference: str, counts: dict[tuple[str, int], np.ndarray]
+) -> Interval | None:
+    """Difference to a reference over the seeds that both have done."""
+    pairs = []
+    for seed, (miou, drawn) in of_seed.items():
+        if (reference, seed) in counts:
+            other, other_drawn = _observed(counts[reference, seed])
+            pairs.append((miou - other, drawn - other_drawn))
+    return interval(*_mean_over_seeds(pairs)) if pairs else None
+
+
+def _mean_over_seeds(values: list[tuple[float, np.ndarray]]) -> tuple[list[float], float]:
     """One value a seed, and the variance over resamples of their mean over seeds."""
-    return [float(value) for value, _ in values], float(np.mean([drawn for _, drawn in values], 0).var(ddof=1))
+    return [value for value, _ in values], float(np.mean([drawn for _, drawn in values], 0).var(ddof=1))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

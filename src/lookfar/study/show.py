@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lookfar._tables import significant
 from lookfar.study.progress import make_console
-from lookfar.study.results import Results, Summary, points, signed
+from lookfar.study.results import Interval, Results, Summary, points, signed
 
 NAMES = {"control": "control (conv)"}
 
@@ -76,6 +76,8 @@ def sentences(results: Results) -> list[str]:
         name = NAMES.get(row.candidate, row.candidate)
         if row.verdict == "no difference" or (row.difference and not row.verdict) or (row.failed and not row.done):
             parts.append(f"{name}: {row.sentence}.")
+        elif row.verdict == "better" and row.over_control is not None:
+            parts.append(f"{name}: {row.sentence}, {_against_control(row.over_control)}.")
         if row.failed and row.done:
             parts.append(f"{name}: {row.failed} of {row.failed + row.done} trials failed ({row.reason}).")
         if row.candidate not in NAMES and row.miou_off is not None and row.miou is not None:
@@ -127,6 +129,13 @@ def _looking(name: str, results: Results, row: Summary) -> str:
     if similarity_word(similarity).startswith("differs"):
         return f"{name}'s maps differ between queries (mean similarity {similarity:.2f}): it uses the query. "
     return f"{name}'s map is {similarity_word(similarity)} (mean similarity {similarity:.2f}). "
+
+
+def _against_control(over: Interval) -> str:
+    gain = f"{signed(over.mean, over.half)} ± {points(over.half, over.half)}"
+    if over.low > 0:
+        return f"and better than plain convolutions of the same size ({gain})"
+    return f"but not shown to be better than plain convolutions of the same size ({gain})"
 
 
 def _off(name: str, row: Summary) -> str:
