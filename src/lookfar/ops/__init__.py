@@ -35,7 +35,18 @@ from lookfar.ops.expectation_maximization import (
     expectation_maximization_reference,
     expectation_maximization_weights,
 )
-from lookfar.ops.external_attention import external_attention, external_attention_reference
+from lookfar.ops.external_attention import (
+    external_attention,
+    external_attention_reference,
+    external_attention_weights,
+)
+from lookfar.ops.neighborhood import (
+    neighborhood,
+    neighborhood_reference,
+    neighborhood_rows,
+    neighborhood_weights,
+    relative_logits,
+)
 
 __all__ = [
     "attention",
@@ -63,9 +74,15 @@ __all__ = [
     "expectation_maximization_weights",
     "external_attention",
     "external_attention_reference",
+    "external_attention_weights",
     "multiplied_attention",
     "multiplied_attention_reference",
+    "neighborhood",
+    "neighborhood_reference",
+    "neighborhood_rows",
+    "neighborhood_weights",
     "pairwise_attention",
     "pairwise_attention_reference",
+    "relative_logits",
     "unary_attention",
 ]
