@@ -53,7 +53,7 @@ test-oldest: ## Run ops, blocks and insertion on the oldest supported torch, in 
 	@$(VENV)-oldest/bin/python -m pytest -q tests/ops tests/blocks tests/test_every_block.py tests/test_goldens.py tests/test_insertion.py
 
 lint: $(VENV)/.dev ## Style and types
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev ## Put the code into the house style
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

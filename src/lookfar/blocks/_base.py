@@ -212,30 +212,39 @@ def parse_block(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, bracket, inside = text.strip().partition("(")
     info = block_info(name.strip())
-    options: dict[str, Any] = {}
-    if bracket:
-        wanted = f"{info.name}(option=value, ...)"
-        try:
-            # the name stays outside: `nonlocal` is a keyword of Python
-            call = ast.parse(f"f({inside}", mode="eval").body
-        except SyntaxError:
-            raise ValueError(f"cannot read {text!r}: want {wanted}") from None
-        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
-            raise ValueError(f"cannot read {text!r}: want {wanted}")
-        for keyword in call.keywords:
-            if keyword.arg is None:
-                raise ValueError(f"cannot read {text!r}: want {wanted}")
-            if keyword.arg not in info.options:
-                raise TypeError(_explain(info, keyword.arg))
-            try:
-                word = keyword.value
-                options[keyword.arg] = word.id if isinstance(word, ast.Name) else ast.literal_eval(word)
-            except ValueError:
-                raise ValueError(
-                    f"cannot read {keyword.arg}={ast.unparse(keyword.value)} in {text!r}: want a number, a word, "
-                    "True, False, None or a tuple of these"
-                ) from None
+    options = parse_options(inside, text, f"{info.name}(option=value, ...)") if bracket else {}
+    for option in options:
+        if option not in info.options:
+            raise TypeError(_explain(info, option))
     return info.name, options
+
+
+def parse_options(inside: str, text: str, wanted: str) -> dict[str, Any]:
+    """Read ``option=value, ...)``, the part of ``text`` behind its opening bracket.
+
+    Raises:
+        ValueError: Text of another form than ``wanted``, a value that is neither a literal nor a word.
+    """
+    try:
+        # the name stays outside: `nonlocal` is a keyword of Python
+        call = ast.parse(f"f({inside}", mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read {text!r}: want {wanted}") from None
+    if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+        raise ValueError(f"cannot read {text!r}: want {wanted}")
+    options: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ValueError(f"cannot read {text!r}: want {wanted}")
+        try:
+            word = keyword.value
+            options[keyword.arg] = word.id if isinstance(word, ast.Name) else ast.literal_eval(word)
+        except ValueError:
+            raise ValueError(
+                f"cannot read {keyword.arg}={ast.unparse(keyword.value)} in {text!r}: want a number, a word, "
+                "True, False, None or a tuple of these"
+            ) from None
+    return options
 
 
 def _explain(info: BlockInfo, option: str) -> str:

@@ -1,8 +1,7 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,42 +68,51 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
 
     What is linear may act on K gathered descriptors instead of on N positions.
     """
-    y = conv.weight.flatten(1).to(t.dtype) @ t
-    return y + conv.bias.to(t.dtype)[:, None] if bias and conv.bias is not None else y
+    weight, shift = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
+    y = weight.flatten(1).to(t.dtype) @ t
+    return y + shift.to(t.dtype)[:, None] if bias and shift is not None else y
 
 
-def conv_norm(
-    channels: int,
-    out_channels: int,
-    kernel_size: int = 1,
-    *,
-    dilation: int = 1,
-    bias: bool = False,
-    norm_layer: Norm,
-    act_layer: Norm | None = None,
-    device=None,
-    dtype=None,
-) -> nn.Sequential:
-    """Convolution that keeps the size, normalisation and activation: ``conv``, ``norm``, ``act`` of a Sequential."""
-    dd = {"device": device, "dtype": dtype}
-    padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
-    layers = OrderedDict(conv=conv, norm=norm_layer(out_channels, **dd))
-    if act_layer is not None:
-        layers["act"] = act_layer()
-    return nn.Sequential(layers)
+class ConvNorm(nn.Module):
+    """A convolution that keeps the size, a normalisation and, where wanted, an activation."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        dilation: int = 1,
+        bias: bool = False,
+        norm_layer: Norm,
+        act_layer: Norm | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
+        self.norm = norm_layer(out_channels, **dd)
+        self.act = act_layer() if act_layer is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.conv(x))
+
+    def after(self, y: Tensor) -> Tensor:
+        """What follows the convolution, from its result."""
+        return self.act(self.norm(y))
 
 
-def on_descriptors(layer: nn.Sequential, weights: Tensor, descriptors: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A :func:`conv_norm` of mixtures of a few descriptors, ``(B, N, K), (B, K, E) -> (B, O, *size)``.
+conv_norm = ConvNorm
 
-    The 1x1 convolution acts on the K descriptors, exactly, before they are mixed for N positions.
+
+def on_descriptors(layer: ConvNorm, weights: Tensor, descriptors: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A 1x1 :class:`ConvNorm` of mixtures of a few descriptors, ``(B, N, K), (B, K, E) -> (B, O, *size)``.
+
+    The convolution acts on the K descriptors, exactly, before they are mixed for N positions.
     """
-    conv = layer.get_submodule("conv")
-    mixed = pointwise(conv, descriptors.transpose(1, 2), bias=False) @ weights.transpose(1, 2)
-    if conv.bias is not None:
-        mixed = mixed + conv.bias.to(mixed.dtype)[:, None]  # the weights of a position need not sum to one
-    y = mixed.unflatten(2, size).to(conv.weight.dtype)
-    for name, step in layer.named_children():
-        y = step(y) if name != "conv" else y
-    return y
+    mixed = pointwise(layer.conv, descriptors.transpose(1, 2), bias=False) @ weights.transpose(1, 2)
+    if layer.conv.bias is not None:
+        mixed = mixed + layer.conv.bias.to(mixed.dtype)[:, None]  # the weights of a position need not sum to one
+    return layer.after(mixed.unflatten(2, size).to(layer.conv.weight.dtype))

@@ -4,13 +4,13 @@ Traps: the weights are sigmoids and are not normalised; the global vector is the
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm, pointwise, zero_
+from lookfar.blocks._layers import ConvNorm, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -20,12 +20,12 @@ class AdaptiveContextModule(nn.Module):
     """One scale of the pyramid: ``(B, C, H, W) -> (B, D, H, W)``."""
 
     def __init__(
-        self, channels: int, inner: int, bins: int, fusion: bool, norm_layer: Callable[..., nn.Module], **dd
+        self, channels: int, inner: int, bins: int, fusion: bool, norm_layer: Callable[..., nn.Module], **dd: Any
     ) -> None:
         super().__init__()
 
-        def layer(before: int) -> nn.Module:
-            return conv_norm(before, inner, norm_layer=norm_layer, **dd)
+        def layer(before: int) -> ConvNorm:
+            return ConvNorm(before, inner, norm_layer=norm_layer, **dd)
 
         self.bins = bins
         self.pooled = layer(channels)
@@ -39,11 +39,10 @@ class AdaptiveContextModule(nn.Module):
         reduced = self.reduce(x).relu()
         weights = self._weights(reduced)  # (B, s^2, N)
         regions = self.pooled(adaptive_average(x, self.bins).to(x.dtype)).relu().flatten(2)  # (B, D, s^2)
-        conv, norm = self.project.get_submodule("conv"), self.project.get_submodule("norm")
         with without_autocast(x):
             # the residual convolution acts on s^2 regions instead of on N positions
-            mixed = pointwise(conv, widened(regions)) @ widened(weights)
-        y = (norm(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)).relu() + reduced).relu()
+            mixed = pointwise(self.project.conv, widened(regions)) @ widened(weights)
+        y = (self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)).relu() + reduced).relu()
         return y if self.fuse is None else self.fuse(y).relu()
 
     def weights(self, x: Tensor) -> Tensor:
@@ -117,7 +116,7 @@ class AdaptiveContext(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bins = (bins,) if isinstance(bins, int) else tuple(bins)
         inner = inner_channels or max(channels // 4, 1)
         self.scales = nn.ModuleList(AdaptiveContextModule(channels, inner, b, fusion, norm_layer, **dd) for b in bins)

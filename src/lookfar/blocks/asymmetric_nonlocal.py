@@ -4,15 +4,15 @@ Traps: keys are projected and then pooled; pooling first is another function. Th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm, pointwise, zero_
+from lookfar.blocks._layers import ConvNorm, pointwise, wide, zero_
 from lookfar.ops._layout import match_format, to_tokens
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
 
@@ -87,7 +87,7 @@ class AsymmetricNonlocal(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if mode not in ("pyramid", "fusion"):
             raise ValueError(f"mode is pyramid or fusion, got {mode!r}")
         inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
@@ -100,14 +100,14 @@ class AsymmetricNonlocal(nn.Module):
                 f"one projection cannot serve maps of {channels} and {low} channels: share_query_key=False"
             )
         self.heads, self.bins = heads, tuple(bins)
-        self.key = conv_norm(low, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+        self.key = ConvNorm(low, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
         self.query = (
-            None if share else conv_norm(channels, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+            None if share else ConvNorm(channels, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
         )
         self.value = nn.Conv2d(low, values, 1, **dd)
         self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
         act = nn.ReLU if mode == "pyramid" else None
-        self.fuse = conv_norm(
+        self.fuse = ConvNorm(
             self.mix.out_channels + channels, out, bias=True, norm_layer=norm_layer, act_layer=act, **dd
         )
         self.dropout = nn.Dropout2d(dropout)
@@ -136,8 +136,7 @@ class AsymmetricNonlocal(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, E)``."""
         context = mixed.transpose(2, 3).flatten(1, 2)  # (B, h E, N)
-        conv = self.fuse.get_submodule("conv")
-        left, _ = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
+        left, _ = self._halves()
         return self._end(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
 
     def _attention(self, x: Tensor, low: Tensor, queries: Tensor | None) -> Tensor:
@@ -156,9 +155,8 @@ class AsymmetricNonlocal(nn.Module):
         return torch.cat([adaptive_average(x, b).flatten(2) for b in self.bins], 2)
 
     def _finish(self, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        conv = self.fuse.get_submodule("conv")
+        left, _ = self._halves()
         with without_autocast(x):
-            left, _ = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
             # each head's values pass its part of the convolutions: S vectors instead of N
             mix = self.mix.weight.flatten(1).to(values.dtype).unflatten(1, (self.heads, -1))  # (O, h, E)
             columns = torch.einsum("bhse,ohe->bhso", values, mix) @ left.flatten(1).to(values.dtype).T
@@ -169,12 +167,12 @@ class AsymmetricNonlocal(nn.Module):
 
     def _end(self, x: Tensor, context: Tensor) -> Tensor:
         """From the fusing convolution's part for the context, ``(B, O, N)``, to the output."""
-        conv = self.fuse.get_submodule("conv")
-        _, right = conv.weight.split([self.mix.out_channels, x.shape[1]], 1)  # type: ignore[operator]
-        with without_autocast(x):
-            own = nn.functional.conv2d(widened(x), right.to(widened(x).dtype), conv.bias.to(widened(x).dtype))  # type: ignore[union-attr]
-        y = (own + context.unflatten(2, x.shape[2:])).to(x.dtype)
-        for name, step in self.fuse.named_children():
-            y = step(y) if name != "conv" else y
-        y = self.dropout(y)
+        _, right = self._halves()
+        own = wide(x, right, self.fuse.conv.bias)
+        y = self.dropout(self.fuse.after((own + context.unflatten(2, x.shape[2:])).to(x.dtype)))
         return match_format(y if self.project is None else x + self.project(y), x)
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """The fusing convolution's weights for the context and for x."""
+        width = self.mix.out_channels
+        return self.fuse.conv.weight[:, :width], self.fuse.conv.weight[:, width:]

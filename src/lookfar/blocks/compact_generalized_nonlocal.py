@@ -7,7 +7,7 @@ p and g hold. With the Gaussian kernel gamma = 1e-4 leaves little but the term o
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class CompactGeneralizedNonlocal(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or channels // 2
         if channels % groups or inner % groups or not inner:
             raise ValueError(f"groups must divide channels and inner channels, got {groups=}, {channels=} and {inner=}")

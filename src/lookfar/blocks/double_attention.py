@@ -5,6 +5,7 @@ Traps: the gathering maps are softmaxed over the positions, the mixtures over th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ class DoubleAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)
         nodes = nodes or max(channels // 4, 1)

@@ -5,6 +5,7 @@ Traps: the projections are signed, there is no softmax; the graph mixes nodes fi
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ class GloRe(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         nodes = nodes or max(channels // 4, 1)
         inner = inner_channels or 2 * nodes
@@ -113,5 +114,6 @@ class GloRe(nn.Module):
         """States ``(B, D, K)`` of the nodes: W_s (x P^T) + b_s (sum_j P_j)^T."""
         # dividing the maps first keeps the sums small in half precision
         maps = maps / max(x.shape[2], 1) if self.normalize else maps
+        assert self.value.bias is not None
         bias = self.value.bias.to(x.dtype)[:, None] * maps.sum(2)[:, None]
         return pointwise(self.value, x @ maps.transpose(1, 2), bias=False) + bias

@@ -5,7 +5,7 @@ and pass the range of half precision; a node that nobody joins has no direction 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class GraphUnit(nn.Module):
         self, channels: int, out_channels: int, nodes: int, reasoning: bool, *, device=None, dtype=None
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.reasoning = reasoning
         self.centres = nn.Parameter(torch.randn(channels, nodes, **dd))
         self.scales = nn.Parameter(torch.zeros(channels, nodes, **dd))  # sigmoid of it is sigma
@@ -101,7 +101,7 @@ class GraphProjection(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = inner_channels or min(channels, 256)
         self.units = nn.ModuleList(GraphUnit(channels, inner, n, reasoning, **dd) for n in nodes)

@@ -5,14 +5,14 @@ published gradient differentiates the last update alone; mmsegmentation's goes t
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm, zero_
+from lookfar.blocks._layers import ConvNorm, zero_
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -60,7 +60,8 @@ class Ham(nn.Module):
             raise ValueError(f"random_bases is train, always or never, got {random_bases!r}")
         if random_bases == "never" and not spatial:
             raise ValueError("bases that are maps have the size of the input and cannot be kept: random_bases='train'")
-        self.rank, self.heads, self.method, self.spatial = bases, heads, method, spatial
+        self.rank, self.heads, self.spatial = bases, heads, spatial
+        self.method: Method = method
         self.iterations, self.eval_iterations = iterations, eval_iterations
         self.inverse_temperature, self.ridge, self.momentum = inverse_temperature, ridge, momentum
         self.gradient, self.random_bases = gradient, random_bases
@@ -228,7 +229,7 @@ class Hamburger(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if variant not in ("v1", "v2", "v2plus"):
             raise ValueError(f"variant is v1, v2 or v2plus, got {variant!r}")
         inner = inner_channels or channels
@@ -245,12 +246,11 @@ class Hamburger(nn.Module):
             )
             for n in range(parts)
         )  # fmt: skip
+        width = inner // squeeze if variant == "v2plus" else inner
         self.mix = None
         if variant != "v1":
-            mixed = inner // squeeze if variant == "v2plus" else inner
             norm = norm_layer or nn.Identity
-            self.mix = conv_norm(parts * inner, mixed, norm_layer=norm, **dd)
-        width = inner if variant == "v1" else mixed
+            self.mix = ConvNorm(parts * inner, width, norm_layer=norm, act_layer=nn.ReLU, **dd)
         last_norm = norm_layer if variant == "v1" else None
         self.project = nn.Conv2d(width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
         self.norm = last_norm(channels, **dd) if last_norm else None
@@ -258,8 +258,8 @@ class Hamburger(nn.Module):
         if variant == "v2plus":
             self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
             self.shortcut = nn.Parameter(torch.ones(1, **dd))
-        for conv in (self.value, self.project, *([self.mix.get_submodule("conv")] if self.mix is not None else [])):
-            nn.init.normal_(conv.weight, std=(2 / conv.weight.shape[0]) ** 0.5)  # type: ignore[arg-type]
+        for conv in (self.value, self.project, *([] if self.mix is None else [self.mix.conv])):
+            nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** 0.5)
         if zero_init and self.gamma is None:
             zero_(self.norm or self.project)
 
@@ -281,18 +281,17 @@ class Hamburger(nn.Module):
         y = self._value(x)
         if self.reasoning:
             factors = self._factors(y, bases)
-            first = self.project if self.mix is None else self.mix.get_submodule("conv")
-            assert isinstance(first, nn.Conv2d)
+            first = self.project if self.mix is None else self.mix.conv
             with without_autocast(x):
                 y = apply_to_factors(first, factors, tuple(x.shape[2:])).to(x.dtype)
         elif self.mix is None:
             y = self.project(y)
         else:
-            y = self.mix.get_submodule("conv")(y)
+            y = self.mix.conv(y)
         if self.mix is not None:
-            y = self.project(self.mix.get_submodule("norm")(y).relu())
+            y = self.project(self.mix.after(y))
         y = y if self.norm is None else self.norm(y)
-        y = x + y if self.gamma is None else self.shortcut * x + self.gamma * y
+        y = x + y if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
         return match_format(y.relu() if self.final_act else y, x)
 
     def maps(self, x: Tensor) -> Tensor:

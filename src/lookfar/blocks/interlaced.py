@@ -5,15 +5,15 @@ they are keys like others.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm, zero_
+from lookfar.blocks._layers import ConvNorm, Norm, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
@@ -24,17 +24,23 @@ class GroupAttention(nn.Module):
     """Self-attention within groups of positions; projections act before the grouping, since they are pointwise."""
 
     def __init__(
-        self, channels: int, inner: int, value_channels: int, out_channels: int, norm: Callable[..., nn.Module], **dd
+        self,
+        channels: int,
+        inner: int,
+        value_channels: int,
+        out_channels: int,
+        norm: Norm,
+        **dd: Any,
     ) -> None:
         super().__init__()
 
         def projection() -> nn.Sequential:
-            first = conv_norm(channels, inner, norm_layer=norm, act_layer=nn.ReLU, **dd)
-            return nn.Sequential(first, conv_norm(inner, inner, norm_layer=norm, act_layer=nn.ReLU, **dd))
+            first = ConvNorm(channels, inner, norm_layer=norm, act_layer=nn.ReLU, **dd)
+            return nn.Sequential(first, ConvNorm(inner, inner, norm_layer=norm, act_layer=nn.ReLU, **dd))
 
         self.query, self.key = projection(), projection()
         self.value = nn.Conv2d(channels, value_channels, 1, bias=False, **dd)
-        self.project = conv_norm(value_channels, out_channels, norm_layer=norm, act_layer=nn.ReLU, **dd)
+        self.project = ConvNorm(value_channels, out_channels, norm_layer=norm, act_layer=nn.ReLU, **dd)
 
     def forward(self, x: Tensor, factor: Pair, far: bool) -> Tensor:
         q, k, v = (_group(t, factor, far) for t in (self.query(x), self.key(x), self.value(x)))
@@ -57,7 +63,7 @@ class InterlacedAttention(nn.Module):
         value_channels: int,
         out: int,
         factor: Pair,
-        norm: Callable[..., nn.Module],
+        norm: Norm,
         **dd,
     ) -> None:
         super().__init__()
@@ -168,14 +174,14 @@ class Interlaced(nn.Module):
         value_channels: int | None = None,
         out_channels: int | None = None,
         dropout: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Norm = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         single = isinstance(down_factor[0], int)
         factors: list[Pair] = [tuple(f) for f in ([down_factor] if single else down_factor)]  # type: ignore[misc]
         inner, out = inner_channels or max(channels // 2, 1), out_channels or channels
@@ -185,9 +191,9 @@ class Interlaced(nn.Module):
         )
         width = channels if len(factors) == 1 else out * len(factors)
         self.widen = (
-            None if len(factors) == 1 else conv_norm(channels, width, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+            None if len(factors) == 1 else ConvNorm(channels, width, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
         )
-        self.fuse = conv_norm(width + out * len(factors), out, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+        self.fuse = ConvNorm(width + out * len(factors), out, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
         self.dropout = nn.Dropout2d(dropout)
         self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:

@@ -5,13 +5,14 @@ the symmetric form); a node or position that nobody wants is an exact zero, whos
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm
+from lookfar.blocks._layers import ConvNorm
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -74,23 +75,24 @@ class LatentGNN(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         if not nodes:
             raise ValueError("nodes needs one number a kernel, got none")
         inner = max(channels // reduction, 1)
         self.reasoning, self.symmetric = reasoning, symmetric
 
-        def layer(before: int, after: int) -> nn.Module:
-            return conv_norm(before, after, bias=False, norm_layer=norm_layer, **dd)
+        def layer(before: int, after: int) -> ConvNorm:
+            return ConvNorm(before, after, bias=False, norm_layer=norm_layer, **dd)
 
         self.value = layer(channels, inner)
         self.back = None if symmetric else layer(channels, inner)
         self.to_nodes = nn.ModuleList(layer(inner, d) for d in nodes)
         self.to_positions = nn.ModuleList() if symmetric else nn.ModuleList(layer(inner, d) for d in nodes)
-        self.convolve = nn.ModuleList(layer(inner, inner) for _ in nodes if graph_convolution)
-        for m in self.convolve:
-            nn.init.normal_(m.get_submodule("conv").weight, std=0.01)  # type: ignore[arg-type]
+        convolve = [layer(inner, inner) for _ in nodes if graph_convolution]
+        for m in convolve:
+            nn.init.normal_(m.conv.weight, std=0.01)
+        self.convolve = nn.ModuleList(convolve)
         self.project = layer(inner * len(nodes), channels)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd)) if residual else None
 

@@ -4,16 +4,15 @@ Traps: bins are relative to the map, dilations absolute, so the two change diffe
 corners when it resizes, mmsegmentation by configuration.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import conv_norm, zero_
+from lookfar.blocks._layers import ConvNorm, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -73,10 +72,10 @@ class PyramidPooling(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // len(bins), 1)
         self.bins, self.align_corners = tuple(bins), align_corners
-        self.scales = nn.ModuleList(conv_norm(channels, inner, norm_layer=norm_layer, **dd) for _ in self.bins)
+        self.scales = nn.ModuleList(ConvNorm(channels, inner, norm_layer=norm_layer, **dd) for _ in self.bins)
         self.project = nn.Conv2d(channels + inner * len(self.bins), channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:
             zero_(self.project)
@@ -97,21 +96,18 @@ class PyramidPooling(nn.Module):
         return F.interpolate(p, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
 
-class AtrousConv(nn.Sequential):
+class AtrousConv(ConvNorm):
     """A dilated 3x3 convolution with norm; taps that see nothing but padding are left out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.get_submodule("conv")
-        assert isinstance(conv, nn.Conv2d)
-        weight, (d_h, d_w) = conv.weight, conv.dilation
+        weight, (d_h, d_w) = self.conv.weight, self.conv.dilation
         if not torch.compiler.is_compiling():  # a compiled graph serves maps of any size
             if d_h >= x.shape[2] and weight.shape[2] == 3:
                 weight, d_h = weight[:, :, 1:2], 0
             if d_w >= x.shape[3] and weight.shape[3] == 3:
                 weight, d_w = weight[:, :, :, 1:2], 0
         padding = (d_h * (weight.shape[2] // 2), d_w * (weight.shape[3] // 2))
-        y = F.conv2d(x, weight, conv.bias, padding=padding, dilation=(max(d_h, 1), max(d_w, 1)))
-        return self.get_submodule("norm")(y)
+        return self.after(F.conv2d(x, weight, self.conv.bias, padding=padding, dilation=(max(d_h, 1), max(d_w, 1))))
 
 
 @block(
@@ -170,15 +166,14 @@ class AtrousPyramid(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // 4, 1)
-        self.image = conv_norm(channels, inner, norm_layer=norm_layer, **dd)
-        self.branches = nn.ModuleList([conv_norm(channels, inner, norm_layer=norm_layer, **dd)])
+        self.image = ConvNorm(channels, inner, norm_layer=norm_layer, **dd)
+        self.branches = nn.ModuleList([ConvNorm(channels, inner, norm_layer=norm_layer, **dd)])
         for d in dilations:
-            layer = conv_norm(channels, inner, 3, dilation=d, norm_layer=norm_layer, **dd)
-            self.branches.append(AtrousConv(OrderedDict(layer.named_children())))
+            self.branches.append(AtrousConv(channels, inner, 3, dilation=d, norm_layer=norm_layer, **dd))
         width = inner * (len(self.branches) + 1)
-        self.fuse = conv_norm(width, inner, fuse_kernel, norm_layer=norm_layer, **dd)
+        self.fuse = ConvNorm(width, inner, fuse_kernel, norm_layer=norm_layer, **dd)
         self.project = nn.Conv2d(inner, channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:
             zero_(self.project)

@@ -5,7 +5,7 @@ constant along its axis: every position receives the same vector (``mapping="pix
 The published forms are computed in that collapsed, exact form.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class SymbolicGraphReasoning(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if mapping not in ("pixels_then_row", "pixels", "nodes", "product"):
             raise ValueError(f"mapping is pixels_then_row, pixels, nodes or product, got {mapping!r}")
         if embeddings is None:
