@@ -122,7 +122,8 @@ class CompactGeneralizedNonlocal(nn.Module):
         """<p^k, g>, one number ``(B, G)`` a sample and group."""
         p, g = (widened(s).unflatten(1, (self.groups, -1)).flatten(2) for s in (p, g))
         products = g if power == 0 else p.pow(power) * g
-        return products.sum(2) / (math.sqrt(p.shape[2]) if self.scale else 1.0)
+        # a power, not math.sqrt, keeps the size free in exported programs
+        return products.sum(2) / (p.shape[2] ** 0.5 if self.scale else 1.0)
 
     def _wide_norm(self, y: Tensor) -> Tensor:
         """The normalisation of a block in half precision, with its parameters widened."""

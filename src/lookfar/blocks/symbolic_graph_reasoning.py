@@ -35,7 +35,7 @@ from lookfar.ops._precision import widened, without_autocast
     author_keys={
         "W_a": "vote",
         "W_ps": "embed",
-        "W_g": "graph",
+        "W_g": "reason",
         "W_s": "compatibility",
         "W_sp": "answer",
     },
@@ -96,7 +96,7 @@ class SymbolicGraphReasoning(nn.Module):
 
         self.vote = weight(channels, nodes)
         self.embed = weight(channels, inner)
-        self.graph = weight(inner + embeddings.shape[1], inner)
+        self.reason = weight(inner + embeddings.shape[1], inner)
         self.compatibility = weight(channels, inner) if mapping == "product" else weight(2, max(channels, inner))
         self.answer = weight(inner, channels)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
@@ -137,7 +137,7 @@ class SymbolicGraphReasoning(nn.Module):
     def _reason(self, gathered: Tensor) -> Tensor:
         """Symbols ``(B, K, D)`` after the graph convolution, from the features (B, K, C) that were voted to them."""
         features = (gathered @ self.embed.to(gathered.dtype)).relu()
-        graph, words = self.graph.to(gathered.dtype).split([self.embed.shape[1], self.embeddings.shape[1]])
+        graph, words = self.reason.to(gathered.dtype).split([self.embed.shape[1], self.embeddings.shape[1]])
         joined = features @ graph + self.embeddings.to(gathered.dtype) @ words
         return (self.graph_matrix.to(gathered.dtype) @ joined if self.reasoning else joined).relu()
 
