@@ -69,6 +69,38 @@ def cost(
 
 
 @app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="Or package.module:CLASS, or a block's name.")],
+    channels: Annotated[int, typer.Option(help="Channels of the input, given to the constructor.")] = 64,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of the input; LENGTH or TxHxW too. [default: 16x16]")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further option of the constructor; repeatable.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Ask this promise alone, such as images; repeatable.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Growth and the distance from the identity fail too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a module promises, what breaks and how; exit 1 if it does. Example: lookfar check my_module.py:MyBlock"""
+    from lookfar.check.show import check_command
+
+    raise SystemExit(
+        check_command(
+            target,
+            channels=channels,
+            size=size,
+            options=option or [],
+            only=only or [],
+            strict=strict,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
 def study(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[STUDY.YAML]", help="A plan; options replace entries.")
@@ -77,7 +109,9 @@ def study(
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3' ...")] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The study's folder. (default runs/DATA)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder. (default runs/ and the name of the data)")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="small, or a timm network such as resnet18.")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lookfar.study.plan import Candidate, Plan, slug, split_candidates, trial_folder
+from lookfar.study.plan import Candidate, Plan, default_folder, slug, split_candidates, trial_folder
 from lookfar.training import Settings
 
 
@@ -62,6 +62,14 @@ def test_slugs_are_names_for_files_and_stay_apart(tmp_path):
     for name in slugs:
         assert not set(name) & set(" ()=@,'/*")
     assert trial_folder(tmp_path, texts[2], 4) == tmp_path / "trials" / slugs[2] / "4"
+
+
+def test_default_folders():
+    names = {data: default_folder(data).as_posix() for data in ("scenes:cue", "camvid:/a/CamVid/", "~/my crops", "/")}
+    assert names["scenes:cue"] == "runs/cue"
+    assert names["camvid:/a/CamVid/"] == "runs/CamVid"
+    assert names["~/my crops"].startswith("runs/my-crops")
+    assert names["/"] == "runs/study"
 
 
 def test_defaults_fit_the_data():

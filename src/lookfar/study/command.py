@@ -32,7 +32,7 @@ def run_command(
     values |= {name: value for name, value in options.items() if value is not None}
     if file is not None and out is None:
         out = file.parent if (file.parent / "trials").is_dir() else Path("runs") / file.stem
-    source = str(file) if file is not None else "the command (--data, --blocks or a STUDY.YAML)"
+    source = str(file) if file is not None else "the command line"
     try:
         results = run(Plan.from_dict(values, source), out, workers=workers)
         return _finish(results)

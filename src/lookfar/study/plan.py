@@ -81,6 +81,15 @@ def slug(text: str) -> str:
     return plain
 
 
+def default_folder(data: str) -> Path:
+    """Where a study goes that was not told where.
+
+    >>> default_folder("scenes:lookup").as_posix(), default_folder("camvid:data/CamVid/").as_posix()
+    ('runs/lookup', 'runs/CamVid')
+    """
+    return Path("runs") / (slug(Path(data.rpartition(":")[2]).name) or "study")
+
+
 def split_candidates(text: str) -> list[str]:
     """Cut a list at its commas, but not inside brackets.
 
@@ -261,7 +270,9 @@ class Plan:
                 raise ValueError(f"{source} has an entry {name!r} that no plan has.{hint} Entries: {', '.join(known)}")
         for name in ("data", "blocks"):
             if values.get(name) is None:
-                raise ValueError(f"{source} does not say which {name}")
+                raise ValueError(
+                    f"{source} does not say which {name}: give --{name}, or a plan file with an entry {name!r}"
+                )
         return cls(**values)
 
     @classmethod

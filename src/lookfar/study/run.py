@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookfar.study._files import Taken, locked, read_json, write_json
-from lookfar.study.plan import Plan, slug, trial_folder
+from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.progress import Board, make_console, thousands
 from lookfar.study.results import Results, load, write_csv
 
@@ -67,7 +67,7 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
     """
     from lookfar.study.check import check
 
-    folder = Path(out) if out is not None else Path("runs") / slug(plan.data)
+    folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
     with _interruptible():
