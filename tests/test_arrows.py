@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "weights": {"weights", "blocks", "ops"},
     "networks": {"networks", "weights", "blocks", "ops"},
     "cost": {"cost", "blocks", "ops"},
+    "check": {"check", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
     "data": {"data"},
     "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},

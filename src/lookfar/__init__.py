@@ -17,7 +17,19 @@ _HOME = {
     "describe": "lookfar.insertion",
     "measure_cost": "lookfar.cost",
 }
-_MODULES = {"blocks", "cost", "data", "diagnostics", "insertion", "networks", "ops", "study", "training", "weights"}
+_MODULES = {
+    "blocks",
+    "check",
+    "cost",
+    "data",
+    "diagnostics",
+    "insertion",
+    "networks",
+    "ops",
+    "study",
+    "training",
+    "weights",
+}
 
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -1,0 +1,242 @@
+"""Promises about a call: images apart, the input left alone, one size after another, odd sizes, determinism."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.check.outcome import Outcome, by, fact, holds, listed, not_asked, percent, said, verdict
+from lookfar.check.subject import TOLERANCE, Subject, all_moved, moved, outputs, pull, seed_all
+
+OTHER_SIZES = {1: [(20,), (7,), (35,)], 2: [(12, 20), (7, 5), (19, 16)], 3: [(2, 6, 7), (3, 5, 4), (5, 8, 6)]}
+ODD_SIZES = {
+    1: [(1,), (2,), (7,)],
+    2: [(1, 1), (1, 6), (6, 1), (2, 3), (7, 5)],
+    3: [(1, 1, 1), (1, 3, 2), (2, 5, 3)],
+}
+
+
+@torch.no_grad()
+def images_apart(subject: Subject) -> Outcome:
+    """Images of a batch do not see each other."""
+    module = subject.make()
+    inputs = subject.inputs(module, batch=3)
+    before = outputs(module, inputs)
+    x, *rest = inputs
+    if any(y.shape[:1] != (3,) for y in before):
+        return not_asked("an output does not have one row an image")
+    changed = x.clone()
+    changed[0] = subject.inputs(module, batch=3, seed=3)[0][0]
+    after = outputs(module, (changed, *rest))
+    faults: list[str] = []
+    worst, image = max((moved(a[i], b[i]), i) for a, b in zip(after, before) for i in (1, 2))
+    if worst > TOLERANCE:
+        faults.append(f"image {image} moves by {percent(worst)} when image 0 changes")
+    if all(t.shape[:1] == (3,) for t in inputs):
+        try:
+            alone = outputs(module, [t[1:2] for t in inputs])
+            apart = all_moved(alone, [b[1:2] for b in before])
+            if apart > TOLERANCE:
+                faults.append(f"image 1 alone differs by {percent(apart)} from itself in a batch of 3")
+        except Exception as error:
+            faults.append(f"fails on a batch of one: {said(error)}")
+    return verdict(faults)
+
+
+def input_kept(subject: Subject) -> Outcome:
+    """The input is not overwritten."""
+    faults = []
+    for train in (False, True):
+        module = subject.make(train=train)
+        inputs = [t.clone() for t in subject.inputs(module, batch=4)]
+        before = [t.clone() for t in inputs]
+        with torch.no_grad():
+            module(*inputs)
+        change = max(moved(t, b) for t, b in zip(inputs, before))
+        if change > 0:
+            faults.append(f"in {'training' if train else 'eval'} forward changes its input by {percent(change)}")
+    return verdict(faults)
+
+
+@torch.no_grad()
+def one_size_after_another(subject: Subject) -> Outcome:
+    """The same instance works at one size after another, and keeps nothing of the last one."""
+    module = subject.make()
+    faults: list[str] = []
+    refused: list[str] = []
+    before = None
+    for size in [subject.size, *OTHER_SIZES[len(subject.size)], subject.size]:
+        fresh = subject.make()
+        try:
+            want = outputs(fresh, subject.inputs(fresh, size))
+        except ValueError as error:
+            refused.append(f"refuses {by(size)}: {said(error)}")
+            continue
+        except Exception as error:
+            faults.append(f"fails at {by(size)}: {said(error)}")
+            continue
+        try:
+            change = all_moved(outputs(module, subject.inputs(module, size)), want)
+            if change > TOLERANCE and before is not None:
+                faults.append(
+                    f"at {by(size)} after {by(before)} the output differs by {percent(change)} from a fresh one"
+                )
+        except Exception as error:
+            faults.append(f"fails at {by(size)} after {by(before or size)}: {said(error)}")
+        before = size
+    return verdict(faults[:2], refused[:1], f"tried {', '.join(map(by, OTHER_SIZES[len(subject.size)]))}")
+
+
+@torch.no_grad()
+def odd_sizes(subject: Subject) -> Outcome:
+    """Odd and 1×1 sizes, a batch of one, in eval."""
+    faults: list[str] = []
+    refused: list[str] = []
+    sizes = ODD_SIZES[len(subject.size)]
+    for size in sizes:
+        module = subject.make()
+        try:
+            if not all(y.isfinite().all() for y in outputs(module, subject.inputs(module, size, batch=1))):
+                faults.append(f"gives nan or inf at {by(size)}")
+        except ValueError as error:  # raised on purpose, where torch raises RuntimeError
+            refused.append(f"refuses {by(size)}: {said(error)}")
+        except Exception as error:
+            faults.append(f"fails at {by(size)}: {said(error)}")
+    more = [f"{len(faults) - 2} more of {len(sizes)} sizes fail"] if len(faults) > 2 else []
+    return verdict(faults[:2] + more, refused[:1], f"tried {', '.join(map(by, sizes))}")
+
+
+def deterministic(subject: Subject) -> Outcome:
+    """Nothing is random in eval; in training the random state alone decides."""
+    faults: list[str] = []
+    module = subject.make()
+    first, second = (_results(module, subject.inputs(module), seed) for seed in (5, 6))
+    change = all_moved(second, first)
+    if change > 0:
+        faults.append(f"in eval two calls differ by {percent(change)}")
+    runs = []
+    for _ in range(2):
+        module = subject.make(train=True)
+        runs.append(_results(module, subject.inputs(module, batch=4), 5))
+    change = all_moved(*runs)
+    if change > 0:
+        faults.append(f"in training two calls under one random state differ by {percent(change)}")
+    return verdict(faults)
+
+
+def _results(module: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> list[Tensor]:
+    """Outputs and the gradient of the input."""
+    x = inputs[0].clone()
+    seed_all(seed)
+    if not x.is_floating_point():
+        return outputs(module, inputs)
+    found = outputs(module, (x.requires_grad_(), *inputs[1:]))
+    if pull(found).requires_grad:
+        pull(found).backward()
+    return [*(y.detach() for y in found), torch.zeros_like(x) if x.grad is None else x.grad]
+
+
+@torch.no_grad()
+def identity(subject: Subject) -> Outcome:
+    """Identity at insertion, or how far from it."""
+    module = subject.build().to(subject.dtype)
+    inputs = subject.inputs(module)
+    x, y = inputs[0], outputs(module, inputs)[0]
+    if x.shape != y.shape:
+        return fact(f"{by(x.shape[1:])} becomes {by(y.shape[1:])}", fails_strict=True)
+    if torch.equal(x, y):
+        return holds("as built, the output is the input")
+    return fact(f"as built, the output differs from the input by {percent(moved(y, x))}", fails_strict=True)
+
+
+def arguments(subject: Subject) -> Outcome:
+    """Other numbers of channels work, and every whole-number option has an effect."""
+    faults: list[str] = []
+    facts: list[str] = []
+    if subject.target.channels_argument is None:
+        facts.append("the constructor has no argument for channels")
+    else:
+        faults += _channels_fault(subject)
+    ignored = _ignored_options(subject)
+    if ignored:
+        # another option may be what switches these on; without any there is no excuse
+        switches = any(isinstance(v, str | bool) or v is None for v in _options(subject).values())
+        found = f"changing {listed(ignored)} changes nothing"
+        (facts if switches else faults).append(f"{found} with the other options as they are" if switches else found)
+    tried = [str(n) for n in _other_channels(subject.channels)]
+    return verdict(faults, facts, f"works with {' and '.join(tried)} channels")
+
+
+def _other_channels(channels: int) -> tuple[int, ...]:
+    return (channels // 2, 2 * channels) if channels > 1 and channels % 2 == 0 else (2 * channels,)
+
+
+def _channels_fault(subject: Subject) -> list[str]:
+    name = subject.target.channels_argument
+    count = _count(subject.build())
+    for channels in _other_channels(subject.channels):
+        try:
+            other = subject.build(channels)
+        except Exception as error:
+            return [f"{name}={channels}: {said(error)}"]
+        same = f" and has the {count:,} parameters of {subject.channels}" if _count(other) == count else ""
+        try:
+            with torch.no_grad():
+                module = other.to(subject.dtype)
+                outputs(module, subject.inputs(module, channels=channels))
+        except Exception as error:
+            return [f"{name}={channels} fails on {channels} channels{same}: {said(error)}"]
+    return []
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _ignored_options(subject: Subject) -> list[str]:
+    """Whole-number options of which no other value changes layers, initial values, outputs or gradients."""
+    return [
+        f"{name}={value}"
+        for name, value in _options(subject).items()
+        if type(value) is int and value > 0 and _ignored(subject, name, value)
+    ]
+
+
+def _options(subject: Subject) -> dict[str, Any]:
+    """Options that have a value, given or by default."""
+    target = subject.target
+    values = {name: target.options.get(name, p.default) for name, p in target.parameters.items()}
+    without = (target.channels_argument, "device", "dtype")
+    return {name: v for name, v in values.items() if name not in without and v is not inspect.Parameter.empty}
+
+
+def _ignored(subject: Subject, name: str, value: int) -> bool:
+    tried = 0
+    for other in {2 * value, value // 2, value + 1} - {0, value}:
+        try:
+            changed = _seen(subject, {name: other})
+        except Exception:  # a value that is refused is not ignored
+            return False
+        if not _equal(changed, _seen(subject, {})):
+            return False
+        tried += 1
+    return tried > 0
+
+
+def _seen(subject: Subject, changed: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """Layers, initial values, and what both passes give in training and in eval."""
+    built = subject.build(**changed)
+    tensors = {f"state {k}": t for k, t in built.state_dict().items()}
+    for train in (False, True):
+        module = subject.make(train=train, **changed)
+        results = _results(module, subject.inputs(module, batch=4), 5)
+        results += [p.grad for p in module.parameters() if p.grad is not None]
+        tensors |= {f"{train} {n}": t for n, t in enumerate(results)}
+    return repr(built), tensors
+
+
+def _equal(a: tuple[str, dict[str, Tensor]], b: tuple[str, dict[str, Tensor]]) -> bool:
+    if a[0] != b[0] or a[1].keys() != b[1].keys():
+        return False
+    return all(torch.equal(t, b[1][k]) for k, t in a[1].items())

@@ -1,0 +1,78 @@
+"""What ``lookfar check`` prints."""
+
+import json
+from collections.abc import Sequence
+
+from lookfar.check.outcome import Report, by
+from lookfar.check.run import check_module
+from lookfar.cost import parse_size
+
+_STYLES = {"holds": "green", "broken": "bold red", "fact": "yellow", "not asked": "dim"}
+
+
+def check_command(
+    target: str,
+    *,
+    channels: int,
+    size: str | None,
+    options: Sequence[str],
+    only: Sequence[str],
+    strict: bool,
+    as_json: bool,
+) -> int:
+    """Ask, print the table or one JSON object; 0 where every promise holds, 1 where one is broken."""
+    from rich.console import Console
+
+    measured = None if size is None else parse_size(size)
+    with Console(stderr=True).status("loading") as status:  # silent when not a terminal
+        report = check_module(
+            target,
+            channels,
+            measured,
+            options=options,
+            only=only,
+            progress=lambda title: status.update(f"asking: {title}"),
+        )
+    if as_json:
+        print(json.dumps(report.to_dict(strict=strict), indent=1))
+    else:
+        print_report(report, strict=strict)
+    return 1 if report.broken(strict=strict) else 0
+
+
+def print_report(report: Report, *, strict: bool = False) -> None:
+    """The table: promise, what came of it, how; and a sentence that counts."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=1000)  # a pipe gets every promise in one line
+    failed = {row.promise for row in report.broken(strict=strict)}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in ("promise", "", "how"):
+        table.add_column(header, no_wrap=header != "how")
+    for row in report.rows:
+        status = row.outcome.status
+        told = f"{status}, strict" if row.promise in failed and status != "broken" else status
+        table.add_row(
+            row.title, Text(told, style=_STYLES["broken" if row.promise in failed else status]), row.outcome.detail
+        )
+    console.print(f"{report.target} on {report.channels} channels, {by(report.size)}", style="bold")
+    console.print(table)
+    console.print(summary(report, strict=strict))
+
+
+def summary(report: Report, *, strict: bool = False) -> str:
+    """``14 promises hold, 2 are broken, 3 facts, 1 not asked.``"""
+    counts = {s: sum(row.outcome.status == s for row in report.rows) for s in _STYLES}
+    counts["broken"] = len(report.broken(strict=strict))
+    counts["fact"] -= sum(row.outcome.status == "fact" for row in report.broken(strict=strict))
+    words = {
+        "holds": ("promise holds", "promises hold"),
+        "broken": ("is broken", "are broken"),
+        "fact": ("fact", "facts"),
+        "not asked": ("not asked", "not asked"),
+    }
+    return ", ".join(f"{n} {words[s][n != 1]}" for s, n in counts.items() if n or s == "broken") + "."

@@ -1,0 +1,156 @@
+"""A sound block, and blocks with one classic fault each: what :mod:`test_check` asks about."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Sound(nn.Module):
+    """Attention between all positions as one would write it, started as the identity."""
+
+    softmax_over = -1
+
+    def __init__(self, channels, heads=1):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        q, k, v = (layer(x).flatten(2).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
+        weights = (q.transpose(-2, -1) @ k * q.shape[2] ** -0.5).softmax(self.softmax_over)
+        return x + self.gamma * (v @ weights.transpose(-2, -1)).flatten(1, 2).unflatten(2, x.shape[2:])
+
+
+class SoftmaxOverBatch(Sound):
+    softmax_over = 0
+
+
+class Convolution(nn.Conv2d):
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+
+class PlainList(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = [nn.Conv2d(channels, channels, 1) for _ in range(2)]
+
+    def forward(self, x):
+        return x + self.layers[1](self.layers[0](x))
+
+
+class MadeInForward(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):
+        return x + nn.Conv2d(self.channels, self.channels, 1).to(x)(x)
+
+
+class IgnoredChannels(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layer = nn.Conv2d(64, 64, 1)
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+
+class IgnoredOption(Convolution):
+    def __init__(self, channels, reduction=16):
+        super().__init__(channels)
+
+
+class SwitchedOption(Convolution):
+    def __init__(self, channels, pad=1, padded=False):
+        super().__init__(channels)
+        self.pad = pad if padded else 0
+
+
+class InPlace(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layer = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return self.layer(x.relu_())
+
+
+class KeepsItsFirstSize(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layer, self.ramp = nn.Conv2d(channels, channels, 1), None
+
+    def forward(self, x):
+        if self.ramp is None:
+            self.ramp = torch.ones_like(x[:1, :1])
+        return self.layer(x) + self.ramp
+
+
+class ChangesDtype(Convolution):
+    def forward(self, x):
+        return super().forward(x).float()
+
+
+class CrashesOnOne(Convolution):
+    def forward(self, x):
+        return super().forward(x) + F.interpolate(F.max_pool2d(x, 2), x.shape[2:])
+
+
+class ConfusesPositions(Convolution):
+    def forward(self, x):
+        return x + super().forward(x).flatten(2).transpose(1, 2).reshape(x.shape)
+
+
+class ExchangesAxes(Convolution):
+    def forward(self, x):
+        return x + super().forward(x).flatten(2).unflatten(2, (x.shape[3], x.shape[2])).mean(3)[..., None]
+
+
+class PositionTable(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.table = nn.Parameter(torch.randn(1, channels, 16, 16))
+
+    def forward(self, x):
+        return super().forward(x) + F.interpolate(self.table, x.shape[2:])
+
+
+class Unused(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.spare = nn.Linear(channels, channels)
+
+
+class Frozen(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.bias.requires_grad_(False)
+
+
+class RandomInEval(Convolution):
+    def forward(self, x):
+        return F.dropout(super().forward(x))
+
+
+class Overflows(Convolution):
+    def forward(self, x):
+        weights = super().forward(x).exp()
+        return x * weights / weights.sum((2, 3), keepdim=True)
+
+
+class FailsUnderAutocast(Convolution):
+    def forward(self, x):
+        return x.index_add(1, torch.arange(x.shape[1]), super().forward(x))
+
+
+class WantsContiguous(Convolution):
+    def forward(self, x):
+        return super().forward(x.view(len(x), -1).view(x.shape))
+
+
+class Branches(Convolution):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
