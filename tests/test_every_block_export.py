@@ -19,7 +19,9 @@ def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, objec
     """
     if sample.name in STATIC_EXPORT or len(inputs) > 1 or (sample.options and sample.name in LONG):
         return None
-    return (dict.fromkeys(range(2, inputs[0].dim()), torch.export.Dim.DYNAMIC),)
+    (other,) = sample.inputs(sample.build(), sample.sizes[1])
+    free = [axis for axis, (n, m) in enumerate(zip(inputs[0].shape, other.shape)) if axis and n != m]
+    return (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)
 
 
 @torch.no_grad()

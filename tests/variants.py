@@ -59,6 +59,21 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
     ],
     "external_attention": [{"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False}],
+    "multi_head_external": [
+        {"heads": 2, "expansion": 1, "bases": 5, "out_channels": 6, "key_bias": False},
+        {"heads": 4, "bases": 3, "normalization": "softmax"},
+    ],
+    "self_attention": [
+        {"heads": 2, "bias": True, "normalization": "double", "scale": 0.5},
+        {"heads": 2, "out_channels": 6, "bias": True, "share_query_key": True},
+    ],
+    "token_stage": [
+        {"attention": "external", "heads": 2, "bases": 5, "mlp_ratio": 2.0, "act_layer": nn.SiLU},
+        {"attention": "external", "out_channels": 6, "bases": 5},
+        {"out_channels": 6, "bias": True, "normalization": "double"},
+    ],
+    "offset_attention": [{"share_query_key": False, "normalization": "softmax", "reduction": 2}],
+    "point_stage": [{"positions": True, "recurrence": 2}],
     "squeeze_excitation": [{"bias": False, "reduction": 4}],
     "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}],
 }

@@ -22,6 +22,16 @@ def to_map(t: Tensor, like: Tensor) -> Tensor:
     return match_format(y, like)
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Tokens ``(B, N, C) -> (B, h, N, C/h)``, the last axis contiguous; not copied where there is one head."""
+    return x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2).contiguous()
+
+
+def merge_heads(t: Tensor) -> Tensor:
+    """``(B, h, N, E) -> (B, N, h*E)``."""
+    return t.transpose(1, 2).flatten(2)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last (or its 3-D form) where ``x`` is in it and not also in the plain format, else contiguous."""
     if not x.is_contiguous():

@@ -1,23 +1,27 @@
 """One similarity s_ij = scale * q_i . k_j, five ways to make weights of it, none of which holds N x M of them.
 
     softmax   exp(s_ij) / sum_j exp(s_ij)
-    double    softmax over the queries, then every row divided by its sum
+    double    softmax over the queries, then every row divided by 1e-9 + its sum
     l1        s_ij / sum_j |s_ij|
     sigmoid   1 / (1 + exp(-s_ij)) / M
     none      s_ij / M
 
 Double normalisation is ``softmax_j(s_ij - z_j)`` with ``z_j = log sum_i exp(s_ij)``: one fused attention in which every
-key carries a bias, its popularity. Its weights of one query depend on all queries.
+key carries a bias, its popularity, beside one key of logit log 1e-9 and value 0. Its weights of one query depend on all
+queries; the 1e-9 shows where every key prefers other queries.
 """
 
+import math
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._blockwise import log_sum_exp, over_queries
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.dot_product import dot_product, dot_product_weights
+from lookfar.ops.double_normalization import EPS, double_normalization_reference
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
 Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
@@ -59,7 +63,9 @@ def attention_weights(
         if normalization == "sigmoid":
             return s.sigmoid() / max(k.shape[-2], 1)
         everybody = widened(q if all_queries is None else all_queries)
-        return (s - log_sum_exp(k, everybody, scale=scale).transpose(-2, -1)).softmax(-1)
+        s = s - log_sum_exp(k, everybody, scale=scale).transpose(-2, -1)
+        total = s.logsumexp(-1, keepdim=True)
+        return (s - torch.logaddexp(total, total.new_full((), math.log(EPS)))).exp()
 
 
 def attention_reference(
@@ -73,7 +79,7 @@ def attention_reference(
         if normalization == "softmax":
             weights = s.softmax(-1)
         elif normalization == "double":
-            weights = s.log_softmax(-2).softmax(-1)  # exp(a)/sum exp(a) of the logarithms a: the row over its sum
+            weights = double_normalization_reference(s)
         elif normalization == "l1":
             weights = s / s.abs().sum(-1, keepdim=True).clamp_min(1e-12)
         elif normalization == "sigmoid":
@@ -104,8 +110,10 @@ def attention(
         q, k, v32 = widened(q), widened(k), widened(v)
         if normalization == "double":
             popularity = log_sum_exp(k, q, scale=scale)  # (B, h, M, 1)
+            biased = torch.cat([k, -popularity], -1)
+            nothing = F.pad(biased.new_full((*k.shape[:-2], 1, 1), math.log(EPS)), (k.shape[-1], 0))
             y = embedded_gaussian(
-                F.pad(scale * q, (0, 1), value=1.0), F.pad(k, (0, 1)) - F.pad(popularity, (k.shape[-1], 0)), v32
+                F.pad(scale * q, (0, 1), value=1.0), torch.cat([biased, nothing], -2), F.pad(v32, (0, 0, 0, 1))
             )
         else:
             y = over_queries(

@@ -64,7 +64,23 @@ def external_attention(
     if x.dim() != 4 or x.shape[-1] != key.shape[-1] or key.shape[0] != value.shape[0]:
         raise ValueError(f"want x (B, h, N, D), key (S, D), value (S, E); got {x.shape=}, {key.shape=}, {value.shape=}")
     with without_autocast(x):
-        l = widened(key) @ widened(x).transpose(-2, -1)  # (B, h, S, N): sums over positions run along memory
-        l = l if bias is None else l + widened(bias)[:, None]
-        y = widened(value).T @ _NORMALIZE[normalization](l)  # (B, h, E, N)
+        a = external_attention_weights(x, key, bias=bias, normalization=normalization).transpose(-2, -1)
+        y = widened(value).T @ a  # (B, h, E, N)
     return y.transpose(-2, -1).to(x.dtype)
+
+
+def external_attention_weights(
+    x: Tensor, key: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
+) -> Tensor:
+    """Weights ``(B, h, N, S)`` over the slots of each position, in float32 at least.
+
+    Args:
+        x: Tokens ``(B, h, N, D)`` in any strides, or ``(B, 1, N, D)`` for all heads.
+        key: ``(S, D)``, or ``(h, S, D)`` for heads with memories of their own.
+        bias: ``(S,)`` or ``(h, S)``.
+        normalization: See the module's text.
+    """
+    with without_autocast(x):
+        l = widened(key) @ widened(x).transpose(-2, -1)  # (B, h, S, N): sums over positions run along memory
+        l = l if bias is None else l + widened(bias)[..., None]
+        return _NORMALIZE[normalization](l).transpose(-2, -1)

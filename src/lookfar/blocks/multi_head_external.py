@@ -1,0 +1,141 @@
+"""EAMLP: external attention of tokens over heads that share two small memories.
+
+Traps: the softmax runs over the tokens, so padding, crops and the class token change every output; ``coef`` of the code
+multiplies the heads, so 4 heads with ``coef`` 4 are 16; nothing non-linear stands between the projections and the
+memories, so they are merged where that is cheaper.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._layout import merge_heads, split_heads
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention_weights
+
+
+@block(
+    "multi_head_external",
+    title="Multi-head external attention (EAMLP)",
+    paper="Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks (TPAMI 2022)",
+    arxiv="2105.02358",
+    family="external",
+    kind="tokens",
+    complexity="N C (C + S)",
+    memory="N C + N h S",
+    verified=("MenghaoGuo/EANet@59c03cb:EAMLP/models/transformer_block.py",),
+    attends="maps",
+    residual=False,
+    aliases=("eamlp",),
+    differences=(
+        "1e-9 in the second normalisation stands in the code, not in the paper, and is kept.",
+        "The authors' dropouts are left out: they do nothing in evaluation, and none of their models uses them.",
+    ),
+    author_keys={"trans_dims|q_linear": "embed", "proj": "project"},
+)
+class MultiHeadExternal(nn.Module):
+    """Every head of every token mixes S learned value rows by the token's similarity to S learned keys.
+
+    y = P [M_v a_1, .., M_v a_h] + b, a_t = double normalisation (over tokens, then slots) of M_k u_t, u = W x
+
+    Args:
+        channels: Channels C of the tokens.
+        heads: Heads before the expansion, as the authors count.
+        expansion: ``coef`` of the code: the tokens are widened by it, and so many times more heads look.
+        bases: Slots S of the memories, which all heads share.
+        out_channels: Width of the output and, times ``expansion``, inside; C by default.
+        key_bias: A bias on the similarities, as published; it cancels under ``double``.
+        normalization: Of the similarities: ``double`` as published, ``softmax`` over slots, ``l1``, ``sigmoid``,
+            ``none``.
+
+    Shape: ``(B, N, C) -> (B, N, C)``
+
+    Raises:
+        ValueError: Heads that do not divide the width, an unknown ``normalization``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int = 8,
+        expansion: int = 4,
+        bases: int = 64,
+        out_channels: int | None = None,
+        key_bias: bool = True,
+        normalization: Normalization = "double",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        out = channels if out_channels is None else out_channels
+        if out % heads:
+            raise ValueError(f"heads must divide the channels, got {heads=} and {out}")
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels, self.heads, self.normalization = channels, heads * expansion, cast(Normalization, normalization)
+        self.embed = nn.Linear(channels, out * expansion, **dd)
+        self.key = nn.Linear(out // heads, bases, bias=key_bias, **dd)
+        self.value = nn.Linear(bases, out // heads, **dd)
+        self.project = nn.Linear(out * expansion, out, **dd)
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """What adds a number to all similarities of a slot cancels in the softmax over the tokens."""
+        if self.normalization != "double":
+            return ()
+        return ("embed.bias",) if self.key.bias is None else ("embed.bias", "key.bias")
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Tokens, one a position of a map of ``size``."""
+        return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        S, inner = self.key.out_features, self.embed.out_features
+        ends = self.channels + self.project.out_features
+        # multiply-adds of a token with the projections in the memories, and apart from them
+        if self.heads * S * ends < inner * (ends + 2 * S):
+            return self._merged(x)
+        return self.mix(self.embed(x))
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The memories are linear_0 and linear_1, or linear_1 and linear_2 where the keys have no bias."""
+        first = 1 if self.key.bias is None else 0
+        names = {f"linear_{first}": "key", f"linear_{first + 1}": "value"}
+        return {
+            f"{names[layer]}.{rest}" if layer in names else key: value
+            for key, value in state.items()
+            for layer, _, rest in [key.partition(".")]
+        }
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Weights over the slots, ``(B, h, S, N)``, h with the expansion."""
+        return self._weights(self.embed(x)).transpose(2, 3)
+
+    def mix(self, u: Tensor) -> Tensor:
+        """The output from the embedded tokens ``(B, N, h D)``."""
+        a = self._weights(u)
+        with without_autocast(a):
+            mixed = merge_heads(a @ widened(self.value.weight).T + widened(self.value.bias))
+        return self.project(mixed.to(u.dtype))
+
+    def _weights(self, u: Tensor) -> Tensor:
+        tokens = split_heads(u, self.heads)
+        return external_attention_weights(tokens, self.key.weight, bias=self.key.bias, normalization=self.normalization)
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """Embedding and key memory as one matrix a head, value memory and projection as another."""
+        heads = (self.heads, -1)
+        with without_autocast(x):
+            K, V = widened(self.key.weight), widened(self.value.weight)  # (S, D), (D, S)
+            W, P = widened(self.embed.weight).unflatten(0, heads), widened(self.project.weight).unflatten(1, heads)
+            bias = widened(self.embed.bias).unflatten(0, heads) @ K.T  # (h, S)
+            bias = bias if self.key.bias is None else bias + widened(self.key.bias)
+            a = external_attention_weights(x[:, None], K @ W, bias=bias, normalization=self.normalization)
+            to_output = (P @ V).flatten(1)  # (C, h S)
+            constant = P.sum(1) @ widened(self.value.bias) + widened(self.project.bias)
+            y = a.transpose(2, 3).flatten(1, 2).transpose(1, 2) @ to_output.T + constant
+        return y.to(x.dtype)

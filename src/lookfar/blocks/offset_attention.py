@@ -1,0 +1,216 @@
+"""PCT: attention among the points of a cloud; what a layer learns from is the offset of a point from what it attends.
+
+Traps: the code's softmax and its division run over two axes (the output's, then the summed one): double normalisation;
+query and key are one layer under two names; ``attention`` of a few points still needs all points for their keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm
+from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+
+_PAPER = "PCT: Point Cloud Transformer (Computational Visual Media 2021)"
+_VERIFIED = ("Strawberry-Eat-Mango/PCT_Pytorch@0199a3b:model.py", "equations of MenghaoGuo/PCT@b7152d6 (Jittor)")
+_LAYER_KEYS = {
+    "q_conv": "query",
+    "k_conv": "key",
+    "v_conv": "value",
+    "trans_conv": "project",
+    "after_norm": "norm",
+}
+_LAYERS = 16  # author_keys name so many; the authors have 4
+
+
+@block(
+    "offset_attention",
+    title="Offset attention (PCT)",
+    paper=_PAPER,
+    arxiv="2012.09688",
+    family="pairwise",
+    kind="tokens",
+    complexity="N^2 C + N C^2",
+    memory="N C",
+    verified=_VERIFIED,
+    attends="weights",
+    aliases=("pct",),
+    differences=(
+        "The paper divides similarities by the square root of their width; the code does not, nor does this.",
+    ),
+    author_keys=_LAYER_KEYS,
+)
+class OffsetAttention(nn.Module):
+    """Adds to every point what a layer makes of its offset from the points that it attends to.
+
+    y = x + ReLU(BN(P (x - A v) + b)), A = double normalisation (over queries, then keys) of q^T k
+
+    Args:
+        channels: Channels C of the points.
+        reduction: Queries and keys have ``channels // reduction`` channels.
+        normalization: Of the similarities: ``double`` as published, ``softmax``, ``l1``, ``sigmoid``, ``none``.
+        share_query_key: Queries are the keys, as published.
+        norm_layer: Normalisation after the last projection.
+
+    Shape: ``(B, C, N) -> (B, C, N)``
+
+    Raises:
+        ValueError: An unknown ``normalization``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 4,
+        normalization: Normalization = "double",
+        share_query_key: bool = True,
+        norm_layer: Norm = nn.BatchNorm1d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = max(channels // reduction, 1)
+        self.channels = channels
+        self.normalization: Normalization = normalization
+        self.query = nn.Conv1d(channels, inner, 1, bias=False, **dd)
+        self.key = None if share_query_key else nn.Conv1d(channels, inner, 1, bias=False, **dd)
+        self.value = nn.Conv1d(channels, channels, 1, **dd)
+        self.project = nn.Conv1d(channels, channels, 1, **dd)
+        self.norm = norm_layer(channels, **dd)
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Points, one a position of a map of ``size``."""
+        return (torch.randn(batch, self.channels, torch.Size(size).numel()),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(x, attention(*self._queries_and_keys(x), self.values(x), normalization=self.normalization))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, 1, Q, N)`` of the points ``queries`` (Q,), of all when None."""
+        q, k = self._queries_and_keys(x)
+        some = q if queries is None else q[..., queries, :]
+        return attention_weights(some, k, normalization=self.normalization, all_queries=q)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, 1, N, C)``."""
+        return to_tokens(self.value(x))
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the input and the weighted sums ``(B, 1, N, C)``."""
+        return x + self.norm(self.project(x - to_map(mixed, x).to(x.dtype))).relu()
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their shared layer has two names."""
+        return {k: v for k, v in state.items() if self.key is not None or not k.startswith("key.")}
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = to_tokens(self.query(x))
+        return q, q if self.key is None else to_tokens(self.key(x))  # (B, 1, N, D)
+
+
+@block(
+    "point_stage",
+    title="Stage of offset attention (PCT)",
+    paper=_PAPER,
+    arxiv="2012.09688",
+    family="pairwise",
+    kind="tokens",
+    complexity="L N^2 C + L N C^2",
+    memory="L N C",
+    verified=(*_VERIFIED, "Strawberry-Eat-Mango/PCT_Pytorch@0199a3b:model_new.py (positions)"),
+    attends="none",
+    residual=False,
+    differences=("With positions the embedding is one layer, without them two, as in the authors' two files.",),
+    author_keys={
+        r"conv([12])": r"embed.\1.conv",
+        r"bn([12])": r"embed.\1.norm",
+        "pos_xyz": "position",
+        **{rf"sa{n}\.{a}": rf"layers.{n}.{o}" for n in range(1, _LAYERS + 1) for a, o in _LAYER_KEYS.items()},
+    },
+)
+class PointStage(nn.Module):
+    """Points are embedded and go through layers of offset attention; the outputs of all layers stand side by side.
+
+    y = [z_1, .., z_L], z_l = layer_l(z_{l-1} + position), z_0 = embedded x
+
+    Args:
+        channels: Channels C of the points.
+        recurrence: Number of layers L, each with its own weights.
+        positions: Add a projection of the coordinates, the second input ``(B, N, 3)``, before every layer.
+        reduction: Queries and keys of a layer have ``channels // reduction`` channels.
+        normalization: Of the layers' similarities, see :class:`OffsetAttention`.
+        norm_layer: Normalisation in embedding and layers.
+
+    Shape: ``(B, C, N)[, (B, N, 3)] -> (B, L C, N)``
+
+    Raises:
+        ValueError: Coordinates that are missing or not wanted, an unknown ``normalization``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        recurrence: int = 4,
+        positions: bool = False,
+        reduction: int = 4,
+        normalization: Normalization = "double",
+        norm_layer: Norm = nn.BatchNorm1d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels = channels
+        self.position = nn.Conv1d(3, channels, 1, **dd) if positions else None
+        # counted from one, as the authors count
+        self.embed = nn.ModuleDict(
+            {
+                str(n): nn.ModuleDict(
+                    {"conv": nn.Conv1d(channels, channels, 1, bias=False, **dd), "norm": norm_layer(channels, **dd)}
+                )
+                for n in range(1, 2 if positions else 3)
+            }
+        )
+        self.layers = nn.ModuleDict(
+            {
+                str(n): OffsetAttention(
+                    channels, reduction=reduction, normalization=normalization, norm_layer=norm_layer, **dd
+                )
+                for n in range(1, recurrence + 1)
+            }
+        )
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Points, one a position of a map of ``size``, and their coordinates where they are asked for."""
+        N = torch.Size(size).numel()
+        x = torch.randn(batch, self.channels, N)
+        return (x,) if self.position is None else (x, torch.rand(batch, N, 3))
+
+    def forward(self, x: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        if (coordinates is None) is not (self.position is None):
+            asked = (
+                "takes no coordinates: build it with positions=True" if self.position is None else "wants coordinates"
+            )
+            raise ValueError(f"this stage {asked}")
+        for layer in self.embed.values():
+            x = layer["norm"](layer["conv"](x)).relu()  # type: ignore[index]
+        offset = None
+        if self.position is not None and coordinates is not None:
+            offset = self.position(coordinates.to(x.dtype).transpose(1, 2))
+        outputs = []
+        for layer in self.layers.values():
+            x = layer(x if offset is None else x + offset)
+            outputs.append(x)
+        return torch.cat(outputs, 1)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The shared layers have two names."""
+        return {k: v for k, v in state.items() if ".key." not in k}

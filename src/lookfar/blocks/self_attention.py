@@ -1,0 +1,130 @@
+"""Multi-head self-attention of tokens, with the normalisations that the family compares.
+
+Traps: under double normalisation a token's output depends on which other tokens ask, so windows and crops change it.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._layout import merge_heads, split_heads
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+
+
+@block(
+    "self_attention",
+    title="Self-attention of tokens (T2T-ViT)",
+    paper="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet (ICCV 2021)",
+    arxiv="2101.11986",
+    family="pairwise",
+    kind="tokens",
+    complexity="N^2 C + N C^2",
+    memory="N C",
+    verified=(
+        "yitu-opensource/T2T-ViT@0f63dc9:models/transformer_block.py",
+        'equations of arXiv:2105.02358, float64 loop (normalization="double")',
+    ),
+    attends="weights",
+    residual=False,
+    aliases=("mhsa",),
+    differences=(
+        "Query, key and value are three layers here, one in the original; its weights are split when they are loaded.",
+        "The original's dropouts are left out: they do nothing in evaluation.",
+    ),
+    author_keys={"proj": "project"},
+)
+class SelfAttention(nn.Module):
+    """Every token mixes the values of all tokens, by similarity of its query to their keys.
+
+    y = P [A_1 v_1, .., A_h v_h] + b, A_t = softmax(scale q_t k_t^T)
+
+    Args:
+        channels: Channels C of the tokens.
+        heads: Parallel attentions h.
+        out_channels: Width of queries, keys, values and output; C by default.
+        bias: Give the projections to queries, keys and values a bias.
+        scale: Factor on the similarities; (C / h)^-1/2 by default.
+        normalization: Of the similarities: ``softmax``; ``double``, softmax over the queries and then each query's
+            weights divided by their sum, which discounts keys that everybody likes; ``l1``, ``sigmoid``, ``none``.
+        share_query_key: Queries are the keys, and their layer is one.
+
+    Shape: ``(B, N, C) -> (B, N, C)``
+
+    Raises:
+        ValueError: Heads that do not divide the width, an unknown ``normalization``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int = 8,
+        out_channels: int | None = None,
+        bias: bool = False,
+        scale: float | None = None,
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        out = channels if out_channels is None else out_channels
+        if out % heads:
+            raise ValueError(f"heads must divide the channels, got {heads=} and {out}")
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels, self.heads, self.normalization = channels, heads, cast(Normalization, normalization)
+        self.scale = max(channels // heads, 1) ** -0.5 if scale is None else scale
+        self.query = nn.Linear(channels, out, bias=bias, **dd)
+        self.key = None if share_query_key else nn.Linear(channels, out, bias=bias, **dd)
+        self.value = nn.Linear(channels, out, bias=bias, **dd)
+        self.project = nn.Linear(out, out, **dd)
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """A key bias adds one number to all logits of a query, a query bias one to all of a key."""
+        if self.key is None or self.key.bias is None:
+            return ()
+        return {"softmax": ("key.bias",), "double": ("query.bias",)}.get(self.normalization, ())
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Tokens, one a position of a map of ``size``."""
+        return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(x, self.mix(x, self.values(x)))
+
+    def mix(self, x: Tensor, values: Tensor) -> Tensor:
+        """The weighted sums ``(B, h, N, D)`` of ``values`` for every token."""
+        q, k = self._queries_and_keys(x)
+        return attention(q, k, values, scale=self.scale, normalization=self.normalization)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of the tokens ``queries`` (Q,), of all when None."""
+        q, k = self._queries_and_keys(x)
+        some = q if queries is None else q[..., queries, :]
+        return attention_weights(some, k, scale=self.scale, normalization=self.normalization, all_queries=q)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, N, D)``."""
+        return split_heads(self.value(x), self.heads)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the weighted sums ``(B, h, N, D)``."""
+        return self.project(merge_heads(mixed))
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their one layer gives query, key and value, in this order."""
+        state = dict(state)
+        for name in ("qkv.weight", "qkv.bias"):
+            if name in state:
+                parts = state.pop(name).chunk(3)
+                state |= {f"{part}.{name[4:]}": t for part, t in zip(("query", "key", "value"), parts)}
+        return state
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = split_heads(self.query(x), self.heads)
+        return q, q if self.key is None else split_heads(self.key(x), self.heads)

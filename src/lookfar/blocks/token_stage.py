@@ -1,0 +1,170 @@
+"""Stages of tokens: T2T-ViT's and EAMLP's blocks (attention, then a two-layer perceptron) and their narrowing stage.
+
+Traps: where a stage changes the width, what is added is not its input but the values (T2T) or the embedded tokens
+(EAMLP); its scale is that of the input's width.
+"""
+
+from collections import OrderedDict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm
+from lookfar.blocks.multi_head_external import MultiHeadExternal
+from lookfar.blocks.self_attention import SelfAttention
+from lookfar.ops._layout import merge_heads
+from lookfar.ops.attention import Normalization
+
+
+@block(
+    "token_stage",
+    title="Token stage (T2T-ViT, EAMLP)",
+    paper="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet (ICCV 2021)",
+    arxiv="2101.11986",
+    family="pairwise",
+    kind="tokens",
+    complexity="N^2 C + N C^2",
+    memory="N C",
+    verified=(
+        "MenghaoGuo/EANet@59c03cb:EAMLP/models/transformer_block.py, EAMLP/models/token_transformer.py",
+        "yitu-opensource/T2T-ViT@0f63dc9:models/transformer_block.py, through self_attention",
+    ),
+    attends="weights",
+    aliases=("token_transformer",),
+    differences=(
+        "The originals' dropouts and stochastic depth are left out: they do nothing in evaluation.",
+        "The stage of EAMLP shares the storage of its two memories when it is built; here they are independent.",
+    ),
+    author_keys={r"attn\.(?:trans_dims|q_linear)": "mixer.embed", r"attn\.proj": "mixer.project", "attn": "mixer"},
+)
+class TokenStage(nn.Module):
+    """Tokens look at each other, or into memories, then each goes through a perceptron; both add to what came in.
+
+    u = x + mixer(LN(x)); y = u + MLP(LN(u)); with ``out_channels`` u = skip + mixer(LN(x))
+
+    Args:
+        channels: Channels C of the tokens.
+        out_channels: Width of the output, for a stage that changes it; the skip then comes from within the attention.
+        attention: ``self`` (:class:`SelfAttention`) or ``external`` (:class:`MultiHeadExternal`).
+        heads: Heads of the attention; 8 by default, 1 where the width changes, as published.
+        normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default.
+        mlp_ratio: Width of the perceptron's middle, times that of its ends.
+        bias: Self-attention: projections to queries, keys and values have a bias.
+        scale: Self-attention: factor on the similarities; (C / heads)^-1/2 by default.
+        expansion: External attention: 4 by default, 1 where the width changes, as published.
+        bases: External attention: 64 slots by default, 128 where the width changes, as published.
+        norm_layer: Normalisation of the tokens before attention and perceptron.
+        act_layer: Activation in the perceptron.
+
+    Shape: ``(B, N, C) -> (B, N, out_channels or C)``
+
+    Raises:
+        ValueError: An unknown ``attention``, heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        attention: Literal["self", "external"] = "self",
+        heads: int | None = None,
+        normalization: Normalization | None = None,
+        mlp_ratio: float = 4.0,
+        bias: bool = False,
+        scale: float | None = None,
+        expansion: int | None = None,
+        bases: int | None = None,
+        norm_layer: Norm = nn.LayerNorm,
+        act_layer: Norm = nn.GELU,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels, self.changes_width = channels, out_channels is not None
+        out = channels if out_channels is None else out_channels
+        heads = (1 if self.changes_width else 8) if heads is None else heads
+        self.norm1 = norm_layer(channels, **dd)
+        self.mixer: SelfAttention | MultiHeadExternal
+        if attention == "self":
+            self.mixer = SelfAttention(
+                channels, heads=heads, out_channels=out, bias=bias, scale=scale,
+                normalization=normalization or "softmax", **dd,
+            )  # fmt: skip
+        elif attention == "external":
+            self.attends = "maps"
+            self.mixer = MultiHeadExternal(
+                channels, heads=heads, out_channels=out, key_bias=not self.changes_width,
+                expansion=expansion or (1 if self.changes_width else 4),
+                bases=bases or (128 if self.changes_width else 64),
+                normalization=normalization or "double", **dd,
+            )  # fmt: skip
+        else:
+            raise ValueError(f"attention is self or external, got {attention!r}")
+        self.norm2 = norm_layer(out, **dd)
+        hidden = int(out * mlp_ratio)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(out, hidden, **dd), act=act_layer(), fc2=nn.Linear(hidden, out, **dd))
+        )
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """Those of the attention, and what adds one vector to all tokens that it alone sees."""
+        inner = [f"mixer.{name}" for name in self.mixer.inert_parameters]
+        if "mixer.embed.bias" not in inner:
+            return tuple(inner)
+        if self.changes_width:  # the skip carries the embedded tokens
+            return tuple(name for name in inner if name != "mixer.embed.bias")
+        return (*inner, "norm1.bias") if getattr(self.norm1, "bias", None) is not None else tuple(inner)
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Tokens, one a position of a map of ``size``."""
+        return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        if isinstance(self.mixer, SelfAttention):
+            values = self.mixer.values(normed)
+            skip = merge_heads(values) if self.changes_width else x
+            return self._perceptron(skip + self.mixer.finish(normed, self.mixer.mix(normed, values)))
+        if not self.changes_width:
+            return self._perceptron(x + self.mixer(normed))
+        u = self.mixer.embed(normed)
+        return self._perceptron(u + self.mixer.mix(u))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of self-attention for the tokens ``queries`` (Q,), for all when None."""
+        return self._self_attention().attention(self.norm1(x), queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What self-attention mixes, ``(B, h, N, D)``."""
+        return self._self_attention().values(self.norm1(x))
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the input and the weighted sums ``(B, h, N, D)``."""
+        normed = self.norm1(x)
+        skip = merge_heads(self._self_attention().values(normed)) if self.changes_width else x
+        return self._perceptron(skip + self._self_attention().finish(normed, mixed))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """External attention's weights over its slots, ``(B, h, S, N)``."""
+        if isinstance(self.mixer, SelfAttention):
+            raise ValueError('self-attention has weights over tokens: ask attention(x), or build attention="external"')
+        return self.mixer.maps(self.norm1(x))
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the attention."""
+        inner = {k.removeprefix("mixer."): v for k, v in state.items() if k.startswith("mixer.")}
+        rest = {k: v for k, v in state.items() if not k.startswith("mixer.")}
+        return rest | {f"mixer.{k}": v for k, v in self.mixer.from_authors(inner).items()}
+
+    def _perceptron(self, u: Tensor) -> Tensor:
+        return u + self.mlp(self.norm2(u))
+
+    def _self_attention(self) -> SelfAttention:
+        if not isinstance(self.mixer, SelfAttention):
+            raise ValueError("external attention has no weights over tokens: ask maps(x) for those over its slots")
+        return self.mixer
