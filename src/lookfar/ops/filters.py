@@ -1,0 +1,248 @@
+"""The classical ancestors as instances of the general operator: bilateral filter, non-local means, mean shift.
+
+y_i = sum_j f_ij x_j / sum_j f_ij over the keys inside the image, the centre included; no padding takes part. For tests,
+pictures and gradients; scikit-image's and OpenCV's filters (docs/filters.md) are the ones for images of daily life, and
+deviate from these definitions. This is not what feature denoising calls "bilateral".
+
+Traps: membership in the flat kernel of mean shift flips with rounding in float32, so it is decided in float64; patches
+read the image reflected at its borders (or repeated, where it is too small to be reflected).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian
+from lookfar.ops.nonlocal_operation import nonlocal_operation
+
+Scalar = float | Tensor
+
+
+def _check(x: Tensor, name: str) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"{name} wants images (B, C, H, W), got {x.shape=}")
+
+
+def _check_odd(name: str, value: int) -> None:
+    if value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} is an odd number of pixels, got {value}")
+
+
+def _coordinates(x: Tensor) -> Tensor:
+    """Rows and columns of all positions, ``(N, 2)``."""
+    H, W = x.shape[-2:]
+    axes = (torch.arange(n, dtype=x.dtype, device=x.device) for n in (H, W))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
+
+
+def _near(x: Tensor, radius: int | None) -> Tensor | None:
+    """Pairs of positions whose rows and columns differ by at most ``radius``, ``(N, N)``."""
+    if radius is None:
+        return None
+    s = _coordinates(x)
+    return (s[:, None] - s).abs().amax(-1) <= radius
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances ``(..., Q, D), (..., M, D) -> (..., Q, M)``, differences first: nothing cancels."""
+    return (a[..., :, None, :] - b[..., None, :, :]).square().sum(-1)
+
+
+def _gaussian_average(features: Tensor, x: Tensor) -> Tensor:
+    """Average of the whole image with weights exp(-|z_i - z_j|^2 / 2), z the ``features`` (B, N, D): attention."""
+    z = (features - features.mean(1, keepdim=True))[:, None]  # centred, what cancels is small
+    k = torch.cat([z, -z.square().sum(-1, keepdim=True) / 2], -1)
+    return to_map(embedded_gaussian(F.pad(z, (0, 1), value=1.0), k, to_tokens(x)), x)
+
+
+def _shifted(x: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
+    """Views of the pairs of positions that are ``(dy, dx)`` apart, dy >= 0: the earlier row's, the later one's."""
+    H, W = x.shape[-2:]
+    a = x[..., : H - dy, max(-dx, 0) : W - max(dx, 0)]
+    b = x[..., dy:, max(dx, 0) : W - max(-dx, 0)]
+    return a, b
+
+
+def _windowed_average(x: Tensor, radius: int, weigh: Callable[[int, int], Tensor]) -> Tensor:
+    """Average in a square window; ``weigh(dy, dx)`` gives the affinities of the pairs so far apart.
+
+    Affinities are symmetric: one array serves both directions, and half of the window's offsets are enough.
+    """
+    H, W = x.shape[-2:]
+    numerator, denominator = x, torch.ones_like(x[:, :1])
+    for dy in range(min(radius, H - 1) + 1):
+        for dx in range(-min(radius, W - 1), min(radius, W - 1) + 1):
+            if (dy, dx) <= (0, 0):
+                continue
+            f = weigh(dy, dx)
+            a, b = _shifted(x, dy, dx)
+            left, top = max(-dx, 0), dy
+            here = (left, W - a.shape[-1] - left, 0, dy)
+            there = (W - a.shape[-1] - left, left, top, 0)
+            numerator = numerator + F.pad(f * b, here) + F.pad(f * a, there)
+            denominator = denominator + F.pad(f, here) + F.pad(f, there)
+    return numerator / denominator
+
+
+def bilateral_reference(
+    x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar
+) -> Tensor:
+    """The definition: f_ij = exp(-|s_i - s_j|^2 / (2 sigma_spatial^2) - |x_i - x_j|^2 / (2 sigma_color^2))."""
+    s, tokens = _coordinates(x), x.flatten(2).transpose(1, 2)
+    logits = -_squares(s, s) / (2 * sigma_spatial**2) - _squares(tokens, tokens) / (2 * sigma_color**2)
+    mask = _near(x, None if kernel_size is None else kernel_size // 2)
+    return nonlocal_operation(tokens, logits, mask=mask, log=True).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def bilateral(x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar) -> Tensor:
+    """Edge-preserving blur: an average over neighbours near in space and in value (Tomasi, Manduchi 1998).
+
+    Args:
+        x: Images ``(B, C, H, W)``, values in [0, 1]; channels share one weight, of their joint Euclidean distance.
+        kernel_size: Side of the square window, odd; the whole image when None, computed as softmax attention.
+        sigma_color: Standard deviation in values, a number or a tensor with gradient.
+        sigma_spatial: The same in pixels.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: Not images, an even window.
+    """
+    _check(x, "bilateral")
+    with without_autocast(x):
+        wide = widened(x)
+        if kernel_size is None:
+            colours = wide.flatten(2).transpose(1, 2) / sigma_color
+            places = (_coordinates(wide) / sigma_spatial).expand(len(x), -1, -1)
+            features = torch.cat([colours, places], -1)
+            return _gaussian_average(features, wide).to(x.dtype)
+        _check_odd("kernel_size", kernel_size)
+
+        def weigh(dy: int, dx: int) -> Tensor:
+            a, b = _shifted(wide, dy, dx)
+            return (
+                -(dy * dy + dx * dx) / (2 * sigma_spatial**2) - (a - b).square().sum(1, True) / (2 * sigma_color**2)
+            ).exp()
+
+        return _windowed_average(wide, kernel_size // 2, weigh).to(x.dtype)
+
+
+def _patch_weights(x: Tensor, patch_size: int, h: Scalar) -> Tensor:
+    """Weights of a patch's pixels ``(s, s)``: a Gaussian of standard deviation (s - 1) / 4, its sum 1 / (C h^2)."""
+    u = torch.arange(patch_size, dtype=x.dtype, device=x.device) - patch_size // 2
+    w = torch.exp(-u.square() / (2 * max((patch_size - 1) / 4, 1e-3) ** 2))
+    w = w[:, None] * w
+    return w / w.sum() / (x.shape[1] * h**2)
+
+
+def _padded(x: Tensor, margin: int) -> Tensor:
+    mode = "reflect" if min(x.shape[-2:]) > margin else "replicate"
+    return F.pad(x, (margin,) * 4, mode=mode) if margin else x
+
+
+def nonlocal_means_reference(
+    x: Tensor, *, patch_size: int = 7, patch_distance: int | None = 11, h: Scalar = 0.1, sigma: Scalar = 0.0
+) -> Tensor:
+    """The definition: patches of all positions, their weighted squared distances, exp(-max(distance, 0))."""
+    weights = _patch_weights(x, patch_size, h)
+    patches = F.unfold(_padded(x, patch_size // 2), patch_size).transpose(1, 2)  # (B, N, C s^2)
+    differences = (patches[:, :, None] - patches[:, None]).square() * weights.flatten().repeat(x.shape[1])
+    distance = differences.sum(-1) - 2 * sigma**2 / h**2
+    tokens = x.flatten(2).transpose(1, 2)
+    y = nonlocal_operation(tokens, -distance.clamp_min(0), mask=_near(x, patch_distance), log=True)
+    return y.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def nonlocal_means(
+    x: Tensor, *, patch_size: int = 7, patch_distance: int | None = 11, h: Scalar = 0.1, sigma: Scalar = 0.0
+) -> Tensor:
+    """Average over positions whose surroundings look alike (Buades, Coll, Morel 2005).
+
+    Args:
+        x: Images ``(B, C, H, W)``, values in [0, 1].
+        patch_size: Side s of the patches that are compared, odd; their pixels are weighted by a Gaussian.
+        patch_distance: Rows and columns searched on each side; the whole image when None.
+        h: Strength, in values.
+        sigma: Standard deviation of the noise: twice its square is expected between equal patches and taken off.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: Not images, an even patch.
+    """
+    _check(x, "nonlocal_means")
+    _check_odd("patch_size", patch_size)
+    margin = patch_size // 2
+    with without_autocast(x):
+        wide = widened(x)
+        weights = _patch_weights(wide, patch_size, h)
+        padded = _padded(wide, margin)
+        if patch_distance is None and not isinstance(sigma, Tensor) and sigma == 0:
+            patches = F.unfold(padded, patch_size).transpose(1, 2)
+            return _gaussian_average(patches * (2 * weights).sqrt().flatten().repeat(x.shape[1]), wide).to(x.dtype)
+
+        def weigh(dy: int, dx: int) -> Tensor:
+            a, b = _shifted(padded, dy, dx)
+            distance = F.conv2d((a - b).square().sum(1, True), weights[None, None]) - 2 * sigma**2 / h**2
+            return (-distance.clamp_min(0)).exp()
+
+        radius = max(x.shape[-2:]) if patch_distance is None else patch_distance
+        return _windowed_average(wide, radius, weigh).to(x.dtype)
+
+
+def mean_shift(
+    x: Tensor,
+    *,
+    sigma_spatial: Scalar,
+    sigma_color: Scalar,
+    iterations: int = 5,
+    kernel: Literal["gaussian", "flat"] = "gaussian",
+) -> tuple[Tensor, Tensor]:
+    """Every pixel climbs to a mode of the image's own density of places and values (Comaniciu, Meer 2002).
+
+    Queries start as the pixels and move; keys and values stay the original image. One Gaussian step is the bilateral
+    filter of the whole image.
+
+    Args:
+        x: Images ``(B, C, H, W)``, values in [0, 1].
+        sigma_spatial: Bandwidth in pixels.
+        sigma_color: Bandwidth in values.
+        iterations: Steps; there is no stopping rule.
+        kernel: ``gaussian``, exp(-(u + v) / 2), or ``flat``, 1 where u <= 1 and v <= 1; u and v are the squared
+            distances in space and value over the squared bandwidths. A flat kernel is constant to gradients.
+
+    Returns:
+        Values ``(B, C, H, W)`` and places ``(B, 2, H, W)``, row and column, where the queries ended.
+
+    Raises:
+        ValueError: Not images, no iteration, an unknown kernel.
+    """
+    _check(x, "mean_shift")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if kernel not in ("gaussian", "flat"):
+        raise ValueError(f"kernel is gaussian or flat, got {kernel!r}")
+    with without_autocast(x):
+        exact = x.double() if kernel == "flat" else widened(x)
+        values = exact.flatten(2).transpose(1, 2)
+        places = _coordinates(exact).expand(len(x), -1, -1)
+        keys = torch.cat([places, values], -1)  # (B, N, 2 + C)
+
+        def affinity(queries: Tensor, keys: Tensor) -> Tensor:
+            # differences, squares, sums, and the division last: the order in which the rim of the flat kernel is exact
+            u = _squares(queries[..., :2], keys[..., :2]) / sigma_spatial**2
+            v = _squares(queries[..., 2:], keys[..., 2:]) / sigma_color**2
+            if kernel == "gaussian":
+                return -(u + v) / 2
+            return ((u <= 1) & (v <= 1)).to(keys.dtype)
+
+        queries = keys
+        for _ in range(iterations):
+            queries = nonlocal_operation(queries, affinity, keys=keys, log=kernel == "gaussian")
+        moved, colours = queries[..., :2], queries[..., 2:]
+        return tuple(t.transpose(1, 2).unflatten(2, x.shape[2:]).to(x.dtype) for t in (colours, moved))  # type: ignore[return-value]
