@@ -6,7 +6,8 @@ and a forward hook on the place calls it. Hook and block survive deepcopy, pickl
 Traps:
     A hook runs only when its module is called. A host that switches to gradient checkpointing after the insertion
     calls the children of a stage instead of the stage. ``SyncBatchNorm.convert_sync_batchnorm`` replaces norm layers
-    and drops their hooks: convert first, insert then, where a block stands behind a norm (``position="branch"``).
+    and drops their hooks: convert first, insert then, where a block stands behind a norm (``position="branch"``);
+    :mod:`lookfar.training` converts by itself and keeps them.
 """
 
 import contextlib

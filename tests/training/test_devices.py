@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from samples import randomise
 from tiny_run import tiny_data, tiny_network
+from torch import nn
 
+import lookfar
+from lookfar.networks import build_network
 from lookfar.training import Settings, train
 from lookfar.training.checkpoints import load_tensors
+from lookfar.training.loop import synchronised
 
 PROGRAM = str(Path(__file__).parents[1] / "tiny_run.py")
 SETTINGS = {
@@ -68,3 +74,18 @@ def test_a_batch_is_split_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "launch", lambda settings: Three())
     with pytest.raises(ValueError, match="batch_size 32 cannot be split over 3 devices"):
         train(tiny_network(), tiny_data(), Settings(accelerator="cpu"), tmp_path, seed=0)
+
+
+def test_synchronised_norms_keep_the_block_behind_them():
+    network = build_network("resnet18", 3, output_stride=16).eval()
+    names = lookfar.insert(network, "nonlocal", at="layer3", position="branch", example=torch.randn(1, 3, 32, 32))
+    randomise(network)
+    x = torch.randn(1, 3, 32, 32)
+    want, keys = network(x), set(network.state_dict())
+    network = synchronised(network)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert set(network.state_dict()) == keys
+    assert all(name in dict(network.named_modules()) for name in names)
+    torch.testing.assert_close(network(x), want)

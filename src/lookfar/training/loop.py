@@ -118,6 +118,23 @@ class _Task(nn.Module):
         return total, labelled.sum() if weights is None else weights[masks[labelled]].sum()
 
 
+def synchronised(network: nn.Module) -> nn.Module:
+    """SyncBatchNorm in place of every batch norm, with what was inserted behind one.
+
+    ``SyncBatchNorm.convert_sync_batchnorm`` forgets the children and the hooks of the norms that it replaces.
+    """
+    if isinstance(network, nn.modules.batchnorm._BatchNorm) and not isinstance(network, nn.SyncBatchNorm):
+        children = dict(network.named_children())
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for name, child in children.items():
+            converted.add_module(name, child)
+        converted._forward_hooks.update(network._forward_hooks)
+        network = converted
+    for name, child in list(network.named_children()):
+        setattr(network, name, synchronised(child))
+    return network
+
+
 class _Run:
     """The state of one training: built, brought to the newest checkpoint, then fitted."""
 
@@ -138,7 +155,7 @@ class _Run:
         self.notes: list[str] = []
         if fabric.world_size > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
             if fabric.device.type == "cuda":
-                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+                network = synchronised(network)
             else:
                 self.notes.append("batch norm on several CPU processes: batch statistics are those of each process")
         self.network = network
