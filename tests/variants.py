@@ -48,11 +48,41 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "asymmetric_nonlocal": [{"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6}],
+    "object_contextual": [
+        {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
+        {"dilations": (1, 2), "bias": False},
+    ],
+    "object_context": [
+        {"mode": "pyramid", "sizes": (1, 3), "variant": "openseg", "out_channels": 6},
+        {"mode": "asp", "dilations": (1, 2), "sizes": (2, 1), "branch_channels": 6},
+    ],
     "interlaced": [
         {"down_factor": (3, 2)},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
     ],
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
+    "local_attention": [
+        {"border": "clamped", "kernel_size": 3, "heads": 2, "projections": "around"},
+        {"border": "zeros", "normalization": "sigmoid", "kernel_size": 3, "share_query_key": True},
+    ],
+    "atrous_attention": [{"dilation": 2, "heads": 2, "share_query_key": True}],
+    "sparse_attention": [{"kernel_size": 3, "dilation": 3, "projections": "around"}],
+    "local_relation": [
+        {"similarity": "product", "groups": 4, "kernel_size": 3, "dilation": 2, "out_channels": 6},
+        {"similarity": "absolute", "kernel_size": 3, "hidden_channels": 5, "scale": 0.5},
+    ],
+    "stand_alone": [
+        {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12},
+        {"border": "clamped", "relative": False, "normalization": "none", "kernel_size": 3, "share_query_key": True},
+    ],
+    "stand_alone_stem": [{"kernel_size": 3, "heads": 2, "mixtures": 2, "out_channels": 12, "embed_channels": 5}],
+    "attention_augmented": [
+        {"heads": 2, "key_channels": 6, "value_channels": 4, "out_channels": 10, "size": (7, 5), "kernel_size": 1},
+        {"heads": 2, "value_channels": 16, "relative": False},
+    ],
+    "carafe": [
+        {"scale_factor": 3, "kernel_size": 3, "groups": 2, "encoder_dilation": 2, "compressed_channels": 5},
+    ],
     "criss_cross": [{"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False}],
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
@@ -79,7 +109,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width
-STATIC_EXPORT: dict[str, str] = {}
+STATIC_EXPORT: dict[str, str] = {"stand_alone_stem": "its blocks must divide the map"}
 
 # maps, and a factor on them, under which every parameter of a block matters, where the usual ones are too tame: groups
 # of one position, or no ReLU that is on here and off there

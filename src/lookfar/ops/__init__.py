@@ -5,6 +5,7 @@ from lookfar.ops.attention import (
     attention_reference,
     attention_weights,
 )
+from lookfar.ops.carafe import carafe, carafe_reference
 from lookfar.ops.channel_attention import channel_attention, channel_attention_reference, channel_attention_weights
 from lookfar.ops.concatenation import (
     concatenation,
@@ -40,6 +41,13 @@ from lookfar.ops.external_attention import (
     external_attention_reference,
     external_attention_weights,
 )
+from lookfar.ops.filters import (
+    bilateral,
+    bilateral_reference,
+    mean_shift,
+    nonlocal_means,
+    nonlocal_means_reference,
+)
 from lookfar.ops.neighborhood import (
     neighborhood,
     neighborhood_reference,
@@ -47,11 +55,22 @@ from lookfar.ops.neighborhood import (
     neighborhood_weights,
     relative_logits,
 )
+from lookfar.ops.nonlocal_operation import nonlocal_operation
+from lookfar.ops.relative_attention import (
+    relative_attention,
+    relative_attention_reference,
+    relative_attention_weights,
+)
+from lookfar.ops.sparse_attention import sparse_attention, sparse_attention_reference, sparse_attention_weights
 
 __all__ = [
     "attention",
     "attention_reference",
     "attention_weights",
+    "bilateral",
+    "bilateral_reference",
+    "carafe",
+    "carafe_reference",
     "channel_attention",
     "channel_attention_reference",
     "channel_attention_weights",
@@ -75,14 +94,24 @@ __all__ = [
     "external_attention",
     "external_attention_reference",
     "external_attention_weights",
+    "mean_shift",
     "multiplied_attention",
     "multiplied_attention_reference",
     "neighborhood",
     "neighborhood_reference",
     "neighborhood_rows",
     "neighborhood_weights",
+    "nonlocal_means",
+    "nonlocal_means_reference",
+    "nonlocal_operation",
     "pairwise_attention",
     "pairwise_attention_reference",
+    "relative_attention",
+    "relative_attention_reference",
+    "relative_attention_weights",
     "relative_logits",
+    "sparse_attention",
+    "sparse_attention_reference",
+    "sparse_attention_weights",
     "unary_attention",
 ]

@@ -95,10 +95,14 @@ class Window(NamedTuple):
             yield slice(start, stop), slice(start * s + offset, (stop - 1) * s + offset + 1, s)
 
 
+def _size(x: Tensor) -> Pair:
+    return x.shape[-2], x.shape[-1]
+
+
 def _products(a: Tensor, b: Tensor, window: Window) -> Tensor:
     """``(..., D, H', W'), (..., D, H, W) -> (..., k^2, H', W')``: sum_c a[c, i] b[c, cell of i]; 0 off the map."""
     y = a.new_zeros((*a.shape[:-3], window.cells, *a.shape[-2:]))
-    for cell, queries, keys in window.views(*b.shape[-2:]):
+    for cell, queries, keys in window.views(*_size(b)):
         y[(..., cell, *queries)] = (a[(..., *queries)] * b[(..., *keys)]).sum(-3)
     return y
 
@@ -106,7 +110,7 @@ def _products(a: Tensor, b: Tensor, window: Window) -> Tensor:
 def _sums(w: Tensor, b: Tensor, window: Window) -> Tensor:
     """``(..., k^2, H', W'), (..., E, H, W) -> (..., E, H', W')``: sum_cells w[cell, i] b[c, cell of i]."""
     y = b.new_zeros((*b.shape[:-2], *w.shape[-2:]))
-    for cell, queries, keys in window.views(*b.shape[-2:]):
+    for cell, queries, keys in window.views(*_size(b)):
         y[(..., *queries)].addcmul_(w[(..., slice(cell, cell + 1), *queries)], b[(..., *keys)])
     return y
 
@@ -134,7 +138,7 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, b = ctx.saved_tensors
         ga = _Sums.apply(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
-        gb = _Spread.apply(grads[0], a, ctx.window, tuple(b.shape[-2:])) if ctx.needs_input_grad[1] else None
+        gb = _Spread.apply(grads[0], a, ctx.window, _size(b)) if ctx.needs_input_grad[1] else None
         return ga, gb, None
 
 
@@ -149,7 +153,7 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         w, b = ctx.saved_tensors
         gw = _Products.apply(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
-        gb = _Spread.apply(w, grads[0], ctx.window, tuple(b.shape[-2:])) if ctx.needs_input_grad[1] else None
+        gb = _Spread.apply(w, grads[0], ctx.window, _size(b)) if ctx.needs_input_grad[1] else None
         return gw, gb, None
 
 
@@ -177,7 +181,7 @@ class _Compared(torch.autograd.Function):
         ctx.window, ctx.similarity = window, similarity
         f = _SIMILARITIES[similarity]
         y = q.new_zeros((*q.shape[:-3], window.cells, *q.shape[-2:]))
-        for cell, queries, keys in window.views(*k.shape[-2:]):
+        for cell, queries, keys in window.views(*_size(k)):
             y[(..., cell, *queries)] = f(q[(..., *queries)], k[(..., *keys)]).sum(-3)
         return y
 
@@ -188,11 +192,11 @@ class _Compared(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
             fresh = [t.view_as(t) for t in (q, k)]
             # what is off the map had no gradient
-            g = grads[0] * window.inside(*k.shape[-2:], k.device)
+            g = grads[0] * window.inside(*_size(k), k.device)
             found = torch.autograd.grad(_shifted_similarity(*fresh, window, f), fresh, g, create_graph=True)
             return *found, None, None
         gq, gk = torch.zeros_like(q), torch.zeros_like(k)
-        for cell, queries, keys in window.views(*k.shape[-2:]):
+        for cell, queries, keys in window.views(*_size(k)):
             with torch.enable_grad():
                 pair = [q[(..., *queries)].detach().requires_grad_(), k[(..., *keys)].detach().requires_grad_()]
                 s = f(*pair).sum(-3)
@@ -294,7 +298,7 @@ def neighborhood_weights(
     _check(q, k, window, similarity, normalization)
     with without_autocast(q):
         s = scale * similarities(widened(q), widened(k), window, similarity)
-        return _normalise(s, window.inside(*k.shape[-2:], k.device), bias, border, outside, normalization)
+        return _normalise(s, window.inside(*_size(k), k.device), bias, border, outside, normalization)
 
 
 def neighborhood(
@@ -369,7 +373,7 @@ def neighborhood_reference(
     window = _window(kernel_size, stride, dilation, border)
     _check(q, k, window, similarity, normalization)
     rows, columns = (window.lines(axis, k.shape[axis - 2], k.device)[0] for axis in (0, 1))
-    inside = window.inside(*k.shape[-2:], k.device)
+    inside = window.inside(*_size(k), k.device)
     with without_autocast(q):
 
         def unfolded(x: Tensor) -> Tensor:
@@ -405,29 +409,34 @@ def neighborhood_rows(
     Shape: ``(B, h, Q, N)``
     """
     window = _window(kernel_size, stride, dilation, border)
-    (H, W), device = size, weights.device
-    rows, columns = window.lines(0, H, device)[0], window.lines(1, W, device)[0]
-    keys = (W * rows[:, None, :, None] + columns[:, None, :]).flatten(0, 1).flatten(1).T  # (Q, k^2)
-    inside = window.inside(H, W, device).flatten(1).T
-    found = weights.flatten(3).transpose(2, 3)  # (B, h, Q, k^2)
+    weights = weights.flatten(3)
+    at = torch.arange(weights.shape[3], device=weights.device)
     if queries is not None:
-        keys, inside, found = keys[queries], inside[queries], found[:, :, queries]
+        at, weights = at[queries], weights[..., queries]
+    return rows_of_cells(weights, at, size, window)
+
+
+def rows_of_cells(weights: Tensor, at: Tensor, size: Pair, window: Window) -> Tensor:
+    """``(B, h, k^2, Q)`` of the windows around the flat positions ``at`` (Q,) as rows over all keys, (B, h, Q, N)."""
+    H, W = size
+    rows, columns = window.lines(0, H, at.device)[0], window.lines(1, W, at.device)[0]
+    keys = (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)[:, at].T  # (Q, k^2)
+    found = (weights * window.inside(H, W, at.device).flatten(1)[:, at]).transpose(2, 3)
     dense = found.new_zeros((*found.shape[:3], H * W))
-    return dense.scatter_add(3, keys.expand_as(found), found * inside)
+    return dense.scatter_add(3, keys.expand_as(found), found)
 
 
 def _normalise(
     s: Tensor, inside: Tensor, bias: Tensor | None, border: Border, outside: float, normalization: Normalization
 ) -> Tensor:
     """Weights of scaled similarities ``(..., k^2, H', W')``; ``inside`` (k^2, H', W') are the cells on the map."""
-    bias = 0 if bias is None else widened(bias)
     if border == "zeros":
-        s = torch.where(inside, s, outside) + bias
+        s = torch.where(inside, s, outside)
         inside = torch.ones_like(inside)
-    else:
-        s = s + bias
+    if bias is not None:
+        s = s + widened(bias)
     if normalization == "softmax":
-        return s.masked_fill(~inside, -torch.inf).softmax(-3)
+        return (s if border == "zeros" else s.masked_fill(~inside, -torch.inf)).softmax(-3)
     s = s.sigmoid() if normalization == "sigmoid" else s
     s = torch.where(inside, s, 0)
     return F.normalize(s, p=1.0, dim=-3) if normalization == "l1" else s / inside.sum(-3)
@@ -451,7 +460,7 @@ def _check(q: Tensor, k: Tensor, window: Window, similarity: str, normalization:
         raise ValueError(f"similarity must be one of {', '.join(_SIMILARITIES)}, got {similarity!r}")
     if normalization not in get_args(Normalization):
         raise ValueError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {normalization!r}")
-    if q.dim() != 5 or k.dim() != 5 or q.shape[:3] != k.shape[:3] or q.shape[3:] != window.grid(*k.shape[3:]):
+    if q.dim() != 5 or k.dim() != 5 or q.shape[:3] != k.shape[:3] or q.shape[3:] != window.grid(*_size(k)):
         raise ValueError(
             f"want q (B, h, D, H', W') and k (B, h, D, H, W), H' = ceil(H / stride); got {q.shape=}, {k.shape=}"
         )

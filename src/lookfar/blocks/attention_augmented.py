@@ -1,0 +1,170 @@
+"""AACN: a convolution that gives part of its output channels to self-attention over the whole map.
+
+Traps: the scale is applied to the queries, so to the relative logits as well; the convolution's channels come first;
+the tables of relative positions belong to one map size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.ops.relative_attention import relative_attention, relative_attention_weights
+
+
+@block(
+    "attention_augmented",
+    title="Attention augmented convolution (AACN)",
+    paper="Attention Augmented Convolutional Networks (ICCV 2019)",
+    arxiv="1904.09925",
+    family="pairwise",
+    kind="layer",
+    complexity="N^2 (D + E) + N C O k^2",
+    memory="N (D + E + O)",
+    verified=("equations, float64 loop (the order of operations of the paper's appendix)",),
+    attends="weights",
+    residual=False,
+    aliases=("aacn", "aac", "attention_augmented_convolution"),
+    differences=(
+        "The paper's tables fit one map size; on others they are interpolated linearly, which is ours.",
+        "The appendix gives random_normal_initializer(d^-0.5), whose first argument is the mean; here it is the "
+        "standard deviation, as meant.",
+        "The paper pools and enlarges around the attention on large maps only; with a stride the attention here sees "
+        "the map average-pooled by it.",
+    ),
+)
+class AttentionAugmented(nn.Module):
+    """Replaces a convolution: [conv_kxk(x), W_o attention(x)] side by side.
+
+    o_i = sum_j softmax_j(d^-1/2 q_i . (k_j + row_{jy - iy} + column_{jx - ix})) v_j
+
+    Args:
+        channels: Channels C of the input.
+        out_channels: Channels O of the output, E of which are the attention's; as many as the input has when None.
+        kernel_size: Odd extent of the convolution.
+        stride: Of the convolution; the attention sees the map average-pooled by it.
+        key_channels: Width D of queries and keys, all heads together; a fifth of the output, at least 20 a head, when
+            None.
+        value_channels: Width E of the values, all heads together; a tenth of the output, at least 1 a head, when None.
+            0 leaves the convolution alone, O the attention alone.
+        heads: Groups of channels that attend by themselves.
+        relative: Embed relative positions, one table for all heads.
+        size: Height and width of the (pooled) map that the tables are made for; interpolated elsewhere.
+
+    Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
+
+    Raises:
+        ValueError: ``heads`` does not divide ``key_channels`` and ``value_channels``, more values than output channels,
+            an even kernel, a size that is none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        kernel_size: int = 3,
+        stride: int = 1,
+        key_channels: int | None = None,
+        value_channels: int | None = None,
+        heads: int = 8,
+        relative: bool = True,
+        size: int | Sequence[int] = 14,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        out = out_channels or channels
+        keys = heads * max(round(0.2 * out / heads), 20) if key_channels is None else key_channels
+        values = heads * max(round(0.1 * out / heads), 1) if value_channels is None else value_channels
+        H, W = (size, size) if isinstance(size, int) else size
+        if heads < 1 or keys < 1 or values < 0 or keys % heads or values % heads:
+            raise ValueError(
+                f"heads must divide keys and values, got {heads=}, key_channels={keys}, value_channels={values}"
+            )
+        if values > out:
+            raise ValueError(
+                f"value_channels are a part of out_channels, got {values} of {out}; fewer heads need fewer"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
+        if stride < 1 or min(H, W) < 1:
+            raise ValueError(f"stride and size are at least 1, got {stride=}, {size=}")
+        self.split = (keys, keys, values)
+        self.heads = heads
+        self.stride = stride
+        self.conv = self.qkv = self.attn_out = self.key_rel_w = self.key_rel_h = None
+        self.attends = "weights" if values else "none"
+        if values < out:
+            padding = kernel_size // 2
+            self.conv = nn.Conv2d(channels, out - values, kernel_size, stride, padding, **dd)
+        if values:
+            self.qkv = nn.Conv2d(channels, sum(self.split), 1, **dd)
+            self.attn_out = nn.Conv2d(values, values, 1, **dd)
+        if values and relative:
+            d = keys // heads
+            self.key_rel_w = nn.Parameter(torch.randn(2 * W - 1, d, **dd).mul_(d**-0.5))
+            self.key_rel_h = nn.Parameter(torch.randn(2 * H - 1, d, **dd).mul_(d**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.qkv is None:
+            return self.conv(x)  # type: ignore[misc]
+        q, k, v = self._tokens(x)
+        tables = self._tables(x)
+        mixed = (
+            embedded_gaussian(q, k, v) if tables is None else relative_attention(q, k, v, *tables, size=self._grid(x))
+        )
+        return self.finish(x, mixed)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` of the (pooled) map, of all when None."""
+        q, k, _ = self._tokens(x)
+        tables = self._tables(x)
+        if tables is None:
+            return embedded_gaussian_weights(q if queries is None else q[..., queries, :], k)
+        return relative_attention_weights(q, k, *tables, size=self._grid(x), queries=queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, N, E/h)``."""
+        return self._tokens(x)[2]
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output from its input and the weighted sums ``(B, h, N, E/h)``."""
+        attended = self.attn_out(to_map(mixed, self._pooled(x)))  # type: ignore[misc]
+        return attended if self.conv is None else torch.cat([self.conv(x), attended], 1)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        H, W = ((n + self.stride - 1) // self.stride for n in x.shape[2:])
+        return H, W
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.qkv is not None
+        q, k, v = self.qkv(self._pooled(x)).split(self.split, 1)
+        scale = (self.split[0] // self.heads) ** -0.5
+        return to_tokens(scale * q, self.heads), to_tokens(k, self.heads), to_tokens(v, self.heads)
+
+    def _tables(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.key_rel_h is None or self.key_rel_w is None:
+            return None
+        H, W = self._grid(x)
+        return _resized(self.key_rel_h, H), _resized(self.key_rel_w, W)
+
+
+def _resized(table: Tensor, n: int) -> Tensor:
+    """Embeddings ``(2m - 1, D)`` of the distances within m positions at those within n, ``(2n - 1, D)``."""
+    m = (len(table) + 1) // 2
+    distances = torch.arange(2 * n - 1, device=table.device) - (n - 1)
+    # the same number of positions gives whole numbers and so the table itself
+    at = distances * (m - 1) / torch.sym_max(n - 1, 1) + (m - 1)
+    low = at.floor().long().clamp(0, 2 * m - 2)
+    share = (at - low).to(table.dtype)[:, None]
+    return (1 - share) * table[low] + share * table[(low + 1).clamp(max=2 * m - 2)]

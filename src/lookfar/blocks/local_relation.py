@@ -1,0 +1,143 @@
+"""LR-Net: a convolution whose weights are composed from the pixels that they join, and from where these stand.
+
+Traps: the offsets of the geometry prior are integers, x before y; what is outside the map has the similarity -100
+before the prior is added, not minus infinity: where -(q - k)^2 falls below that, it takes weight and gives nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._layout import match_format
+from lookfar.ops.neighborhood import Similarity, neighborhood, neighborhood_rows, neighborhood_weights
+
+OUTSIDE = -100.0
+
+
+@block(
+    "local_relation",
+    title="Local relation layer (LR-Net)",
+    paper="Local Relation Networks for Image Recognition (ICCV 2019)",
+    arxiv="1904.11491",
+    family="local",
+    kind="layer",
+    complexity="N k^2 (G + C)",
+    memory="N (C + G k^2)",
+    verified=("microsoft/Swin-Transformer@be50b6c:ops/local_relation (the op; the layer: float64 equations)",),
+    attends="weights",
+    residual=False,
+    aliases=("lrnet", "lr_net"),
+    differences=(
+        "The authors published the op alone: the layer around it follows the paper, the width of the geometry prior's "
+        "hidden layer is not stated anywhere.",
+    ),
+)
+class LocalRelation(nn.Module):
+    """Replaces a k x k convolution: each group of channels is summed with weights of its own, softmax over the window.
+
+    y = W_out [sum_{j in window(i)} softmax_j(s * sim(q_ig, k_jg) + prior_g(j - i)) x_jg]_g with scalar q and k a group
+
+    Args:
+        channels: Channels C of the input.
+        out_channels: Channels O of the output; as many as the input has when None.
+        kernel_size: Odd extent k of the window; no parameter depends on it.
+        stride: Step between output positions.
+        dilation: Step between the cells of a window.
+        groups: Groups of channels with weights of their own; eight channels a group when None.
+        hidden_channels: Width of the geometry prior, a two-layer network on the offset.
+        similarity: ``squared`` -(q - k)^2, ``absolute`` -|q - k|, ``product``, ``key``, ``absolute_ratio``,
+            ``squared_ratio``, as :func:`lookfar.ops.neighborhood` has them.
+        scale: Factor s on the similarities.
+
+    Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
+
+    Raises:
+        ValueError: ``groups`` does not divide ``channels``, an even kernel, an unknown similarity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        kernel_size: int = 7,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int | None = None,
+        hidden_channels: int = 16,
+        similarity: Similarity = "squared",
+        scale: float = 1.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        groups = max(channels // 8, 1) if groups is None else groups
+        if groups < 1 or channels % groups:
+            raise ValueError(f"groups must divide channels, got {groups=}, {channels=}")
+        self.groups = groups
+        self.similarity: Similarity = similarity
+        self.scale = scale
+        self.window: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "dilation": dilation,
+            "border": "zeros",
+        }
+        self.query = nn.Conv2d(channels, groups, 1, **dd)
+        self.key = nn.Conv2d(channels, groups, 1, **dd)
+        self.geometry = nn.Sequential(
+            nn.Conv2d(2, hidden_channels, 1, **dd), nn.ReLU(), nn.Conv2d(hidden_channels, groups, 1, **dd)
+        )
+        self.out = nn.Conv2d(channels, out_channels or channels, 1, bias=False, **dd)
+        some = torch.empty(1, 1, 1, 1, 1)
+        neighborhood(some, some, some, similarity=similarity, **self.window)  # unknown choices raise here
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """What adds the same to all logits of a softmax: the prior's last bias, and under a product a key's."""
+        extra = {"product": ("key.bias",), "key": ("key.bias", "query.weight", "query.bias")}
+        return ("geometry.2.bias", *extra.get(self.similarity, ()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = neighborhood(*self._queries_and_keys(x), self._values(x), **self._options())
+        return self._project(x, y.flatten(1, 2))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, G, Q, N)`` of the flat output positions ``(Q,)``, of all when None; 0 off the window."""
+        cells = neighborhood_weights(*self._queries_and_keys(x), **self._options())
+        return neighborhood_rows(cells, (x.shape[2], x.shape[3]), queries=queries, **self.window)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, G, N, C/G)``: the input itself."""
+        return self._values(x).flatten(3).transpose(2, 3)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output from its input and the weighted sums ``(B, G, Q, C/G)``."""
+        stride = self.window["stride"]
+        grid = [(n + stride - 1) // stride for n in x.shape[2:]]
+        return self._project(x, mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
+
+    def _project(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out(match_format(y, x))
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        stride = self.window["stride"]
+        q, k = self.query(x[:, :, ::stride, ::stride]), self.key(x)
+        return q.contiguous()[:, :, None], k.contiguous()[:, :, None]  # (B, G, 1, H, W)
+
+    def _values(self, x: Tensor) -> Tensor:
+        return x.contiguous().unflatten(1, (self.groups, -1))
+
+    def _options(self) -> dict[str, Any]:
+        choices = {"similarity": self.similarity, "scale": self.scale, "outside": OUTSIDE}
+        return {**self.window, **choices, "bias": self._prior()}
+
+    def _prior(self) -> Tensor:
+        """Of the cells' offsets, ``(G, k^2, 1, 1)``."""
+        k, weight = self.window["kernel_size"], self.query.weight
+        offsets = torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2
+        dy, dx = offsets[:, None].expand(k, k), offsets.expand(k, k)
+        return self.geometry(torch.stack([dx, dy])[None]).flatten(2)[0, :, :, None, None]

@@ -1,0 +1,304 @@
+"""Self-attention that sees near positions, far ones at a fixed distance, or both.
+
+Traps: ``atrous_attention`` is no dilated window, it spans the whole map; the query's own position is always seen.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import zero_
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops.neighborhood import Normalization, neighborhood, neighborhood_rows, neighborhood_weights
+from lookfar.ops.sparse_attention import Pattern, sparse_attention, sparse_attention_weights
+
+Projections = Literal["inside", "around"]
+
+_DIFFERENCES = (
+    "The note and its Keras code treat sequences, without output projection or residual: the definition on maps, the "
+    "projection that starts at zero and the sum with the input are ours.",
+)
+_NOTE = "From standard attention to sparse attention (J. Su, 2019)"
+_VERIFIED = ("equations, float64 loop",)
+
+
+class _ProjectedAttention(nn.Module):
+    """x + W_o attention(W_q x, W_k x, W_v x): what the three patterns share."""
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int | None,
+        heads: int,
+        share_query_key: bool,
+        projections: Projections,
+        zero_init: bool,
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        inner = inner_channels or heads * max(channels // 2 // heads, 1)
+        if heads < 1 or inner % heads:
+            raise ValueError(f"heads must divide inner_channels, got {heads=}, inner_channels={inner}")
+        if projections not in ("inside", "around"):
+            raise ValueError(f"projections must be inside or around, got {projections!r}")
+        if share_query_key and projections == "around":
+            raise ValueError("share_query_key: with projections='around' there is one projection for all three")
+
+        def projection() -> nn.Conv2d:
+            return nn.Conv2d(channels, inner, 1, bias=False, **dd)
+
+        inside = projections == "inside"
+        self.heads = heads
+        self.scale = (inner // heads) ** -0.5
+        self.embed = None if inside else projection()
+        self.query = projection() if inside else None
+        self.key = projection() if inside and not share_query_key else None
+        self.value = projection() if inside else None
+        self.project = nn.Conv2d(inner, channels, 1, **dd)
+        if zero_init:
+            zero_(self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(match_format(self._attend(*self._maps(x)).flatten(1, 2), x))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None: zero where none is seen."""
+        q, k, _ = self._maps(x)
+        return self._weights(q, k, queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, N, D/h)``."""
+        return to_tokens((self.value or self.embed)(x), self.heads)  # type: ignore[misc]
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
+        return x + self.project(to_map(mixed, x))
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ``(B, h, D/h, H, W)``."""
+
+        def heads(t: Tensor) -> Tensor:
+            return t.contiguous().unflatten(1, (self.heads, -1))
+
+        if self.query is None or self.value is None:
+            embedded = heads(self.embed(x))  # type: ignore[misc]
+            return embedded, embedded, embedded
+        q = heads(self.query(x))
+        return q, q if self.key is None else heads(self.key(x)), heads(self.value(x))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class _PatternAttention(_ProjectedAttention):
+    pattern: Pattern
+    kernel_size: int
+    dilation: int
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sparse_attention(q, k, v, **self._options())
+
+    def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:
+        return sparse_attention_weights(q, k, queries=queries, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        sizes = {"kernel_size": self.kernel_size, "dilation": self.dilation}
+        return {"pattern": self.pattern, "scale": self.scale, **sizes}
+
+
+@block(
+    "atrous_attention",
+    title="Atrous self-attention",
+    paper=_NOTE,
+    family="sparse",
+    complexity="N^2 / r^2 C",
+    memory="N C",
+    verified=_VERIFIED,
+    attends="weights",
+    aliases=("atrous_self_attention",),
+    differences=_DIFFERENCES,
+)
+class AtrousAttention(_PatternAttention):
+    """Every position attends to those of the whole map whose distance, in rows and in columns, r divides.
+
+    y_i = x_i + W_o sum_{j: r | j - i} softmax_j(q_i . k_j / sqrt(d)) v_j
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width D of queries, keys and values; half of the channels when None.
+        heads: Groups of channels that attend by themselves.
+        dilation: Distance r of the positions seen; 1 is full attention.
+        share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
+        zero_init: Start as the identity: W_o is zero.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: ``heads`` does not divide the width, ``dilation`` below 1, an unknown choice.
+    """
+
+    pattern = "atrous"
+    kernel_size = 1
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        heads: int = 1,
+        dilation: int = 8,
+        share_query_key: bool = False,
+        projections: Projections = "inside",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
+        self.dilation = _at_least_one(dilation)
+
+
+@block(
+    "sparse_attention",
+    title="Sparse self-attention (local and atrous)",
+    paper=f"{_NOTE}; Generating Long Sequences with Sparse Transformers (2019)",
+    arxiv="1904.10509",
+    family="sparse",
+    complexity="N (k^2 + N / r^2) C",
+    memory="N (C + h k^2)",
+    verified=_VERIFIED,
+    attends="weights",
+    aliases=("sparse_self_attention",),
+    differences=(
+        *_DIFFERENCES,
+        "The Keras code has no near key and counts the others twice; here it is the union, as its text says.",
+    ),
+)
+class SparseAttention(_PatternAttention):
+    """Every position attends to its k x k window and to the positions of the whole map at distances that r divides.
+
+    y_i = x_i + W_o sum_{j near or r | j - i} softmax_j(q_i . k_j / sqrt(d)) v_j. With k = 2r - 1 two of them in a row
+    connect every pair of positions.
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width D of queries, keys and values; half of the channels when None.
+        heads: Groups of channels that attend by themselves.
+        kernel_size: Odd extent k of the window; 2r - 1 when None.
+        dilation: Distance r of the far positions; 1 is full attention.
+        share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
+        zero_init: Start as the identity: W_o is zero.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: ``heads`` does not divide the width, an even kernel, ``dilation`` below 1, an unknown choice.
+    """
+
+    pattern = "sparse"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        heads: int = 1,
+        kernel_size: int | None = None,
+        dilation: int = 4,
+        share_query_key: bool = False,
+        projections: Projections = "inside",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
+        self.dilation = _at_least_one(dilation)
+        self.kernel_size = _odd(2 * dilation - 1 if kernel_size is None else kernel_size)
+
+
+@block(
+    "local_attention",
+    title="Local self-attention",
+    paper=f"{_NOTE}; clamped windows: Neighborhood Attention Transformer (CVPR 2023)",
+    arxiv="2204.07143",
+    family="local",
+    complexity="N k^2 C",
+    memory="N (C + h k^2)",
+    verified=_VERIFIED,
+    attends="weights",
+    aliases=("local_self_attention", "neighborhood_attention"),
+    differences=(
+        *_DIFFERENCES,
+        'Neighborhood attention refuses maps smaller than its window; border="clamped" attends to all of them.',
+    ),
+)
+class LocalAttention(_ProjectedAttention):
+    """Every position attends to the k x k window around it.
+
+    y_i = x_i + W_o sum_{j in window(i)} softmax_j(q_i . k_j / sqrt(d)) v_j
+
+    Args:
+        channels: Channels C of input and output.
+        inner_channels: Width D of queries, keys and values; half of the channels when None.
+        heads: Groups of channels that attend by themselves.
+        kernel_size: Odd extent k of the window.
+        border: At the border the window is cut (``mask``) or pushed inward (``clamped``), or has ``zeros`` as keys.
+        normalization: Of the similarities: ``softmax``, ``l1``, ``sigmoid``, ``none``.
+        share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
+        zero_init: Start as the identity: W_o is zero.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: ``heads`` does not divide the width, an even kernel, an unknown choice.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        heads: int = 1,
+        kernel_size: int = 7,
+        border: Literal["mask", "zeros", "clamped"] = "mask",
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        projections: Projections = "inside",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
+        self.window: dict[str, Any] = {"kernel_size": _odd(kernel_size), "border": border}
+        self.normalization: Normalization = normalization
+        some = torch.empty(1, 1, 1, 1, 1)
+        self._attend(some, some, some)  # unknown choices raise here
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return neighborhood(q, k, v, scale=self.scale, normalization=self.normalization, **self.window)
+
+    def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:
+        cells = neighborhood_weights(q, k, scale=self.scale, normalization=self.normalization, **self.window)
+        return neighborhood_rows(cells, (q.shape[3], q.shape[4]), queries=queries, **self.window)
+
+
+def _at_least_one(dilation: int) -> int:
+    if dilation < 1:
+        raise ValueError(f"dilation is at least 1, got {dilation}")
+    return dilation
+
+
+def _odd(kernel_size: int) -> int:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
+    return kernel_size

@@ -1,0 +1,280 @@
+"""SASA: attention to a window in place of every convolution, and a stem of attention inside blocks.
+
+Traps: logits are not divided by sqrt(d); the row's embedding meets the first half of a head's channels, the column's
+the second.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.ops.neighborhood import (
+    Normalization,
+    neighborhood,
+    neighborhood_rows,
+    neighborhood_weights,
+    relative_logits,
+)
+
+_PAPER = "Stand-Alone Self-Attention in Vision Models (NeurIPS 2019)"
+_VERIFIED = ("equations, float64 loop (the authors published no code)",)
+
+
+def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, out_channels, 1, bias=False, **dd)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _check_heads(heads: int, out_channels: int) -> None:
+    if heads < 1 or out_channels % heads:
+        raise ValueError(f"heads must divide out_channels, got {heads=}, {out_channels=}")
+
+
+@block(
+    "stand_alone",
+    title="Stand-alone self-attention (SASA)",
+    paper=_PAPER,
+    arxiv="1906.05909",
+    family="local",
+    kind="layer",
+    complexity="N k^2 O",
+    memory="N (O + h k^2)",
+    verified=_VERIFIED,
+    attends="weights",
+    residual=False,
+    aliases=("sasa",),
+    differences=(
+        "The text gives every head its own group of input channels; the parameters that it reports fit projections of "
+        "all of them, which is what is here.",
+        "The paper does not say what lies outside the map: nothing (`mask`), or `zeros` as after padding.",
+    ),
+)
+class StandAlone(nn.Module):
+    """Replaces a k x k convolution by attention to the window, with embeddings of the relative position.
+
+    y_i = sum_{j in window(i)} softmax_j(q_i . k_j + q_i . r_{j - i}) v_j, heads side by side
+
+    Args:
+        channels: Channels C of the input.
+        out_channels: Channels O of the output; as many as the input has when None.
+        kernel_size: Odd extent k of the window.
+        heads: Groups of channels that attend by themselves.
+        stride: Extent of the average pool after the layer, the paper's place of a stride.
+        relative: Embed relative positions.
+        shared: One table of embeddings for all heads.
+        border: What is outside the map does not exist (``mask``), takes part as ``zeros``, or is avoided by pushing the
+            window inward (``clamped``; offsets are then those of its cells).
+        normalization: Of the logits: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``.
+        share_query_key: One projection for queries and keys.
+
+    Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
+
+    Raises:
+        ValueError: ``heads`` does not divide ``out_channels``, an odd width of a head with relative positions, an even
+            kernel, an unknown choice.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        kernel_size: int = 7,
+        heads: int = 8,
+        stride: int = 1,
+        relative: bool = True,
+        shared: bool = False,
+        border: Literal["mask", "zeros", "clamped"] = "mask",
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        out = out_channels or channels
+        _check_heads(heads, out)
+        if relative and out // heads % 2:
+            raise ValueError(f"relative: a head's channels are halved for row and column, got {out // heads}")
+        if stride < 1:
+            raise ValueError(f"stride is at least 1, got {stride}")
+        self.heads = heads
+        self.stride = stride
+        self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
+        self.normalization: Normalization = normalization
+        some = torch.empty(1, 1, 1, 1, 1)
+        neighborhood(some, some, some, normalization=normalization, **self.window)  # unknown choices raise here
+        self.query = _projection(channels, out, **dd)
+        self.key = None if share_query_key else _projection(channels, out, **dd)
+        self.value = _projection(channels, out, **dd)
+        table = (1 if shared else heads, out // heads // 2, kernel_size)
+        self.rel_row = nn.Parameter(torch.randn(table, **dd)) if relative else None
+        self.rel_col = nn.Parameter(torch.randn(table, **dd)) if relative else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, bias = self._queries_keys_bias(x)
+        y = neighborhood(q, k, self._heads(self.value(x)), bias=bias, normalization=self.normalization, **self.window)
+        return self._pool(match_format(y.flatten(1, 2), x))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` before the pool, of all when None; 0 off the window."""
+        q, k, bias = self._queries_keys_bias(x)
+        cells = neighborhood_weights(q, k, bias=bias, normalization=self.normalization, **self.window)
+        return neighborhood_rows(cells, (x.shape[2], x.shape[3]), queries=queries, **self.window)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, N, O/h)``."""
+        return to_tokens(self.value(x), self.heads)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
+        return self._pool(to_map(mixed, x))
+
+    def _heads(self, t: Tensor) -> Tensor:
+        return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, O/h, H, W)
+
+    def _queries_keys_bias(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        q = self._heads(self.query(x))
+        k = q if self.key is None else self._heads(self.key(x))
+        if self.rel_row is None or self.rel_col is None:
+            return q, k, None
+        return q, k, relative_logits(q, self.rel_row, self.rel_col)
+
+    def _pool(self, y: Tensor) -> Tensor:
+        return y if self.stride == 1 else F.avg_pool2d(y, self.stride, ceil_mode=True)
+
+
+@block(
+    "stand_alone_stem",
+    title="Stand-alone attention stem (SASA)",
+    paper=_PAPER,
+    arxiv="1906.05909",
+    family="local",
+    kind="layer",
+    complexity="N k^2 O + k^2 M C O",
+    memory="N O",
+    verified=_VERIFIED,
+    attends="weights",
+    residual=False,
+    aliases=("sasa_stem",),
+    differences=("BatchNorm and the k x k max-pool that follow in the paper are not part of it.",),
+    author_keys={"values": "mixtures"},
+)
+class StandAloneStem(nn.Module):
+    """A network's first layer: attention inside k x k blocks, with values that depend on the place in the block.
+
+    y_i = sum_{j in block(i)} softmax_j(q_i . k_j) V_p(j) x_j, V_p = sum_m softmax_m((row_p + col_p) . nu_m) V_m
+
+    Args:
+        channels: Channels C of the input, 3 for an image.
+        out_channels: Channels O of the output; as many as the input has when None.
+        kernel_size: Extent k of a block.
+        heads: Groups of channels that attend by themselves.
+        mixtures: Number M of value matrices that are mixed.
+        embed_channels: Width of the embeddings of rows, columns and mixtures; O / heads when None.
+        share_query_key: One projection for queries and keys.
+
+    Shape: ``(B, C, H, W) -> (B, O, H, W)``, H and W multiples of k
+
+    Raises:
+        ValueError: ``heads`` does not divide ``out_channels``; in forward, a map that k does not divide.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        kernel_size: int = 4,
+        heads: int = 8,
+        mixtures: int = 4,
+        embed_channels: int | None = None,
+        share_query_key: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        out = out_channels or channels
+        _check_heads(heads, out)
+        if kernel_size < 1 or mixtures < 1:
+            raise ValueError(f"kernel_size and mixtures are at least 1, got {kernel_size=}, {mixtures=}")
+        embed = embed_channels or out // heads
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.heads = heads
+        self.query = _projection(channels, out, **dd)
+        self.key = None if share_query_key else _projection(channels, out, **dd)
+        self.mixtures = nn.Parameter(torch.randn(mixtures, out, channels, **dd).mul_((2 / out) ** 0.5))
+        self.emb_row = nn.Parameter(torch.randn(kernel_size, embed, **dd))
+        self.emb_col = nn.Parameter(torch.randn(kernel_size, embed, **dd))
+        self.nu = nn.Parameter(torch.randn(mixtures, embed, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self._queries_and_keys(x)
+        y = embedded_gaussian(q, k, self._values(x))  # (B blocks, h, k^2, O/h)
+        blocks, n = [s // self.kernel_size for s in x.shape[2:]], self.kernel_size
+        y = y.reshape(-1, *blocks, self.heads, n, n, y.shape[-1])
+        return match_format(y.permute(0, 3, 6, 1, 4, 2, 5).reshape(x.shape[0], -1, *x.shape[2:]), x)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None; 0 off the block."""
+        (H, W), n = x.shape[2:], self.kernel_size
+        weights = embedded_gaussian_weights(*self._queries_and_keys(x)).unflatten(0, (x.shape[0], -1))
+        at = torch.arange(H * W, device=x.device)
+        at = at if queries is None else at[queries]
+        y, column = at // W, at % W
+        home = (y // n) * (W // n) + column // n
+        found = weights[:, home, :, (y % n) * n + column % n].permute(1, 2, 0, 3)  # (B, h, Q, k^2)
+        inside = torch.arange(n, device=x.device)
+        rows, columns = (y // n * n)[:, None] + inside, (column // n * n)[:, None] + inside
+        keys = (W * rows[:, :, None] + columns[:, None]).flatten(1)  # (Q, k^2)
+        return found.new_zeros((*found.shape[:3], H * W)).scatter(3, keys.expand_as(found), found)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, N, O/h)``."""
+        return to_tokens(self._value_map(x), self.heads)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
+        return to_map(mixed, x).to(x.dtype)
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """A random map of ``size`` blocks."""
+        return (torch.randn(batch, self.channels, *(n * self.kernel_size for n in size)),)
+
+    def _blocks(self, t: Tensor) -> Tensor:
+        """``(B, O, H, W) -> (B blocks, h, k^2, O/h)``."""
+        B, O, H, W = t.shape
+        n = self.kernel_size
+        t = t.reshape(B, self.heads, O // self.heads, H // n, n, W // n, n)
+        return t.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, self.heads, n * n, O // self.heads)
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.kernel_size
+        if x.shape[2] % n or x.shape[3] % n:
+            H, W = x.shape[2:]
+            raise ValueError(f"the stem's blocks are {n} x {n}: want H and W in multiples of {n}, got {H} x {W}")
+        q = self._blocks(self.query(x))
+        return q, q if self.key is None else self._blocks(self.key(x))
+
+    def _values(self, x: Tensor) -> Tensor:
+        return self._blocks(self._value_map(x))
+
+    def _value_map(self, x: Tensor) -> Tensor:
+        """One matrix a place in the block, mixed before it is applied: M times fewer products."""
+        n = self.kernel_size
+        with without_autocast(x):
+            places = widened(self.emb_row)[:, None] + widened(self.emb_col)  # (k, k, e)
+            shares = (places @ widened(self.nu).T).softmax(-1)  # (k, k, M)
+            matrices = torch.einsum("yxm,moc->yxoc", shares, widened(self.mixtures))
+            inside = x.reshape(*x.shape[:2], x.shape[2] // n, n, x.shape[3] // n, n)
+            y = torch.einsum("bciyjx,yxoc->boiyjx", widened(inside), matrices)
+            return y.flatten(4).flatten(2, 3).to(x.dtype)

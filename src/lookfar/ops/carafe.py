@@ -1,0 +1,67 @@
+"""CARAFE's reassembly: every output pixel is a weighted sum of the window around its source pixel in the small map.
+
+Traps: cells outside the map are left out without renormalising, so a constant map comes out smaller at the border.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.neighborhood import Window, weighted_sum
+
+
+def carafe_reference(
+    x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, scale_factor: int = 2
+) -> Tensor:
+    """The definition: windows unfolded, repeated to the output's size, weighted, summed."""
+    _check(x, masks, kernel_size, groups, scale_factor)
+    B, C, H, W = x.shape
+    with without_autocast(x):
+        windows = F.unfold(widened(x), kernel_size, padding=kernel_size // 2).view(B, -1, H, W)
+        windows = windows.repeat_interleave(scale_factor, 2).repeat_interleave(scale_factor, 3)
+        windows = windows.unflatten(1, (groups, C // groups, kernel_size**2))
+        y = (windows * widened(masks).unflatten(1, (groups, 1, kernel_size**2))).sum(3)
+        return y.flatten(1, 2).to(x.dtype)
+
+
+def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, scale_factor: int = 2) -> Tensor:
+    """:func:`carafe_reference` without unfolding: memory that of input, masks and output.
+
+    Args:
+        x: Features ``(B, C, H, W)``.
+        masks: Weights ``(B, G k^2, sH, sW)`` as they are used, nothing is normalised; groups, then cells row by row.
+        kernel_size: Odd extent k of the window in the small map.
+        groups: Groups G of channels with masks of their own.
+        scale_factor: Factor s of the size.
+
+    Shape: ``(B, C, sH, sW)``
+
+    Raises:
+        ValueError: Shapes that do not fit, an even kernel, groups that do not divide the channels.
+    """
+    _check(x, masks, kernel_size, groups, scale_factor)
+    # pixel_unshuffle brings the s^2 subpixels of one source together, where they see the same cells
+    cells = F.pixel_unshuffle(masks, scale_factor).unflatten(1, (groups, kernel_size**2, scale_factor**2))
+    return reassemble(x, cells, scale_factor)
+
+
+def reassemble(x: Tensor, cells: Tensor, scale_factor: int) -> Tensor:
+    """:func:`carafe` with the masks on the small map: ``(B, C, H, W), (B, G, k^2, s^2, H, W) -> (B, C, sH, sW)``."""
+    groups, k = cells.shape[1], round(cells.shape[2] ** 0.5)
+    with without_autocast(x):
+        values = widened(x).contiguous().unflatten(1, (groups, -1))[:, None]  # (B, 1, G, C/G, H, W)
+        values = values.expand(-1, scale_factor**2, -1, -1, -1, -1)
+        y = weighted_sum(widened(cells).permute(0, 3, 1, 2, 4, 5), values, Window((k, k), border="zeros"))
+    return F.pixel_shuffle(y.flatten(2, 3).transpose(1, 2).flatten(1, 2), scale_factor).to(x.dtype)
+
+
+def _check(x: Tensor, masks: Tensor, kernel_size: int, groups: int, scale_factor: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"groups must divide the channels, got {groups=}, {x.shape[1]} channels")
+    if scale_factor < 1:
+        raise ValueError(f"scale_factor is a whole number, at least 1; got {scale_factor}")
+    wanted = (x.shape[0], groups * kernel_size**2, x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    if masks.shape != wanted:
+        raise ValueError(f"want masks (B, G k^2, sH, sW) = {tuple(wanted)}, got {tuple(masks.shape)}")

@@ -1,0 +1,94 @@
+"""Softmax attention of all positions of a map to all, with embeddings of the distances in rows and in columns.
+
+o_i = sum_j softmax_j(q_i . (k_j + rows[jy - iy + H - 1] + columns[jx - ix + W - 1])) v_j
+
+A query's products with the 2H - 1 and 2W - 1 embeddings are looked up by distance, for one block of queries at a time,
+which the backward pass computes again: N x N logits are never held, nor N (H + W) of the lookups.
+"""
+
+import torch
+from torch import Tensor
+
+from lookfar.ops._blockwise import over_queries
+from lookfar.ops._precision import widened, without_autocast
+
+Pair = tuple[int, int]
+
+
+def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, size: Pair) -> Tensor:
+    """``(B, h, Q, N)`` of queries ``(B, h, Q, D)`` that stand at the flat positions ``at`` (Q,)."""
+    H, W = size
+
+    def by_distance(table: Tensor, n: int, own: Tensor) -> Tensor:
+        distance = torch.arange(n, device=q.device) - own[:, None] + n - 1  # (Q, n)
+        return (q @ table.T).gather(-1, distance.expand(*q.shape[:2], -1, -1))
+
+    logits = (q @ k.transpose(-2, -1)).unflatten(-1, (H, W))
+    logits = logits + by_distance(rows, H, at // W)[..., None] + by_distance(columns, W, at % W)[..., None, :]
+    return logits.flatten(-2)
+
+
+def relative_attention_weights(
+    q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, *, size: Pair, queries: Tensor | None = None
+) -> Tensor:
+    """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+    _check(q, k, rows, columns, size)
+    at = torch.arange(q.shape[-2], device=q.device)
+    at = at if queries is None else at[queries]
+    with without_autocast(q):
+        q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
+        return _logits(q[..., at, :], k, rows, columns, at, size).softmax(-1)
+
+
+def relative_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *, size: Pair
+) -> Tensor:
+    """The definition: every pair's embedding gathered, N x N x D of them."""
+    _check(q, k, rows, columns, size)
+    (H, W), at = size, torch.arange(q.shape[-2], device=q.device)
+    y, x = at // W, at % W
+    with without_autocast(q):
+        q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
+        distances = rows[y - y[:, None] + H - 1] + columns[x - x[:, None] + W - 1]  # (N, N, D)
+        logits = torch.einsum("bhid,bhijd->bhij", q, k[:, :, None] + distances)
+        return (logits.softmax(-1) @ widened(v)).to(v.dtype)
+
+
+def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *, size: Pair) -> Tensor:
+    """:func:`relative_attention_reference` in blocks of queries.
+
+    Args:
+        q: Queries ``(B, h, N, D)``, already scaled.
+        k: Keys ``(B, h, N, D)``.
+        v: Values ``(B, h, N, E)``.
+        rows: Embeddings ``(2H - 1, D)`` of the distance in rows, the own row in the middle; for all heads.
+        columns: Embeddings ``(2W - 1, D)`` of the distance in columns.
+        size: H and W with N = H W.
+
+    Shape: ``(B, h, N, E)``
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    _check(q, k, rows, columns, size)
+    dtype = v.dtype
+    with without_autocast(q):
+        q, k, v, rows, columns = (widened(t) for t in (q, k, v, rows, columns))
+        at = torch.arange(q.shape[-2], device=q.device, dtype=q.dtype)
+        # a block of queries must know where it stands: as one more channel, exact below 2^24 positions
+        q = torch.cat([q, at[:, None].expand(*q.shape[:-1], 1)], -1)
+
+        def some(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            here = q[0, 0, :, -1].detach().long() if len(q) else at.long()
+            return _logits(q[..., :-1], k, rows, columns, here, size).softmax(-1) @ v
+
+        return over_queries(some, q, k, v, rows, columns, keys=q.shape[-2]).to(dtype)
+
+
+def _check(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> None:
+    D, (H, W) = q.shape[-1], size
+    if q.shape != k.shape or q.shape[-2] != H * W or rows.shape != (2 * H - 1, D) or columns.shape != (2 * W - 1, D):
+        raise ValueError(
+            f"want q, k (B, h, HW, D), rows (2H - 1, D), columns (2W - 1, D) with {H=}, {W=}; "
+            f"got {q.shape=}, {k.shape=}, {rows.shape=}, {columns.shape=}"
+        )

@@ -1,0 +1,189 @@
+"""Softmax attention to near keys, to keys at distances that r divides, or to both.
+
+o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, seen being
+
+    local           |dy|, |dx| <= k // 2 inside the map
+    local_clamped   a k x k window that is pushed inward at the border
+    atrous          r divides dy and dx, over the whole map
+    sparse          local or atrous; a key in both counts once
+
+Exact and without masked N x N weights: atrous is full attention inside each of the r^2 phases, local a loop over the
+window's cells, sparse the softmax of the atrous part's log-sum-exp beside the cells that are not in it.
+
+Traps: ``atrous`` is no dilated window; in ``sparse`` the published Keras code counts keys twice and has no near ones.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._blockwise import attention_with_lse
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian
+from lookfar.ops.neighborhood import Window, _for_graphs, neighborhood, similarities, weighted_sum
+
+Pattern = Literal["local", "local_clamped", "atrous", "sparse"]
+Pair = tuple[int, int]
+
+
+def sparse_attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    pattern: Pattern,
+    kernel_size: int = 7,
+    dilation: int = 4,
+    scale: float = 1.0,
+    queries: Tensor | None = None,
+) -> Tensor:
+    """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen."""
+    _check(q, k, k, pattern, kernel_size, dilation)
+    H, W = q.shape[-2:]
+    j = torch.arange(H * W, device=q.device)
+    i = j if queries is None else j[queries]
+    y, x, row, column = i[:, None] // W, i[:, None] % W, j // W, j % W
+    top, left = y - kernel_size // 2, x - kernel_size // 2
+    if pattern == "local_clamped":
+        top, left = (t.clamp(max=n - kernel_size).clamp(min=0) for t, n in ((top, H), (left, W)))
+    local = (row >= top) & (row < top + kernel_size) & (column >= left) & (column < left + kernel_size)
+    atrous = ((row - y) % dilation == 0) & ((column - x) % dilation == 0)
+    seen = {"atrous": atrous, "sparse": local | atrous}.get(pattern, local)
+    with without_autocast(q):
+        q, k = (widened(t).flatten(3).transpose(2, 3) for t in (q, k))
+        return (scale * q[:, :, i] @ k.transpose(2, 3)).masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+def sparse_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern,
+    kernel_size: int = 7,
+    dilation: int = 4,
+    scale: float = 1.0,
+) -> Tensor:
+    """The definition: N x N weights with zeros."""
+    weights = sparse_attention_weights(q, k, pattern=pattern, kernel_size=kernel_size, dilation=dilation, scale=scale)
+    with without_autocast(q):
+        y = weights @ widened(v).flatten(3).transpose(2, 3)
+    return y.transpose(2, 3).unflatten(3, v.shape[-2:]).to(v.dtype)
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern,
+    kernel_size: int = 7,
+    dilation: int = 4,
+    scale: float = 1.0,
+) -> Tensor:
+    """:func:`sparse_attention_reference` without its N x N weights.
+
+    Args:
+        q: Queries ``(B, h, D, H, W)``.
+        k: Keys ``(B, h, D, H, W)``.
+        v: Values ``(B, h, E, H, W)``.
+        pattern: Which keys a query sees: ``local``, ``local_clamped``, ``atrous``, ``sparse``; see the file's head.
+        kernel_size: Odd extent of the near window; ``atrous`` has none.
+        dilation: Distance r of the far keys; the local patterns have none.
+        scale: Factor on the similarities.
+
+    Shape: ``(B, h, E, H, W)``
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown pattern, an even kernel, a dilation below 1.
+    """
+    _check(q, k, v, pattern, kernel_size, dilation)
+    if pattern in ("local", "local_clamped"):
+        border = "mask" if pattern == "local" else "clamped"
+        return neighborhood(q, k, v, kernel_size=kernel_size, border=border, scale=scale)
+    r = kernel_size // 2
+    offsets = [(y, x) for y in range(-r, r + 1) for x in range(-r, r + 1)]
+    far = torch.tensor([y % dilation == 0 and x % dilation == 0 for y, x in offsets], device=q.device)
+    near = any(y % dilation or x % dilation for y, x in offsets)
+    if pattern == "atrous" or not near:
+        return _atrous(q, k, v, dilation, scale)[0]
+    window = Window((kernel_size, kernel_size))
+    with without_autocast(q):
+        q, k, values = widened(q), widened(k), widened(v)
+        y, lse = _atrous(q, k, values, dilation, scale, with_lse=True)
+        assert lse is not None
+        H, W = v.shape[-2:]
+        absent = ~window.inside(H, W, q.device) | far[:, None, None]
+        logits = (scale * similarities(q, k, window)).masked_fill(absent, -torch.inf)
+        # the far keys enter the softmax as one key: their average, with the logarithm of their denominator as logit
+        weights = torch.cat([lse, logits], 2).softmax(2)
+        y = weights[:, :, :1] * y + weighted_sum(weights[:, :, 1:], values, window)
+    return y.to(v.dtype)
+
+
+def _atrous(
+    q: Tensor, k: Tensor, v: Tensor, r: int, scale: float, *, with_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Attention inside each phase, ``(B, h, E, H, W)``, and its log-sum-exp ``(B, h, 1, H, W)`` where asked for."""
+    H, W = q.shape[-2:]
+    if _for_graphs():
+        return _padded_atrous(q, k, v, r, scale)
+    groups = [
+        (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)  # (phases, positions of one)
+        for rows in _phases(H, r, q.device)
+        for columns in _phases(W, r, q.device)
+    ]
+    found = []
+    for at in groups:
+        tokens = [t.flatten(3)[..., at].permute(0, 3, 1, 4, 2).flatten(0, 1).contiguous() for t in (q, k, v)]
+        if with_lse:
+            parts = torch.cat(attention_with_lse(*tokens, scale=scale), -1)
+        else:
+            parts = embedded_gaussian(*tokens, scale=scale)  # (B phases, h, P, E)
+        found.append(parts.unflatten(0, (-1, len(at)) if len(parts) else (0, len(at))).transpose(1, 2).flatten(2, 3))
+    back = torch.cat([at.flatten() for at in groups]).argsort()
+    y = torch.cat(found, 2)[:, :, back].transpose(2, 3).unflatten(3, (H, W))
+    return (y[:, :, :-1], y[:, :, -1:]) if with_lse else (y, None)
+
+
+def _phases(n: int, r: int, device: torch.device) -> list[Tensor]:
+    """Positions ``(phases, count)`` of equal remainder: those with one more position, then the others."""
+    count, longer = divmod(n, r)
+    groups = [(0, longer, count + 1), (longer, r, count)]
+    return [
+        torch.arange(start, stop, device=device)[:, None] + r * torch.arange(length, device=device)
+        for start, stop, length in groups
+        if start < stop and length
+    ]
+
+
+def _padded_atrous(q: Tensor, k: Tensor, v: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The same with phases of one size, filled up with absent keys: for graphs with free axes. Holds N^2 / r^2."""
+    B, h, _, H, W = q.shape
+    a, b = (H + r - 1) // r, (W + r - 1) // r
+
+    def tokens(t: Tensor) -> Tensor:
+        t = F.pad(widened(t), (0, r * b - W, 0, r * a - H)).reshape(B, h, t.shape[2], a, r, b, r)
+        return t.permute(0, 4, 6, 1, 3, 5, 2).reshape(B, r * r, h, a * b, t.shape[2])
+
+    rows, columns = (torch.arange(r * n, device=q.device).reshape(n, r).T for n in (a, b))
+    there = ((rows < H)[:, None, :, None] & (columns < W)[:, None, :]).reshape(r * r, 1, 1, a * b)
+    with without_autocast(q):
+        # finite, since a phase of a small map may have no key at all
+        logits = (scale * tokens(q) @ tokens(k).transpose(-2, -1)).masked_fill(~there, -1e30)
+        lse = logits.logsumexp(-1, keepdim=True)
+        y = torch.cat([logits.softmax(-1) @ tokens(v), lse], -1)
+        y = y.reshape(B, r, r, h, a, b, -1).permute(0, 3, 6, 4, 1, 5, 2).reshape(B, h, -1, a * r, b * r)[..., :H, :W]
+    return y[:, :, :-1].to(v.dtype), y[:, :, -1:]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, pattern: str, kernel_size: int, dilation: int) -> None:
+    if pattern not in get_args(Pattern):
+        raise ValueError(f"pattern must be one of {', '.join(get_args(Pattern))}, got {pattern!r}")
+    if pattern != "atrous" and (kernel_size < 1 or kernel_size % 2 == 0):
+        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
+    if dilation < 1:
+        raise ValueError(f"dilation is at least 1, got {dilation}")
+    if q.dim() != 5 or q.shape != k.shape or q.shape[:2] != v.shape[:2] or q.shape[3:] != v.shape[3:]:
+        raise ValueError(f"want q, k (B, h, D, H, W) and v (B, h, E, H, W); got {q.shape=}, {k.shape=}, {v.shape=}")
