@@ -52,6 +52,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
         {"dilations": (1, 2), "bias": False},
     ],
+    "pointwise_spatial_attention": [
+        {"mode": "distribute", "shrink_factor": 1, "mask_size": (5, 4), "normalization": "none"},
+        {"mask_size": (9, 7), "shrink_factor": 1, "inner_channels": 5, "normalization_factor": None},
+    ],
     "object_context": [
         {"mode": "pyramid", "sizes": (1, 3), "variant": "openseg", "out_channels": 6},
         {"mode": "asp", "dilations": (1, 2), "sizes": (2, 1), "branch_channels": 6},

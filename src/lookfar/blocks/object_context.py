@@ -1,0 +1,343 @@
+"""OCNet: attention that learns to gather what belongs to a position's own object.
+
+Traps: the authors published two incompatible codes under the same class names (``variant``); a pyramid's blocks have
+floor(H / n) rows, the last ones take what remains, and of a map lower than n they are the whole of it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import ConvNorm, Norm, max_pool, zero_
+from lookfar.blocks.pyramid_pooling import AtrousConv
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+
+Mode = Literal["base", "context", "pyramid", "asp"]
+Variant = Literal["ocnet", "openseg"]
+
+_KEYS = {
+    r"stages\.(\d+)\.f_(key|query)\.0": r"contexts.\1.\2.0.conv",
+    r"stages\.(\d+)\.f_(key|query)\.1(\.0)?": r"contexts.\1.\2.0.norm",
+    r"stages\.(\d+)\.f_(key|query)\.2": r"contexts.\1.\2.1.conv",
+    r"stages\.(\d+)\.f_(key|query)\.3\.0": r"contexts.\1.\2.1.norm",
+    r"stages\.(\d+)\.f_value": r"contexts.\1.value",
+    r"stages\.(\d+)\.W": r"contexts.\1.mix",
+    r"conv_bn_dropout\.0": "fuse.conv",
+    r"conv_bn_dropout\.0\.0": "fuse.norm",
+    r"conv_bn_dropout\.1(\.0)?": "fuse.norm",
+    r"up_dr\.0": "widen.conv",
+    r"up_dr\.1": "widen.norm",
+}
+
+
+class ObjectAttention(nn.Module):
+    """Attention over the whole map, pooled by ``scale``, or within each block of a grid; one 1x1 convolution after."""
+
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        value_channels: int,
+        out_channels: int,
+        *,
+        scale: int = 1,
+        grid: int = 1,
+        deep: bool,
+        share: bool,
+        **layers: Any,
+    ) -> None:
+        super().__init__()
+        self.scale, self.grid = scale, grid
+        dd = {k: layers[k] for k in ("device", "dtype")}
+
+        def projection() -> nn.Sequential:
+            first = ConvNorm(channels, inner, bias=True, **layers)
+            return nn.Sequential(first, ConvNorm(inner, inner, bias=True, **layers)) if deep else nn.Sequential(first)
+
+        self.key = projection()
+        self.query = None if share else projection()
+        self.value = nn.Conv2d(channels, value_channels, 1, **dd)
+        self.mix = nn.Conv2d(value_channels, out_channels, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        x = max_pool(x, self.scale)
+        key = self.key(x)
+        y = self.mixed(key if self.query is None else self.query(x), key, self.value(x))
+        y = self.mix(y)
+        return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.scale > 1 else y
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Weighted sums of the values: maps in, a map out."""
+        scale = q.shape[1] ** -0.5
+        if self.grid == 1:
+            return to_map(embedded_gaussian(to_tokens(q), to_tokens(k), to_tokens(v), scale=scale), v)
+        if torch.compiler.is_compiling():  # a program for every size: one attention with a mask
+            weights = self.weights(q, k, scale)
+            with without_autocast(v):
+                return to_map(weights @ widened(to_tokens(v)), v).to(v.dtype)
+        rows, columns = self._parts(v.shape[2]), self._parts(v.shape[3])
+        found = []
+        for top, height, n in rows:
+            line = []
+            for left, width, m in columns:
+                area = (slice(None), slice(None), slice(top, top + n * height), slice(left, left + m * width))
+                tokens = (_cut(t[area], n, m) for t in (q, k, v))
+                line.append(_joined(embedded_gaussian(*tokens, scale=scale), n, m, height, width))
+            found.append(torch.cat(line, 3))
+        return torch.cat(found, 2)
+
+    def weights(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """``(B, 1, Q, N)``, exactly zero between blocks of the grid; all positions are queries."""
+        if self.grid == 1:
+            return embedded_gaussian_weights(to_tokens(q), to_tokens(k), scale=scale)
+        row, column = (self._block(n, q.device) for n in q.shape[2:])
+        here = (row[:, None] * self.grid + column).flatten()
+        with without_autocast(q):
+            logits = scale * widened(to_tokens(q)) @ widened(to_tokens(k)).transpose(2, 3)
+            return logits.masked_fill(here[:, None] != here, -torch.inf).softmax(-1)
+
+    def _block(self, length: int, device: torch.device) -> Tensor:
+        """The block of every position along an axis."""
+        borders = length // self.grid * torch.arange(1, self.grid, device=device)
+        return (torch.arange(length, device=device)[:, None] >= borders).sum(1)
+
+    def _parts(self, length: int) -> list[tuple[int, int, int]]:
+        """(start, length, number) of equal blocks along an axis: all but the last in one, where there are any."""
+        step = length // self.grid
+        if step * self.grid == length:
+            return [(0, step, self.grid)]
+        inner = (self.grid - 1) * step
+        return [*([(0, step, self.grid - 1)] if step else []), (inner, length - inner, 1)]
+
+
+def _cut(x: Tensor, n: int, m: int) -> Tensor:
+    """``(B, C, n a, m b) -> (B n m, 1, a b, C)``."""
+    t = x.unflatten(3, (m, -1)).unflatten(2, (n, -1)).permute(0, 2, 4, 3, 5, 1)
+    return t.flatten(3, 4).flatten(0, 2)[:, None].contiguous()
+
+
+def _joined(t: Tensor, n: int, m: int, height: int, width: int) -> Tensor:
+    B, C = t.shape[0] // (n * m), t.shape[3]
+    return t.reshape(B, n, m, height, width, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, n * height, m * width)
+
+
+class NormAct(nn.Module):
+    """A normalisation and an activation."""
+
+    def __init__(self, channels: int, *, norm_layer: Norm, act_layer: Norm, **dd: Any) -> None:
+        super().__init__()
+        self.norm, self.act = norm_layer(channels, **dd), act_layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))
+
+
+@block(
+    "object_context",
+    title="Object context (OCNet)",
+    paper="OCNet: Object Context Network for Scene Parsing (2018; IJCV 2021)",
+    arxiv="1809.00916",
+    family="pairwise",
+    complexity="N^2 C; pyramid N^2 C sum 1/n^2; asp N^2 C / 16 + N C^2",
+    memory="N C",
+    verified=(
+        "openseg-group/OCNet.pytorch@679a45b8:oc_module/{base,pyramid,asp}_oc_block.py",
+        "openseg-group/openseg.pytorch@aefc7551:lib/models/modules/{base,asp}_oc_block.py",
+    ),
+    attends="weights",
+    aliases=("ocnet", "base_oc", "baseoc"),
+    differences=(
+        "Queries and keys share one convolution with norm and leaky ReLU in OCNet.pytorch (variant='ocnet', the "
+        "default); in openseg each has two of its own, with ReLU ('openseg').",
+        "The norm of OCNet.pytorch (InPlaceABN) multiplies by |weight| + 1e-5, ours by weight: take that of weights "
+        "trained with it.",
+        "The original replaces its input; here it is added to it through a 1x1 convolution that starts at zero."
+        ' form="published" gives the module alone.',
+    ),
+    author_keys={
+        **_KEYS,
+        **{rf"context\.2\.{theirs}": f"inner.{ours}" for theirs, ours in _KEYS.items()},
+        r"context\.0": "first.conv",
+        r"context\.1(\.0)?": "first.norm",
+        r"conv2\.0": "branches.0.conv",
+        r"conv2\.1(\.0)?": "branches.0.norm",
+        r"conv3\.0": "branches.1.conv",
+        r"conv3\.1(\.0)?": "branches.1.norm",
+        r"conv4\.0": "branches.2.conv",
+        r"conv4\.1(\.0)?": "branches.2.norm",
+        r"conv5\.0": "branches.3.conv",
+        r"conv5\.1(\.0)?": "branches.3.norm",
+    },
+)
+class ObjectContext(nn.Module):
+    """Self-attention of the whole map, of the blocks of several grids, or beside dilated convolutions.
+
+    y = x + P act(norm(W_f [W softmax(q k^T / sqrt(D)) v, x]))
+
+    - ``base``: as above, the attentions of several ``sizes`` added.
+    - ``context``: without x beside them.
+    - ``pyramid``: one attention for each of ``sizes``, within the blocks of an n x n grid, beside a widened x.
+    - ``asp``: ``context`` on the pooled map beside a 1x1 and dilated 3x3 convolutions.
+
+    Args:
+        channels: Channels C of input and output.
+        mode: See above.
+        sizes: In ``base`` and ``context`` the strides of pooling before an attention, ``(1,)`` by default; in
+            ``pyramid`` blocks along an axis, ``(1, 2, 3, 6)``; in ``asp`` strides, ``(2,)``.
+        inner_channels: D, channels of queries and keys; half of ``channels`` (``asp``: of a branch) by default.
+        value_channels: Channels of the values; by default D, in ``pyramid`` C, in ``asp`` as published in the variant.
+        out_channels: Of the published module; ``channels``, in ``asp`` always twice a branch's.
+        branch_channels: Of ``asp``; half of ``channels`` by default.
+        dilations: Of ``asp``.
+        variant: Whose code, see the differences.
+        share_query_key: One projection for queries and keys; by default as published in the variant.
+        dropout: Of the published module's last map, in training.
+        norm_layer: After the convolutions, before their activation.
+        form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
+        zero_init: Start as the identity (P is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown mode or variant.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        mode: Mode = "base",
+        sizes: Sequence[int] | None = None,
+        inner_channels: int | None = None,
+        value_channels: int | None = None,
+        out_channels: int | None = None,
+        branch_channels: int | None = None,
+        dilations: Sequence[int] = (12, 24, 36),
+        variant: Variant = "ocnet",
+        share_query_key: bool | None = None,
+        dropout: float = 0.0,
+        norm_layer: Norm = nn.BatchNorm2d,
+        form: Literal["block", "published"] = "block",
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if mode not in ("base", "context", "pyramid", "asp"):
+            raise ValueError(f"mode is base, context, pyramid or asp, got {mode!r}")
+        if variant not in ("ocnet", "openseg"):
+            raise ValueError(f"variant is ocnet or openseg, got {variant!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        own, deep = variant == "ocnet", variant == "openseg"
+        act = partial(nn.LeakyReLU, 0.01) if own else nn.ReLU
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, **dd}
+        sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
+        share = own if share_query_key is None else share_query_key
+        out = out_channels or channels
+        self.mode = mode
+        self.contexts = nn.ModuleList()
+        self.first = self.inner = self.branches = self.widen = None
+        if mode == "asp":
+            width = branch_channels or max(channels // 2, 1)
+            inner = inner_channels or max(width // 2, 1)
+            out = 2 * width
+            self.first = ConvNorm(channels, width, 3, bias=True, **layers)
+            self.inner = ObjectContext(
+                width, mode="context", sizes=sizes, inner_channels=inner,
+                value_channels=value_channels or (width if own else max(width // 2, 1)), variant=variant,
+                share_query_key=share, norm_layer=norm_layer, form="published",
+                zero_init=form == "published" and zero_init, **dd,
+            )  # fmt: skip
+            self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
+            self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
+            self.fuse = ConvNorm(width * (2 + len(dilations)), out, **layers)
+        else:
+            inner = inner_channels or max(channels // 2, 1)
+            values = value_channels or (channels if mode == "pyramid" else inner)
+            mix_out = channels if mode == "base" else out
+            for n in sizes:
+                place = {"grid": n} if mode == "pyramid" else {"scale": n}
+                self.contexts.append(
+                    ObjectAttention(channels, inner, values, mix_out, deep=deep, share=share, **place, **layers)
+                )
+            if mode == "context":
+                self.fuse = ConvNorm(out, out, bias=True, **layers) if own else NormAct(out, **layers)
+            elif mode == "base":
+                self.fuse = ConvNorm(2 * channels, out, bias=True, **layers)
+            else:
+                self.widen = ConvNorm(channels, channels * len(sizes), bias=True, **layers)
+                self.fuse = ConvNorm((channels + out) * len(sizes), out, bias=True, **layers)
+        self.dropout = nn.Dropout2d(dropout)
+        self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
+        if zero_init and self.project is not None:
+            zero_(self.project)
+        elif zero_init:
+            for context in self.contexts:
+                zero_(context.mix)  # type: ignore[arg-type]  # as the authors do: the attention is silent at first
+        if sizes != (1,):
+            self.attends = "maps"
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A shared projection stands twice in the original's state."""
+        shared = any(isinstance(m, ObjectAttention) and m.query is None for m in self.modules())
+        return {k: v for k, v in state.items() if not (shared and ".query." in k)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._finish(x, [context(x) for context in self.contexts])
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+        context = self._one()
+        key = context.key(x)
+        q = to_tokens(key if context.query is None else context.query(x))
+        q = q if queries is None else q[..., queries, :]
+        return embedded_gaussian_weights(q, to_tokens(key), scale=q.shape[-1] ** -0.5)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, 1, N, E)``."""
+        return to_tokens(self._one().value(x))
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the weighted sums ``(B, 1, N, E)``."""
+        return self._finish(x, [self._one().mix(to_map(mixed, x).to(x.dtype))])
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Weights ``(B, 1, N, N)`` of every attention, over the map that it sees."""
+        if self.inner is not None and self.first is not None:
+            return self.inner.maps(self.first(x))
+        found = []
+        for context in self.contexts:
+            assert isinstance(context, ObjectAttention)
+            seen = max_pool(x, context.scale)
+            key = context.key(seen)
+            query = key if context.query is None else context.query(seen)
+            found.append(context.weights(query, key, key.shape[1] ** -0.5))
+        return found
+
+    def _one(self) -> ObjectAttention:
+        context = self.contexts[0]
+        assert isinstance(context, ObjectAttention)
+        return context
+
+    def _finish(self, x: Tensor, contexts: list[Tensor]) -> Tensor:
+        if self.mode == "asp":
+            assert self.first is not None
+            assert self.inner is not None
+            assert self.branches is not None
+            y = torch.cat([self.inner(self.first(x)), *(branch(x) for branch in self.branches)], 1)
+        elif self.mode == "pyramid":
+            assert self.widen is not None
+            y = torch.cat([self.widen(x), *contexts], 1)
+        else:
+            y = torch.stack(contexts).sum(0) if len(contexts) > 1 else contexts[0]
+            y = torch.cat([y, x], 1) if self.mode == "base" else y
+        y = self.dropout(self.fuse(y))
+        return match_format(y if self.project is None else x + self.project(y), x)

@@ -1,0 +1,179 @@
+"""OCR: pixels look at soft object regions, one a class, that a first guess at the labels has gathered.
+
+Traps: the gathering softmax runs over positions, so every class gives a region, also one that is absent; it takes raw
+logits, not probabilities; they are not detached, the second loss trains the first guess too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import ConvNorm, Norm, max_pool, on_descriptors
+from lookfar.blocks.pyramid_pooling import AtrousConv
+from lookfar.ops._layout import match_format, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
+
+_INSIDE = r"(ocr\.)?(context\.2\.)?object_context_block"
+
+
+@block(
+    "object_contextual",
+    title="Object-contextual representations (OCR)",
+    paper="Object-Contextual Representations for Semantic Segmentation (ECCV 2020)",
+    arxiv="1909.11065",
+    family="low_rank",
+    kind="head",
+    complexity="N K C, K classes",
+    memory="N (K + C)",
+    verified=("openseg-group/openseg.pytorch@aefc7551:lib/models/modules/spatial_ocr_block.py",),
+    attends="maps",
+    residual=False,
+    aliases=("ocr", "ocrnet"),
+    differences=(
+        "The authors' convolutions have biases although a norm follows them (the default), mmsegmentation's have none "
+        "(bias=False).",
+    ),
+    author_keys={
+        rf"{_INSIDE}\.f_pixel\.0": "query.0.conv",
+        rf"{_INSIDE}\.f_pixel\.1\.0": "query.0.norm",
+        rf"{_INSIDE}\.f_pixel\.2": "query.1.conv",
+        rf"{_INSIDE}\.f_pixel\.3\.0": "query.1.norm",
+        rf"{_INSIDE}\.f_object\.0": "key.0.conv",
+        rf"{_INSIDE}\.f_object\.1\.0": "key.0.norm",
+        rf"{_INSIDE}\.f_object\.2": "key.1.conv",
+        rf"{_INSIDE}\.f_object\.3\.0": "key.1.norm",
+        rf"{_INSIDE}\.f_down\.0": "value.conv",
+        rf"{_INSIDE}\.f_down\.1\.0": "value.norm",
+        rf"{_INSIDE}\.f_up\.0": "mix.conv",
+        rf"{_INSIDE}\.f_up\.1\.0": "mix.norm",
+        r"(ocr\.)?conv_bn_dropout\.0": "fuse.conv",
+        r"(ocr\.)?conv_bn_dropout\.1\.0": "fuse.norm",
+        r"object_context_block\.query_project\.(\d)\.conv": r"query.\1.conv",
+        r"object_context_block\.query_project\.(\d)\.bn": r"query.\1.norm",
+        r"object_context_block\.key_project\.(\d)\.conv": r"key.\1.conv",
+        r"object_context_block\.key_project\.(\d)\.bn": r"key.\1.norm",
+        r"object_context_block\.value_project\.conv": "value.conv",
+        r"object_context_block\.value_project\.bn": "value.norm",
+        r"object_context_block\.out_project\.conv": "mix.conv",
+        r"object_context_block\.out_project\.bn": "mix.norm",
+        r"object_context_block\.bottleneck\.conv": "fuse.conv",
+        r"object_context_block\.bottleneck\.bn": "fuse.norm",
+        r"context\.0": "first.conv",
+        r"context\.1\.0": "first.norm",
+        r"conv2\.0": "branches.0.conv",
+        r"conv2\.1\.0": "branches.0.norm",
+        r"conv3\.0": "branches.1.conv",
+        r"conv3\.1\.0": "branches.1.norm",
+        r"conv4\.0": "branches.2.conv",
+        r"conv4\.1\.0": "branches.2.norm",
+        r"conv5\.0": "branches.3.conv",
+        r"conv5\.1\.0": "branches.3.norm",
+    },
+)
+class ObjectContextual(nn.Module):
+    """Every position attends to K regions, the means of the positions that a first guess gave to each class.
+
+    r_k = sum_n softmax_n(l_kn) x_n; y = act(norm(W_f [act(norm(W_up softmax_k(q_n . k_k / sqrt(D)) v_k)), x]))
+
+    W_up acts on the K regions, exactly, before they are mixed for N positions.
+
+    Args:
+        channels: Channels C of the input.
+        inner_channels: D, of queries, keys and values; by default half of
+            ``channels``, with ``dilations`` half of a branch.
+        out_channels: Of the output; ``channels`` by default.
+        heads: Parallel attentions over the regions.
+        subsample: Stride of the max-pooling of the queries; the context is resized back.
+        inverse_temperature: Factor on the logits when regions are gathered.
+        dilations: Put the context beside a 1x1 and dilated 3x3 convolutions instead of beside x (ASP-OCR).
+        branch_channels: Of each of those; half of ``channels`` by default.
+        bias: Of the convolutions.
+        dropout: Of the last map, in training.
+        norm_layer: After every convolution.
+
+    Shape: ``(B, C, H, W), (B, K, H, W) -> (B, out_channels, H, W)``, the second are the raw logits of K classes
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        out_channels: int | None = None,
+        heads: int = 1,
+        subsample: int = 1,
+        inverse_temperature: float = 1.0,
+        dilations: Sequence[int] | None = None,
+        branch_channels: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        norm_layer: Norm = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
+        width = channels if dilations is None else branch_channels or max(channels // 2, 1)
+        inner, out = inner_channels or max(width // 2, 1), out_channels or channels
+        if inner % heads:
+            raise ValueError(f"heads must divide the channels of keys and values, got {heads=} and {inner}")
+        self.channels, self.heads, self.subsample = channels, heads, subsample
+        self.inverse_temperature = inverse_temperature
+        self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
+        self.key = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
+        self.value = ConvNorm(width, inner, **layers)
+        self.mix = ConvNorm(inner, width, **layers)
+        self.first = self.branches = None
+        if dilations is not None:
+            self.first = ConvNorm(channels, width, 3, **{**layers, "bias": True})
+            self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
+            self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
+        self.fuse = ConvNorm(width * (2 if dilations is None else 2 + len(dilations)), out, **layers)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Random features and logits of five classes."""
+        return torch.randn(batch, self.channels, *size), torch.randn(batch, 5, *size)
+
+    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
+        if logits.shape[2:] != x.shape[2:]:
+            raise ValueError(f"features and logits lie on one grid, got {tuple(x.shape)} and {tuple(logits.shape)}")
+        pixels = x if self.first is None else self.first(x)
+        return self.distribute(x, pixels, self.regions(pixels, logits))
+
+    def regions(self, pixels: Tensor, logits: Tensor) -> Tensor:
+        """Means of the positions under each class's softmax: ``(B, C, H, W), (B, K, H, W) -> (B, C, K)``."""
+        with without_autocast(pixels):
+            weights = (self.inverse_temperature * widened(logits.flatten(2))).softmax(2)
+            return (widened(pixels.flatten(2)) @ weights.transpose(1, 2)).to(pixels.dtype)
+
+    def distribute(self, x: Tensor, pixels: Tensor, regions: Tensor) -> Tensor:
+        """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches."""
+        seen = max_pool(pixels, self.subsample)
+        weights = self._attention(seen, regions)
+        with without_autocast(x):
+            values = widened(self.value(regions[..., None])[..., 0]).unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
+            # a head's values stand in its own channels, so that one convolution serves all heads
+            apart = torch.eye(self.heads, dtype=values.dtype, device=values.device)[:, None, :, None]
+            columns = (apart * values.transpose(2, 3).unsqueeze(3)).flatten(3).flatten(1, 2)  # (B, h K, D)
+            context = on_descriptors(self.mix, weights.transpose(1, 2).flatten(2), columns, tuple(seen.shape[2:]))
+        context = context.to(x.dtype)
+        if self.subsample > 1:
+            context = F.interpolate(context, x.shape[2:], mode="bilinear", align_corners=True)
+        beside = [pixels] if self.branches is None else [branch(x) for branch in self.branches]
+        return match_format(self.dropout(self.fuse(torch.cat([context, *beside], 1))), x)
+
+    def maps(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Weights of the positions over the regions, ``(B, h, N, K)``."""
+        pixels = x if self.first is None else self.first(x)
+        return self._attention(max_pool(pixels, self.subsample), self.regions(pixels, logits))
+
+    def _attention(self, pixels: Tensor, regions: Tensor) -> Tensor:
+        q, k = to_tokens(self.query(pixels), self.heads), to_tokens(self.key(regions[..., None]), self.heads)
+        return embedded_gaussian_weights(q, k, scale=q.shape[-1] ** -0.5)
