@@ -1,5 +1,6 @@
 """Promises about a call: images apart, the input left alone, one size after another, odd sizes, determinism."""
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -132,7 +133,7 @@ def _results(module: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> list[T
     if not x.is_floating_point():
         return outputs(module, inputs)
     found = outputs(module, (x.requires_grad_(), *inputs[1:]))
-    if pull(found).requires_grad:
+    with contextlib.suppress(RuntimeError):  # a backward pass that fails is told where parameters are reached
         pull(found).backward()
     return [*(y.detach() for y in found), torch.zeros_like(x) if x.grad is None else x.grad]
 
@@ -164,30 +165,37 @@ def arguments(subject: Subject) -> Outcome:
         switches = any(isinstance(v, str | bool) or v is None for v in _options(subject).values())
         found = f"changing {listed(ignored)} changes nothing"
         (facts if switches else faults).append(f"{found} with the other options as they are" if switches else found)
-    tried = [str(n) for n in _other_channels(subject.channels)]
-    return verdict(faults, facts, f"works with {' and '.join(tried)} channels")
+    return verdict(faults, facts, f"tried {_other_channels(subject)} channels too")
 
 
-def _other_channels(channels: int) -> tuple[int, ...]:
-    return (channels // 2, 2 * channels) if channels > 1 and channels % 2 == 0 else (2 * channels,)
+def _other_channels(subject: Subject) -> int:
+    """Half as many, or twice as many where half cannot be built: groups and heads divide channels."""
+    half = subject.channels // 2
+    try:
+        subject.build(half)
+    except Exception:
+        return 2 * subject.channels
+    return half
 
 
 def _channels_fault(subject: Subject) -> list[str]:
-    name = subject.target.channels_argument
-    count = _count(subject.build())
-    for channels in _other_channels(subject.channels):
-        try:
-            other = subject.build(channels)
-        except Exception as error:
-            return [f"{name}={channels}: {said(error)}"]
-        same = f" and has the {count:,} parameters of {subject.channels}" if _count(other) == count else ""
-        try:
-            with torch.no_grad():
-                module = other.to(subject.dtype)
-                outputs(module, subject.inputs(module, channels=channels))
-        except Exception as error:
-            return [f"{name}={channels} fails on {channels} channels{same}: {said(error)}"]
-    return []
+    name, channels = subject.target.channels_argument, _other_channels(subject)
+    count, other = (_count(subject.build(c)) for c in (subject.channels, channels))
+    error = _failure(subject, channels)
+    if error is None or (count != other and _failure(subject, subject.channels) is not None):
+        return []  # a module that fails on any number of channels has another fault
+    same = f" and has the {count:,} parameters of {subject.channels}" if count == other else ""
+    return [f"{name}={channels} fails on {channels} channels{same}: {said(error)}"]
+
+
+@torch.no_grad()
+def _failure(subject: Subject, channels: int) -> Exception | None:
+    module = subject.build(channels).to(subject.dtype)
+    try:
+        outputs(module, subject.inputs(module, channels=channels))
+    except Exception as error:
+        return error
+    return None
 
 
 def _count(module: nn.Module) -> int:
@@ -215,10 +223,9 @@ def _ignored(subject: Subject, name: str, value: int) -> bool:
     tried = 0
     for other in {2 * value, value // 2, value + 1} - {0, value}:
         try:
-            changed = _seen(subject, {name: other})
+            if not _equal(_seen(subject, {name: other}), _seen(subject, {})):
+                return False
         except Exception:  # a value that is refused is not ignored
-            return False
-        if not _equal(changed, _seen(subject, {})):
             return False
         tried += 1
     return tried > 0

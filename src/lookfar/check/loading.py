@@ -17,7 +17,7 @@ from torch import nn
 
 from lookfar.blocks import block_info, parse_block
 from lookfar.blocks._base import parse_options
-from lookfar.check.outcome import said
+from lookfar.check.outcome import listed, said
 
 # what constructors call the channels of their input
 CHANNEL_NAMES = (
@@ -179,11 +179,11 @@ def _classes_of(module: ModuleType, name: str) -> str:
     classes = [
         key
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith(module.__name__)
     ]
     near = difflib.get_close_matches(name, classes, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{hint} It has: {', '.join(classes) or 'no torch.nn.Module'}."
+    return f"{hint} It has: {listed(classes, 10) or 'no torch.nn.Module'}."
 
 
 def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:

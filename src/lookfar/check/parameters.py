@@ -19,7 +19,7 @@ def registered(subject: Subject) -> Outcome:
     modules = {id(m) for m in module.modules()}
     lost: list[str] = []
     constants: list[str] = []
-    for name, value in _plain_attributes(module):
+    for name, value in plain_attributes(module):
         if isinstance(value, nn.Module):
             if id(value) not in modules and any(True for _ in value.parameters()):
                 lost.append(f"{name} ({type(value).__name__})")
@@ -37,7 +37,7 @@ def registered(subject: Subject) -> Outcome:
     return verdict(faults, facts, f"{count:,} numbers" if count else "it has none")
 
 
-def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module | Tensor]]:
+def plain_attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module | Tensor]]:
     """Modules and floating tensors in the attributes of registered modules, inside lists and dictionaries too."""
     for prefix, owner in module.named_modules():
         for key, value in vars(owner).items():
@@ -61,7 +61,10 @@ def _leaves_outside(subject: Subject) -> int:
     module = subject.build().to(subject.dtype)
     known = {id(p) for p in module.parameters()}
     found: dict[int, Tensor] = {}
-    nodes = [y.grad_fn for y in outputs(module, subject.inputs(module)) if y.grad_fn is not None]
+    try:
+        nodes = [y.grad_fn for y in outputs(module, subject.inputs(module)) if y.grad_fn is not None]
+    except Exception:  # a module that does not run has a row for that
+        return 0
     seen = set(nodes)
     while nodes:
         node = nodes.pop()

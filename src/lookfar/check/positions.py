@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lookfar.check.outcome import Outcome, broken, by, fact, holds, listed, not_asked, percent
+from lookfar.check.parameters import plain_attributes
 from lookfar.check.subject import TOLERANCE, Subject, moved, outputs, twin
 
 _CHANNEL_LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.MultiheadAttention)
@@ -61,7 +62,8 @@ def positions_kept(subject: Subject) -> Outcome:
 
 def symmetric(module: nn.Module) -> nn.Module:
     """Every kernel of a convolution its own mirror image, and where it is square its own transpose."""
-    for layer in module.modules():
+    lost = [value for _, value in plain_attributes(module) if isinstance(value, nn.Module)]
+    for layer in (part for whole in (module, *lost) for part in whole.modules()):
         if isinstance(layer, _ConvNd):
             axes = range(2, layer.weight.dim())
             for axis in axes:
