@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -75,13 +76,18 @@ def kill(process: "subprocess.Popen[bytes]", out: Path, *, all_of_it: bool) -> N
     process.wait()
 
 
-def wait_for_training(out: Path, process: "subprocess.Popen[bytes]") -> None:
-    """Return when a trial of this sitting has taken steps, or the sitting is over."""
+def wait_for_steps(out: Path, process: "subprocess.Popen[bytes]", steps: int) -> None:
+    """Return when a trial has taken so many steps in this sitting, or the sitting is over."""
     began = time.time()
+    first: dict[Path, int] = {}
     while process.poll() is None:
-        if any(path.stat().st_mtime > began + 0.5 for path in out.glob("trials/*/*/metrics.jsonl")):
-            return
-        time.sleep(0.05)
+        for path in out.glob("trials/*/*/metrics.jsonl"):
+            if path.stat().st_mtime < began:
+                continue  # not yet cut back to the checkpoint that this sitting goes on from
+            step = int((re.findall(r'"step": (\d+)', path.read_text()) or [0])[-1])
+            if step - first.setdefault(path, step) >= steps:
+                return
+        time.sleep(0.02)
 
 
 def results(out: Path) -> list[dict[str, str]]:
@@ -133,11 +139,11 @@ def main() -> int:
         while kills < args.kills:
             process = start(killed, plan, log)
             sitting = time.monotonic()
-            # three of four while trials train, the others while the study starts and checks, or wherever it is
+            # three of four after some steps of a trial, the others while the study starts and checks
             if kills % 4:
-                wait_for_training(killed, process)
+                wait_for_steps(killed, process, draw.randrange(0, 60, 5))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0.0, 5.0))
+                process.wait(draw.uniform(0.0, 0.5 if kills % 4 else 8.0))
             if process.poll() is not None:
                 # nothing was left to kill: take a trial away, so that the next sitting has work again
                 shutil.rmtree(draw.choice(sorted(killed.glob("trials/*/*"))))
