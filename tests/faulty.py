@@ -89,6 +89,15 @@ class KeepsItsFirstSize(nn.Module):
         return self.layer(x) + self.ramp
 
 
+class KeepsItsNumberOfPositions(Convolution):
+    ramp = torch.zeros(0)
+
+    def forward(self, x):
+        if self.ramp.numel() != x[0, 0].numel():
+            self.ramp = torch.linspace(0, 1, x.shape[2], dtype=x.dtype)[:, None].expand(x.shape[2:])
+        return super().forward(x) + self.ramp.reshape(x.shape[2:])
+
+
 class ChangesDtype(Convolution):
     def forward(self, x):
         return super().forward(x).float()

@@ -67,7 +67,10 @@ def one_size_after_another(subject: Subject) -> Outcome:
     faults: list[str] = []
     refused: list[str] = []
     before = None
-    for size in [subject.size, *OTHER_SIZES[len(subject.size)], subject.size]:
+    first, *others = OTHER_SIZES[len(subject.size)]
+    exchanged = first[::-1]  # as many positions as the size before: a cache may go by their number
+    sizes = [subject.size, first, exchanged, *others, subject.size]
+    for size in sizes:
         fresh = subject.make()
         try:
             want = outputs(fresh, subject.inputs(fresh, size))
@@ -86,7 +89,7 @@ def one_size_after_another(subject: Subject) -> Outcome:
         except Exception as error:
             faults.append(f"fails at {by(size)} after {by(before or size)}: {said(error)}")
         before = size
-    return verdict(faults[:2], refused[:1], f"tried {', '.join(map(by, OTHER_SIZES[len(subject.size)]))}")
+    return verdict(faults[:2], refused[:1], f"tried {', '.join(map(by, sizes))}")
 
 
 @torch.no_grad()
