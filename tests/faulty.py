@@ -127,6 +127,17 @@ class PositionTable(Convolution):
         return super().forward(x) + F.interpolate(self.table, x.shape[2:])
 
 
+class Coordinates(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.place = nn.Conv2d(2, channels, 1)
+
+    def forward(self, x):
+        rows, columns = (torch.linspace(-1, 2, n).to(x) for n in x.shape[2:])
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        return super().forward(x) + self.place(grid[None])
+
+
 class Unused(Convolution):
     def __init__(self, channels):
         super().__init__(channels)

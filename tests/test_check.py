@@ -68,6 +68,7 @@ def test_a_fault_is_named_in_its_row(name, promise, told):
     ("name", "promise", "told"),
     [
         ("PositionTable", "positions", "parameters that depend on position: table; "),
+        ("Coordinates", "positions", "parameters that depend on position: place.weight; "),
         ("Sound", "reached", "gradient exactly zero: key.bias"),
         ("Frozen", "reached", "declared frozen: bias"),
         ("SwitchedOption", "arguments", "changing pad=1 changes nothing with the other options as they are"),

@@ -143,11 +143,13 @@ def _position_parameters(subject: Subject, module: nn.Module) -> set[str]:
 
 
 def _constant(module: nn.Module, names: set[str]) -> nn.Module:
-    """A copy in which the tensors hold one number each, of their size."""
+    """A copy in which the tensors hold one number each, of their size; layers over coordinates give nothing."""
     copied = twin(module)
     state = copied.state_dict(keep_vars=True)
     for name in names & state.keys():
-        state[name].fill_(float(state[name].square().mean().sqrt()))
+        t = state[name]
+        coordinates = name.endswith("weight") and t.dim() > 1 and t.shape[1] in (2, 3, 4) and set(t.shape[2:]) <= {1}
+        t.fill_(0.0 if coordinates else float(t.square().mean().sqrt()))
     return copied
 
 
