@@ -187,9 +187,11 @@ def test_weights_times_values_is_the_output(sample: Sample) -> None:
         weights, values = m.attention(x), m.values(x)
         B, heads, Q, M = weights.shape
         assert x.shape[0] == B
-        assert Q in (x[0, 0].numel(), x.shape[1])  # positions of a map (B, C, *S), or tokens (B, N, C)
+        y = m(x)
+        # positions of a map (B, C, *S), also of an output of another size, or tokens (B, N, C)
+        assert Q in (x[0, 0].numel(), y[0, 0].numel(), x.shape[1])
         assert values.shape[:3] == (B, heads, M)
-        assert_same(sample, m.finish(x, weights @ values), m(x))
+        assert_same(sample, m.finish(x, weights @ values), y)
         chosen = torch.tensor([Q - 1, 0, Q // 2])
         assert_same(sample, m.attention(x, chosen), weights[:, :, chosen])
         if sample.info.family == "global":

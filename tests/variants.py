@@ -60,6 +60,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"mode": "pyramid", "sizes": (1, 3), "variant": "openseg", "out_channels": 6},
         {"mode": "asp", "dilations": (1, 2), "sizes": (2, 1), "branch_channels": 6},
     ],
+    "feature_denoising": [
+        {"filter": "dot", "embed": False},
+        {"filter": "bilateral_gaussian", "inner_channels": 5},
+        {"filter": "mean", "kernel_size": 5},
+        {"filter": "median"},
+    ],
+    "relation": [{"heads": 2, "inner_channels": 6, "position_channels": 16}],
     "interlaced": [
         {"down_factor": (3, 2)},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
@@ -67,7 +74,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
     "local_attention": [
         {"border": "clamped", "kernel_size": 3, "heads": 2, "projections": "around"},
-        {"border": "zeros", "normalization": "sigmoid", "kernel_size": 3, "share_query_key": True},
+        {"border": "zeros", "normalization": "none", "kernel_size": 3, "share_query_key": True},
     ],
     "atrous_attention": [{"dilation": 2, "heads": 2, "share_query_key": True}],
     "sparse_attention": [{"kernel_size": 3, "dilation": 3, "projections": "around"}],
@@ -108,6 +115,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "offset_attention": [{"share_query_key": False, "normalization": "softmax", "reduction": 2}],
     "point_stage": [{"positions": True, "recurrence": 2}],
+    "spatial_transformer": [{"mode": "attention", "form": "published", "inner_channels": 4, "zero_init": False}],
+    "glimpse": [{"kernel_size": 3, "scales": 2, "out_channels": 6, "inner_channels": 5}],
+    "hard_attention": [
+        {"selection": "items", "hard": False},
+        {"selection": "place", "kernel_size": 3},
+        {"selection": "place", "kernel_size": 3, "hard": False},
+    ],
     "squeeze_excitation": [{"bias": False, "reduction": 4}],
     "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}],
 }

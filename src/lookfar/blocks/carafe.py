@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened
+from lookfar.ops._window import Window
 from lookfar.ops.carafe import reassemble
-from lookfar.ops.neighborhood import Window, rows_of_cells
+from lookfar.ops.neighborhood import rows_of_cells
 
 
 @block(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.ops._layout import match_format
-from lookfar.ops.neighborhood import Similarity, neighborhood, neighborhood_rows, neighborhood_weights
+from lookfar.ops._window import Similarity
+from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
 
 OUTSIDE = -100.0
 

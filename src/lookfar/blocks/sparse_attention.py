@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import zero_
+from lookfar.blocks._layers import wide, zero_
 from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._precision import widened
 from lookfar.ops.neighborhood import Normalization, neighborhood, neighborhood_rows, neighborhood_weights
 from lookfar.ops.sparse_attention import Pattern, sparse_attention, sparse_attention_weights
 
@@ -61,7 +62,7 @@ class _ProjectedAttention(nn.Module):
             zero_(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(match_format(self._attend(*self._maps(x)).flatten(1, 2), x))
+        return self._add(x, match_format(self._attend(*self._maps(x)).flatten(1, 2), x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None: zero where none is seen."""
@@ -74,7 +75,10 @@ class _ProjectedAttention(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
-        return x + self.project(to_map(mixed, x))
+        return self._add(x, to_map(mixed, x))
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.project(y)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, ``(B, h, D/h, H, W)``."""
@@ -152,7 +156,7 @@ class AtrousAttention(_PatternAttention):
         *,
         inner_channels: int | None = None,
         heads: int = 1,
-        dilation: int = 8,
+        dilation: int = 4,
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
@@ -284,7 +288,14 @@ class LocalAttention(_ProjectedAttention):
         some = torch.empty(1, 1, 1, 1, 1)
         self._attend(some, some, some)  # unknown choices raise here
 
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.normalization != "none":
+            return super()._add(x, y)
+        # no average: in half precision it may only become small enough after the projection
+        return x + wide(y, self.project.weight, self.project.bias).to(x.dtype)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        v = widened(v) if self.normalization == "none" else v
         return neighborhood(q, k, v, scale=self.scale, normalization=self.normalization, **self.window)
 
     def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:

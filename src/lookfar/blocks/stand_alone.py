@@ -120,8 +120,9 @@ class StandAlone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, bias = self._queries_keys_bias(x)
-        y = neighborhood(q, k, self._heads(self.value(x)), bias=bias, normalization=self.normalization, **self.window)
-        return self._pool(match_format(y.flatten(1, 2), x))
+        v = self._heads(self._value_map(x))
+        y = neighborhood(q, k, v, bias=bias, normalization=self.normalization, **self.window)
+        return self._pool(match_format(y.flatten(1, 2), x), x)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` before the pool, of all when None; 0 off the window."""
@@ -131,11 +132,15 @@ class StandAlone(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, O/h)``."""
-        return to_tokens(self.value(x), self.heads)
+        return to_tokens(self._value_map(x), self.heads)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
-        return self._pool(to_map(mixed, x))
+        return self._pool(to_map(mixed, x), x)
+
+    def _value_map(self, x: Tensor) -> Tensor:
+        # weights that are no average may leave the range of half precision
+        return widened(self.value(x)) if self.normalization == "none" else self.value(x)
 
     def _heads(self, t: Tensor) -> Tensor:
         return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, O/h, H, W)
@@ -147,7 +152,8 @@ class StandAlone(nn.Module):
             return q, k, None
         return q, k, relative_logits(q, self.rel_row, self.rel_col)
 
-    def _pool(self, y: Tensor) -> Tensor:
+    def _pool(self, y: Tensor, x: Tensor) -> Tensor:
+        y = y.to(x.dtype) if self.normalization == "none" else y
         return y if self.stride == 1 else F.avg_pool2d(y, self.stride, ceil_mode=True)
 
 

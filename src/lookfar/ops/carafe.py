@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.neighborhood import Window, weighted_sum
+from lookfar.ops._window import Window, weighted_sum
 
 
 def carafe_reference(

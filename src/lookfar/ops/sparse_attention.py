@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lookfar.ops._blockwise import attention_with_lse
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._window import Window, for_graphs, similarities, weighted_sum
 from lookfar.ops.embedded_gaussian import embedded_gaussian
-from lookfar.ops.neighborhood import Window, _for_graphs, neighborhood, similarities, weighted_sum
+from lookfar.ops.neighborhood import neighborhood
 
 Pattern = Literal["local", "local_clamped", "atrous", "sparse"]
 Pair = tuple[int, int]
@@ -127,7 +128,7 @@ def _atrous(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention inside each phase, ``(B, h, E, H, W)``, and its log-sum-exp ``(B, h, 1, H, W)`` where asked for."""
     H, W = q.shape[-2:]
-    if _for_graphs():
+    if for_graphs():
         return _padded_atrous(q, k, v, r, scale)
     groups = [
         (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)  # (phases, positions of one)

@@ -1,0 +1,69 @@
+"""Layers that replace a convolution or an upsampling: strides, tables for other sizes, what a size cannot be."""
+
+import pytest
+import torch
+from samples import assert_same, randomise
+
+from lookfar.blocks import create_block
+
+
+@pytest.mark.parametrize("name", ["local_relation", "stand_alone", "attention_augmented"])
+def test_stride_is_that_of_a_padded_convolution(name):
+    m = randomise(
+        create_block(name, 8, heads=2, stride=2) if name != "local_relation" else create_block(name, 8, stride=2)
+    )
+    m = m.double().eval()
+    for size in [(7, 5), (6, 8), (1, 1)]:
+        x = torch.randn(2, 8, *size, dtype=torch.float64)
+        y = m(x)
+        assert y.shape == torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)(x.float()).shape
+        assert_same(name, m.finish(x, m.attention(x) @ m.values(x)), y)
+
+
+def test_tables_are_their_own_interpolation():
+    from lookfar.blocks.attention_augmented import _resized
+
+    table = torch.randn(13, 3)
+    assert torch.equal(_resized(table, 7), table)
+    line = torch.linspace(-6, 6, 13)[:, None]
+    assert_same("stretched", _resized(line, 13), torch.linspace(-6, 6, 25)[:, None], 1e-6)
+    assert torch.equal(_resized(table, 1), table[6:7])
+
+
+def test_augmented_without_one_of_its_halves():
+    x = torch.randn(2, 8, 5, 4)
+    alone = create_block("attention_augmented", 8, value_channels=0, heads=2)
+    assert [name for name, _ in alone.named_parameters()] == ["conv.weight", "conv.bias"]
+    assert torch.equal(alone(x), alone.conv(x))
+    attended = create_block("attention_augmented", 8, value_channels=8, heads=2)
+    assert attended.conv is None
+    assert attended(x).shape == x.shape
+
+
+def test_a_fresh_carafe_enlarges_a_box_mean():
+    x = torch.randn(1, 4, 6, 5)
+    want = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x, 5, 1, 2), scale_factor=2)
+    assert_same("carafe", create_block("carafe", 4)(x), want, 0.05)
+
+
+def test_the_stem_refuses_sizes_that_its_blocks_do_not_divide():
+    with pytest.raises(ValueError, match="multiples of 4, got 8 x 6"):
+        create_block("stand_alone_stem", 8)(torch.randn(1, 8, 8, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("stand_alone", {"heads": 3}, "heads=3"),
+        ("stand_alone", {"heads": 8}, "halved for row and column, got 1"),
+        ("local_relation", {"similarity": "cosine"}, "squared, got 'cosine'"),
+        ("local_relation", {"groups": 3}, "groups=3"),
+        ("attention_augmented", {"heads": 3, "value_channels": 9}, "9 of 8"),
+        ("carafe", {"encoder_kernel": 2}, "got 2"),
+        ("local_attention", {"kernel_size": 4}, "odd, got 4"),
+        ("atrous_attention", {"dilation": 0}, "got 0"),
+    ],
+)
+def test_wrong_options_are_named(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        create_block(name, 8, **options)
