@@ -1,0 +1,182 @@
+"""Feature denoising: a filter on the map, a convolution, and the map itself; made for training against attacks.
+
+Traps: the value is the map itself, so the convolution is C x C; the paper states no border rule for the local filters
+(here cells outside do not exist; the median repeats the border).
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import Norm, normal_, wide, zero_
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._precision import widened
+from lookfar.ops.attention import Normalization, attention, attention_weights
+from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
+
+Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean", "median"]
+
+
+@block(
+    "feature_denoising",
+    title="Feature denoising",
+    paper="Feature Denoising for Improving Adversarial Robustness (CVPR 2019)",
+    arxiv="1812.03411",
+    family="pairwise",
+    complexity="gaussian N^2 C, dot N C^2, local N C (C + k^2)",
+    memory="N C; median N C k^2",
+    verified=(
+        "facebookresearch/ImageNet-Adversarial-Training@1ad68f08:resnet_model.py (gaussian, dot)",
+        "equations, float64 loop (bilateral, mean, median: the authors published no code)",
+    ),
+    attends="weights",
+    aliases=("denoising",),
+    author_keys={
+        "embedding_theta/W": "query.weight",
+        "embedding_phi/W": "key.weight",
+        "embedding_theta": "query",
+        "embedding_phi": "key",
+        "conv/W": "project.weight",
+        "conv": "project",
+        "conv/bn/gamma": "norm.weight",
+        "conv/bn/beta": "norm.bias",
+        "conv/bn/mean/EMA": "norm.running_mean",
+        "conv/bn/variance/EMA": "norm.running_var",
+        "bn": "norm",
+    },
+)
+class FeatureDenoising(nn.Module):
+    """Adds a filtered map, its channels mixed: z = x + norm(W f(x)).
+
+    - ``gaussian``: f_i = sum_j softmax_j(q_i . k_j / sqrt(D)) x_j; ``dot``: 1/N sum_j (q_i . k_j) x_j
+    - ``bilateral_gaussian``, ``bilateral_dot``: the same over the k x k window around i
+    - ``mean``, ``median``: of that window, a channel at a time
+
+    Args:
+        channels: Channels C of input and output.
+        filter: See above.
+        embed: Queries and keys are 1x1 convolutions; off, both are x. Without effect on ``mean`` and ``median``.
+        inner_channels: D of the embedding; half of ``channels`` by default.
+        kernel_size: k, odd, of the local filters.
+        norm_layer: After the convolution.
+        zero_init: Start as the identity (the norm's weight is zero).
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown filter, an even window.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        filter: Filter = "gaussian",
+        embed: bool = True,
+        inner_channels: int | None = None,
+        kernel_size: int = 3,
+        norm_layer: Norm = nn.BatchNorm2d,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if filter not in get_args(Filter):
+            raise ValueError(f"filter must be one of {', '.join(get_args(Filter))}, got {filter!r}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = inner_channels or max(channels // 2, 1)
+        self.filter, self.kernel_size = filter, kernel_size
+        embed = embed and filter not in ("mean", "median")
+        self.query = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
+        self.key = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
+        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
+        nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
+        self.norm = norm_layer(channels, **dd)
+        if zero_init:
+            zero_(self.norm)
+        if filter == "median":
+            self.attends = "maps"
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """TensorFlow's kernels are (1, 1, in, out)."""
+        return {k: v.permute(3, 2, 0, 1) if v.dim() == 4 and v.shape[:2] == (1, 1) else v for k, v in state.items()}
+
+    @property
+    def _dot(self) -> bool:
+        return self.filter.endswith("dot")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.filter == "mean":
+            k = self.kernel_size
+            return self._finish(x, F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False))
+        if self.filter == "median":
+            cells = self._cells(x)
+            return self._finish(x, cells.topk(cells.shape[0] // 2 + 1, 0).values[-1])
+        q, k, v = self._maps(x)
+        if self.filter.startswith("bilateral"):
+            y = neighborhood(
+                q[:, None], k[:, None], v[:, None], kernel_size=self.kernel_size, scale=self._scale(q),
+                normalization=self._normalization,
+            )  # fmt: skip
+            return self._finish(x, y[:, 0])
+        tokens = (to_tokens(t) for t in (q, k, v))
+        return self.finish(x, attention(*tokens, scale=self._scale(q), normalization=self._normalization))
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+        q, k, _ = self._maps(x)
+        if self.filter in ("gaussian", "dot"):
+            q, k = to_tokens(q), to_tokens(k)
+            q = q if queries is None else q[..., queries, :]
+            scale = 1.0 if self._dot else q.shape[-1] ** -0.5
+            return attention_weights(q, k, scale=scale, normalization=self._normalization)
+        if self.filter == "mean":
+            q = k = torch.zeros_like(x[:, :1])
+        size = {"kernel_size": self.kernel_size}
+        weights = neighborhood_weights(
+            q[:, None], k[:, None], scale=self._scale(q), normalization=self._normalization, **size
+        )
+        return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, **size)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, 1, N, C)``: the map itself."""
+        return to_tokens(self._maps(x)[2])
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the weighted sums ``(B, 1, N, C)``."""
+        return self._finish(x, to_map(mixed, x))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The share of channels whose median stands in each cell of the window, ``(B, k^2, N)``."""
+        cells = self._cells(x)
+        chosen = cells.topk(cells.shape[0] // 2 + 1, 0).indices[-1]
+        return F.one_hot(chosen, cells.shape[0]).to(x.dtype).mean(1).flatten(1, 2).transpose(1, 2)
+
+    @property
+    def _normalization(self) -> Any:
+        found: Normalization = "none" if self._dot else "softmax"
+        return found
+
+    def _scale(self, q: Tensor) -> float:
+        return 1.0 if self._dot else q.shape[1] ** -0.5
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = x if self.query is None else self.query(x)
+        k = x if self.key is None else self.key(x)
+        # products are not averages: in half precision they may only become small enough after the convolution
+        return (widened(q), widened(k), widened(x)) if self._dot else (q, k, x)
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """The window's cells as shifted maps, ``(k^2, B, C, H, W)``, the border repeated."""
+        (H, W), k = x.shape[2:], self.kernel_size
+        padded = F.pad(x, (k // 2,) * 4, mode="replicate")
+        return torch.stack([padded[:, :, i : i + H, j : j + W] for i in range(k) for j in range(k)])
+
+    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
+        y = wide(y, self.project.weight).to(self.project.weight.dtype) if self._dot else self.project(y.to(x.dtype))
+        return match_format(x + self.norm(y), x)

@@ -1,0 +1,148 @@
+"""Relation networks: boxes exchange what they hold, by likeness and by where they lie to each other.
+
+Traps: angles reach 700 rad and the gate's logarithm amplifies what they lose: the geometry is computed in float32 at
+least; widths count the last pixel; a distance is divided by the width of the box that asks.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import normal_, zero_
+from lookfar.ops._blockwise import over_queries
+from lookfar.ops._layout import merge_heads, split_heads
+from lookfar.ops._precision import widened, without_autocast
+
+
+@block(
+    "relation",
+    title="Object relation module",
+    paper="Relation Networks for Object Detection (CVPR 2018)",
+    arxiv="1711.11575",
+    family="pairwise",
+    kind="region",
+    complexity="n^2 (C + h E)",
+    memory="n C",
+    verified=(
+        "msracver/Relation-Networks-for-Object-Detection@e83e911d:relation_rcnn/symbols/"
+        "resnet_v1_101_rcnn_attention_1024_pairwise_position_multi_head_16.py",
+    ),
+    attends="maps",
+    aliases=("relation_network", "relation_module"),
+    differences=(
+        "The paper's gate is max(0, .) and removes a pair; the code keeps it with a weight of 1e-6, as here.",
+        "The authors start with small random weights; here the values' projection is zero at first (zero_init).",
+    ),
+    author_keys={
+        r"query_\d+_(weight|bias)": r"query.\1",
+        r"key_\d+_(weight|bias)": r"key.\1",
+        r"pair_pos_fc1_\d+_(weight|bias)": r"gate.\1",
+        r"linear_out_\d+_(weight|bias)": r"value.\1",
+    },
+)
+class Relation(nn.Module):
+    """Adds to every region a weighted sum over all regions of its image.
+
+    y_m = x_m + [sum_j softmax_j(q_m . k_j / sqrt(d) + log max(g_mj, 1e-6)) W_V x_j] of every head,
+    g_mj = ReLU(w_G . e(box_m, box_j))
+
+    Values are projected before they are mixed, exactly: n C instead of n h C numbers.
+
+    Args:
+        channels: Channels C of a region.
+        heads: Parallel attentions, each with its own gate.
+        inner_channels: Channels of queries and keys, all heads together; C by default.
+        position_channels: E, sines and cosines of the geometry, a multiple of 8.
+        zero_init: Start as the identity (values are zero).
+
+    Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int = 16,
+        inner_channels: int | None = None,
+        position_channels: int = 64,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = inner_channels or channels
+        if channels % heads or inner % heads:
+            raise ValueError(f"heads must divide the channels, got {heads=}, {channels} and {inner}")
+        if position_channels % 8:
+            raise ValueError(f"position_channels is a multiple of 8, got {position_channels}")
+        self.channels, self.heads, self.position_channels = channels, heads, position_channels
+        self.query, self.key = normal_(nn.Linear(channels, inner, **dd)), normal_(nn.Linear(channels, inner, **dd))
+        self.gate = normal_(nn.Linear(position_channels, heads, **dd))
+        self.value = normal_(nn.Linear(channels, channels, **dd))
+        if zero_init:
+            zero_(self.value)
+
+    inert_parameters = ("key.bias",)
+
+    def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
+        """Random features and boxes, as many as a map of this size has positions."""
+        n = math.prod(size)
+        corner = 60 * torch.rand(batch, n, 2)
+        return torch.randn(batch, n, self.channels), torch.cat([corner, corner + 5 + 30 * torch.rand(batch, n, 2)], 2)
+
+    def forward(self, x: Tensor, boxes: Tensor, keys: int | None = None) -> Tensor:
+        """``keys``: regions that are looked at, the first ones; the others only look. All by default."""
+        if x.dim() == 2:
+            return self.forward(x[None], boxes[None], keys)[0]
+        with without_autocast(x):
+            q, k, v = self._projected(x, keys)
+            own = widened(boxes)[:, None].expand(-1, self.heads, -1, -1)
+            wide = torch.cat([q, own.to(q.dtype)], -1)
+            others = own[:, 0, : k.shape[2]].to(q.dtype)
+            y = over_queries(self._attended, wide, k, v, others, keys=k.shape[2] * (1 + self.position_channels))
+        return x + merge_heads(y).to(x.dtype)
+
+    def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None) -> Tensor:
+        """Weights of the regions over those looked at, ``(B, h, n, M)``."""
+        with without_autocast(x):
+            q, k, _ = self._projected(x, keys)
+            boxes = widened(boxes).to(q.dtype)
+            return self._weights(q, k, boxes, boxes[:, : k.shape[2]])
+
+    def _projected(self, x: Tensor, keys: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        seen = x if keys is None else x[:, :keys]
+        return tuple(
+            split_heads(nn.functional.linear(widened(t), widened(layer.weight), widened(layer.bias)), self.heads)
+            for layer, t in ((self.query, x), (self.key, seen), (self.value, seen))
+        )  # type: ignore[return-value]
+
+    def _attended(self, wide: Tensor, k: Tensor, v: Tensor, others: Tensor) -> Tensor:
+        q, own = wide.split([k.shape[3], 4], 3)
+        return self._weights(q, k, own[:, 0], others) @ v
+
+    def _weights(self, q: Tensor, k: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        found = embedding(own, others, self.position_channels)
+        gate = nn.functional.linear(found, widened(self.gate.weight), widened(self.gate.bias)).relu()
+        logits = q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)
+        return (logits + gate.clamp_min(1e-6).log().permute(0, 3, 1, 2)).softmax(3)
+
+
+def geometry(boxes: Tensor, others: Tensor) -> Tensor:
+    """Logarithms of distances and ratios, ``(B, n, 4), (B, M, 4) -> (B, n, M, 4)``, in sizes of the first boxes."""
+    size, other_size = (b[..., 2:] - b[..., :2] + 1 for b in (boxes, others))
+    centre, other_centre = ((b[..., 2:] + b[..., :2]) / 2 for b in (boxes, others))
+    distance = (centre[:, :, None] - other_centre[:, None]).abs() / size[:, :, None]
+    ratio = size[:, :, None] / other_size[:, None]
+    return torch.cat([distance.clamp_min(1e-3), ratio], 3).log()
+
+
+def embedding(boxes: Tensor, others: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, of each of the four numbers: ``(B, n, M, E)``."""
+    waves = channels // 8
+    frequency = 100 / 1000 ** (torch.arange(waves, device=boxes.device, dtype=boxes.dtype) / waves)
+    angles = geometry(boxes, others)[..., None] * frequency
+    return torch.cat([angles.sin(), angles.cos()], 4).flatten(3)
