@@ -1,6 +1,6 @@
 """Kill a running study with -9 at random moments, start it again each time, and compare with one left in peace.
 
-    python benchmarks/kill_resume.py            twenty kills, about four minutes on two cores
+    python benchmarks/kill_resume.py            twenty kills, about five minutes on two cores
 
 Final weights must be equal bit for bit, and so must ``results.csv`` but for the columns that are measurements of time
 and memory (latency, peak memory, seconds). Every other kill takes the study alone: its trials must end by
