@@ -67,6 +67,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"filter": "median"},
     ],
     "relation": [{"heads": 2, "inner_channels": 6, "position_channels": 16}],
+    "generalized_attention": [
+        {"terms": "0010", "heads": 3, "q_stride": 2},
+        {"terms": "0101", "heads": 2, "kv_stride": 1, "spatial_range": 1, "position_channels": 8},
+    ],
     "interlaced": [
         {"down_factor": (3, 2)},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},

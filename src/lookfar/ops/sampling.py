@@ -1,0 +1,114 @@
+"""Reading a map at chosen places: softly, through a warp with gradients to the places, or as windows cut out of it.
+
+Traps: a pixel's centre lies on -1 and 1 at the corners (``align_corners=True``), which is not torch's default and which
+an identity test does not catch; windows have no gradient with respect to their place, and coarse ones average the zeros
+outside the map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+
+
+def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
+    """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0."""
+    lines = [torch.linspace(-1, 1, n, dtype=theta.dtype, device=theta.device) if n > 1 else None for n in size]
+    rows, columns = (theta.new_zeros(1) if line is None else line for line in lines)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1).matmul(theta.transpose(1, 2)).unflatten(1, size)
+
+
+def affine_sample_reference(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """The definition: sum_nm x_nm max(0, 1 - |p_x - m|) max(0, 1 - |p_y - n|), all H' W' x H W weights of it."""
+    H, W = x.shape[2:]
+    points = affine_points(theta, size or (H, W))
+    rows, columns = (torch.arange(n, dtype=theta.dtype, device=x.device) for n in (H, W))
+    by_column = (1 - ((points[..., 0] + 1) / 2 * (W - 1))[..., None].sub(columns).abs()).relu()  # (B, H', W', W)
+    by_row = (1 - ((points[..., 1] + 1) / 2 * (H - 1))[..., None].sub(rows).abs()).relu()
+    return torch.einsum("bcnm,bijn,bijm->bcij", x, by_row, by_column)
+
+
+def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """A map read at the places of an affine grid: bilinear, zeros outside, gradients to map and transformation.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        theta: ``(B, 2, 3)``; its first row gives x, its second y, of the target's (x, y, 1), corners at -1 and 1.
+        size: (H', W') of the result; that of ``x`` by default.
+
+    Shape: ``(B, C, H', W')``
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    if x.dim() != 4 or theta.shape != (x.shape[0], 2, 3):
+        raise ValueError(f"want x (B, C, H, W) and theta (B, 2, 3), got {x.shape=}, {theta.shape=}")
+    with without_autocast(x):
+        # half-precision places lose whole pixels beyond 2048
+        wide = widened(x)
+        points = affine_points(theta.to(wide.dtype), (x.shape[2], x.shape[3]) if size is None else size)
+        return match_format(F.grid_sample(wide, points, align_corners=True).to(x.dtype), x)
+
+
+def glimpse_sensor_reference(
+    x: Tensor, location: Tensor, *, kernel_size: int, scales: int = 1, scale_factor: int = 2
+) -> Tensor:
+    """The definition: pad with zeros, cut one window a sample and scale, average it down."""
+    B, _, H, W = x.shape
+    found = []
+    for i in range(scales):
+        step = scale_factor**i
+        side = kernel_size * step
+        padded = F.pad(x, (side,) * 4)
+        windows = []
+        for b in range(B):
+            left, top = (
+                min(max(int(torch.floor(0.5 * (location[b, a] + 1) * n)) - side // 2, -side), n) + side
+                for a, n in ((0, W), (1, H))
+            )
+            windows.append(padded[b, :, top : top + side, left : left + side])
+        found.append(F.avg_pool2d(torch.stack(windows), step))
+    return torch.cat(found, 1)
+
+
+def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int = 1, scale_factor: int = 2) -> Tensor:
+    """Square windows about one place of each map, ever wider and coarser, all of ``kernel_size`` cells a side.
+
+    Only the pixels of the windows are read: the cost does not depend on the size of the map.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        location: (x, y) of the centre, ``(B, 2)``, (-1, -1) top left, (0, 0) the centre; no gradient flows to it.
+        kernel_size: Cells g on a side; of an even side the centre is the first cell of the lower right half.
+        scales: Number k of windows, finest first.
+        scale_factor: Integer s: the i-th window is g s^i pixels wide and averaged over blocks of s^i.
+
+    Shape: ``(B, k C, g, g)``, all channels of the finest scale first.
+
+    Raises:
+        ValueError: Shapes that do not fit, sizes that are no positive integers.
+    """
+    if x.dim() != 4 or location.shape != (x.shape[0], 2):
+        raise ValueError(f"want x (B, C, H, W) and location (B, 2), got {x.shape=}, {location.shape=}")
+    for name, value in (("kernel_size", kernel_size), ("scales", scales), ("scale_factor", scale_factor)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is a positive integer, got {value!r}")
+    B, C, H, W = x.shape
+    sizes = torch.tensor([W, H], device=x.device)
+    centre = (0.5 * (widened(location.detach()) + 1) * sizes).floor().long()  # (B, 2)
+    found = []
+    for i in range(scales):
+        step = scale_factor**i
+        side = kernel_size * step
+        at = centre[:, :, None] - side // 2 + torch.arange(side, device=x.device)  # (B, 2, side), columns and rows
+        inside = (at >= 0) & (at < sizes[:, None])
+        at = torch.minimum(at.clamp(min=0), sizes[:, None] - 1)
+        flat = (at[:, 1, :, None] * W + at[:, 0, None, :]).flatten(1)  # (B, side^2)
+        there = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]
+        window = x.flatten(2).gather(2, flat[:, None].expand(-1, C, -1)).unflatten(2, (side, side))
+        window = torch.where(there, window, torch.zeros((), dtype=x.dtype, device=x.device))
+        found.append(window.unflatten(3, (kernel_size, step)).unflatten(2, (kernel_size, step)).mean((3, 5)))
+    return torch.cat(found, 1)
