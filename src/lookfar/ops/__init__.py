@@ -56,14 +56,18 @@ from lookfar.ops.neighborhood import (
     relative_logits,
 )
 from lookfar.ops.nonlocal_operation import nonlocal_operation
+from lookfar.ops.reinforce import reinforce_loss
 from lookfar.ops.relative_attention import (
     relative_attention,
     relative_attention_reference,
     relative_attention_weights,
 )
+from lookfar.ops.sampling import affine_sample, affine_sample_reference, glimpse_sensor, glimpse_sensor_reference
 from lookfar.ops.sparse_attention import sparse_attention, sparse_attention_reference, sparse_attention_weights
 
 __all__ = [
+    "affine_sample",
+    "affine_sample_reference",
     "attention",
     "attention_reference",
     "attention_weights",
@@ -94,6 +98,8 @@ __all__ = [
     "external_attention",
     "external_attention_reference",
     "external_attention_weights",
+    "glimpse_sensor",
+    "glimpse_sensor_reference",
     "mean_shift",
     "multiplied_attention",
     "multiplied_attention_reference",
@@ -106,6 +112,7 @@ __all__ = [
     "nonlocal_operation",
     "pairwise_attention",
     "pairwise_attention_reference",
+    "reinforce_loss",
     "relative_attention",
     "relative_attention_reference",
     "relative_attention_weights",
