@@ -1,0 +1,241 @@
+"""Generalized attention: Transformer attention as a sum of four energies, each of which can be left out.
+
+Traps: energies are not divided by sqrt(d); coordinates need float32; sub-sampling is plain striding, not pooling. The
+code of mmcv is wrong for query content and position without the position-only term; the blocks here are right there.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lookfar.blocks._base import block
+from lookfar.blocks._layers import zero_
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
+from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+
+
+@block(
+    "generalized_attention",
+    title="Generalized attention (four terms)",
+    paper="An Empirical Study of Spatial Attention Mechanisms in Deep Networks (ICCV 2019)",
+    arxiv="1904.05873",
+    family="pairwise",
+    complexity="N M C, M = N / kv_stride^2; key content alone M C",
+    memory="N C",
+    verified=("open-mmlab/mmcv@a8073c74:mmcv/cnn/bricks/generalized_attention.py",),
+    attends="weights",
+    aliases=("empirical_attention", "gen_attention"),
+    differences=(
+        "mmcv's result for terms 0100, 1100, 0110 and 1110 is wrong or an error; here it is that of the formula.",
+        "The default of mmcv is 9 heads, the published models have 8 (the default).",
+    ),
+    author_keys={
+        "query_conv": "query",
+        "key_conv": "key",
+        "value_conv": "value",
+        "appr_geom_fc_x": "columns",
+        "appr_geom_fc_y": "rows",
+        "appr_bias": "key_vector",
+        "geom_bias": "position_vector",
+        "proj_conv": "project",
+    },
+)
+class GeneralizedAttention(nn.Module):
+    """Attention whose energy is the sum of up to four terms, of contents and of relative positions.
+
+    y_i = x_i + gamma W sum_j softmax_j(q_i . k_j + q_i . p_ij + u . k_j + r . p_ij) v_j, p_ij a learned function of
+    the rows' distance plus one of the columns'
+
+    Args:
+        channels: Channels C of input and output.
+        terms: Which of the four are on, in this order, as in ``"0011"``.
+        heads: h; each has ``channels // heads`` channels.
+        q_stride: Queries at every such position; the result is resized.
+        kv_stride: Keys and values at every such position.
+        position_channels: E, sines and cosines of a distance, a multiple of 4; C, rounded down, by default.
+        position_magnitude: Factor on distances.
+        spatial_range: Keys further than this along an axis are left out; None sees all.
+        zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
+
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: Terms that are no four bits, heads or widths that do not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        terms: str = "1111",
+        heads: int = 8,
+        q_stride: int = 1,
+        kv_stride: int = 2,
+        position_channels: int | None = None,
+        position_magnitude: float = 1.0,
+        spatial_range: int | None = None,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        terms = str(terms)
+        if len(terms) != 4 or set(terms) - set("01") or "1" not in terms:
+            raise ValueError(f'terms are four bits, at least one of them 1, as in "0011"; got {terms!r}')
+        if not 1 <= heads <= channels:
+            raise ValueError(f"heads must be between 1 and {channels=}, got {heads}")
+        width = position_channels or max(channels // 4 * 4, 4)
+        if width % 4:
+            raise ValueError(f"position_channels is a multiple of 4, got {position_channels}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = heads * (channels // heads)
+        pair, query_position, key, position = (bit == "1" for bit in terms)
+        self.heads, self.q_stride, self.kv_stride, self.spatial_range = heads, q_stride, kv_stride, spatial_range
+        self.position_channels, self.position_magnitude = width, position_magnitude
+        self.pair, self.query_position = pair, query_position
+
+        def conv() -> nn.Conv2d:
+            return nn.Conv2d(channels, inner, 1, bias=False, **dd)
+
+        def vector() -> nn.Parameter:
+            bound = (2 * (channels // heads)) ** -0.5
+            return nn.Parameter(nn.init.uniform_(torch.empty(inner, **dd), -bound, bound))
+
+        self.query = conv() if pair or query_position else None
+        self.key = conv() if pair or key else None
+        self.value = conv()
+        placed = query_position or position
+        self.columns = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
+        self.rows = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
+        self.key_vector = vector() if key else None
+        self.position_vector = vector() if position else None
+        self.project = zero_(nn.Conv2d(inner, channels, 1, **dd))
+        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+        for layer in (self.query, self.key, self.value, self.columns, self.rows, self.project):
+            if layer is not None:
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+        if q_stride > 1:
+            self.attends = "maps"
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            y = self._mixed(x)
+        return self.finish(x, y)
+
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weights ``(B, h, Q, M)`` of the flat query positions ``(Q,)``, of all when None; M keys after striding."""
+        with without_autocast(x):
+            q, r, k, _ = self._tokens(x)
+            at = torch.arange(q.shape[2], device=x.device)
+            at = at if queries is None else at[queries]
+            own = (t if t.shape[2] == 1 else t[:, :, at] for t in (q, r))
+            return self._weights(*own, k, at, x.shape[2:])
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is mixed, ``(B, h, M, d)``."""
+        with without_autocast(x):
+            return self._tokens(x)[3]
+
+    def maps(self, x: Tensor) -> Tensor:
+        """All weights, ``(B, h, Q, M)``, where queries are strided."""
+        return self.attention(x)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The output from the weighted sums ``(B, h, N, d)``."""
+        like = x[:, :, :: self.q_stride, :: self.q_stride]
+        y = self.project(to_map(mixed, like).to(x.dtype))
+        if self.q_stride > 1:
+            y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=False)
+        return match_format(x + (self.gamma * y).to(x.dtype), x)
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What asks keys, what asks positions, keys, values, ``(B, h, N or M, d)`` each, in float32 at least."""
+        asking = x[:, :, :: self.q_stride, :: self.q_stride]
+        seen = x[:, :, :: self.kv_stride, :: self.kv_stride]
+        v = self._projected(self.value, seen)
+        k = torch.zeros_like(v) if self.key is None else self._projected(self.key, seen)
+        if self.query is None:
+            d = v.shape[3]
+            content = v.new_zeros(x.shape[0], self.heads, asking.shape[2] * asking.shape[3], d)
+        else:
+            content = self._projected(self.query, asking)
+        q = content if self.pair else torch.zeros_like(content)
+        r = content if self.query_position else torch.zeros_like(content)
+        q, r = (
+            t if vector is None else t + widened(vector).view(self.heads, 1, -1)
+            for t, vector in ((q, self.key_vector), (r, self.position_vector))
+        )
+        return q, r, k, v
+
+    def _projected(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return to_tokens(F.conv2d(widened(x), widened(conv.weight)), self.heads)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """The weighted sums ``(B, h, N, d)``, a block of queries at a time where positions take part."""
+        q, r, k, v = self._tokens(x)
+        N = q.shape[2]
+        if self.columns is None and self.spatial_range is None:
+            if self.query is None:  # one map for all queries
+                return embedded_gaussian(q[:, :, :1], k, v).expand(-1, -1, N, -1)
+            return embedded_gaussian(q, k, v)
+        at = torch.arange(N, device=x.device)
+        size = x.shape[2:]
+
+        def some(q: Tensor, r: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+            return self._weights(q, r, k, at, size) @ v
+
+        if torch.compiler.is_compiling():
+            return some(q, r, k, v, at)
+        budget = BUDGET.get(x.device.type, BUDGET_ELSEWHERE)
+        block = max(budget // max(k.shape[2] * q.shape[:2].numel(), 1), 1)
+        if block >= N:
+            return some(q, r, k, v, at)
+        parts = []
+        for a, b, c in zip(q.split(block, 2), r.split(block, 2), at.split(block)):
+            again = torch.is_grad_enabled()
+            parts.append(
+                checkpoint(some, a, b, k, v, c, use_reentrant=False, preserve_rng_state=False)
+                if again
+                else some(a, b, k, v, c)
+            )
+        return torch.cat(parts, 2)
+
+    def _weights(self, q: Tensor, r: Tensor, k: Tensor, at: Tensor, size: Any) -> Tensor:
+        """``(B, h, Q, M)`` of the queries at the flat positions ``at`` of their grid."""
+        if self.columns is None and self.spatial_range is None:
+            return embedded_gaussian_weights(q, k)
+        (H, W), s, t = size, self.q_stride, self.kv_stride
+        across = (W + s - 1) // s
+        energies, seen = [], []
+        for place, length, layer in ((at // across, H, self.rows), (at % across, W, self.columns)):
+            own, keys = place * s, torch.arange((length + t - 1) // t, device=q.device)
+            if layer is not None:  # the vectors of distinct distances, then each pair's own
+                found = torch.einsum("bhqd,lhd->bhql", r, self._positions(length, layer, q))
+                index = own[:, None] - t * keys + length - 1
+                energies.append(found.gather(3, index.expand(*found.shape[:2], -1, -1)))
+            if self.spatial_range is not None:
+                first = (own - self.spatial_range).div(t, rounding_mode="floor")
+                last = (own + self.spatial_range + 1).div(t, rounding_mode="floor")
+                seen.append((keys >= first[:, None]) & (keys <= last[:, None]))
+        logits = q @ k.transpose(2, 3)
+        grid = ((H + t - 1) // t, (W + t - 1) // t)
+        if energies:
+            logits = logits + (energies[0][..., None] + energies[1][..., None, :]).flatten(3)
+        if seen:
+            near = (seen[0][:, :, None] & seen[1][:, None]).reshape(-1, grid[0] * grid[1])
+            logits = logits.masked_fill(~near, -torch.inf)
+        return logits.softmax(3)
+
+    def _positions(self, length: int, layer: nn.Linear, like: Tensor) -> Tensor:
+        """Learned vectors of the distances 1 - length .. length - 1: ``(2 length - 1, h, d)``."""
+        waves = self.position_channels // 4
+        distance = torch.arange(1 - length, length, device=like.device).to(like.dtype)
+        slow = 1000 ** (torch.arange(waves, device=like.device, dtype=like.dtype) / waves)
+        angles = self.position_magnitude * distance[:, None] / slow
+        found = F.linear(torch.cat([angles.sin(), angles.cos()], 1), widened(layer.weight)) / 2**0.5
+        return found.unflatten(1, (self.heads, -1))
