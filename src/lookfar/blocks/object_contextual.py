@@ -157,8 +157,9 @@ class ObjectContextual(nn.Module):
         """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches."""
         seen = max_pool(pixels, self.subsample)
         weights = self._attention(seen, regions)
+        values = self.value(regions[..., None])[..., 0].unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
         with without_autocast(x):
-            values = widened(self.value(regions[..., None])[..., 0]).unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
+            values = widened(values)
             # a head's values stand in its own channels, so that one convolution serves all heads
             apart = torch.eye(self.heads, dtype=values.dtype, device=values.device)[:, None, :, None]
             columns = (apart * values.transpose(2, 3).unsqueeze(3)).flatten(3).flatten(1, 2)  # (B, h K, D)
