@@ -137,11 +137,11 @@ class FeatureDenoising(nn.Module):
             return attention_weights(q, k, scale=scale, normalization=self._normalization)
         if self.filter == "mean":
             q = k = torch.zeros_like(x[:, :1])
-        size = {"kernel_size": self.kernel_size}
+        k_size = self.kernel_size
         weights = neighborhood_weights(
-            q[:, None], k[:, None], scale=self._scale(q), normalization=self._normalization, **size
+            q[:, None], k[:, None], scale=self._scale(q), normalization=self._normalization, kernel_size=k_size
         )
-        return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, **size)
+        return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, kernel_size=k_size)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, 1, N, C)``: the map itself."""

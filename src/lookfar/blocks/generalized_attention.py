@@ -133,8 +133,8 @@ class GeneralizedAttention(nn.Module):
             q, r, k, _ = self._tokens(x)
             at = torch.arange(q.shape[2], device=x.device)
             at = at if queries is None else at[queries]
-            own = (t if t.shape[2] == 1 else t[:, :, at] for t in (q, r))
-            return self._weights(*own, k, at, x.shape[2:])
+            q, r = (t if t.shape[2] == 1 else t[:, :, at] for t in (q, r))
+            return self._weights(q, r, k, at, x.shape[2:])
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, M, d)``."""

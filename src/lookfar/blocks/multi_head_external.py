@@ -5,7 +5,7 @@ multiplies the heads, so 4 heads with ``coef`` 4 are 16; nothing non-linear stan
 memories, so they are merged where that is cheaper.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class MultiHeadExternal(nn.Module):
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels, self.heads, self.normalization = channels, heads * expansion, cast(Normalization, normalization)
+        self.channels, self.heads = channels, heads * expansion
+        self.normalization: Normalization = normalization
         self.embed = nn.Linear(channels, out * expansion, **dd)
         self.key = nn.Linear(out // heads, bases, bias=key_bias, **dd)
         self.value = nn.Linear(bases, out // heads, **dd)

@@ -3,7 +3,7 @@
 Traps: under double normalisation a token's output depends on which other tokens ask, so windows and crops change it.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class SelfAttention(nn.Module):
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels, self.heads, self.normalization = channels, heads, cast(Normalization, normalization)
+        self.channels, self.heads = channels, heads
+        self.normalization: Normalization = normalization
         self.scale = max(channels // heads, 1) ** -0.5 if scale is None else scale
         self.query = nn.Linear(channels, out, bias=bias, **dd)
         self.key = None if share_query_key else nn.Linear(channels, out, bias=bias, **dd)
