@@ -108,6 +108,8 @@ def page(name: str, *, markdown: bool = False) -> str:
         "",
         *_list(*(f"`{source}`" for source in info.verified)),
     ]
+    if picture := _picture(info):
+        lines += ["", heading("Who attends to whom"), "", *_code(*picture, markdown=markdown, lang="text")[:-1]]
     if info.differences:
         lines += ["", heading("Where paper and code differ"), "", *_list(*info.differences)]
     text = "\n".join(lines) + "\n"
@@ -148,6 +150,29 @@ def write_documents(root: Path) -> list[Path]:
     for path in gone:
         path.unlink()
     return changed + gone
+
+
+def _picture(info: BlockInfo) -> list[str]:
+    """The positions that one query of a small map gives weight to, found by asking the block itself."""
+    import torch
+
+    H, W, query = 8, 12, 3 * 12 + 4
+    if info.attends != "weights" or info.kind not in ("context", "layer"):
+        return []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = create_block(info.name, 16).eval()
+        x = torch.randn(1, 16, H, W)
+        two = module.attention(x, torch.tensor([query, query + 5]))  # pyright: ignore[reportCallIssue]
+    here, there = two.abs().mean(1)[0]
+    if len(here) != H * W:
+        return [f"every position attends to {len(here)} pooled or strided keys of a {H} x {W} map"]
+    marks = ["■" if weight > 0 else "·" for weight in here.tolist()]
+    marks[query] = "◎" if here[query] > 0 else "○"
+    rows = [" ".join(marks[row * W : (row + 1) * W]) for row in range(H)]
+    same = bool(torch.allclose(here, there, atol=1e-7))
+    legend = "◎ ○ the query, with and without weight on itself; ■ weight, · none"
+    return [*rows, "", legend + ("; the same weights for every query" if same else "")]
 
 
 def _index() -> str:
