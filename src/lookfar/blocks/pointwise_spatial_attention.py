@@ -35,7 +35,9 @@ class Branch(nn.Module):
         **dd: Any,
     ) -> None:
         super().__init__()
-        self.mask_size, self.direction, self.compact, self.normalization = mask_size, direction, compact, normalization
+        self.mask_size, self.compact = mask_size, compact
+        self.direction: Direction = direction
+        self.normalization: Normalization = normalization
         self.value = ConvNorm(channels, inner, norm_layer=norm, act_layer=nn.ReLU, **dd)
         self.hidden = ConvNorm(inner, inner, norm_layer=norm, act_layer=nn.ReLU, **dd)
         self.mask = nn.Conv2d(inner, mask_size[0] * mask_size[1], 1, bias=False, **dd)

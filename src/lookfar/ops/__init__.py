@@ -56,6 +56,11 @@ from lookfar.ops.neighborhood import (
     relative_logits,
 )
 from lookfar.ops.nonlocal_operation import nonlocal_operation
+from lookfar.ops.pointwise_spatial import (
+    pointwise_spatial,
+    pointwise_spatial_reference,
+    pointwise_spatial_weights,
+)
 from lookfar.ops.reinforce import reinforce_loss
 from lookfar.ops.relative_attention import (
     relative_attention,
@@ -112,6 +117,9 @@ __all__ = [
     "nonlocal_operation",
     "pairwise_attention",
     "pairwise_attention_reference",
+    "pointwise_spatial",
+    "pointwise_spatial_reference",
+    "pointwise_spatial_weights",
     "reinforce_loss",
     "relative_attention",
     "relative_attention_reference",
