@@ -28,7 +28,7 @@ def normalised(s: Tensor, how: str) -> Tensor:
     """Similarities (N, M) as weights."""
     if how in ("softmax", "double"):
         weights = s.exp() if how == "softmax" else s.exp() / s.exp().sum(0, keepdim=True)
-        return weights / weights.sum(1, keepdim=True)
+        return weights / (weights.sum(1, keepdim=True) + (1e-9 if how == "double" else 0.0))
     if how == "l1":
         return s / s.abs().sum(1, keepdim=True).clamp_min(1e-12)  # a row of zeros stays one
     return (1 / (1 + (-s).exp()) if how == "sigmoid" else s) / s.shape[1]

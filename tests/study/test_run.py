@@ -196,7 +196,9 @@ def test_a_real_study(tmp_path):
         *("--steps", "60", "--seeds", "1", "--batch-size", "2", "--workers", "1", "--out", str(out)),
     ]
     metrics = trial_folder(out, "baseline", 0) / "metrics.jsonl"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+    # a suite that runs in the background of a shell is started with Ctrl-C ignored, and its children with it
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeding) as first:
         wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
         first.send_signal(signal.SIGINT)
         _, error = first.communicate(timeout=300)

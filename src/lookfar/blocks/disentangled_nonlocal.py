@@ -293,7 +293,7 @@ class DisentangledNonLocal(nn.Module):
             mean = t.mean(axes, keepdim=True)
             t = t - mean
             if step.endswith("_std"):
-                counted = math.prod(t.shape[axis] for axis in axes)
+                counted = math.prod([t.shape[axis] for axis in axes])  # a list: dynamo cannot trace a generator here
                 # unbiased; of a single value it counts as 0
                 variance = widened(t).square().sum(axes, keepdim=True) / max(counted - 1, 1)
                 t = (t / (variance + self.eps).sqrt()).to(t.dtype)

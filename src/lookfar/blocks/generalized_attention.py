@@ -133,8 +133,7 @@ class GeneralizedAttention(nn.Module):
             q, r, k, _ = self._tokens(x)
             at = torch.arange(q.shape[2], device=x.device)
             at = at if queries is None else at[queries]
-            q, r = (t if t.shape[2] == 1 else t[:, :, at] for t in (q, r))
-            return self._weights(q, r, k, at, x.shape[2:])
+            return self._weights(q[:, :, at], r[:, :, at], k, at, x.shape[2:])
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, M, d)``."""
@@ -212,7 +211,8 @@ class GeneralizedAttention(nn.Module):
         (H, W), s, t = size, self.q_stride, self.kv_stride
         across = (W + s - 1) // s
         energies, seen = [], []
-        for place, length, layer in ((at // across, H, self.rows), (at % across, W, self.columns)):
+        down = at // across  # the remainder of a tensor by a free size has no ONNX form
+        for place, length, layer in ((down, H, self.rows), (at - down * across, W, self.columns)):
             own, keys = place * s, torch.arange((length + t - 1) // t, device=q.device)
             if layer is not None:  # the vectors of distinct distances, then each pair's own
                 found = torch.einsum("bhqd,lhd->bhql", r, self._positions(length, layer, q))

@@ -24,7 +24,8 @@ def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, siz
         return (q @ table.T).gather(-1, distance.expand(*q.shape[:2], -1, -1))
 
     logits = (q @ k.transpose(-2, -1)).unflatten(-1, (H, W))
-    logits = logits + by_distance(rows, H, at // W)[..., None] + by_distance(columns, W, at % W)[..., None, :]
+    y = at // W  # the remainder of a tensor by a free size has no ONNX form
+    logits = logits + by_distance(rows, H, y)[..., None] + by_distance(columns, W, at - y * W)[..., None, :]
     return logits.flatten(-2)
 
 
@@ -46,7 +47,8 @@ def relative_attention_reference(
     """The definition: every pair's embedding gathered, N x N x D of them."""
     _check(q, k, rows, columns, size)
     (H, W), at = size, torch.arange(q.shape[-2], device=q.device)
-    y, x = at // W, at % W
+    y = at // W
+    x = at - y * W
     with without_autocast(q):
         q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
         distances = rows[y - y[:, None] + H - 1] + columns[x - x[:, None] + W - 1]  # (N, N, D)

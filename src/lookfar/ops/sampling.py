@@ -5,6 +5,8 @@ an identity test does not catch; windows have no gradient with respect to their 
 outside the map.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +17,13 @@ from lookfar.ops._precision import widened, without_autocast
 
 def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
     """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0."""
-    lines = [torch.linspace(-1, 1, n, dtype=theta.dtype, device=theta.device) if n > 1 else None for n in size]
-    rows, columns = (theta.new_zeros(1) if line is None else line for line in lines)
+
+    def line(n: int) -> Tensor:  # not linspace, which freezes the size into exported programs
+        steps: Any = torch.sym_max(n - 1, 1)
+        last: Any = torch.sym_min(n - 1, 1)
+        return 2 * torch.arange(n, dtype=theta.dtype, device=theta.device) / steps - last
+
+    rows, columns = map(line, size)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1).matmul(theta.transpose(1, 2)).unflatten(1, size)
 
