@@ -1,24 +1,13 @@
-"""Half precision in blocks with a scalar gate, whose float32 parameter must not widen the network's features."""
+"""Features in half precision, as a host under autocast gives them: float32 parameters must neither clash nor widen."""
 
 import pytest
 import torch
 
-from lookfar import create_block
-
-BLOCKS = [
-    "position_attention",
-    "channel_attention",
-    "dual_attention",
-    "criss_cross",
-    "expectation_maximization",
-    "external_attention",
-    "squeeze_excitation",
-    "cbam",
-]
+from lookfar import create_block, list_blocks
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", list_blocks(kind="context"))
 def test_half_precision_features_stay_so_under_autocast(name, dtype):
     m = create_block(name, 16)
     x = torch.randn(2, 16, 5, 4, dtype=dtype, requires_grad=True)

@@ -163,7 +163,7 @@ class AsymmetricNonlocal(nn.Module):
             context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2)  # (B, N, O)
             if self.mix.bias is not None:
                 context = context + left.flatten(1).to(values.dtype) @ self.mix.bias.to(values.dtype)
-            return self._end(x, context.transpose(1, 2))
+        return self._end(x, context.transpose(1, 2))
 
     def _end(self, x: Tensor, context: Tensor) -> Tensor:
         """From the fusing convolution's part for the context, ``(B, O, N)``, to the output."""

@@ -323,7 +323,7 @@ class DisentangledNonLocal(nn.Module):
             y = wide(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
         elif self.project is not None:
             y = self.project(y)
-        return x + (y if self.norm is None else self.norm(y))
+        return x + (y if self.norm is None else self.norm(y)).to(x.dtype)
 
 
 def _check(

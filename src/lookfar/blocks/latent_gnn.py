@@ -118,7 +118,7 @@ class LatentGNN(nn.Module):
             part = part.to(x.dtype)
             parts.append(self.convolve[n](part).relu() if len(self.convolve) else part)
         y = self.project(torch.cat(parts, 1))
-        return match_format(y if self.gamma is None else x + self.gamma * y, x)
+        return match_format(y if self.gamma is None else x + (self.gamma * y).to(x.dtype), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """How much each node takes of each position, ``(B, K, N)``, the nodes of all kernels one after the other."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, zero_
 from lookfar.ops._layout import match_format, to_map, to_tokens
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 from lookfar.ops.pointwise_spatial import Direction, Normalization, pointwise_spatial, pointwise_spatial_weights
 
@@ -184,8 +184,7 @@ class PointwiseSpatialAttention(nn.Module):
             self.attends = "weights"
 
     def forward(self, x: Tensor) -> Tensor:
-        with without_autocast(x):
-            mixed = [branch(v) for branch, v in zip(self._branches(), self._values(x))]
+        mixed = [branch(v) for branch, v in zip(self._branches(), self._values(x))]
         return self._finish(x, torch.cat(mixed, 1))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
