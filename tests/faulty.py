@@ -63,6 +63,16 @@ class IgnoredOption(Convolution):
         super().__init__(channels)
 
 
+class FlooredOption(nn.Module):
+    def __init__(self, channels, reduction=32):
+        super().__init__()
+        inner = max(8, channels // reduction)  # at 32 channels it takes 1, 2 or 3 to hear of the option
+        self.layers = nn.Sequential(nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
 class SwitchedOption(Convolution):
     def __init__(self, channels, pad=1, padded=False):
         super().__init__(channels)
@@ -111,6 +121,14 @@ class CrashesOnOne(Convolution):
 class ConfusesPositions(Convolution):
     def forward(self, x):
         return x + super().forward(x).flatten(2).transpose(1, 2).reshape(x.shape)
+
+
+class MixesAxes(Sound):
+    """Its similarities are so large that on ordinary inputs every token attends to itself alone, and nothing shows."""
+
+    def forward(self, x):
+        tokens = self.query(x).reshape(x.shape[0], -1, x.shape[1])
+        return x + ((tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens).reshape(x.shape)
 
 
 class ExchangesAxes(Convolution):

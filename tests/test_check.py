@@ -37,6 +37,7 @@ FAULTS = [
     ("SoftmaxOverBatch", "images", r"image \d moves by \d+ % when image 0 changes"),
     ("ConfusesPositions", "positions", r"\w+ at 1\d×\d+: the output is off by \d+ %"),
     ("ExchangesAxes", "positions", r"mirrored|exchanged"),
+    ("MixesAxes", "positions", r"exchanged at \d+×\d+: the output is off by \d+ %"),
     ("PlainList", "registered", r"layers\[0\] \(Conv2d\), layers\[1\] \(Conv2d\).*parameters\(\) is empty"),
     ("MadeInForward", "registered", r"2 tensors that learn are not among parameters\(\)"),
     ("Unused", "reached", r"outside the graph.*spare\.weight, spare\.bias"),
@@ -93,6 +94,10 @@ def test_an_ignored_channel_argument_is_told_of_modules_that_run_and_that_do_not
     assert rows["runs"]["detail"].startswith("fails on (2×16×16×16): RuntimeError")
     assert "has the 4,160 parameters of 16" in rows["arguments"]["detail"]
     assert rows["images"]["status"] == "not asked"
+
+
+def test_an_option_with_a_floor_is_no_fault():
+    assert ask("FlooredOption", "arguments", channels=32).status == "holds"
 
 
 def test_kernels_of_a_convolution_do_not_confuse_positions():

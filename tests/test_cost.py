@@ -106,7 +106,7 @@ def test_flops_against_closed_forms(block):
 
 def test_flops_of_both_passes_against_closed_forms():
     def flops(block):
-        return measure_cost(block, C, (H, W), backward=True, repeats=1).flops
+        return measure_cost(block, C, (H, W), batch=1, backward=True, repeats=1).flops
 
     # a convolution costs thrice; attention two products forward and five backward, with the weights computed again
     assert flops("nonlocal") == 2 * (3 * 4 * N * C * D + 7 * N**2 * D)
@@ -141,8 +141,14 @@ def test_position_attention_against_closed_form():
     assert N * C * 4 < got.memory_mb * 1e6 < N * N * 4 + 8 * N * C * 4
 
 
+def test_a_norm_behind_global_pooling_trains_on_the_default_batch():
+    assert measure_cost("adaptive_context", 16, (8, 8), backward=True, repeats=1).batch == 2
+
+
 def test_backward_costs_more():
-    forward, both = (measure_cost("pam(reduction=4)", 16, (9, 7), backward=b, repeats=1) for b in (False, True))
+    forward, both = (
+        measure_cost("pam(reduction=4)", 16, (9, 7), batch=1, backward=b, repeats=1) for b in (False, True)
+    )
     assert both.flops > 2 * forward.flops
     assert both.memory_mb > forward.memory_mb
     assert both.name == "pam(reduction=4)"

@@ -108,7 +108,7 @@ def measure_cost(
     channels: int = 256,
     size: Sequence[int] = (64, 64),
     *,
-    batch: int = 1,
+    batch: int | None = None,
     backward: bool = False,
     device: str | torch.device | None = None,
     repeats: int = 10,
@@ -119,7 +119,8 @@ def measure_cost(
         block: A name, with options if wanted (``"nonlocal(mode=gaussian)"``), or a module.
         channels: Channels of the feature map.
         size: Its spatial size, two numbers for a map; blocks for sequences and video take one and three.
-        batch: Maps in a call.
+        batch: Maps in a call; by default one, and two with ``backward``, since a BatchNorm behind a pooling to one
+            position does not train on one.
         backward: Measure forward and backward pass in training mode instead of the forward pass in evaluation.
         device: Where to measure; None is the module's own device, for a name the CPU.
         repeats: Calls to take the median over; fewer are made once they took five seconds together, at least one.
@@ -128,6 +129,7 @@ def measure_cost(
         ValueError: Unknown block, a size that is not positive, a device that is not there.
     """
     size = _checked_size(size)
+    batch = batch or (2 if backward else 1)
     if isinstance(block, str):
         name, (canonical, options) = block.strip(), parse_block(block)
         with _seeded():
@@ -275,9 +277,9 @@ def _times(call: Callable[[], object], device: torch.device, repeats: int, *, bu
             end.synchronize()
             times.append(start.elapsed_time(end) / 1000)
         else:
-            begin = time.perf_counter()
+            begin = time.process_time()  # on one thread: what other programs do meanwhile does not count
             call()
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
     return times
 
 

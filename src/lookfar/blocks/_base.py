@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -205,6 +206,8 @@ def parse_block(text: str) -> tuple[str, dict[str, Any]]:
 
     >>> parse_block("pam(reduction=4)")
     ('position_attention', {'reduction': 4})
+    >>> parse_block("generalized_attention(terms=0010)")
+    ('generalized_attention', {'terms': '0010'})
 
     Raises:
         ValueError: Text of another form, unknown name, a value that is neither a literal nor a word.
@@ -213,9 +216,11 @@ def parse_block(text: str) -> tuple[str, dict[str, Any]]:
     name, bracket, inside = text.strip().partition("(")
     info = block_info(name.strip())
     options = parse_options(inside, text, f"{info.name}(option=value, ...)") if bracket else {}
-    for option in options:
+    for option, value in options.items():
         if option not in info.options:
             raise TypeError(_explain(info, option))
+        if type(value) is int and isinstance(info.options[option].default, str):
+            options[option] = str(value)  # switches such as terms=1110 are words
     return info.name, options
 
 
@@ -226,8 +231,9 @@ def parse_options(inside: str, text: str, wanted: str) -> dict[str, Any]:
         ValueError: Text of another form than ``wanted``, a value that is neither a literal nor a word.
     """
     try:
-        # the name stays outside: `nonlocal` is a keyword of Python
-        call = ast.parse(f"f({inside}", mode="eval").body
+        # the name stays outside: `nonlocal` is a keyword of Python. 0010 is no number of Python, and a word here
+        quoted = re.sub(r"(=\s*)(0\d+)(?=\s*[,)])", r"\1'\2'", inside)
+        call = ast.parse(f"f({quoted}", mode="eval").body
     except SyntaxError:
         raise ValueError(f"cannot read {text!r}: want {wanted}") from None
     if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):

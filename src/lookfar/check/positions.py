@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lookfar.check.outcome import Outcome, broken, by, fact, holds, listed, not_asked, percent
 from lookfar.check.parameters import plain_attributes
-from lookfar.check.subject import TOLERANCE, Subject, moved, outputs, twin
+from lookfar.check.subject import SCALES, TOLERANCE, Subject, moved, outputs, twin
 
 _CHANNEL_LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.MultiheadAttention)
 _USUAL = {"weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"}
@@ -103,8 +103,8 @@ def _faults(subject: Subject, module: nn.Module, changes: list[Change]) -> list[
             tried: list[tuple[float, Change, tuple[int, ...]]] = []
             for size in sizes:
                 try:
-                    (x,) = subject.inputs(module, size)
-                    tried.append((_off(module, x, change), change, size))
+                    off = max(_off(module, *subject.inputs(module, size, scale=scale), change) for scale in SCALES)
+                    tried.append((off, change, size))
                 except Exception as error:  # sizes that do not run are told elsewhere
                     errors.append(error)
                     continue

@@ -17,6 +17,8 @@ from lookfar.check.loading import Target
 
 # faults are of the order of 1; rounding, also of a module that computes in float32 inside, of 1e-6
 TOLERANCE = 1e-4
+# of the inputs: at scale one a softmax over similarities picks the query itself, and hides what it does to the others
+SCALES = (1.0, 0.1)
 
 Inputs = tuple[Tensor, ...]
 
@@ -57,11 +59,13 @@ class Subject:
         dtype: torch.dtype | None = None,
         channels: int | None = None,
         seed: int = 2,
+        scale: float = 1.0,
     ) -> Inputs:
-        """What ``module.forward`` takes, the same for the same arguments."""
+        """What ``module.forward`` takes, the same for the same arguments; ``scale`` is that of the first input."""
         seed_all(seed)
         drawn = sample_inputs(module, channels or self.channels, size or self.size, batch=batch)
-        return tuple(x.to(dtype or self.dtype) if x.is_floating_point() else x for x in drawn)
+        x, *rest = (x.to(dtype or self.dtype) if x.is_floating_point() else x for x in drawn)
+        return (x if scale == 1 else x * scale, *rest)
 
 
 def outputs(module: Callable[..., Any], inputs: Iterable[Tensor]) -> list[Tensor]:
