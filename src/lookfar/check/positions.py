@@ -103,7 +103,7 @@ def _faults(subject: Subject, module: nn.Module, changes: list[Change]) -> list[
             tried: list[tuple[float, Change, tuple[int, ...]]] = []
             for size in sizes:
                 try:
-                    off = max(_off(module, *subject.inputs(module, size, scale=scale), change) for scale in SCALES)
+                    off = max(_off(module, subject.inputs(module, size, scale=scale), change) for scale in SCALES)
                     tried.append((off, change, size))
                 except Exception as error:  # sizes that do not run are told elsewhere
                     errors.append(error)
@@ -118,7 +118,8 @@ def _faults(subject: Subject, module: nn.Module, changes: list[Change]) -> list[
     return found
 
 
-def _off(module: nn.Module, x: Tensor, change: Change) -> float:
+def _off(module: nn.Module, inputs: tuple[Tensor, ...], change: Change) -> float:
+    (x,) = inputs
     straight, changed = outputs(module, (x,)), outputs(module, (change.apply(x).contiguous(),))
     return max(moved(c, change.apply(s)) for s, c in zip(straight, changed) if s.dim() == x.dim())
 
