@@ -27,11 +27,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
     ],
     "position_attention": [{"reduction": 1, "share_query_key": True}, {"normalization": "double"}],
-    "double_attention": [{"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d}, {"dims": 3}],
+    "double_attention": [
+        {"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d},
+        {"dims": 3, "share_query_key": True, "normalization": "double"},
+    ],
+    "channel_attention": [{"similarity": "most", "scale": True}],
     "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
     "compact_generalized_nonlocal": [
-        {"groups": 4, "scale": True, "norm_layer": nn.BatchNorm2d},
-        {"groups": 2, "mode": "gaussian", "gamma": 0.1},
+        {"groups": 4, "scale": True, "norm_layer": nn.BatchNorm2d, "share_query_key": True},
+        {"groups": 2, "mode": "gaussian", "gamma": 0.1, "decay": True},
     ],
     "hamburger": [
         {"bases": 3, "variant": "v2", "gradient": "full", "inner_channels": 12, "heads": 2},
@@ -50,7 +54,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "asymmetric_nonlocal": [{"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6}],
     "object_contextual": [
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
-        {"dilations": (1, 2), "bias": False},
+        {"dilations": (1, 2), "bias": False, "reasoning": False},
     ],
     "pointwise_spatial_attention": [
         {"mode": "distribute", "shrink_factor": 1, "mask_size": (5, 4), "normalization": "none"},
@@ -102,6 +106,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
         {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
+        {"bases": 3, "heads": 2, "gradient": "last", "reasoning": False},
     ],
     "external_attention": [{"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False}],
     "multi_head_external": [

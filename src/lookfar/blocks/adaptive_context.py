@@ -90,6 +90,8 @@ class AdaptiveContext(nn.Module):
 
     A = sigmoid(W (X + g)); Z_s = ReLU(norm(A P_s W') + X); y = x + P(concat_s Z_s)
 
+    There is no middle step to switch off: regions do not meet between gathering and giving.
+
     Args:
         channels: Channels C of input and output.
         bins: Regions along each axis, one number a scale.

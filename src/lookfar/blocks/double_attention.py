@@ -5,7 +5,7 @@ Traps: the gathering maps are softmaxed over the positions, the mixtures over th
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -13,6 +13,18 @@ from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops.double_normalization import double_normalization
+
+Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
+
+# of the gathering similarities (B, K, N), over the positions
+_NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda l: l.softmax(2),
+    "double": lambda l: double_normalization(l, positions=1, slots=2),
+    "l1": lambda l: l / l.abs().sum(2, keepdim=True).clamp_min(1e-12),
+    "sigmoid": lambda l: l.sigmoid() / max(l.shape[2], 1),
+    "none": lambda l: l / max(l.shape[2], 1),
+}
 
 
 @block(
@@ -41,22 +53,26 @@ class DoubleAttention(nn.Module):
 
     y = x + W_o (A softmax_N(B)^T) softmax_K(V), with A, B, V 1x1 convolutions of x.
 
-    The bag is convolved instead of the map (both softmaxes sum to one, so this is exact): features and mixtures of D
-    channels are never made for N positions.
+    The bag is convolved instead of the map, exactly: features and mixtures of D channels are never made for N
+    positions. There is no middle step to switch off: with one between the descriptors it would be GloRe.
 
     Args:
         channels: Channels C of input and output.
         inner_channels: D, channels of a descriptor; a quarter of ``channels`` by default.
         nodes: K, descriptors in the bag; a quarter of ``channels`` by default.
+        share_query_key: One projection for both attentions.
+        normalization: Of the gathering maps, over the positions: ``softmax`` as published, ``double`` (softmax over
+            the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided by N).
         dims: Spatial axes of the map: 1, 2 or 3.
         norm_layer: Normalisation after the output convolution, or None as in the equations.
         residual: Add the input.
         zero_init: Start as the identity: the last layer with parameters starts at zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
-    """
 
-    inert_parameters = ("key.bias",)  # softmax over the positions does not see it
+    Raises:
+        ValueError: An unknown ``normalization``.
+    """
 
     def __init__(
         self,
@@ -64,6 +80,8 @@ class DoubleAttention(nn.Module):
         *,
         inner_channels: int | None = None,
         nodes: int | None = None,
+        share_query_key: bool = False,
+        normalization: Normalization = "softmax",
         dims: int = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         residual: bool = True,
@@ -72,28 +90,38 @@ class DoubleAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        if normalization not in get_args(Normalization):
+            raise ValueError(f"normalization is one of {', '.join(get_args(Normalization))}; got {normalization!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)
         nodes = nodes or max(channels // 4, 1)
         self.value = conv(channels, inner, 1, **dd)
-        self.key = conv(channels, nodes, 1, **dd)
+        self.key = None if share_query_key else conv(channels, nodes, 1, **dd)
         self.query = conv(channels, nodes, 1, **dd)
         self.project = conv(inner, channels, 1, **dd)
         self.norm = norm_layer(channels, **dd) if norm_layer else nn.Identity()
+        self.normalization: Normalization = normalization
         self.residual = residual
         if zero_init and residual:
             zero_(self.norm if norm_layer else self.project)
+
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """Softmax over the positions does not see the gathering bias."""
+        return ("key.bias",) if self.key is not None and self.normalization == "softmax" else ()
 
     def forward(self, x: Tensor) -> Tensor:
         gathering, mixture = self._maps(x)
         with without_autocast(x):
             bag = widened(x.flatten(2)) @ gathering.transpose(1, 2)  # (B, C, K): gathered before it is convolved
-            bag = pointwise(self.project, pointwise(self.value, bag), bias=False)
+            bag = pointwise(self.value, bag, bias=False)
+            bag = bag + self._bias(bag)[:, None] * gathering.sum(2)[:, None]
+            bag = pointwise(self.project, bag, bias=False)
             return self._end(x, bag @ mixture)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of rank K: a mixture of the gathering maps; every row sums to one."""
+        """Weights ``(B, 1, Q, N)`` of rank K, a mixture of the gathering maps; under softmax rows sum to one."""
         gathering, mixture = self._maps(x)
         chosen = mixture if queries is None else mixture[..., queries]
         return (chosen.transpose(1, 2) @ gathering)[:, None]
@@ -108,9 +136,14 @@ class DoubleAttention(nn.Module):
             return self._end(x, pointwise(self.project, mixed[:, 0].transpose(1, 2), bias=False))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gathering maps (B, K, N), softmax over N, and mixtures (B, K, N), softmax over K."""
-        key, query = self.key(x), self.query(x)
-        return widened(key.flatten(2)).softmax(2), widened(query.flatten(2)).softmax(1)
+        """Gathering maps (B, K, N), normalised over N, and mixtures (B, K, N), softmax over K."""
+        query = widened(self.query(x).flatten(2))
+        key = query if self.key is None else widened(self.key(x).flatten(2))
+        return _NORMALIZE[self.normalization](key), query.softmax(1)
+
+    def _bias(self, like: Tensor) -> Tensor:
+        assert self.value.bias is not None
+        return self.value.bias.to(like.dtype)
 
     def _end(self, x: Tensor, y: Tensor) -> Tensor:
         if self.project.bias is not None:

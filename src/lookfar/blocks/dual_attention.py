@@ -5,13 +5,13 @@ channel looks at those that are least like it, and on real maps, whose energies 
 copies one of them.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._layout import match_format, positions, to_map, to_tokens
 from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
 from lookfar.ops.channel_attention import channel_attention
 
@@ -115,24 +115,45 @@ class PositionAttention(nn.Module):
     aliases=("cam",),
     differences=(
         "The paper's softmax is of the energies, the authors' code takes it of (largest - energy), which turns the "
-        "sign: most weight to the least similar channel. As in the code.",
+        "sign: most weight to the least similar channel. As in the code; similarity='most' is the paper's.",
+        "Energies E_cd = sum_n x_cn x_dn grow with N, and in effect each channel copies one other: on 4096 rectified "
+        "random positions the largest weight of a row is above 0.8 on average. scale=True takes means, and it is below "
+        "0.05 of 64.",
     ),
     author_keys={r"gamma\.scale": "gamma"},
 )
 class ChannelAttention(nn.Module):
     """Adds to every channel a learned share of the other channels, the less alike the more; no other parameter.
 
-    y_c = x_c + gamma sum_d softmax_d(-x_c . x_d) x_d, products summed over positions
+    y_c = x_c + gamma sum_d softmax_d(-x_c . x_d) x_d, products summed over positions, or averaged (``scale``)
 
     Args:
         channels: Channels C of input and output; any number is taken.
+        similarity: Weights go to the ``least`` similar channels, as the authors' code has it, or to the ``most``
+            similar, as the paper does.
+        scale: Divide the products by the number of positions, which keeps the weights soft on maps of any size.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
+
+    Raises:
+        ValueError: An unknown similarity.
     """
 
-    def __init__(self, channels: int, *, zero_init: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        similarity: Literal["least", "most"] = "least",
+        scale: bool = False,
+        zero_init: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
+        if similarity not in ("least", "most"):
+            raise ValueError(f"similarity is least or most, got {similarity!r}")
+        self.sign, self.scale = (-1.0 if similarity == "least" else 1.0), scale
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +161,9 @@ class ChannelAttention(nn.Module):
 
     def update(self, x: Tensor) -> Tensor:
         """What is added to the input."""
-        return self.gamma.to(x.dtype) * match_format(channel_attention(x.flatten(2)).unflatten(2, x.shape[2:]), x)
+        scale = self.sign / (max(positions(x), 1) if self.scale else 1)
+        y = channel_attention(x.flatten(2), scale=scale).unflatten(2, x.shape[2:])
+        return self.gamma.to(x.dtype) * match_format(y, x)
 
 
 @block(

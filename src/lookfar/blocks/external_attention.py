@@ -45,6 +45,8 @@ class ExternalAttention(nn.Module):
 
     y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b)
 
+    There is no middle step to switch off: the slots are parameters and do not meet.
+
     Args:
         channels: Channels C of input and output.
         bases: Number S of memory slots.

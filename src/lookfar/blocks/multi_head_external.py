@@ -40,6 +40,8 @@ class MultiHeadExternal(nn.Module):
 
     y = P [M_v a_1, .., M_v a_h] + b, a_t = double normalisation (over tokens, then slots) of M_k u_t, u = W x
 
+    There is no middle step to switch off: the slots are parameters and do not meet.
+
     Args:
         channels: Channels C of the tokens.
         heads: Heads before the expansion, as the authors count.

@@ -5,7 +5,7 @@ logits, not probabilities; they are not detached, the second loss trains the fir
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from lookfar.blocks._layers import ConvNorm, Norm, max_pool, on_descriptors
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
+from lookfar.ops.attention import Normalization, attention_weights
 
 _INSIDE = r"(ocr\.)?(context\.2\.)?object_context_block"
 
@@ -37,6 +37,8 @@ _INSIDE = r"(ocr\.)?(context\.2\.)?object_context_block"
     differences=(
         "The authors' convolutions have biases although a norm follows them (the default), mmsegmentation's have none "
         "(bias=False).",
+        "The authors' upper bound (use_gt) is `forward(x, logits, labels)`; its second, background context (use_bg) "
+        "cannot run without labels and is left out.",
     ),
     author_keys={
         rf"{_INSIDE}\.f_pixel\.0": "query.0.conv",
@@ -88,6 +90,10 @@ class ObjectContextual(nn.Module):
             ``channels``, with ``dilations`` half of a branch.
         out_channels: Of the output; ``channels`` by default.
         heads: Parallel attentions over the regions.
+        normalization: Of the weights over the regions: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``,
+            ``none``.
+        reasoning: The relation of positions and regions; off, every position takes the regions by the first guess
+            itself, softmax_k(l_kn), and there are no queries and keys.
         subsample: Stride of the max-pooling of the queries; the context is resized back.
         inverse_temperature: Factor on the logits when regions are gathered.
         dilations: Put the context beside a 1x1 and dilated 3x3 convolutions instead of beside x (ASP-OCR).
@@ -97,6 +103,10 @@ class ObjectContextual(nn.Module):
         norm_layer: After every convolution.
 
     Shape: ``(B, C, H, W), (B, K, H, W) -> (B, out_channels, H, W)``, the second are the raw logits of K classes
+
+    Raises:
+        ValueError: Heads that do not divide the inner channels; an unknown ``normalization``; without ``reasoning``
+            several heads, ``subsample`` or another normalisation, which have no meaning there.
     """
 
     def __init__(
@@ -107,6 +117,8 @@ class ObjectContextual(nn.Module):
         out_channels: int | None = None,
         heads: int = 1,
         subsample: int = 1,
+        normalization: Normalization = "softmax",
+        reasoning: bool = True,
         inverse_temperature: float = 1.0,
         dilations: Sequence[int] | None = None,
         branch_channels: int | None = None,
@@ -123,10 +135,19 @@ class ObjectContextual(nn.Module):
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
         if inner % heads:
             raise ValueError(f"heads must divide the channels of keys and values, got {heads=} and {inner}")
+        if normalization not in get_args(Normalization):
+            raise ValueError(f"normalization is one of {', '.join(get_args(Normalization))}; got {normalization!r}")
+        if not reasoning and (heads > 1 or subsample > 1 or normalization != "softmax"):
+            raise ValueError(
+                f"without reasoning there is no attention to have {heads=}, {subsample=} or {normalization=}"
+            )
         self.channels, self.heads, self.subsample = channels, heads, subsample
+        self.normalization: Normalization = normalization
         self.inverse_temperature = inverse_temperature
-        self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
-        self.key = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
+        self.query = self.key = None
+        if reasoning:
+            self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
+            self.key = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
         self.value = ConvNorm(width, inner, **layers)
         self.mix = ConvNorm(inner, width, **layers)
         self.first = self.branches = None
@@ -141,11 +162,25 @@ class ObjectContextual(nn.Module):
         """Random features and logits of five classes."""
         return torch.randn(batch, self.channels, *size), torch.randn(batch, 5, *size)
 
-    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``labels`` ``(B, H, W)`` in place of both guesses give the ideal regions, and each position its own.
+
+        All positions whose label is none of the K classes make up one region more, as in the authors' code.
+        """
         if logits.shape[2:] != x.shape[2:]:
             raise ValueError(f"features and logits lie on one grid, got {tuple(x.shape)} and {tuple(logits.shape)}")
         pixels = x if self.first is None else self.first(x)
-        return self.distribute(x, pixels, self.regions(pixels, logits))
+        if labels is None:
+            regions = self.regions(pixels, logits)
+            return self.distribute(x, pixels, regions, None if self.query is not None else _shares(logits))
+        if labels.shape != (x.shape[0], *x.shape[2:]):
+            raise ValueError(f"want labels {(x.shape[0], *x.shape[2:])}, got {tuple(labels.shape)}")
+        K = logits.shape[1]
+        classes = torch.where((labels >= 0) & (labels < K), labels, K).flatten(1).long()
+        own = F.one_hot(classes, K + 1).to(widened(x).dtype)  # (B, N, K + 1)
+        with without_autocast(x):
+            means = widened(pixels.flatten(2)) @ F.normalize(own, p=1, dim=1)
+        return self.distribute(x, pixels, means.to(x.dtype), own[:, None].expand(-1, self.heads, -1, -1))
 
     def regions(self, pixels: Tensor, logits: Tensor) -> Tensor:
         """Means of the positions under each class's softmax: ``(B, C, H, W), (B, K, H, W) -> (B, C, K)``."""
@@ -153,10 +188,15 @@ class ObjectContextual(nn.Module):
             weights = (self.inverse_temperature * widened(logits.flatten(2))).softmax(2)
             return (widened(pixels.flatten(2)) @ weights.transpose(1, 2)).to(pixels.dtype)
 
-    def distribute(self, x: Tensor, pixels: Tensor, regions: Tensor) -> Tensor:
-        """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches."""
-        seen = max_pool(pixels, self.subsample)
-        weights = self._attention(seen, regions)
+    def distribute(self, x: Tensor, pixels: Tensor, regions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches.
+
+        Known ``weights`` ``(B, h, N, K)`` are taken as they are.
+        """
+        seen = pixels
+        if weights is None:
+            seen = max_pool(pixels, self.subsample)
+            weights = self._attention(seen, regions)
         values = self.value(regions[..., None])[..., 0].unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
         with without_autocast(x):
             values = widened(values)
@@ -165,16 +205,25 @@ class ObjectContextual(nn.Module):
             columns = (apart * values.transpose(2, 3).unsqueeze(3)).flatten(3).flatten(1, 2)  # (B, h K, D)
             context = on_descriptors(self.mix, weights.transpose(1, 2).flatten(2), columns, tuple(seen.shape[2:]))
         context = context.to(x.dtype)
-        if self.subsample > 1:
+        if context.shape[2:] != x.shape[2:]:
             context = F.interpolate(context, x.shape[2:], mode="bilinear", align_corners=True)
         beside = [pixels] if self.branches is None else [branch(x) for branch in self.branches]
         return match_format(self.dropout(self.fuse(torch.cat([context, *beside], 1))), x)
 
     def maps(self, x: Tensor, logits: Tensor) -> Tensor:
         """Weights of the positions over the regions, ``(B, h, N, K)``."""
+        if self.query is None:
+            return _shares(logits)
         pixels = x if self.first is None else self.first(x)
         return self._attention(max_pool(pixels, self.subsample), self.regions(pixels, logits))
 
     def _attention(self, pixels: Tensor, regions: Tensor) -> Tensor:
+        assert self.query is not None
+        assert self.key is not None
         q, k = to_tokens(self.query(pixels), self.heads), to_tokens(self.key(regions[..., None]), self.heads)
-        return embedded_gaussian_weights(q, k, scale=q.shape[-1] ** -0.5)
+        return attention_weights(q, k, scale=q.shape[-1] ** -0.5, normalization=self.normalization)
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """What each position takes of each class by the first guess, ``(B, 1, N, K)``."""
+    return widened(logits.flatten(2)).softmax(1).transpose(1, 2)[:, None]

@@ -54,6 +54,8 @@ class SpatialTransformer(nn.Module):
         ValueError: An unknown mode or form.
     """
 
+    position_dependent = "reading elsewhere than at one's own place is what it does"
+
     def __init__(
         self,
         channels: int,

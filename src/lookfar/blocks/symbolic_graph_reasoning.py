@@ -29,7 +29,8 @@ from lookfar.ops._precision import widened, without_autocast
     differences=(
         'As published, y_n - x_n is one vector for all positions: P = 1/K everywhere under mapping="pixels_then_row"'
         ' (the default), softmax_k(h_k w) under "nodes"; under "pixels" it is that vector times softmax_n(x_n w).'
-        ' mapping="product" has logits x_n W h_k, which depend on both, as the paper meant.',
+        " On random features less than 1e-12 of the update's variance lies between positions."
+        ' mapping="product" has logits x_n W h_k, which depend on both, as the paper meant: more than 0.2 of it does.',
         "gamma, zero at the start, multiplies the answer; the original has none (gamma = 1 after loading its weights).",
     ),
     author_keys={

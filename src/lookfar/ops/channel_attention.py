@@ -1,4 +1,4 @@
-"""Attention between channels: z_c = sum_d softmax_d(-x_c . x_d) x_d, each channel looks at those least like it.
+"""Attention between channels: z_c = sum_d softmax_d(scale x_c . x_d) x_d; the authors' scale is -1, the least alike.
 
 Traps: the authors write softmax(rowmax(E) - E), which is softmax(-E), since softmax does not see the row's maximum;
 softmax(E) is another function. Similarities are sums over all N positions and reach 1e5: in half precision another
@@ -10,24 +10,28 @@ from torch import Tensor
 from lookfar.ops._precision import widened, without_autocast
 
 
-def channel_attention_weights(x: Tensor) -> Tensor:
+def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
     """``(B, C, N) -> (B, C, C)``; every row sums to one."""
     with without_autocast(x):
         x = widened(x)
-        return (-x @ x.transpose(-2, -1)).softmax(-1)
+        return (scale * x @ x.transpose(-2, -1)).softmax(-1)
 
 
-def channel_attention_reference(x: Tensor) -> Tensor:
+def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
     """The definition, the authors' way: energies subtracted from the largest of their row, softmax, weighted sum."""
     with without_autocast(x):
         wide = widened(x)
-        energy = wide @ wide.transpose(-2, -1)
+        energy = -scale * (wide @ wide.transpose(-2, -1))
         weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
         return (weights @ wide).to(x.dtype)
 
 
-def channel_attention(x: Tensor) -> Tensor:
-    """Softmax attention between the C channels of ``x`` with reversed sign, without parameters.
+def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
+    """Softmax attention between the C channels of ``x``, without parameters.
+
+    Args:
+        x: Channels as rows.
+        scale: Factor on their products: negative as the authors have it, most weight to the least alike.
 
     Shape: ``(B, C, N) -> (B, C, N)``
 
@@ -37,4 +41,4 @@ def channel_attention(x: Tensor) -> Tensor:
     if x.dim() != 3:
         raise ValueError(f"want x (B, C, N), a map is flattened by x.flatten(2); got {x.shape=}")
     with without_autocast(x):
-        return (channel_attention_weights(x) @ widened(x)).to(x.dtype)
+        return (channel_attention_weights(x, scale=scale) @ widened(x)).to(x.dtype)

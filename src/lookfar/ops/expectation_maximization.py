@@ -28,6 +28,7 @@ def expectation_maximization_reference(
     iterations: int = 3,
     variant: Variant = "authors",
     gradient: Gradient = "none",
+    fit: bool = True,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -39,14 +40,16 @@ def expectation_maximization_reference(
             h = F.linear(h, widened(weight), None if bias is None else widened(bias))
         mu = widened(bases).expand(x.shape[0], *bases.shape)  # (B, h, D, K)
         z = mu.new_zeros(())
-        for step in range(iterations):
+        for step in range(iterations if fit else 1):
             if gradient != "full":
                 mu = mu.detach()
-            live = h if gradient == "full" or (gradient == "last" and step == iterations - 1) else h.detach()
+            last = step == (iterations if fit else 1) - 1
+            live = h if gradient == "full" or (gradient == "last" and last) else h.detach()
             z = (live @ mu).softmax(-1)  # (B, h, N, K)
             m = live.transpose(-2, -1) @ (z / guard(z.sum(-2, keepdim=True)))
             mu = m / guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
-        return (z @ mu.transpose(-2, -1)).to(x.dtype), mu
+        mixed = mu if fit else widened(bases).expand_as(mu)
+        return (z @ mixed.transpose(-2, -1)).to(x.dtype), mu
 
 
 def _fit(
@@ -120,6 +123,7 @@ def expectation_maximization(
     iterations: int = 3,
     variant: Variant = "authors",
     gradient: Gradient = "none",
+    fit: bool = True,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -132,6 +136,8 @@ def expectation_maximization(
         variant: How divisions are guarded: ``authors`` adds 1e-6, ``mmseg`` takes at least 1e-12.
         gradient: ``none``: the result is a constant, as published; ``last``: the last step is differentiated;
             ``full``: all of them.
+        fit: Off, the given bases themselves rebuild every position, ``r_n = sum_k z_nk bases_k`` with one E step; the
+            fitted bases that are returned are then those of one M step.
         weight: With ``bias`` a linear map ``(D, C)`` before EM, merged into the bases; then h is 1.
         bias: ``(D,)``.
 
@@ -144,6 +150,25 @@ def expectation_maximization(
     width = x.shape[-1] if weight is None else weight.shape[0]
     if x.dim() != 4 or bases.shape[:2] != (x.shape[1], width):
         raise ValueError(f"want x (B, h, N, C) and bases (h, D, K) with D = {width}; got {x.shape=}, {bases.shape=}")
+    steps = iterations if fit else min(iterations, 1)
     with without_autocast(x):
-        z, mu, _ = _fit(x, bases, iterations=iterations, variant=variant, gradient=gradient, weight=weight, bias=bias)
-        return (mu @ z).transpose(-2, -1).to(x.dtype), mu
+        z, mu, _ = _fit(x, bases, iterations=steps, variant=variant, gradient=gradient, weight=weight, bias=bias)
+        mixed = mu if fit else widened(bases).clone().expand_as(mu)
+        return (mixed @ z).transpose(-2, -1).to(x.dtype), mu
+
+
+def responsibilities(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    iterations: int = 3,
+    variant: Variant = "authors",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """z of the last E step, ``(B, h, K, N)``: at each position they sum to one over the bases.
+
+    Takes what :func:`expectation_maximization` takes; with one iteration they are those of the given bases.
+    """
+    with without_autocast(x):
+        return _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)[0]

@@ -1,0 +1,152 @@
+"""Heads against plain loops over them, the middle step switched off, and other normalisations of low-rank blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from samples import assert_same, randomise
+from torch import Tensor, nn
+
+from lookfar import create_block
+from lookfar.ops.matrix_decomposition import matrix_decomposition
+
+
+def build(name: str, channels: int = 8, **options) -> nn.Module:
+    return randomise(create_block(name, channels, **options)).double().eval()
+
+
+def maps(channels: int = 8) -> Tensor:
+    return torch.randn(2, channels, 4, 3, dtype=torch.float64)
+
+
+def test_heads_of_em_cluster_their_own_channels() -> None:
+    m, x = build("expectation_maximization", bases=3, heads=2, iterations=2), maps()
+    h = m.embed(x).flatten(2)
+    rebuilt = []
+    for head, part in enumerate(h.split(4, 1)):
+        images = []
+        for image in part:
+            mu = m.bases[head]
+            for _ in range(2):
+                z = (image.T @ mu).softmax(1)
+                mu = image @ (z / (1e-6 + z.sum(0)))
+                mu = mu / (1e-6 + mu.norm(dim=0))
+            images.append(mu @ z.T)
+        rebuilt.append(torch.stack(images))
+    y = x + m.norm(m.project(torch.cat(rebuilt, 1).view_as(x).relu()))
+    assert_same("y", m(x), y)
+    assert m.attention(x).shape == (2, 2, 12, 12)
+    assert m.maps(x).shape == (2, 2 * 3, 12)
+
+
+def test_em_without_its_steps_mixes_the_stored_bases() -> None:
+    m, x = build("expectation_maximization", bases=3, heads=2, reasoning=False, gradient="last"), maps()
+    h = m.embed(x).flatten(2).unflatten(1, (2, 4))
+    z = (m.bases.transpose(1, 2) @ h).softmax(2)
+    assert_same("maps", m.maps(x), z.flatten(1, 2))
+    mixed = (m.bases @ z).flatten(1, 2).view_as(x)
+    assert_same("y", m(x), x + m.norm(m.project(mixed.relu())))
+    with pytest.raises(ValueError, match=r"maps\(x\) says"):
+        m.attention(x)
+    # the stored bases still follow what one step would fit
+    one = build("expectation_maximization", bases=3, heads=2, iterations=1)
+    one.load_state_dict(m.state_dict())
+    m.train()(x)
+    one.train()(x)
+    assert_same("bases", m.bases, one.bases)
+
+
+@pytest.mark.parametrize("method", ["nmf", "cd", "vq"])
+def test_heads_of_a_hamburger_factorise_their_own_channels(method: str) -> None:
+    m, x = build("hamburger", bases=3, heads=2, method=method, inverse_temperature=2.0), maps()
+    y = m.value(x)
+    parts = (y.relu() if method == "nmf" else y).flatten(2).split(4, 1)
+    start = F.normalize(torch.rand(2, 2, 4, 3, dtype=torch.float64), dim=2)  # (B, h, D, K)
+    rebuilt = []
+    for head, part in enumerate(parts):
+        left, right = matrix_decomposition(part, start[:, head], method=method, iterations=7, inverse_temperature=2.0)
+        rebuilt.append(left @ right.transpose(1, 2))
+    want = x + m.norm(m.project(torch.cat(rebuilt, 1).view_as(x)))
+    assert_same("y", m(x, start.flatten(0, 1)), want)
+    assert m.maps(x).shape == (2, 2 * 3, 12)
+
+
+@pytest.mark.parametrize("normalization", ["softmax", "double", "none"])
+def test_heads_of_ocr_relate_their_own_channels(normalization: str) -> None:
+    m, x = build("object_contextual", heads=2, normalization=normalization), maps()
+    logits = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    regions = x.flatten(2) @ logits.flatten(2).softmax(2).transpose(1, 2)
+    q, k, v = m.query(x).flatten(2), m.key(regions[..., None]).flatten(2), m.value(regions[..., None]).flatten(2)
+    mixed = []
+    for a, b, c in zip(q.split(2, 1), k.split(2, 1), v.split(2, 1)):
+        s = a.transpose(1, 2) @ b / 2**0.5  # (B, N, K)
+        if normalization == "double":
+            s = s.softmax(1)
+            s = s / (1e-9 + s.sum(2, keepdim=True))
+        else:
+            s = s.softmax(2) if normalization == "softmax" else s / 5
+        mixed.append(c @ s.transpose(1, 2))
+    context = m.mix(torch.cat(mixed, 1).unflatten(2, (4, 3)))
+    assert_same("y", m(x, logits), m.fuse(torch.cat([context, x], 1)))
+    assert m.maps(x, logits).shape == (2, 2, 12, 5)
+
+
+def test_ocr_without_relation_gives_regions_back_by_the_first_guess() -> None:
+    m, x = build("object_contextual", reasoning=False), maps()
+    logits = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    regions = x.flatten(2) @ logits.flatten(2).softmax(2).transpose(1, 2)
+    values = m.value(regions[..., None])[..., 0]
+    context = m.mix((values @ logits.flatten(2).softmax(1)).unflatten(2, (4, 3)))
+    assert_same("y", m(x, logits), m.fuse(torch.cat([context, x], 1)))
+    assert_same("maps", m.maps(x, logits)[:, 0], logits.flatten(2).softmax(1).transpose(1, 2))
+    with pytest.raises(ValueError, match="without reasoning there is no attention to have heads=2"):
+        create_block("object_contextual", 8, reasoning=False, heads=2)
+    with pytest.raises(ValueError, match="double, l1, sigmoid, none; got 'twice'"):
+        create_block("object_contextual", 8, normalization="twice")
+
+
+def test_ocr_with_labels_gives_every_position_its_own_ideal_region() -> None:
+    m, x = build("object_contextual", heads=2), maps()
+    logits = torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 255, 0, -1, 1, 0, 0, 1, 1, 255]).view(1, 4, 3).expand(2, -1, -1)  # no 2
+    got = m(x, logits, labels)
+    flat = torch.where((labels < 0) | (labels > 2), 3, labels).flatten(1)
+    ideal = torch.stack([x.flatten(2)[..., flat[0] == c].mean(2) for c in (0, 1, 3)], 2)
+    own = m.value(ideal[..., None])[..., 0][..., torch.tensor([0, 1, -1, 2])[flat[0]]]
+    context = m.mix(own.unflatten(2, (4, 3)))
+    assert_same("y", got, m.fuse(torch.cat([context, x], 1)))
+    with pytest.raises(ValueError, match=r"want labels \(2, 4, 3\), got \(2, 1, 4, 3\)"):
+        m(x, logits, labels[:, None])
+
+
+@pytest.mark.parametrize("normalization", ["double", "l1", "sigmoid", "none"])
+def test_double_attention_normalised_otherwise(normalization: str) -> None:
+    m, x = (
+        build("double_attention", nodes=3, inner_channels=5, normalization=normalization, share_query_key=True),
+        maps(),
+    )
+    a, logits = m.value(x).flatten(2), m.query(x).flatten(2)
+    share = logits.softmax(1)
+    gathering = {
+        "double": share / (1e-9 + share.sum(2, keepdim=True)),
+        "l1": logits / logits.abs().sum(2, keepdim=True),
+        "sigmoid": logits.sigmoid() / 12,
+        "none": logits / 12,
+    }[normalization]
+    bag = a @ gathering.transpose(1, 2)
+    assert_same("y", m(x), x + m.project((bag @ share).unflatten(2, (4, 3))))
+    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid, none; got 'twice'"):
+        create_block("double_attention", 8, normalization="twice")
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"graph_convolution": True, "nodes": (3, 4)}])
+def test_latent_nodes_that_do_not_meet_send_back_what_they_gathered(options: dict) -> None:
+    m, x = build("latent_gnn", **{"nodes": 3, **options}, reduction=2, reasoning=False), maps()
+    u, v = (F.normalize(layer(x), dim=1) for layer in (m.value, m.back or m.value))
+    parts = []
+    for n, to_nodes in enumerate(m.to_nodes):
+        a = to_nodes(u).relu().flatten(2)
+        e = a if m.symmetric else m.to_positions[n](v).relu().flatten(2)
+        a, e = F.normalize(a, dim=1 if m.symmetric else 2), F.normalize(e, dim=1)
+        part = (u.flatten(2) @ a.transpose(1, 2) @ e).unflatten(2, (4, 3))
+        parts.append(m.convolve[n](part).relu() if len(m.convolve) else part)
+    assert_same("y", m(x), x + m.gamma * m.project(torch.cat(parts, 1)))
