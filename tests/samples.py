@@ -1,7 +1,6 @@
 """Blocks with random parameters and inputs for them: what the promises of every block are asked of."""
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,21 @@ from torch import Tensor, nn
 from variants import VARIANTS
 
 from lookfar.blocks import BlockInfo, block_info, create_block, list_blocks, sample_inputs
+from lookfar.check.subject import pull, randomise, twin
+
+__all__ = [
+    "Sample",
+    "assert_all_same",
+    "assert_same",
+    "inert",
+    "learns_exactly",
+    "outputs",
+    "pull",
+    "randomise",
+    "samples",
+    "twin",
+    "with_gradients",
+]
 
 # by dimensions of the map: the usual size, another one, and the odd ones
 SIZES = {
@@ -90,24 +104,6 @@ def samples(*kinds: str, variants: bool = True, attends: str | None = None) -> p
     return pytest.mark.parametrize("sample", chosen, ids=str)
 
 
-def randomise(module: nn.Module) -> nn.Module:
-    """Draw every parameter, and the statistics of normalisations, in place; sizes stay near one through the layers."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=max(parameter[0].numel(), 1) ** -0.5)
-            else:
-                parameter.uniform_(0.5, 1.5).mul_(torch.randn_like(parameter).sign())
-                if name.endswith("bias"):
-                    parameter.mul_(0.3)  # a large negative one before a ReLU would silence its channel
-        for name, buffer in module.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.3)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 2)
-    return module
-
-
 def outputs(module: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]:
     """The outputs as a list, however many a block gives."""
     got = module(*inputs)
@@ -127,21 +123,6 @@ def with_gradients(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, T
         if p.grad is not None:
             result[f"d{name}"] = p.grad.detach().clone()
     return result
-
-
-def pull(found: Iterable[Tensor]) -> Tensor:
-    """A scalar in which every number of every output counts differently."""
-    total = torch.zeros(())
-    for y in found:
-        if y.is_floating_point():
-            weights = torch.linspace(0.1, 1.7, y.numel(), dtype=torch.float64).sin().mul_(3).sin().view(y.shape)
-            total = total + (y * weights.to(y)).sum()
-    return total
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """An independent copy."""
-    return copy.deepcopy(module)
 
 
 def inert(module: nn.Module) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ SRC = Path(lookfar.__file__).parent
 MAY_IMPORT = {
     "ops": {"ops"},
     "blocks": {"blocks", "ops"},
-    "insertion": {"insertion", "blocks", "ops", "cost"},
+    "insertion": {"insertion", "blocks", "ops"},
     "weights": {"weights", "blocks", "ops"},
     "networks": {"networks", "weights", "blocks", "ops"},
     "cost": {"cost", "blocks", "ops"},
     "check": {"check", "cost", "blocks", "ops"},
+    "description": {"description", "insertion", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
     "data": {"data"},
     "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lookfar._places import blocks_of, branch_ends, find_modules, holders
-from lookfar._trial import Inputs, bit_equal, example_inputs, pretrained_cfg, recorded, run, untouched
+from lookfar._trial import Inputs, bit_equal, example_inputs, recorded, run, untouched
 from lookfar.blocks import block_info, create_block, parse_block
 
-__all__ = ["Gated", "Insertion", "describe", "insert", "insertions", "remove", "switched_off"]
+__all__ = ["Gated", "Insertion", "block_name", "insert", "insertions", "remove", "switched_off"]
 
 Position = Literal["last", "every", "branch"]
 
@@ -194,46 +194,6 @@ def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -
             module._forward_hooks.update({k: h for k, h in before.items() if k in now or k in ours} | now)
 
 
-def describe(network: nn.Module, *, example: Any = None) -> str:
-    """A table of the inserted blocks: where, which, parameters, GFLOPs added on one example, growth with resolution.
-
-    Args:
-        network: The network.
-        example: As for :func:`insert`; where it is needed and missing, sizes and GFLOPs are left out.
-    """
-    from lookfar._tables import table
-    from lookfar.cost import count_flops
-
-    found = insertions(network)
-    if not found:
-        return "no block has been inserted"
-    seen: dict[str, list[Tensor]] = {}
-    host_flops = None
-    if example is not None or pretrained_cfg(network):
-        inputs = example_inputs(network, example)
-        with recorded(network, [f.name for f in found], inputs=True) as seen:
-            run(network, inputs, train=False)
-        with switched_off(network), untouched(network), torch.no_grad():
-            network.eval()
-            images = seen[found[0].name][0].shape[0]
-            host_flops = count_flops(lambda: network(*inputs[0], **inputs[1])) / images / 1e9
-
-    rows: list[tuple[str | int | float | None, ...]] = []
-    for one in found:
-        size, flops = None, None
-        if seen.get(one.name):
-            x = seen[one.name][0]
-            size = "×".join(map(str, x.shape[1:]))
-            with untouched(one.module), torch.no_grad():
-                flops = count_flops(one.module.eval(), x[:1]) / 1e9
-        rows.append((one.place, _label(one.module), size, _count(one.module), flops, _growth(one.module)))
-    own = sum(_count(one.module) for one in found)
-    added = sum(flops for *_, flops, _ in rows if isinstance(flops, float)) if host_flops is not None else None
-    rows.append(("together", "", None, own, added, ""))
-    rows.append(("the network without them", "", None, _count(network) - own, host_flops, ""))
-    return table(["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"], rows)
-
-
 @dataclass
 class _Slot:
     """A block that is being inserted."""
@@ -368,7 +328,7 @@ def _build(block: Any, x: Tensor, place: str, raw: bool, options: dict[str, Any]
         takes = inspect.signature(block).parameters
         module = block(x.shape[1], **{k: v for k, v in dd.items() if k in takes}, **options).to(**dd)
 
-    name = _label(module)
+    name = block_name(module)
     try:
         with untouched(module), torch.no_grad():
             y = module.eval()(x)
@@ -453,14 +413,14 @@ def _check_unchanged(
             got = run(network, inputs, train=train)
         except Exception as error:
             raise ValueError(
-                f"with {_label(new[0].module)} the network does not train on the example: {error}. Give example= with "
-                "more images"
+                f"with {block_name(new[0].module)} the network does not train on the example: {error}. Give "
+                "example= with more images"
             ) from error
         changed = [key for key, value in want.items() if not bit_equal(got[key], value)]
         if changed:
             largest = max(float((got[key].double() - want[key].double()).abs().max()) for key in changed)
             message = (
-                f"{_label(new[0].module)} after {', '.join(slot.place for slot in new)} changes the network in "
+                f"{block_name(new[0].module)} after {', '.join(slot.place for slot in new)} changes the network in "
                 f"{'training' if train else 'eval'} mode: {', '.join(changed[:3])} by up to {largest:.2g}"
             )
             if not isinstance(block, nn.Module):
@@ -479,7 +439,8 @@ def _draws(slot: _Slot) -> bool:
         return not torch.equal(state, torch.random.get_rng_state())
 
 
-def _label(module: nn.Module) -> str:
+def block_name(module: nn.Module) -> str:
+    """The registered name of an inserted module's block, or its class's."""
     module = module.block if isinstance(module, Gated) else module
     try:
         return block_info(module).name
@@ -488,15 +449,4 @@ def _label(module: nn.Module) -> str:
 
 
 def _snake(module: nn.Module) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _label(module)).lower()
-
-
-def _growth(module: nn.Module) -> str:
-    module = module.block if isinstance(module, Gated) else module
-    with contextlib.suppress(ValueError):
-        return block_info(module).complexity
-    return ""
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", block_name(module)).lower()
