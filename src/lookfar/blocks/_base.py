@@ -172,7 +172,8 @@ def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
     if canonical not in _BLOCKS:
         known = [*_BLOCKS, *_ALIASES]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.55) or [k for k in known if name in k][:3]
-        near = list(dict.fromkeys(_ALIASES.get(k, k) for k in near))
+        near += [k for k in _BLOCKS if near and near[0] in k]  # its relatives too: nonlocal, simplified_nonlocal
+        near = list(dict.fromkeys(_ALIASES.get(k, k) for k in near))[:5]
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"no block is called {name!r}.{hint} `lookfar blocks` lists all.")
     return _BLOCKS[canonical]
