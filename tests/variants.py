@@ -48,7 +48,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes"}
         for m in ("pixels", "nodes", "product")
     ],
-    "adaptive_context": [{"bins": (1, 3), "fusion": False}],
+    "adaptive_context": [{"bins": (1, 3), "fusion": False, "norm_layer": None, "act_layer": nn.GELU}],
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "asymmetric_nonlocal": [{"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6}],

@@ -1,4 +1,4 @@
-"""What mmcv's ``norm_cfg`` names, as a factory that our blocks take."""
+"""What mmcv's ``norm_cfg`` and ``act_cfg`` name, as factories that our blocks take."""
 
 import functools
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import nn
 
+_BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _NORMS: dict[str, type[nn.Module]] = {
     "BN": nn.BatchNorm2d,
-    "SyncBN": nn.BatchNorm2d,
-    "MMSyncBN": nn.BatchNorm2d,
-    "BN1d": nn.BatchNorm1d,
-    "BN2d": nn.BatchNorm2d,
-    "BN3d": nn.BatchNorm3d,
     "IN": nn.InstanceNorm2d,
-    "IN1d": nn.InstanceNorm1d,
-    "IN2d": nn.InstanceNorm2d,
-    "IN3d": nn.InstanceNorm3d,
+    **{f"BN{dims}d": cls for dims, cls in _BATCH.items()},
+    **{f"IN{dims}d": cls for dims, cls in _INSTANCE.items()},
+}
+_ACTS: dict[str, type[nn.Module]] = {
+    "HSwish": nn.Hardswish,
+    "Swish": nn.SiLU,
 }
 
 
-def norm(cfg: dict[str, Any] | None) -> Callable[..., nn.Module] | None:
+def norm(cfg: dict[str, Any] | None, dims: int = 2) -> Callable[..., nn.Module] | None:
     """A class with its settings; None for no norm."""
     if cfg is None:
         return None
@@ -28,4 +28,13 @@ def norm(cfg: dict[str, Any] | None) -> Callable[..., nn.Module] | None:
     settings = {k: v for k, v in cfg.items() if k not in ("type", "requires_grad")}
     if cfg["type"] == "GN":
         return functools.partial(nn.GroupNorm, settings.pop("num_groups"), **settings)
-    return functools.partial(_NORMS[cfg["type"]], **settings)
+    cls = _BATCH[dims] if cfg["type"] in ("SyncBN", "MMSyncBN") else _NORMS[cfg["type"]]
+    return functools.partial(cls, **settings)
+
+
+def act(cfg: dict[str, Any] | None) -> Callable[..., nn.Module] | None:
+    """An activation with its settings; None for none."""
+    if cfg is None:
+        return None
+    settings = {k: v for k, v in cfg.items() if k not in ("type", "inplace")}
+    return functools.partial(_ACTS.get(cfg["type"]) or getattr(nn, cfg["type"]), **settings)

@@ -4,6 +4,7 @@ from torch import nn
 
 from lookfar import create_block
 from translations import Case, translates
+from translations._mmcv import act, norm
 
 
 @translates("ACM")
@@ -15,5 +16,7 @@ def module(case: Case) -> nn.Module:
         bins=a["pool_scale"],
         inner_channels=a["channels"],
         fusion=a["fusion"],
+        norm_layer=norm(a.get("norm_cfg")),
+        act_layer=act(a.get("act_cfg", {"type": "ReLU"})),
         form="published",
     )

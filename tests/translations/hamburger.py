@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lookfar import create_block
 from lookfar.blocks.hamburger import Ham
 from translations import Built, Case, translates
+from translations._mmcv import norm
 
 
 class Alone(nn.Module):
@@ -56,7 +57,7 @@ def _bases(case: Case) -> list[Tensor]:
 
 
 def _alone(case: Case, method: str) -> Built:
-    args = case.args.get("ham_kwargs", case.args)
+    args = case.args.get("ham_kwargs") or case.args.get("args") or case.args
     spatial = args.get("SPATIAL", args.get("spatial", True))
     (x,) = case.numbered("x")
     ham = Ham(x.shape[1], method=method, spatial=spatial, **_ham_options(args, case.source))  # type: ignore[arg-type]
@@ -95,12 +96,6 @@ for cls, variant in (("HamburgerV1", "v1"), ("HamburgerV2", "v2"), ("HamburgerV2
 @translates("Hamburger")
 def light(case: Case) -> Built:
     a = case.args
-    norm = a.get("norm_cfg")
-    norm_layer: Any = None
-    if norm and norm["type"] == "GN":
-        norm_layer = lambda channels, **dd: nn.GroupNorm(norm["num_groups"], channels, **dd)  # noqa: E731
-    elif norm:
-        norm_layer = nn.BatchNorm2d
     options = _ham_options(a.get("ham_kwargs", {}), "mmseg")
-    block = create_block("hamburger", a.get("ham_channels", 512), norm_layer=norm_layer, **options)
+    block = create_block("hamburger", a.get("ham_channels", 512), norm_layer=norm(a.get("norm_cfg")), **options)
     return Built(Started(block, _bases(case)), block)

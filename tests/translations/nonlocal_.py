@@ -12,14 +12,14 @@ from translations import Built, Case, translates
 from translations._mmcv import norm
 
 
-def mmcv_options(args: dict[str, Any]) -> dict[str, Any]:
+def mmcv_options(args: dict[str, Any], dims: int = 2) -> dict[str, Any]:
     """mmcv's ``_NonLocalNd`` arguments as options of ``nonlocal``; ``std`` and ``zeros_init`` set the start alone."""
     return {
         "mode": args.get("mode", "embedded_gaussian"),
         "inner_channels": max(args["in_channels"] // args.get("reduction", 2), 1),
         "scale": args.get("use_scale", True),
         "subsample": 2 if args.get("sub_sample", False) else 1,
-        "norm_layer": norm(args.get("norm_cfg")),
+        "norm_layer": norm(args.get("norm_cfg"), dims),
         "project_bias": args.get("norm_cfg") is None,
     }
 
@@ -29,7 +29,7 @@ def mmcv_options(args: dict[str, Any]) -> dict[str, Any]:
 @translates("NonLocal3d")
 def mmcv(case: Case) -> nn.Module:
     dims = int(case.cls[-2])
-    return create_block("nonlocal", case.args["in_channels"], dims=dims, **mmcv_options(case.args))
+    return create_block("nonlocal", case.args["in_channels"], dims=dims, **mmcv_options(case.args, dims))
 
 
 @translates("NONLocalBlock1D", "Non-local_pytorch")

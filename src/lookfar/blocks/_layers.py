@@ -74,7 +74,10 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
 
 
 class ConvNorm(nn.Module):
-    """A convolution that keeps the size, a normalisation and, where wanted, an activation."""
+    """A convolution that keeps the size, a normalisation and, where wanted, an activation.
+
+    Without a normalisation the convolution has a bias.
+    """
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class ConvNorm(nn.Module):
         *,
         dilation: int = 1,
         bias: bool = False,
-        norm_layer: Norm,
+        norm_layer: Norm | None,
         act_layer: Norm | None = None,
         device=None,
         dtype=None,
@@ -92,8 +95,9 @@ class ConvNorm(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         padding = dilation * (kernel_size // 2)
+        bias = bias or norm_layer is None
         self.conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
-        self.norm = norm_layer(out_channels, **dd)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(out_channels, **dd)
         self.act = act_layer() if act_layer is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

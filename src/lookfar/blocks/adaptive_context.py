@@ -3,14 +3,14 @@
 Traps: the weights are sigmoids and are not normalised; the global vector is the mean of the reduced map, not of x.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, pointwise, zero_
+from lookfar.blocks._layers import ConvNorm, Norm, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -20,12 +20,12 @@ class AdaptiveContextModule(nn.Module):
     """One scale of the pyramid: ``(B, C, H, W) -> (B, D, H, W)``."""
 
     def __init__(
-        self, channels: int, inner: int, bins: int, fusion: bool, norm_layer: Callable[..., nn.Module], **dd: Any
+        self, channels: int, inner: int, bins: int, fusion: bool, norm: Norm | None, act: Norm | None, **dd: Any
     ) -> None:
         super().__init__()
 
         def layer(before: int) -> ConvNorm:
-            return ConvNorm(before, inner, norm_layer=norm_layer, **dd)
+            return ConvNorm(before, inner, norm_layer=norm, act_layer=act, **dd)
 
         self.bins = bins
         self.pooled = layer(channels)
@@ -36,21 +36,23 @@ class AdaptiveContextModule(nn.Module):
         self.fuse = layer(inner) if fusion else None
 
     def forward(self, x: Tensor) -> Tensor:
-        reduced = self.reduce(x).relu()
+        reduced = self.reduce(x)
         weights = self._weights(reduced)  # (B, s^2, N)
-        regions = self.pooled(adaptive_average(x, self.bins).to(x.dtype)).relu().flatten(2)  # (B, D, s^2)
+        regions = self.pooled(adaptive_average(x, self.bins).to(x.dtype)).flatten(2)  # (B, D, s^2)
         with without_autocast(x):
             # the residual convolution acts on s^2 regions instead of on N positions
-            mixed = pointwise(self.project.conv, widened(regions)) @ widened(weights)
-        y = (self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)).relu() + reduced).relu()
-        return y if self.fuse is None else self.fuse(y).relu()
+            mixed = pointwise(self.project.conv, widened(regions), bias=False) @ widened(weights)
+            if self.project.conv.bias is not None:
+                mixed = mixed + widened(self.project.conv.bias)[:, None]  # sigmoids do not sum to one
+        y = (self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)) + reduced).relu()
+        return y if self.fuse is None else self.fuse(y)
 
     def weights(self, x: Tensor) -> Tensor:
         """Affinities ``(B, s^2, N)`` of the regions to the positions of ``x``."""
-        return self._weights(self.reduce(x).relu())
+        return self._weights(self.reduce(x))
 
     def _weights(self, reduced: Tensor) -> Tensor:
-        summary = self.summary(widened(reduced).mean((2, 3), keepdim=True).to(reduced.dtype)).relu()
+        summary = self.summary(widened(reduced).mean((2, 3), keepdim=True).to(reduced.dtype))
         # conv(X + g) = conv(X) + W g: the summary enters as s^2 numbers
         logits = self.affinity(reduced) + nn.functional.conv2d(summary, self.affinity.weight.to(summary.dtype))
         return logits.sigmoid().flatten(2)
@@ -73,16 +75,16 @@ class AdaptiveContextModule(nn.Module):
     author_keys={
         # a single module; in the authors' head they are numbered
         r"pooled_redu_conv\.conv": "scales.0.pooled.conv",
-        r"pooled_redu_conv\.bn": "scales.0.pooled.norm",
+        r"pooled_redu_conv\.(bn|gn|in)": "scales.0.pooled.norm",
         r"input_redu_conv\.conv": "scales.0.reduce.conv",
-        r"input_redu_conv\.bn": "scales.0.reduce.norm",
+        r"input_redu_conv\.(bn|gn|in)": "scales.0.reduce.norm",
         r"global_info\.conv": "scales.0.summary.conv",
-        r"global_info\.bn": "scales.0.summary.norm",
+        r"global_info\.(bn|gn|in)": "scales.0.summary.norm",
         "gla": "scales.0.affinity",
         r"residual_conv\.conv": "scales.0.project.conv",
-        r"residual_conv\.bn": "scales.0.project.norm",
+        r"residual_conv\.(bn|gn|in)": "scales.0.project.norm",
         r"fusion_conv\.conv": "scales.0.fuse.conv",
-        r"fusion_conv\.bn": "scales.0.fuse.norm",
+        r"fusion_conv\.(bn|gn|in)": "scales.0.fuse.norm",
     },
 )
 class AdaptiveContext(nn.Module):
@@ -97,7 +99,8 @@ class AdaptiveContext(nn.Module):
         bins: Regions along each axis, one number a scale.
         inner_channels: D, channels of a scale; a quarter of ``channels`` by default.
         fusion: A last 1x1 convolution with norm and ReLU in each scale.
-        norm_layer: After every convolution of a scale.
+        norm_layer: After every convolution of a scale; None for none.
+        act_layer: After every norm of a scale, None for none; what a scale adds to its input ends in a ReLU besides.
         form: ``"block"`` keeps the shape; ``"published"`` gives the scales' outputs ``(B, scales * D, H, W)``.
         zero_init: Start as the identity (P is zero).
 
@@ -111,7 +114,8 @@ class AdaptiveContext(nn.Module):
         bins: int | Sequence[int] = (1, 2, 3, 6),
         inner_channels: int | None = None,
         fusion: bool = True,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
+        act_layer: Norm | None = nn.ReLU,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,
@@ -121,7 +125,9 @@ class AdaptiveContext(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bins = (bins,) if isinstance(bins, int) else tuple(bins)
         inner = inner_channels or max(channels // 4, 1)
-        self.scales = nn.ModuleList(AdaptiveContextModule(channels, inner, b, fusion, norm_layer, **dd) for b in bins)
+        self.scales = nn.ModuleList(
+            AdaptiveContextModule(channels, inner, b, fusion, norm_layer, act_layer, **dd) for b in bins
+        )
         self.project = nn.Conv2d(inner * len(bins), channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:
             zero_(self.project)

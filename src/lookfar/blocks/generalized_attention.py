@@ -33,6 +33,8 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_w
     differences=(
         "mmcv's result for terms 0100, 1100, 0110 and 1110 is wrong or an error; here it is that of the formula.",
         "The default of mmcv is 9 heads, the published models have 8 (the default).",
+        "With a spatial_range mmcv takes a strided query's number for its place and gives all queries of 0010 the "
+        "range of the first; here every query has its own.",
     ),
     author_keys={
         "query_conv": "query",
@@ -121,6 +123,10 @@ class GeneralizedAttention(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
         if q_stride > 1:
             self.attends = "maps"
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """mmcv keeps the mask of its spatial range among the parameters."""
+        return {k: v for k, v in state.items() if k != "local_constraint_map"}
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):

@@ -167,7 +167,7 @@ def apply_to_factors(conv: nn.Conv2d, factors: list[tuple[Tensor, Tensor]], size
         r"(lower_bread(\.0)?|ham_in\.conv)": "value",
         r"cheese\.conv": "mix.conv",
         r"cheese\.bn": "mix.norm",
-        r"(upper_bread\.1|ham_out\.bn)": "norm",
+        r"(upper_bread\.1|ham_out\.(bn|gn|in))": "norm",
         r"(upper_bread\.0|upper_bread|ham_out\.conv)": "project",
         "coef_ham": "gamma",
         "coef_shortcut": "shortcut",
