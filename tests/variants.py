@@ -41,6 +41,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bases": 3, "variant": "v2", "gradient": "full", "inner_channels": 12, "heads": 2},
         {"bases": 3, "variant": "v2plus", "method": "cd", "inner_channels": 8, "squeeze": 2},
         {"bases": 3, "method": "vq", "inverse_temperature": 2.0, "gradient": "full", "norm_layer": None},
+        {"bases": 3, "spatial": False, "heads": 2, "gradient": "full"},
         {"reasoning": False},
     ],
     "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False}],

@@ -55,19 +55,38 @@ def test_em_without_its_steps_mixes_the_stored_bases() -> None:
     assert_same("bases", m.bases, one.bases)
 
 
+@pytest.mark.parametrize("spatial", [True, False], ids=["spatial", "channels"])
 @pytest.mark.parametrize("method", ["nmf", "cd", "vq"])
-def test_heads_of_a_hamburger_factorise_their_own_channels(method: str) -> None:
-    m, x = build("hamburger", bases=3, heads=2, method=method, inverse_temperature=2.0), maps()
+def test_heads_of_a_hamburger_factorise_their_own_channels(method: str, spatial: bool) -> None:
+    m, x = build("hamburger", bases=3, heads=2, method=method, inverse_temperature=2.0, spatial=spatial), maps()
     y = m.value(x)
     parts = (y.relu() if method == "nmf" else y).flatten(2).split(4, 1)
-    start = F.normalize(torch.rand(2, 2, 4, 3, dtype=torch.float64), dim=2)  # (B, h, D, K)
+    start = F.normalize(torch.rand(2, 2, 4 if spatial else 12, 3, dtype=torch.float64), dim=2)  # (B, h, D, K)
     rebuilt = []
     for head, part in enumerate(parts):
-        left, right = matrix_decomposition(part, start[:, head], method=method, iterations=7, inverse_temperature=2.0)
-        rebuilt.append(left @ right.transpose(1, 2))
+        rows = part if spatial else part.transpose(1, 2)
+        left, right = matrix_decomposition(rows, start[:, head], method=method, iterations=7, inverse_temperature=2.0)
+        product = left @ right.transpose(1, 2)
+        rebuilt.append(product if spatial else product.transpose(1, 2))
     want = x + m.norm(m.project(torch.cat(rebuilt, 1).view_as(x)))
     assert_same("y", m(x, start.flatten(0, 1)), want)
     assert m.maps(x).shape == (2, 2 * 3, 12)
+
+
+def test_a_hamburger_draws_its_bases_as_it_is_told() -> None:
+    x = maps()
+    train, always, never = (build("hamburger", bases=3, random_bases=mode) for mode in ("train", "always", "never"))
+    assert torch.equal(train(x), train(x))
+    assert not torch.equal(train.train()(x), train(x))
+    assert not torch.equal(always(x), always(x))
+    with torch.no_grad():
+        never.train()
+        assert torch.equal(never(x), never(x))
+        before = never.hams[0].bases.clone()
+        left, _ = never.eval().hams[0](never._value(x))
+        assert_same("bases", never.hams[0].bases, F.normalize(before + 0.9 * (left.mean(0) - before), dim=1))
+    with pytest.raises(ValueError, match="spatial=False is of a single factorisation"):
+        create_block("hamburger", 8, variant="v2plus", spatial=False)
 
 
 @pytest.mark.parametrize("normalization", ["softmax", "double", "none"])

@@ -9,6 +9,7 @@ file's name.
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +61,11 @@ class Case:
             key=lambda k: int(k[len(name) :]),
         )
         return [torch.from_numpy(self.arrays[k]) for k in keys]
+
+    def layer(self, name: str, default: type[nn.Module]) -> type[nn.Module]:
+        """The torch class that the original was given under ``name``, however its name is written."""
+        given = str(self.args.get(name) or default.__name__)
+        return getattr(nn, re.sub(r"\W+$", "", given).rsplit(".", 1)[-1])
 
     @cached_property
     def state(self) -> dict[str, Tensor]:

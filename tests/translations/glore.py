@@ -20,5 +20,10 @@ def _unit(case: Case, dims: int) -> nn.Module:
     )
 
 
+@translates("GloRe_Unit")
+def any_dims(case: Case) -> nn.Module:
+    return _unit(case, case.numbered("x")[0].dim() - 2)
+
+
 for dims in (1, 2, 3):
     translates(f"GloRe_Unit_{dims}D")(lambda case, dims=dims: _unit(case, dims))

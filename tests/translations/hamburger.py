@@ -83,6 +83,7 @@ def _burger(case: Case, variant: str) -> Built:
         method=method,
         variant=variant,
         dual=a.get("DUAL", True),
+        spatial=a.get("SPATIAL", True) or (plus and a.get("DUAL", True)),
         squeeze=a.get("CHEESE_FACTOR", heads),
         **_ham_options(a, case.source),
     )
@@ -96,6 +97,7 @@ for cls, variant in (("HamburgerV1", "v1"), ("HamburgerV2", "v2"), ("HamburgerV2
 @translates("Hamburger")
 def light(case: Case) -> Built:
     a = case.args
-    options = _ham_options(a.get("ham_kwargs", {}), "mmseg")
+    # the ports keep their bases as they are
+    options = _ham_options(a.get("ham_kwargs", {}), "mmseg") | {"momentum": 0.0}
     block = create_block("hamburger", a.get("ham_channels", 512), norm_layer=norm(a.get("norm_cfg")), **options)
     return Built(Started(block, _bases(case)), block)

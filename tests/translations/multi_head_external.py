@@ -9,6 +9,10 @@ from translations import Built, Case, translates
 EAMLP = "EAMLP/models"
 
 
+def _layers(case: Case) -> dict[str, type[nn.Module]]:
+    return {"act_layer": case.layer("act_layer", nn.GELU), "norm_layer": case.layer("norm_layer", nn.LayerNorm)}
+
+
 class WithSkip(nn.Module):
     """The attention of the narrowing stage adds the embedded tokens itself."""
 
@@ -44,6 +48,7 @@ def block(case: Case) -> nn.Module:
         mlp_ratio=case.args.get("mlp_ratio", 4.0),
         bases=case.state["attn.linear_0.weight"].shape[0],
         expansion=case.state["attn.trans_dims.weight"].shape[0] // dim,
+        **_layers(case),
     )
 
 
@@ -56,4 +61,5 @@ def stage(case: Case) -> nn.Module:
         out_channels=case.args["in_dim"],
         mlp_ratio=case.args.get("mlp_ratio", 1.0),
         bases=case.state["attn.linear_1.weight"].shape[0],
+        **_layers(case),
     )

@@ -41,16 +41,17 @@ def attention(case: Case) -> nn.Module | Built:
     return create_block("self_attention", case.args["dim"], heads=case.args.get("num_heads", 8), **_options(case))
 
 
+def _stage(case: Case, **options: Any) -> nn.Module:
+    layers = {"act_layer": case.layer("act_layer", nn.GELU), "norm_layer": case.layer("norm_layer", nn.LayerNorm)}
+    return create_block("token_stage", case.args["dim"], **_options(case), **layers, **options)
+
+
 @translates("Block", T2T)
 def block(case: Case) -> nn.Module:
-    a = case.args
-    ratio = a.get("mlp_ratio", 4.0)
-    return create_block("token_stage", a["dim"], heads=a["num_heads"], mlp_ratio=ratio, **_options(case))
+    return _stage(case, heads=case.args["num_heads"], mlp_ratio=case.args.get("mlp_ratio", 4.0))
 
 
 @translates("Token_transformer", T2T)
 def stage(case: Case) -> nn.Module:
     a = case.args
-    ratio = a.get("mlp_ratio", 1.0)
-    options = _options(case) | {"heads": a.get("num_heads", 1), "out_channels": a["in_dim"]}
-    return create_block("token_stage", a["dim"], mlp_ratio=ratio, **options)
+    return _stage(case, heads=a["num_heads"], out_channels=a["in_dim"], mlp_ratio=a.get("mlp_ratio", 1.0))

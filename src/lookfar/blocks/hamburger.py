@@ -189,6 +189,8 @@ class Hamburger(nn.Module):
         variant: ``v1``; ``v2`` has a conv-norm-ReLU after the factors and no last norm; ``v2plus`` has learned scales
             of both branches, 1 and 0 at the start.
         dual: Of ``v2plus``: a second factorisation whose columns are maps, beside the first.
+        spatial: Of a single factorisation: its columns are feature vectors, in which positions are coded; else its
+            columns are maps, in which channels are coded.
         squeeze: Of ``v2plus``: the conv after the factors has ``inner_channels // squeeze`` channels.
         iterations, eval_iterations: T, updates in training and in eval.
         inverse_temperature, ridge: Of ``cd`` and ``vq``; see :func:`lookfar.ops.matrix_decomposition`.
@@ -213,6 +215,7 @@ class Hamburger(nn.Module):
         method: Method = "nmf",
         variant: Literal["v1", "v2", "v2plus"] = "v1",
         dual: bool = True,
+        spatial: bool = True,
         squeeze: int = 1,
         iterations: int = 6,
         eval_iterations: int = 7,
@@ -234,6 +237,8 @@ class Hamburger(nn.Module):
             raise ValueError(f"variant is v1, v2 or v2plus, got {variant!r}")
         inner = inner_channels or channels
         parts = 2 if variant == "v2plus" and dual else 1
+        if not spatial and parts == 2:
+            raise ValueError("spatial=False is of a single factorisation: dual=False, or another variant")
         self.reasoning, self.final_act, self.rectify = reasoning, final_act, method == "nmf"
         # soft quantisation takes the length of x for a constant, as published, even in the full gradient
         self.exact_gradient = not reasoning or (gradient == "full" and method != "vq")
@@ -242,7 +247,7 @@ class Hamburger(nn.Module):
             Ham(
                 inner, bases=bases, heads=heads, method=method, iterations=iterations, eval_iterations=eval_iterations,
                 inverse_temperature=inverse_temperature, ridge=ridge, gradient=gradient, random_bases=random_bases,
-                momentum=momentum, spatial=n == 0, **dd,
+                momentum=momentum, spatial=spatial and n == 0, **dd,
             )
             for n in range(parts)
         )  # fmt: skip
@@ -295,7 +300,7 @@ class Hamburger(nn.Module):
         return match_format(y.relu() if self.final_act else y, x)
 
     def maps(self, x: Tensor) -> Tensor:
-        """How much each column codes each position, ``(B, h K, N)``, of the spatial factorisation."""
+        """How much each column holds of each position, ``(B, h K, N)``, of the first factorisation."""
         _, right = self._factors(self._value(x), None)[0]
         return right.transpose(2, 3).flatten(1, 2)
 
