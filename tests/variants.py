@@ -26,7 +26,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"variant": "mmseg", "mode": "concatenation"},
         {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
     ],
-    "position_attention": [{"reduction": 1, "share_query_key": True}, {"normalization": "double"}],
+    "position_attention": [
+        {"reduction": 1, "heads": 2, "share_query_key": True, "normalization": "none"},
+        {"normalization": "double"},
+        {"projections": "around", "heads": 2, "reduction": 4, "normalization": "l1"},
+    ],
+    "dual_attention": [{"projections": "around", "heads": 2, "normalization": "sigmoid"}],
     "double_attention": [
         {"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d},
         {"dims": 3, "share_query_key": True, "normalization": "double"},
@@ -85,8 +90,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"border": "clamped", "kernel_size": 3, "heads": 2, "projections": "around"},
         {"border": "zeros", "normalization": "none", "kernel_size": 3, "share_query_key": True},
     ],
-    "atrous_attention": [{"dilation": 2, "heads": 2, "share_query_key": True}],
-    "sparse_attention": [{"kernel_size": 3, "dilation": 3, "projections": "around"}],
+    "atrous_attention": [{"dilation": 2, "heads": 2, "share_query_key": True, "normalization": "l1"}],
+    "sparse_attention": [
+        {"kernel_size": 3, "dilation": 3, "projections": "around"},
+        {"dilation": 2, "heads": 2, "normalization": "none"},
+    ],
     "local_relation": [
         {"similarity": "product", "groups": 4, "kernel_size": 3, "dilation": 2, "out_channels": 6},
         {"similarity": "absolute", "kernel_size": 3, "hidden_channels": 5, "scale": 0.5},
@@ -103,7 +111,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "carafe": [
         {"scale_factor": 3, "kernel_size": 3, "groups": 2, "encoder_dilation": 2, "compressed_channels": 5},
     ],
-    "criss_cross": [{"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False}],
+    "criss_cross": [
+        {"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False},
+        {"projections": "around", "reduction": 4, "normalization": "sigmoid"},
+    ],
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
         {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
@@ -117,13 +128,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "self_attention": [
         {"heads": 2, "bias": True, "normalization": "double", "scale": 0.5},
         {"heads": 2, "out_channels": 6, "bias": True, "share_query_key": True},
+        {"heads": 2, "projections": "around", "normalization": "none"},
     ],
     "token_stage": [
         {"attention": "external", "heads": 2, "bases": 5, "mlp_ratio": 2.0, "act_layer": nn.SiLU},
         {"attention": "external", "out_channels": 6, "bases": 5},
         {"out_channels": 6, "bias": True, "normalization": "double"},
     ],
-    "offset_attention": [{"share_query_key": False, "normalization": "softmax", "reduction": 2}],
+    "offset_attention": [
+        {"share_query_key": False, "normalization": "softmax", "reduction": 2},
+        {"projections": "around", "normalization": "none"},
+    ],
     "point_stage": [{"positions": True, "recurrence": 2}],
     "spatial_transformer": [{"mode": "attention", "form": "published", "inner_channels": 4, "zero_init": False}],
     "glimpse": [{"kernel_size": 3, "scales": 2, "out_channels": 6, "inner_channels": 5}],

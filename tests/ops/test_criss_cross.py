@@ -1,6 +1,7 @@
 """Criss-cross attention against its dense definition: every path, lines of one, several blocks, second derivatives."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from ops._compare import assert_same, assert_same_with_grads
 from torch import Tensor
 
 from lookfar.ops import criss_cross, criss_cross_reference, criss_cross_weights
+from lookfar.ops._blockwise import BUDGET
 
 module = importlib.import_module("lookfar.ops.criss_cross")
 
@@ -39,6 +41,14 @@ def test_line_blocks(size, dtype, limit, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_merged(size, dtype):
     assert_same_with_grads(module.PATHS["merged"], criss_cross_reference, *lines(size, dtype), names="q k v")
+
+
+@each_size
+@pytest.mark.parametrize("normalization", ["l1", "sigmoid", "none"])
+def test_normalisations(size, normalization, monkeypatch):
+    fast, slow = (partial(op, normalization=normalization) for op in (criss_cross, criss_cross_reference))
+    monkeypatch.setitem(BUDGET, "cpu", 150)
+    assert_same_with_grads(fast, slow, *lines(size), names="q k v")
 
 
 def test_the_definition_is_the_papers():
@@ -138,7 +148,9 @@ def test_memory_grows_with_positions_alone(backward):
     assert peaks[1] < 256**2 * 512 * 4 / 3, "far below the N (H + W) logits"
 
 
-def test_shapes_are_checked():
+def test_wrong_arguments_are_named():
     q, k, v = lines((1, 1, 3, 4, 2, 2))
+    with pytest.raises(ValueError, match="off its row and column"):
+        criss_cross(q, k, v, normalization="double")
     with pytest.raises(ValueError, match=r"q.shape=torch.Size\(\[1, 3, 4, 2\]\)"):
         criss_cross(q[0], k[0], v[0])

@@ -41,6 +41,20 @@ def test_equals_the_definition(size, pattern, monkeypatch):
     assert_same("graph", fast(*inputs), slow(*inputs))
 
 
+@pytest.mark.parametrize("normalization", ["l1", "sigmoid", "none"])
+@pytest.mark.parametrize("pattern", ["local_clamped", "atrous", "sparse"])
+def test_normalisations(pattern, normalization, monkeypatch):
+    for H, W, k, r in (SIZES["odd"], SIZES["dilation beyond the map"]):
+        options = {"pattern": pattern, "kernel_size": k, "dilation": r, "scale": 0.7, "normalization": normalization}
+        inputs = draw(H, W)
+        fast, slow = (partial(op, **options) for op in (sparse_attention, sparse_attention_reference))
+        with monkeypatch.context() as m:
+            assert_same_with_grads(fast, slow, *inputs, names="q k v")
+            for name in (windows, module):
+                m.setattr(name, "for_graphs", lambda: True)
+            assert_same("graph", fast(*inputs), slow(*inputs))
+
+
 def test_keys_seen():
     """Position by position, by the definition's two conditions."""
     (H, W), k, r = (7, 6), 3, 3
@@ -77,6 +91,7 @@ def test_wrong_arguments_are_named():
         ({"pattern": "strided"}, "got 'strided'"),
         ({"pattern": "local", "kernel_size": 4}, "odd, got 4"),
         ({"pattern": "atrous", "dilation": 0}, "got 0"),
+        ({"pattern": "atrous", "normalization": "double"}, "got 'double' .it shares a key among all queries"),
     ]:
         with pytest.raises(ValueError, match=words):
             sparse_attention(q, k, v, **options)

@@ -3,14 +3,17 @@
 Traps: the own position counts once; similarities are not divided by sqrt(D); the residual is inside every recurrence.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads, reduced
 from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops.criss_cross import criss_cross, criss_cross_weights
+from lookfar.ops._normalization import RowNormalization, check_normalization
+from lookfar.ops.criss_cross import WHY_NOT_DOUBLE, criss_cross, criss_cross_weights
 
 
 @block(
@@ -38,23 +41,28 @@ from lookfar.ops.criss_cross import criss_cross, criss_cross_weights
         r"gamma\.scale": "gamma",
     },
 )
-class CrissCross(nn.Module):
+class CrissCross(QueryKeyValue):
     """Adds to every position a learned share of what its row and column hold, weighted by similarity; R times.
 
     x <- x + gamma sum_{j in cross(i)} softmax_j(q_i . k_j) v_j, with the same parameters in each of the R steps.
 
     Args:
         channels: Channels C of input and output.
-        reduction: Queries and keys have ``channels // reduction`` channels.
+        reduction: Queries and keys have ``channels // reduction`` channels, all heads together.
         recurrence: Number R of applications; from 2 on every position reaches every other.
         heads: Groups of channels that attend by themselves; the authors have one.
+        normalization: Of the similarities on the cross: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``. There
+            is no ``double``: it shares a key among all queries, and those off its row and column do not see it.
         share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before, of the queries' width, whose
+            result is all three, and one after.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: ``heads`` does not divide ``channels``, or ``recurrence`` is no positive number.
+        ValueError: ``heads`` does not divide ``channels``, ``recurrence`` is no positive number, an unknown choice,
+            choices that exclude each other.
     """
 
     def __init__(
@@ -64,7 +72,9 @@ class CrissCross(nn.Module):
         reduction: int = 8,
         recurrence: int = 2,
         heads: int = 1,
+        normalization: RowNormalization = "softmax",
         share_query_key: bool = False,
+        projections: Projections = "inside",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -72,21 +82,20 @@ class CrissCross(nn.Module):
         super().__init__()
         if recurrence < 1:
             raise ValueError(f"recurrence counts the applications and is at least 1, got {recurrence}")
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide channels, got {heads=}, {channels=}")
+        check_heads(heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = heads * max(channels // reduction // heads, 1)
-        self.recurrence = recurrence
-        self.heads = heads
-        self.query = nn.Conv2d(channels, inner, 1, **dd)
-        self.key = None if share_query_key else nn.Conv2d(channels, inner, 1, **dd)
-        self.value = nn.Conv2d(channels, channels, 1, **dd)
+        inner = reduced(channels, reduction, heads)
+        self.recurrence, self.heads = recurrence, heads
+        self.normalization = normalization
+        check_normalization(normalization, why=WHY_NOT_DOUBLE)
+        self._add_projections(
+            partial(nn.Conv2d, channels, inner, 1, **dd),
+            partial(nn.Conv2d, channels, channels, 1, **dd),
+            share_query_key=share_query_key,
+            projections=projections,
+        )
+        self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
-
-    @property
-    def inert_parameters(self) -> tuple[str, ...]:
-        """A key bias adds the same number to every logit of a query: softmax does not see it."""
-        return () if self.key is None else ("key.bias",)
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence):
@@ -95,30 +104,27 @@ class CrissCross(nn.Module):
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the last recurrence for flat query positions ``(Q,)``: zero off the cross."""
-        x = self._last_input(x)
-        return criss_cross_weights(*self._queries_and_keys(x), queries)
+        q, k = self._queries_and_keys(self._last_input(x))
+        return criss_cross_weights(q, k, queries, normalization=self.normalization)
 
     def values(self, x: Tensor) -> Tensor:
-        """What the last recurrence mixes, ``(B, h, N, C/h)``."""
-        return to_tokens(self.value(self._last_input(x)), self.heads)
+        """What the last recurrence mixes, ``(B, h, N, E)``."""
+        return self._values(self._last_input(x)).flatten(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, h, N, C/h)`` of the last recurrence."""
+        """The block's output from its input and the weighted sums ``(B, h, N, E)`` of the last recurrence."""
         return self._add(self._last_input(x), mixed)
 
-    def _lines(self, project: nn.Module, x: Tensor) -> Tensor:
-        return to_tokens(project(x), self.heads).unflatten(2, x.shape[2:])  # (B, h, H, W, D)
+    def _split(self, t: Tensor) -> Tensor:
+        return to_tokens(t, self.heads).unflatten(2, t.shape[2:])  # (B, h, H, W, D)
 
     def _step(self, x: Tensor) -> Tensor:
-        y = criss_cross(*self._queries_and_keys(x), self._lines(self.value, x))
+        y = criss_cross(*self._queries_keys_values(x), normalization=self.normalization)
         return self._add(x, y.flatten(2, 3))
 
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q = self._lines(self.query, x)
-        return q, q if self.key is None else self._lines(self.key, x)
-
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
-        return x + (self.gamma.to(mixed.dtype) * to_map(mixed, x)).to(x.dtype)
+        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
+        return x + (self.gamma.to(y.dtype) * y).to(x.dtype)
 
     def _last_input(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence - 1):

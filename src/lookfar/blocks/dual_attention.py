@@ -5,14 +5,23 @@ channel looks at those that are least like it, and on real maps, whose energies 
 copies one of them.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.ops._layout import match_format, positions, to_map, to_tokens
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.blocks._projections import (
+    PairwiseAttention,
+    Projections,
+    after_mixing,
+    check_heads,
+    reduced,
+)
+from lookfar.ops._layout import match_format, positions, to_map
+from lookfar.ops._normalization import check_normalization
+from lookfar.ops.attention import NORMALIZATIONS, Normalization
 from lookfar.ops.channel_attention import channel_attention
 
 
@@ -34,22 +43,25 @@ from lookfar.ops.channel_attention import channel_attention
         r"gamma\.scale": "gamma",
     },
 )
-class PositionAttention(nn.Module):
+class PositionAttention(PairwiseAttention):
     """Adds to every position a learned share of what all positions hold, weighted by similarity.
 
     y_i = x_i + gamma sum_j softmax_j(q_i . k_j) v_j
 
     Args:
         channels: Channels C of input and output.
-        reduction: Queries and keys have ``channels // reduction`` channels.
+        reduction: Queries and keys have ``channels // reduction`` channels, all heads together.
+        heads: Groups of channels that attend by themselves; the authors have one.
         normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before, of the queries' width, whose
+            result is all three, and one after.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: An unknown ``normalization``.
+        ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
     """
 
     def __init__(
@@ -57,49 +69,33 @@ class PositionAttention(nn.Module):
         channels: int,
         *,
         reduction: int = 8,
+        heads: int = 1,
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
+        projections: Projections = "inside",
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        check_normalization(normalization, NORMALIZATIONS)
+        check_heads(heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = max(channels // reduction, 1)
-        self.normalization: Normalization = normalization
-        self.query = nn.Conv2d(channels, inner, 1, **dd)
-        self.key = None if share_query_key else nn.Conv2d(channels, inner, 1, **dd)
-        self.value = nn.Conv2d(channels, channels, 1, **dd)
+        inner = reduced(channels, reduction, heads)
+        self.heads, self.normalization = heads, normalization
+        self._add_projections(
+            partial(nn.Conv2d, channels, inner, 1, **dd),
+            partial(nn.Conv2d, channels, channels, 1, **dd),
+            share_query_key=share_query_key,
+            projections=projections,
+        )
+        self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
-    @property
-    def inert_parameters(self) -> tuple[str, ...]:
-        """What a key bias adds to all logits of a query softmax does not see; nor, by columns, double a query's."""
-        inert = {"softmax": ("key.bias",), "double": ("query.bias",)}
-        return () if self.key is None else inert.get(self.normalization, ())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, attention(*self._queries_and_keys(x), self.values(x), normalization=self.normalization))
-
-    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-        q, k = self._queries_and_keys(x)
-        some = q if queries is None else q[..., queries, :]
-        return attention_weights(some, k, normalization=self.normalization, all_queries=q)
-
-    def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, 1, N, C)``."""
-        return to_tokens(self.value(x))
-
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, 1, N, C)``."""
-        return x + (self.gamma.to(mixed.dtype) * to_map(mixed, x)).to(x.dtype)
-
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q = to_tokens(self.query(x))
-        return q, q if self.key is None else to_tokens(self.key(x))  # (B, 1, N, D)
+        """The block's output from its input and the weighted sums ``(B, h, N, E)``."""
+        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
+        return x + (self.gamma.to(y.dtype) * y).to(x.dtype)
 
 
 @block(
@@ -194,15 +190,17 @@ class DualAttention(nn.Module):
 
     Args:
         channels: Channels C of input and output.
-        reduction: Queries and keys of the positions have ``channels // reduction`` channels.
+        reduction: Queries and keys of the positions have ``channels // reduction`` channels, all heads together.
+        heads: Groups of channels in which positions attend by themselves; the authors have one.
         normalization: Of the similarities between positions, as in ``position_attention``.
         share_query_key: One projection for the positions' queries and keys.
+        projections: Of the position attention, as in ``position_attention``; the channels' has none.
         zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: An unknown ``normalization``.
+        ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
     """
 
     def __init__(
@@ -210,8 +208,10 @@ class DualAttention(nn.Module):
         channels: int,
         *,
         reduction: int = 8,
+        heads: int = 1,
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
+        projections: Projections = "inside",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -221,8 +221,10 @@ class DualAttention(nn.Module):
         self.position = PositionAttention(
             channels,
             reduction=reduction,
+            heads=heads,
             normalization=normalization,
             share_query_key=share_query_key,
+            projections=projections,
             zero_init=zero_init,
             **dd,
         )
@@ -237,13 +239,13 @@ class DualAttention(nn.Module):
         return self.position(x) + self.channel.update(x)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of the position attention; the channels' are over no positions."""
+        """Weights ``(B, h, Q, N)`` of the position attention; the channels' are over no positions."""
         return self.position.attention(x, queries)
 
     def values(self, x: Tensor) -> Tensor:
-        """What the position attention mixes, ``(B, 1, N, C)``."""
+        """What the position attention mixes, ``(B, h, N, E)``."""
         return self.position.values(x)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the position attention's weighted sums ``(B, 1, N, C)``."""
+        """The block's output from its input and the position attention's weighted sums ``(B, h, N, E)``."""
         return self.position.finish(x, mixed) + self.channel.update(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
+from lookfar.blocks._projections import Projections, after_mixing
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import Normalization, attention, attention_weights
@@ -132,7 +133,7 @@ class NonLocal(nn.Module):
         scale: bool | float = True,
         normalization: Normalization | None = None,
         share_query_key: bool = False,
-        projections: Literal["inside", "around"] = "inside",
+        projections: Projections = "inside",
         bias: bool = True,
         project_bias: bool | None = None,
         norm_layer: Norm | bool | None = True,
@@ -213,12 +214,7 @@ class NonLocal(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
-        y = to_map(mixed, x)
-        if self.normalization == "none":
-            # not an average: in half precision it may only become small enough after this convolution
-            y = wide(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
-        else:
-            y = self.project(y)
+        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
         return x + (y if self.norm is None else self.norm(y))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ Traps: the code's softmax and its division run over two axes (the output's, then
 query and key are one layer under two names; ``attention`` of a few points still needs all points for their keys.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm
-from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, reduced
+from lookfar.ops._layout import to_map
+from lookfar.ops._normalization import check_normalization
+from lookfar.ops.attention import NORMALIZATIONS, Normalization
 
 _PAPER = "PCT: Point Cloud Transformer (Computational Visual Media 2021)"
 _VERIFIED = ("Strawberry-Eat-Mango/PCT_Pytorch@0199a3b:model.py", "equations of MenghaoGuo/PCT@b7152d6 (Jittor)")
@@ -43,7 +46,7 @@ _LAYERS = 16  # author_keys name so many; the authors have 4
     ),
     author_keys=_LAYER_KEYS,
 )
-class OffsetAttention(nn.Module):
+class OffsetAttention(PairwiseAttention):
     """Adds to every point what a layer makes of its offset from the points that it attends to.
 
     y = x + ReLU(BN(P (x - A v) + b)), A = double normalisation (over queries, then keys) of q^T k
@@ -52,13 +55,15 @@ class OffsetAttention(nn.Module):
         channels: Channels C of the points.
         reduction: Queries and keys have ``channels // reduction`` channels.
         normalization: Of the similarities: ``double`` as published, ``softmax``, ``l1``, ``sigmoid``, ``none``.
-        share_query_key: Queries are the keys, as published.
+        share_query_key: Queries are the keys; by default they are, as published, where there are any.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before P, of C channels for all
+            ``reduction``, whose result is all three.
         norm_layer: Normalisation after the last projection.
 
     Shape: ``(B, C, N) -> (B, C, N)``
 
     Raises:
-        ValueError: An unknown ``normalization``.
+        ValueError: An unknown choice, choices that exclude each other.
     """
 
     def __init__(
@@ -67,21 +72,24 @@ class OffsetAttention(nn.Module):
         *,
         reduction: int = 4,
         normalization: Normalization = "double",
-        share_query_key: bool = True,
+        share_query_key: bool | None = None,
+        projections: Projections = "inside",
         norm_layer: Norm = nn.BatchNorm1d,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = max(channels // reduction, 1)
-        self.channels = channels
-        self.normalization: Normalization = normalization
-        self.query = nn.Conv1d(channels, inner, 1, bias=False, **dd)
-        self.key = None if share_query_key else nn.Conv1d(channels, inner, 1, bias=False, **dd)
-        self.value = nn.Conv1d(channels, channels, 1, **dd)
+        around = projections == "around"
+        inner = channels if around else reduced(channels, reduction)
+        self.channels, self.normalization = channels, normalization
+        self._add_projections(
+            partial(nn.Conv1d, channels, inner, 1, bias=False, **dd),
+            partial(nn.Conv1d, channels, channels, 1, **dd),
+            share_query_key=not around if share_query_key is None else share_query_key,
+            projections=projections,
+        )
         self.project = nn.Conv1d(channels, channels, 1, **dd)
         self.norm = norm_layer(channels, **dd)
 
@@ -89,30 +97,14 @@ class OffsetAttention(nn.Module):
         """Points, one a position of a map of ``size``."""
         return (torch.randn(batch, self.channels, torch.Size(size).numel()),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, attention(*self._queries_and_keys(x), self.values(x), normalization=self.normalization))
-
-    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of the points ``queries`` (Q,), of all when None."""
-        q, k = self._queries_and_keys(x)
-        some = q if queries is None else q[..., queries, :]
-        return attention_weights(some, k, normalization=self.normalization, all_queries=q)
-
-    def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, 1, N, C)``."""
-        return to_tokens(self.value(x))
-
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the input and the weighted sums ``(B, 1, N, C)``."""
-        return x + self.norm(self.project(x - to_map(mixed, x).to(x.dtype))).relu()
+        offset = x - to_map(mixed, x) if self.normalization == "none" else x - to_map(mixed, x).to(x.dtype)
+        return x + self.norm(after_mixing(self.project, offset, self.normalization)).relu()
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Their shared layer has two names."""
         return {k: v for k, v in state.items() if self.key is not None or not k.startswith("key.")}
-
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q = to_tokens(self.query(x))
-        return q, q if self.key is None else to_tokens(self.key(x))  # (B, 1, N, D)
 
 
 @block(

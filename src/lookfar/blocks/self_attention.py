@@ -3,14 +3,22 @@
 Traps: under double normalisation a token's output depends on which other tokens ask, so windows and crops change it.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._projections import (
+    PairwiseAttention,
+    Projections,
+    after_mixing,
+    check_heads,
+)
 from lookfar.ops._layout import merge_heads, split_heads
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.ops._normalization import check_normalization
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention
 
 
 @block(
@@ -35,7 +43,7 @@ from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, atte
     ),
     author_keys={"proj": "project"},
 )
-class SelfAttention(nn.Module):
+class SelfAttention(PairwiseAttention):
     """Every token mixes the values of all tokens, by similarity of its query to their keys.
 
     y = P [A_1 v_1, .., A_h v_h] + b, A_t = softmax(scale q_t k_t^T)
@@ -49,11 +57,12 @@ class SelfAttention(nn.Module):
         normalization: Of the similarities: ``softmax``; ``double``, softmax over the queries and then each query's
             weights divided by their sum, which discounts keys that everybody likes; ``l1``, ``sigmoid``, ``none``.
         share_query_key: Queries are the keys, and their layer is one.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before P, whose result is all three.
 
     Shape: ``(B, N, C) -> (B, N, C)``
 
     Raises:
-        ValueError: Heads that do not divide the width, an unknown ``normalization``.
+        ValueError: Heads that do not divide the width, an unknown choice, choices that exclude each other.
     """
 
     def __init__(
@@ -66,56 +75,34 @@ class SelfAttention(nn.Module):
         scale: float | None = None,
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
+        projections: Projections = "inside",
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
-        if out % heads:
-            raise ValueError(f"heads must divide the channels, got {heads=} and {out}")
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        check_heads(heads, out_channels=out)
+        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels, self.heads = channels, heads
-        self.normalization: Normalization = normalization
+        self.channels, self.heads, self.normalization = channels, heads, normalization
         self.scale = max(channels // heads, 1) ** -0.5 if scale is None else scale
-        self.query = nn.Linear(channels, out, bias=bias, **dd)
-        self.key = None if share_query_key else nn.Linear(channels, out, bias=bias, **dd)
-        self.value = nn.Linear(channels, out, bias=bias, **dd)
+        layer = partial(nn.Linear, channels, out, bias=bias, **dd)
+        self._add_projections(layer, layer, share_query_key=share_query_key, projections=projections)
         self.project = nn.Linear(out, out, **dd)
-
-    @property
-    def inert_parameters(self) -> tuple[str, ...]:
-        """A key bias adds one number to all logits of a query, a query bias one to all of a key."""
-        if self.key is None or self.key.bias is None:
-            return ()
-        return {"softmax": ("key.bias",), "double": ("query.bias",)}.get(self.normalization, ())
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
         """Tokens, one a position of a map of ``size``."""
         return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, self.mix(x, self.values(x)))
-
-    def mix(self, x: Tensor, values: Tensor) -> Tensor:
-        """The weighted sums ``(B, h, N, D)`` of ``values`` for every token."""
-        q, k = self._queries_and_keys(x)
-        return attention(q, k, values, scale=self.scale, normalization=self.normalization)
-
-    def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, h, Q, N)`` of the tokens ``queries`` (Q,), of all when None."""
-        q, k = self._queries_and_keys(x)
-        some = q if queries is None else q[..., queries, :]
-        return attention_weights(some, k, scale=self.scale, normalization=self.normalization, all_queries=q)
-
-    def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, h, N, D)``."""
-        return split_heads(self.value(x), self.heads)
+    def mix(self, x: Tensor, values: Tensor | None = None) -> Tensor:
+        """The weighted sums ``(B, h, N, D)`` for every token, of ``values`` where the caller has them already."""
+        if values is None:
+            return super().mix(x)
+        return attention(*self._queries_and_keys(x), values, scale=self.scale, normalization=self.normalization)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, D)``."""
-        return self.project(merge_heads(mixed))
+        return after_mixing(self.project, merge_heads(mixed), self.normalization)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Their one layer gives query, key and value, in this order."""
@@ -126,6 +113,5 @@ class SelfAttention(nn.Module):
                 state |= {f"{part}.{name[4:]}": t for part, t in zip(("query", "key", "value"), parts)}
         return state
 
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q = split_heads(self.query(x), self.heads)
-        return q, q if self.key is None else split_heads(self.key(x), self.heads)
+    def _split(self, t: Tensor) -> Tensor:
+        return split_heads(t, self.heads)

@@ -3,19 +3,19 @@
 Traps: ``atrous_attention`` is no dilated window, it spans the whole map; the query's own position is always seen.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import wide, zero_
-from lookfar.ops._layout import match_format, to_map, to_tokens
-from lookfar.ops._precision import widened
+from lookfar.blocks._layers import zero_
+from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads, reduced
+from lookfar.ops._layout import match_format, to_map
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops.neighborhood import Normalization, neighborhood, neighborhood_rows, neighborhood_weights
-from lookfar.ops.sparse_attention import Pattern, sparse_attention, sparse_attention_weights
-
-Projections = Literal["inside", "around"]
+from lookfar.ops.sparse_attention import WHY_NOT_DOUBLE, Pattern, sparse_attention, sparse_attention_weights
 
 _DIFFERENCES = (
     "The note and its Keras code treat sequences, without output projection or residual: the definition on maps, the "
@@ -25,72 +25,53 @@ _NOTE = "From standard attention to sparse attention (J. Su, 2019)"
 _VERIFIED = ("equations, float64 loop",)
 
 
-class _ProjectedAttention(nn.Module):
-    """x + W_o attention(W_q x, W_k x, W_v x): what the three patterns share."""
+class _WindowedAttention(QueryKeyValue):
+    """x + W_o attention(W_q x, W_k x, W_v x): what the three patterns share. They add their op and its weights."""
 
     def __init__(
         self,
         channels: int,
         inner_channels: int | None,
         heads: int,
+        normalization: Normalization,
         share_query_key: bool,
         projections: Projections,
         zero_init: bool,
         **dd: Any,
     ) -> None:
         super().__init__()
-        inner = inner_channels or heads * max(channels // 2 // heads, 1)
-        if heads < 1 or inner % heads:
-            raise ValueError(f"heads must divide inner_channels, got {heads=}, inner_channels={inner}")
-        if projections not in ("inside", "around"):
-            raise ValueError(f"projections must be inside or around, got {projections!r}")
-        if share_query_key and projections == "around":
-            raise ValueError("share_query_key: with projections='around' there is one projection for all three")
-
-        def projection() -> nn.Conv2d:
-            return nn.Conv2d(channels, inner, 1, bias=False, **dd)
-
-        inside = projections == "inside"
+        inner = inner_channels or reduced(channels, 2, heads)
+        check_heads(heads, inner_channels=inner)
         self.heads = heads
+        self.normalization = normalization
         self.scale = (inner // heads) ** -0.5
-        self.embed = None if inside else projection()
-        self.query = projection() if inside else None
-        self.key = projection() if inside and not share_query_key else None
-        self.value = projection() if inside else None
+        layer = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
+        self._add_projections(layer, layer, share_query_key=share_query_key, projections=projections)
         self.project = nn.Conv2d(inner, channels, 1, **dd)
         if zero_init:
             zero_(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._add(x, match_format(self._attend(*self._maps(x)).flatten(1, 2), x))
+        return self._add(x, match_format(self._attend(*self._queries_keys_values(x)).flatten(1, 2), x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None: zero where none is seen."""
-        q, k, _ = self._maps(x)
-        return self._weights(q, k, queries)
+        return self._weights(*self._queries_and_keys(x), queries)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, D/h)``."""
-        return to_tokens((self.value or self.embed)(x), self.heads)  # type: ignore[misc]
+        return self._values(x).flatten(3).transpose(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
         return self._add(x, to_map(mixed, x))
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.project(y)
+        y = after_mixing(self.project, y, self.normalization)
+        return x + (y.to(x.dtype) if self.normalization == "none" else y)
 
-    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, ``(B, h, D/h, H, W)``."""
-
-        def heads(t: Tensor) -> Tensor:
-            return t.contiguous().unflatten(1, (self.heads, -1))
-
-        if self.query is None or self.value is None:
-            embedded = heads(self.embed(x))  # type: ignore[misc]
-            return embedded, embedded, embedded
-        q = heads(self.query(x))
-        return q, q if self.key is None else heads(self.key(x)), heads(self.value(x))
+    def _split(self, t: Tensor) -> Tensor:
+        return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, D/h, H, W)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         raise NotImplementedError
@@ -99,10 +80,25 @@ class _ProjectedAttention(nn.Module):
         raise NotImplementedError
 
 
-class _PatternAttention(_ProjectedAttention):
+class _PatternAttention(_WindowedAttention):
     pattern: Pattern
-    kernel_size: int
-    dilation: int
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int | None,
+        heads: int,
+        kernel_size: int | None,
+        dilation: int,
+        *choices: Any,
+        **dd: Any,
+    ) -> None:
+        super().__init__(channels, inner_channels, heads, *choices, **dd)
+        if dilation < 1:
+            raise ValueError(f"dilation is at least 1, got {dilation}")
+        self.kernel_size = _odd(2 * dilation - 1 if kernel_size is None else kernel_size)
+        self.dilation = dilation
+        check_normalization(self.normalization, why=WHY_NOT_DOUBLE)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sparse_attention(q, k, v, **self._options())
@@ -112,7 +108,7 @@ class _PatternAttention(_ProjectedAttention):
 
     def _options(self) -> dict[str, Any]:
         sizes = {"kernel_size": self.kernel_size, "dilation": self.dilation}
-        return {"pattern": self.pattern, "scale": self.scale, **sizes}
+        return {"pattern": self.pattern, "scale": self.scale, "normalization": self.normalization, **sizes}
 
 
 @block(
@@ -137,6 +133,8 @@ class AtrousAttention(_PatternAttention):
         inner_channels: Width D of queries, keys and values; half of the channels when None.
         heads: Groups of channels that attend by themselves.
         dilation: Distance r of the positions seen; 1 is full attention.
+        normalization: Of the similarities to the positions seen: ``softmax``, ``l1``, ``sigmoid``, ``none``. There is
+            no ``double``: it shares a key among all queries, of which only some see it.
         share_query_key: One projection for queries and keys.
         projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
         zero_init: Start as the identity: W_o is zero.
@@ -148,7 +146,6 @@ class AtrousAttention(_PatternAttention):
     """
 
     pattern = "atrous"
-    kernel_size = 1
 
     def __init__(
         self,
@@ -157,6 +154,7 @@ class AtrousAttention(_PatternAttention):
         inner_channels: int | None = None,
         heads: int = 1,
         dilation: int = 4,
+        normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
@@ -164,8 +162,8 @@ class AtrousAttention(_PatternAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
-        self.dilation = _at_least_one(dilation)
+        choices = (normalization, share_query_key, projections, zero_init)
+        super().__init__(channels, inner_channels, heads, 1, dilation, *choices, **dd)
 
 
 @block(
@@ -196,6 +194,8 @@ class SparseAttention(_PatternAttention):
         heads: Groups of channels that attend by themselves.
         kernel_size: Odd extent k of the window; 2r - 1 when None.
         dilation: Distance r of the far positions; 1 is full attention.
+        normalization: Of the similarities to the positions seen: ``softmax``, ``l1``, ``sigmoid``, ``none``. There is
+            no ``double``: it shares a key among all queries, of which only some see it.
         share_query_key: One projection for queries and keys.
         projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
         zero_init: Start as the identity: W_o is zero.
@@ -216,6 +216,7 @@ class SparseAttention(_PatternAttention):
         heads: int = 1,
         kernel_size: int | None = None,
         dilation: int = 4,
+        normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
@@ -223,9 +224,8 @@ class SparseAttention(_PatternAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
-        self.dilation = _at_least_one(dilation)
-        self.kernel_size = _odd(2 * dilation - 1 if kernel_size is None else kernel_size)
+        choices = (normalization, share_query_key, projections, zero_init)
+        super().__init__(channels, inner_channels, heads, kernel_size, dilation, *choices, **dd)
 
 
 @block(
@@ -244,7 +244,7 @@ class SparseAttention(_PatternAttention):
         'Neighborhood attention refuses maps smaller than its window; border="clamped" attends to all of them.',
     ),
 )
-class LocalAttention(_ProjectedAttention):
+class LocalAttention(_WindowedAttention):
     """Every position attends to the k x k window around it.
 
     y_i = x_i + W_o sum_{j in window(i)} softmax_j(q_i . k_j / sqrt(d)) v_j
@@ -282,31 +282,18 @@ class LocalAttention(_ProjectedAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(channels, inner_channels, heads, share_query_key, projections, zero_init, **dd)
+        choices = (normalization, share_query_key, projections, zero_init)
+        super().__init__(channels, inner_channels, heads, *choices, **dd)
         self.window: dict[str, Any] = {"kernel_size": _odd(kernel_size), "border": border}
-        self.normalization: Normalization = normalization
         some = torch.empty(1, 1, 1, 1, 1)
         self._attend(some, some, some)  # unknown choices raise here
 
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.normalization != "none":
-            return super()._add(x, y)
-        # no average: in half precision it may only become small enough after the projection
-        return x + wide(y, self.project.weight, self.project.bias).to(x.dtype)
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        v = widened(v) if self.normalization == "none" else v
         return neighborhood(q, k, v, scale=self.scale, normalization=self.normalization, **self.window)
 
     def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:
         cells = neighborhood_weights(q, k, scale=self.scale, normalization=self.normalization, **self.window)
         return neighborhood_rows(cells, (q.shape[3], q.shape[4]), queries=queries, **self.window)
-
-
-def _at_least_one(dilation: int) -> int:
-    if dilation < 1:
-        raise ValueError(f"dilation is at least 1, got {dilation}")
-    return dilation
 
 
 def _odd(kernel_size: int) -> int:

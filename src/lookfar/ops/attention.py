@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._blockwise import log_sum_exp, over_queries
+from lookfar.ops._normalization import check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.dot_product import dot_product, dot_product_weights
 from lookfar.ops.double_normalization import EPS, double_normalization_reference
@@ -26,11 +27,6 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_w
 
 Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
-
-
-def _check(normalization: str) -> None:
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
 
 
 def attention_weights(
@@ -50,7 +46,7 @@ def attention_weights(
         normalization: See the file's head.
         all_queries: ``(B, h, N, D)``, where ``q`` is a part of them: double normalisation sums over all.
     """
-    _check(normalization)
+    check_normalization(normalization, NORMALIZATIONS)
     if normalization == "softmax":
         return embedded_gaussian_weights(q, k, scale=scale)
     with without_autocast(q):
@@ -58,10 +54,8 @@ def attention_weights(
         if normalization == "none":
             return dot_product_weights(q, k, scale=scale)
         s = scale * q @ k.transpose(-2, -1)
-        if normalization == "l1":
-            return F.normalize(s, p=1.0, dim=-1)
-        if normalization == "sigmoid":
-            return s.sigmoid() / max(k.shape[-2], 1)
+        if normalization != "double":
+            return normalised(s, normalization)
         everybody = widened(q if all_queries is None else all_queries)
         s = s - log_sum_exp(k, everybody, scale=scale).transpose(-2, -1)
         total = s.logsumexp(-1, keepdim=True)
@@ -72,7 +66,7 @@ def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
 ) -> Tensor:
     """The definition: the weights of the file's head, N x M of them, times the values."""
-    _check(normalization)
+    check_normalization(normalization, NORMALIZATIONS)
     with without_autocast(q):
         q, k, v32 = widened(q), widened(k), widened(v)
         s = scale * q @ k.transpose(-2, -1)
@@ -99,7 +93,7 @@ def attention(
     Raises:
         ValueError: Shapes that do not fit, an unknown normalisation.
     """
-    _check(normalization)
+    check_normalization(normalization, NORMALIZATIONS)
     if normalization == "softmax":
         return embedded_gaussian(q, k, v, scale=scale)
     if normalization == "none":

@@ -1,4 +1,6 @@
-"""Softmax attention of every position to its own row and column: y_i = sum_{j in cross(i)} softmax_j(q_i . k_j) v_j.
+"""Attention of every position to its own row and column: y_i = sum_{j in cross(i)} softmax_j(q_i . k_j) v_j.
+
+Other normalisations than softmax are sums along both lines, less the own position, which both hold.
 
 Traps: the own position lies on both lines and counts once (here it is masked in the column); similarities are not
 divided by sqrt(D). Differentiating a merge of two fused attentions is wrong where their backward ignores the gradient
@@ -11,30 +13,37 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
 
+WHY_NOT_DOUBLE = "it shares a key among all queries, and those off its row and column do not see it"
 
-def criss_cross_weights(q: Tensor, k: Tensor, queries: Tensor | None = None) -> Tensor:
+
+def criss_cross_weights(
+    q: Tensor, k: Tensor, queries: Tensor | None = None, *, normalization: RowNormalization = "softmax"
+) -> Tensor:
     """``(B, h, H, W, D), (B, h, H, W, D) -> (B, h, Q, N)``: rows of the dense map, exactly zero off the cross.
 
     Args:
         q: Queries.
         k: Keys.
         queries: Flat positions ``(Q,)``; all when None.
+        normalization: As in :func:`criss_cross`.
     """
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     H, W = q.shape[2:4]
     j = torch.arange(H * W, device=q.device)
     i = j if queries is None else j[queries]
     cross = (i[:, None] // W == j // W) | (i[:, None] % W == j % W)
     with without_autocast(q):
         q, k = widened(q).flatten(2, 3)[:, :, i], widened(k).flatten(2, 3)
-        return (q @ k.transpose(-2, -1)).masked_fill(~cross, -torch.inf).softmax(-1)
+        return normalised(q @ k.transpose(-2, -1), normalization, seen=cross)
 
 
-def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
     """The definition: N x N weights that are zero off the cross."""
     with without_autocast(q):
-        y = criss_cross_weights(q, k) @ widened(v).flatten(2, 3)
+        y = criss_cross_weights(q, k, normalization=normalization) @ widened(v).flatten(2, 3)
     return y.unflatten(2, v.shape[2:4]).to(v.dtype)
 
 
@@ -157,10 +166,22 @@ def _line_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _LineBlocks.apply(q.view_as(q), k.view_as(k), v.view_as(v))
 
 
+def _line_sums(q: Tensor, k: Tensor, v: Tensor, normalization: RowNormalization) -> Tensor:
+    """The normalisations that are sums over keys: each line by itself, in blocks of queries."""
+    dtype = v.dtype
+    with without_autocast(q):
+        q, k, v = widened(q), widened(k), widened(v)
+        row = summed(q, k, v, normalization)
+        column = summed(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3), normalization).transpose(2, 3)
+        w, d = terms((q * k).sum(-1, keepdim=True), normalization)
+        y = row + column - torch.cat([w * v, d], -1)
+        return divided(y[..., :-1], y[..., -1:]).to(dtype)
+
+
 PATHS = {"line_blocks": _line_blocks, "merged": _merged}  # tests and benchmarks go through each of them
 
 
-def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
     """Attention to the own row and column: :func:`criss_cross_reference` in O(N) memory.
 
     Logits and sums are float32 where the inputs are float16 or bfloat16. Under ``torch.compile`` and ``torch.export``
@@ -170,14 +191,19 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q: Queries ``(B, h, H, W, D)``.
         k: Keys ``(B, h, H, W, D)``.
         v: Values ``(B, h, H, W, E)``.
+        normalization: ``softmax`` over the cross, ``l1`` s / sum |s|, and ``sigmoid`` and ``none`` divided by its
+            H + W - 1 positions.
 
     Shape: ``(B, h, H, W, E)``
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, an unknown normalisation.
     """
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     if q.dim() != 5 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
         raise ValueError(f"want q, k (B, h, H, W, D) and v (B, h, H, W, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    if normalization != "softmax":
+        return _line_sums(q, k, v, normalization)
     plain = (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -7,16 +7,16 @@ Traps: three borders are three functions, equal only inside the map. With ``mask
 has k x k cells, and the query sits off its centre there.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import SIMILARITIES, Border, Pair, Similarity, Window, similarities, size_of, weighted_sum
 
-Normalization = Literal["softmax", "l1", "sigmoid", "none"]
+Normalization = RowNormalization
 
 
 def relative_logits(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -187,14 +187,9 @@ def _normalise(
     """Weights of scaled similarities ``(..., k^2, H', W')``; ``inside`` (k^2, H', W') are the cells on the map."""
     if border == "zeros":
         s = torch.where(inside, s, outside)
-        inside = torch.ones_like(inside)
     if bias is not None:
         s = s + widened(bias)
-    if normalization == "softmax":
-        return (s if border == "zeros" else s.masked_fill(~inside, -torch.inf)).softmax(-3)
-    s = s.sigmoid() if normalization == "sigmoid" else s
-    s = torch.where(inside, s, 0)
-    return F.normalize(s, p=1.0, dim=-3) if normalization == "l1" else s / inside.sum(-3)
+    return normalised(s, normalization, seen=None if border == "zeros" else inside, dim=-3)
 
 
 def _window(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, border: Border) -> Window:
@@ -213,8 +208,7 @@ def _window(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, b
 def _check(q: Tensor, k: Tensor, window: Window, similarity: str, normalization: str) -> None:
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
-    if normalization not in get_args(Normalization):
-        raise ValueError(f"normalization must be one of {', '.join(get_args(Normalization))}, got {normalization!r}")
+    check_normalization(normalization)
     if q.dim() != 5 or k.dim() != 5 or q.shape[:3] != k.shape[:3] or q.shape[3:] != window.grid(*size_of(k)):
         raise ValueError(
             f"want q (B, h, D, H', W') and k (B, h, D, H, W), H' = ceil(H / stride); got {q.shape=}, {k.shape=}"

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._blockwise import over_queries
+from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 
 Pair = tuple[int, int]
+
+_WHY_NOT_DOUBLE = "a key's popularity among all queries would want their relative logits twice over"
 
 
 def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, size: Pair) -> Tensor:
@@ -30,19 +33,34 @@ def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, siz
 
 
 def relative_attention_weights(
-    q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, *, size: Pair, queries: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    size: Pair,
+    queries: Tensor | None = None,
+    normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+    check_normalization(normalization, why=_WHY_NOT_DOUBLE)
     _check(q, k, rows, columns, size)
     at = torch.arange(q.shape[-2], device=q.device)
     at = at if queries is None else at[queries]
     with without_autocast(q):
         q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
-        return _logits(q[..., at, :], k, rows, columns, at, size).softmax(-1)
+        return normalised(_logits(q[..., at, :], k, rows, columns, at, size), normalization)
 
 
 def relative_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *, size: Pair
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    size: Pair,
+    normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """The definition: every pair's embedding gathered, N x N x D of them."""
     _check(q, k, rows, columns, size)
@@ -53,10 +71,19 @@ def relative_attention_reference(
         q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
         distances = rows[y - y[:, None] + H - 1] + columns[x - x[:, None] + W - 1]  # (N, N, D)
         logits = torch.einsum("bhid,bhijd->bhij", q, k[:, :, None] + distances)
-        return (logits.softmax(-1) @ widened(v)).to(v.dtype)
+        return (normalised(logits, normalization) @ widened(v)).to(v.dtype)
 
 
-def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *, size: Pair) -> Tensor:
+def relative_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    size: Pair,
+    normalization: RowNormalization = "softmax",
+) -> Tensor:
     """:func:`relative_attention_reference` in blocks of queries.
 
     Args:
@@ -66,12 +93,14 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: T
         rows: Embeddings ``(2H - 1, D)`` of the distance in rows, the own row in the middle; for all heads.
         columns: Embeddings ``(2W - 1, D)`` of the distance in columns.
         size: H and W with N = H W.
+        normalization: Of the logits: ``softmax``, ``l1``, ``sigmoid``, ``none``.
 
     Shape: ``(B, h, N, E)``
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes that do not fit, an unknown normalisation.
     """
+    check_normalization(normalization, why=_WHY_NOT_DOUBLE)
     _check(q, k, rows, columns, size)
     dtype = v.dtype
     with without_autocast(q):
@@ -82,7 +111,7 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: T
 
         def some(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
             here = q[0, 0, :, -1].detach().long() if len(q) else at.long()
-            return _logits(q[..., :-1], k, rows, columns, here, size).softmax(-1) @ v
+            return normalised(_logits(q[..., :-1], k, rows, columns, here, size), normalization) @ v
 
         return over_queries(some, q, k, v, rows, columns, keys=q.shape[-2]).to(dtype)
 

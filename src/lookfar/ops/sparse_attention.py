@@ -1,4 +1,4 @@
-"""Softmax attention to near keys, to keys at distances that r divides, or to both.
+"""Attention to near keys, to keys at distances that r divides, or to both.
 
 o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, seen being
 
@@ -8,7 +8,8 @@ o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, seen being
     sparse          local or atrous; a key in both counts once
 
 Exact and without masked N x N weights: atrous is full attention inside each of the r^2 phases, local a loop over the
-window's cells, sparse the softmax of the atrous part's log-sum-exp beside the cells that are not in it.
+window's cells, sparse the softmax of the atrous part's log-sum-exp beside the cells that are not in it. Other
+normalisations than softmax are sums over keys and their divisors, which add up.
 
 Traps: ``atrous`` is no dilated window; in ``sparse`` the published Keras code counts keys twice and has no near ones.
 """
@@ -20,13 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._blockwise import attention_with_lse
+from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops._window import Window, for_graphs, similarities, weighted_sum
+from lookfar.ops._window import Window, for_graphs, similarities, size_of, weighted_sum
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 from lookfar.ops.neighborhood import neighborhood
 
 Pattern = Literal["local", "local_clamped", "atrous", "sparse"]
 Pair = tuple[int, int]
+
+WHY_NOT_DOUBLE = "it shares a key among all queries, of which only some see it"
 
 
 def sparse_attention_weights(
@@ -37,10 +41,11 @@ def sparse_attention_weights(
     kernel_size: int = 7,
     dilation: int = 4,
     scale: float = 1.0,
+    normalization: RowNormalization = "softmax",
     queries: Tensor | None = None,
 ) -> Tensor:
     """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen."""
-    _check(q, k, k, pattern, kernel_size, dilation)
+    _check(q, k, k, pattern, kernel_size, dilation, normalization)
     H, W = q.shape[-2:]
     j = torch.arange(H * W, device=q.device)
     i = j if queries is None else j[queries]
@@ -53,7 +58,7 @@ def sparse_attention_weights(
     seen = {"atrous": atrous, "sparse": local | atrous}.get(pattern, local)
     with without_autocast(q):
         q, k = (widened(t).flatten(3).transpose(2, 3) for t in (q, k))
-        return (scale * q[:, :, i] @ k.transpose(2, 3)).masked_fill(~seen, -torch.inf).softmax(-1)
+        return normalised(scale * q[:, :, i] @ k.transpose(2, 3), normalization, seen=seen)
 
 
 def sparse_attention_reference(
@@ -65,9 +70,12 @@ def sparse_attention_reference(
     kernel_size: int = 7,
     dilation: int = 4,
     scale: float = 1.0,
+    normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """The definition: N x N weights with zeros."""
-    weights = sparse_attention_weights(q, k, pattern=pattern, kernel_size=kernel_size, dilation=dilation, scale=scale)
+    weights = sparse_attention_weights(
+        q, k, pattern=pattern, kernel_size=kernel_size, dilation=dilation, scale=scale, normalization=normalization
+    )
     with without_autocast(q):
         y = weights @ widened(v).flatten(3).transpose(2, 3)
     return y.transpose(2, 3).unflatten(3, v.shape[-2:]).to(v.dtype)
@@ -82,6 +90,7 @@ def sparse_attention(
     kernel_size: int = 7,
     dilation: int = 4,
     scale: float = 1.0,
+    normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """:func:`sparse_attention_reference` without its N x N weights.
 
@@ -93,43 +102,61 @@ def sparse_attention(
         kernel_size: Odd extent of the near window; ``atrous`` has none.
         dilation: Distance r of the far keys; the local patterns have none.
         scale: Factor on the similarities.
+        normalization: ``softmax`` over the keys seen, ``l1`` s / sum |s|, and ``sigmoid`` and ``none`` divided by
+            their number.
 
     Shape: ``(B, h, E, H, W)``
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown pattern, an even kernel, a dilation below 1.
+        ValueError: Shapes that do not fit, an unknown pattern or normalisation, an even kernel, a dilation below 1.
     """
-    _check(q, k, v, pattern, kernel_size, dilation)
+    _check(q, k, v, pattern, kernel_size, dilation, normalization)
     if pattern in ("local", "local_clamped"):
         border = "mask" if pattern == "local" else "clamped"
-        return neighborhood(q, k, v, kernel_size=kernel_size, border=border, scale=scale)
+        return neighborhood(q, k, v, kernel_size=kernel_size, border=border, scale=scale, normalization=normalization)
     r = kernel_size // 2
     offsets = [(y, x) for y in range(-r, r + 1) for x in range(-r, r + 1)]
     far = torch.tensor([y % dilation == 0 and x % dilation == 0 for y, x in offsets], device=q.device)
     near = any(y % dilation or x % dilation for y, x in offsets)
-    if pattern == "atrous" or not near:
+    near = near and pattern == "sparse"
+    if normalization == "softmax" and not near:
         return _atrous(q, k, v, dilation, scale)[0]
-    window = Window((kernel_size, kernel_size))
     with without_autocast(q):
         q, k, values = widened(q), widened(k), widened(v)
-        y, lse = _atrous(q, k, values, dilation, scale, with_lse=True)
-        assert lse is not None
-        H, W = v.shape[-2:]
-        absent = ~window.inside(H, W, q.device) | far[:, None, None]
-        logits = (scale * similarities(q, k, window)).masked_fill(absent, -torch.inf)
-        # the far keys enter the softmax as one key: their average, with the logarithm of their denominator as logit
-        weights = torch.cat([lse, logits], 2).softmax(2)
-        y = weights[:, :, :1] * y + weighted_sum(weights[:, :, 1:], values, window)
-    return y.to(v.dtype)
+        y, divisor = _atrous(q, k, values, dilation, scale, normalization, with_divisor=True)
+        assert divisor is not None
+        if near:
+            window = Window((kernel_size, kernel_size))
+            seen = window.inside(*size_of(v), q.device) & ~far[:, None, None]
+            logits = scale * similarities(q, k, window)
+            if normalization == "softmax":
+                # the far keys enter as one key: their average, with the logarithm of their denominator as logit
+                weights = torch.cat([divisor, logits.masked_fill(~seen, -torch.inf)], 2).softmax(2)
+                y, weights = weights[:, :, :1] * y, weights[:, :, 1:]
+            else:
+                weights, parts = (torch.where(seen, t, 0) for t in terms(logits, normalization))
+                divisor = divisor + parts.sum(2, keepdim=True)
+            y = y + weighted_sum(weights, values, window)
+    return (y if normalization == "softmax" else divided(y, divisor)).to(v.dtype)
 
 
 def _atrous(
-    q: Tensor, k: Tensor, v: Tensor, r: int, scale: float, *, with_lse: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: int,
+    scale: float,
+    normalization: RowNormalization = "softmax",
+    *,
+    with_divisor: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention inside each phase, ``(B, h, E, H, W)``, and its log-sum-exp ``(B, h, 1, H, W)`` where asked for."""
+    """Attention inside each phase, ``(B, h, E, H, W)``, and its divisor ``(B, h, 1, H, W)`` where asked for.
+
+    Of softmax, averages and the logarithms of their denominators; of the others, sums that are still to be divided.
+    """
     H, W = q.shape[-2:]
     if for_graphs():
-        return _padded_atrous(q, k, v, r, scale)
+        return _padded_atrous(q, k, v, r, scale, normalization)
     groups = [
         (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)  # (phases, positions of one)
         for rows in _phases(H, r, q.device)
@@ -137,15 +164,18 @@ def _atrous(
     ]
     found = []
     for at in groups:
-        tokens = [t.flatten(3)[..., at].permute(0, 3, 1, 4, 2).flatten(0, 1).contiguous() for t in (q, k, v)]
-        if with_lse:
-            parts = torch.cat(attention_with_lse(*tokens, scale=scale), -1)
+        tokens = (t.flatten(3)[..., at].permute(0, 3, 1, 4, 2).flatten(0, 1).contiguous() for t in (q, k, v))
+        queries, keys, values = tokens
+        if normalization != "softmax":
+            parts = summed(queries, keys, values, normalization, scale=scale)
+        elif with_divisor:
+            parts = torch.cat(attention_with_lse(queries, keys, values, scale=scale), -1)
         else:
-            parts = embedded_gaussian(*tokens, scale=scale)  # (B phases, h, P, E)
+            parts = embedded_gaussian(queries, keys, values, scale=scale)  # (B phases, h, P, E)
         found.append(parts.unflatten(0, (-1, len(at)) if len(parts) else (0, len(at))).transpose(1, 2).flatten(2, 3))
     back = torch.cat([at.flatten() for at in groups]).argsort()
     y = torch.cat(found, 2)[:, :, back].transpose(2, 3).unflatten(3, (H, W))
-    return (y[:, :, :-1], y[:, :, -1:]) if with_lse else (y, None)
+    return (y[:, :, :-1], y[:, :, -1:]) if with_divisor else (y, None)
 
 
 def _phases(n: int, r: int, device: torch.device) -> list[Tensor]:
@@ -159,7 +189,9 @@ def _phases(n: int, r: int, device: torch.device) -> list[Tensor]:
     ]
 
 
-def _padded_atrous(q: Tensor, k: Tensor, v: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+def _padded_atrous(
+    q: Tensor, k: Tensor, v: Tensor, r: int, scale: float, normalization: RowNormalization
+) -> tuple[Tensor, Tensor]:
     """The same with phases of one size, filled up with absent keys: for graphs with free axes. Holds N^2 / r^2."""
     B, h, _, H, W = q.shape
     a, b = H // r + 2, W // r + 2  # more than needed: a graph made where one is enough would be tied to that one
@@ -171,15 +203,20 @@ def _padded_atrous(q: Tensor, k: Tensor, v: Tensor, r: int, scale: float) -> tup
     rows, columns = (torch.arange(r * n, device=q.device).reshape(n, r).T for n in (a, b))
     there = ((rows < H)[:, None, :, None] & (columns < W)[:, None, :]).reshape(r * r, 1, 1, a * b)
     with without_autocast(q):
-        # finite, since a phase of a small map may have no key at all
-        logits = (scale * tokens(q) @ tokens(k).transpose(-2, -1)).masked_fill(~there, -1e30)
-        lse = logits.logsumexp(-1, keepdim=True)
-        y = torch.cat([logits.softmax(-1) @ tokens(v), lse], -1)
+        logits = scale * tokens(q) @ tokens(k).transpose(-2, -1)
+        if normalization == "softmax":
+            logits = logits.masked_fill(~there, -1e30)  # finite: a phase of a small map may have no key at all
+            weights, divisor = logits.softmax(-1), logits.logsumexp(-1, keepdim=True)
+        else:
+            weights, parts = (torch.where(there, t, 0) for t in terms(logits, normalization))
+            divisor = parts.sum(-1, keepdim=True)
+        y = torch.cat([weights @ tokens(v), divisor], -1)
         y = y.reshape(B, r, r, h, a, b, -1).permute(0, 3, 6, 4, 1, 5, 2).reshape(B, h, -1, a * r, b * r)[..., :H, :W]
     return y[:, :, :-1].to(v.dtype), y[:, :, -1:]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, pattern: str, kernel_size: int, dilation: int) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, pattern: str, kernel_size: int, dilation: int, normalization: str) -> None:
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     if pattern not in get_args(Pattern):
         raise ValueError(f"pattern must be one of {', '.join(get_args(Pattern))}, got {pattern!r}")
     if pattern != "atrous" and (kernel_size < 1 or kernel_size % 2 == 0):

@@ -1,0 +1,62 @@
+"""Weights of similarities, a row by itself: softmax, or terms divided by a sum over the keys.
+
+    softmax   exp(s_j) / sum_j exp(s_j)
+    l1        s_j / sum_j |s_j|
+    sigmoid   1 / (1 + exp(-s_j)) / M
+    none      s_j / M, M the keys that are seen
+
+All but softmax are a numerator and a divisor that add up over disjoint sets of keys.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookfar.ops._blockwise import over_queries
+
+RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
+ROW_NORMALIZATIONS: tuple[str, ...] = get_args(RowNormalization)
+
+
+def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim: int = -1) -> Tensor:
+    """The weights of similarities whose keys lie along ``dim``; keys that are not ``seen`` do not exist."""
+    if normalization == "softmax":
+        return (s if seen is None else s.masked_fill(~seen, -torch.inf)).softmax(dim)
+    s = s.sigmoid() if normalization == "sigmoid" else s
+    s = s if seen is None else torch.where(seen, s, 0)
+    if normalization == "l1":
+        return F.normalize(s, p=1.0, dim=dim)
+    return s / (max(s.shape[dim], 1) if seen is None else seen.sum(dim, keepdim=True))
+
+
+def terms(s: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
+    """What each key adds to the numerator, beside its value, and to the divisor; not for softmax."""
+    w = s.sigmoid() if normalization == "sigmoid" else s
+    return w, w.abs() if normalization == "l1" else w.new_ones(()).expand_as(w)
+
+
+def summed(q: Tensor, k: Tensor, v: Tensor, normalization: str, *, scale: float = 1.0) -> Tensor:
+    """Numerator and divisor side by side, in blocks of queries.
+
+    Shape: ``(..., Q, D), (..., M, D), (..., M, E) -> (..., Q, E + 1)``
+    """
+
+    def some(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        w, d = terms(scale * q @ k.transpose(-2, -1), normalization)
+        return torch.cat([w @ v, d.sum(-1, keepdim=True)], -1)
+
+    return over_queries(some, q, k, v, keys=k.shape[-2])
+
+
+def divided(y: Tensor, divisor: Tensor) -> Tensor:
+    """The average of a numerator and its divisor; 0 where the divisor is."""
+    return y / divisor.clamp_min(1e-12)
+
+
+def check_normalization(normalization: str, allowed: tuple[str, ...] = ROW_NORMALIZATIONS, why: str = "") -> None:
+    """Raise a ValueError for what is not allowed, with the reason."""
+    if normalization not in allowed:
+        because = f" ({why})" if why and normalization == "double" else ""
+        raise ValueError(f"normalization must be one of {', '.join(allowed)}, got {normalization!r}{because}")
