@@ -26,12 +26,14 @@ class Selection(NamedTuple):
         where: Weights of the items ``(B, N)``, one of them 1 where the choice is hard; or the window's place (B, 2).
         log_probability: Of the choice, ``(B,)``; 0 where it is soft.
         baseline: The reward that was expected, ``(B,)``; 0 where the choice is soft.
+        entropy: Of the policy, ``(B,)``; that of a place is the same for all, 0 where the choice is soft.
     """
 
     output: Tensor
     where: Tensor
     log_probability: Tensor
     baseline: Tensor
+    entropy: Tensor
 
 
 @block(
@@ -60,7 +62,8 @@ class HardAttention(nn.Module):
     - ``place``, hard: the window about l ~ N(mu, sigma^2); soft: the window sampled at mu, with gradients to mu
 
     Train what follows by its own loss, and a hard policy by ``lookfar.ops.reinforce_loss(selection.log_probability,
-    reward, selection.baseline)``, which is 0 in its gradient for the soft twins.
+    reward, selection.baseline, entropy=selection.entropy)``, which is 0 in its gradient for the soft twins. Without the
+    entropy a choice among items gets stuck from some starts: it is sure before it has tried enough.
 
     Args:
         channels: Channels C of the map.
@@ -71,7 +74,7 @@ class HardAttention(nn.Module):
         sigma: Standard deviation of the place, whose coordinates are in [-1, 1].
 
     Shape: ``(B, C, H, W) ->`` :class:`Selection`: output ``(B, C, 1, 1)`` or ``(B, C, k, k)``, where, log_probability,
-        baseline.
+        baseline, entropy.
 
     Raises:
         ValueError: An unknown selection, a sigma that is not positive.
@@ -98,6 +101,8 @@ class HardAttention(nn.Module):
         self.selection, self.hard, self.kernel_size, self.sigma = selection, hard, kernel_size, sigma
         # a baseline that sees x as a constant: no derivative of the output is its gradient
         self.exact_gradient = not hard
+        if selection == "place":
+            self.position_dependent = "the policy sees where in the map its features lie"
         self.reduce = nn.Conv2d(channels, inner_channels, 1, **dd)
         items = selection == "items"
         self.score = nn.Conv2d(inner_channels, 1, 1, bias=False, **dd) if items else None
@@ -106,11 +111,11 @@ class HardAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Selection:
         seen = x.detach() if self.hard else x
-        output, where, chance = self._item(x, seen) if self.score is not None else self._place(x, seen)
+        output, where, chance, entropy = self._item(x, seen) if self.score is not None else self._place(x, seen)
         baseline = torch.zeros_like(chance)
         if self.expect is not None:
             baseline = self.expect(widened(seen.flatten(2)).mean(2).to(x.dtype))[:, 0]
-        return Selection(output, where.to(x.dtype), chance.to(x.dtype), baseline.to(x.dtype))
+        return Selection(output, where.to(x.dtype), chance.to(x.dtype), baseline.to(x.dtype), entropy.to(x.dtype))
 
     def maps(self, x: Tensor) -> Tensor:
         """Where the policy looks, ``(B, 1, N)``: the items' chances, or the density of the window's centre."""
@@ -131,13 +136,14 @@ class HardAttention(nn.Module):
         seen = self.reduce(adaptive_average(x, _GRID).to(x.dtype)).relu().flatten(1)
         return widened(self.locate(seen)).tanh()
 
-    def _item(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _item(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logits = self._logits(seen)
         if not self.hard:
             where = logits.softmax(1)
             with without_autocast(x):
                 mixed = (widened(x.flatten(2)) @ where[..., None]).to(x.dtype)
-            return mixed[..., None], where, torch.zeros_like(logits[:, 0])
+            none = torch.zeros_like(logits[:, 0])
+            return mixed[..., None], where, none, none
         if self.training:
             # the first of exponential clocks to ring, with rates exp(logits), is drawn from the softmax
             index = (logits.detach() - torch.empty_like(logits).exponential_().log()).argmax(1, keepdim=True)
@@ -145,17 +151,19 @@ class HardAttention(nn.Module):
             index = logits.argmax(1, keepdim=True)
         output = x.flatten(2).gather(2, index[:, None].expand(-1, x.shape[1], -1))[..., None]
         where = torch.zeros_like(logits).scatter(1, index, 1.0)
-        return output, where, logits.log_softmax(1).gather(1, index)[:, 0]
+        chances = logits.log_softmax(1)
+        return output, where, chances.gather(1, index)[:, 0], -(chances.exp() * chances).sum(1)
 
-    def _place(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _place(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, k = self._mean(seen), self.kernel_size
         if not self.hard:
             # k pixels wide: a step of the output is one of the input
             wide, high = (torch.full_like(mean[:, 0], (k - 1) / max(n - 1, 1)) for n in (x.shape[3], x.shape[2]))
             none = torch.zeros_like(wide)
             theta = torch.stack([wide, none, mean[:, 0], none, high, mean[:, 1]], 1).unflatten(1, (2, 3))
-            return affine_sample(x, theta, (k, k)), mean, torch.zeros_like(mean[:, 0])
+            return affine_sample(x, theta, (k, k)), mean, none, none
         drawn = mean.detach() + self.sigma * torch.randn_like(mean) if self.training else mean
         chance = -((drawn.detach() - mean) / self.sigma).square() / 2 - math.log(self.sigma * math.sqrt(2 * math.pi))
         place = drawn.clamp(-1, 1)
-        return glimpse_sensor(x, place, kernel_size=k), place, chance.sum(1)
+        entropy = torch.full_like(mean[:, 0], 1 + math.log(2 * math.pi * self.sigma**2))
+        return glimpse_sensor(x, place, kernel_size=k), place, chance.sum(1), entropy
