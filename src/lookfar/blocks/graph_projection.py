@@ -1,7 +1,7 @@
 """Beyond Grids: soft clusters of positions become the nodes of a graph, one convolution runs over it, they go back.
 
 Traps: the assignment is a softmax over the nodes at each position, not over positions; squared distances grow with C
-and pass the range of half precision; a node that nobody joins has no direction and must stay zero.
+and pass the range of half precision; a node that nobody joins still has a direction, and counts in the others' mixture.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ class GraphUnit(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, out_channels, **dd)))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, shifted, centres, inverse = self.assign(x)
-        # the division by sum_n q_nv is a positive factor that the unit length takes away
-        z = (shifted @ q.transpose(1, 2) - centres * q.sum(2)[:, None]) * inverse  # (B, C, V)
+        log_q, shifted, centres, inverse = self.assign(x)
+        q = log_q.exp()
+        # q_nv / sum_n q_nv as a softmax: a node that is far from every position keeps its direction
+        z = (shifted @ log_q.softmax(2).transpose(1, 2) - centres) * inverse  # (B, C, V)
         z = F.normalize(z, dim=1, eps=1e-12)
         nodes = self.weight.to(z.dtype).T @ z  # (B, O, V)
         if self.reasoning:
@@ -41,7 +42,7 @@ class GraphUnit(nn.Module):
         return nodes.relu() @ q
 
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Assignments (B, V, N), and x and the centres about a common origin, and 1/sigma.
+        """Logarithms of the assignments (B, V, N), and x and the centres about a common origin, and 1/sigma.
 
         |x - w|^2 / sigma^2 is expanded into products with the N positions; the origin saves digits.
         """
@@ -52,7 +53,7 @@ class GraphUnit(nn.Module):
         precision = inverse.square()
         distance = precision.T @ x.square() - 2 * (centres * precision).T @ x
         distance = distance + (centres.square() * precision).sum(0)[:, None]
-        return (-distance / 2).softmax(1), x, centres, inverse
+        return (-distance / 2).log_softmax(1), x, centres, inverse
 
 
 @block(
@@ -120,4 +121,4 @@ class GraphProjection(nn.Module):
         """Assignments ``(B, K, N)`` of the positions to the nodes of all units, one unit after the other."""
         with without_autocast(x):
             tokens = widened(x.flatten(2))
-            return torch.cat([unit.assign(tokens)[0] for unit in self.units], 1)  # type: ignore[operator]
+            return torch.cat([unit.assign(tokens)[0].exp() for unit in self.units], 1)  # type: ignore[operator]
