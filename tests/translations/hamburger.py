@@ -98,6 +98,7 @@ for cls, variant in (("HamburgerV1", "v1"), ("HamburgerV2", "v2"), ("HamburgerV2
 def light(case: Case) -> Built:
     a = case.args
     # the ports keep their bases as they are
-    options = _ham_options(a.get("ham_kwargs", {}), "mmseg") | {"momentum": 0.0}
+    ham = a.get("ham_kwargs") or {}
+    options = _ham_options(ham, "mmseg") | {"momentum": 0.0, "spatial": ham.get("SPATIAL", True)}
     block = create_block("hamburger", a.get("ham_channels", 512), norm_layer=norm(a.get("norm_cfg")), **options)
     return Built(Started(block, _bases(case)), block)

@@ -5,7 +5,7 @@ published gradient differentiates the last update alone; mmsegmentation's goes t
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +58,6 @@ class Ham(nn.Module):
             raise ValueError(f"gradient is one_step or full, got {gradient!r}")
         if random_bases not in ("train", "always", "never"):
             raise ValueError(f"random_bases is train, always or never, got {random_bases!r}")
-        if random_bases == "never" and not spatial:
-            raise ValueError("bases that are maps have the size of the input and cannot be kept: random_bases='train'")
         self.rank, self.heads, self.spatial = bases, heads, spatial
         self.method: Method = method
         self.iterations, self.eval_iterations = iterations, eval_iterations
@@ -67,7 +65,7 @@ class Ham(nn.Module):
         self.gradient, self.random_bases = gradient, random_bases
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device=device))
         kept = None
-        if random_bases == "never":
+        if random_bases == "never" and spatial:  # bases that are maps have the size of the input
             start = torch.rand if method == "nmf" else torch.randn
             kept = F.normalize(start(heads, channels // heads, bases, device=device, dtype=dtype), dim=1)
         self.register_buffer("bases", kept)
@@ -93,12 +91,24 @@ class Ham(nn.Module):
         left, right = (found, coefficients) if self.spatial else (coefficients, found)
         return left.unflatten(0, (B, self.heads)), right.unflatten(0, (B, self.heads))
 
+    def make_room(self, bases: Tensor) -> None:
+        """A buffer for kept ``bases`` that are maps, of the size that they were kept at."""
+        if not self.spatial and self.random_bases == "never" and self.bases is None:
+            self.bases = torch.zeros_like(bases, device=self.seed.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + "bases" in state_dict:
+            self.make_room(state_dict[prefix + "bases"])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _start(self, tokens: Tensor) -> Tensor:
         """Unit bases (B h, D, R)."""
         shape = (*tokens.shape[:2], self.rank)
         if self.bases is not None:
+            if self.bases.shape[1] != shape[1]:
+                raise ValueError(f"the kept bases are maps of {self.bases.shape[1]} positions, got {shape[1]}")
             return self.bases.to(tokens.dtype).repeat(shape[0] // self.heads, 1, 1)
-        if self.training or self.random_bases == "always":
+        if self.random_bases == "always" or (self.training and self.random_bases == "train"):
             draw = torch.rand if self.method == "nmf" else torch.randn
             return F.normalize(draw(shape, dtype=tokens.dtype, device=tokens.device), dim=1)
         index = torch.arange(self.heads * shape[1] * self.rank, device=tokens.device)
@@ -196,7 +206,8 @@ class Hamburger(nn.Module):
         inverse_temperature, ridge: Of ``cd`` and ``vq``; see :func:`lookfar.ops.matrix_decomposition`.
         gradient: ``one_step`` (paper) or ``full`` (mmsegmentation).
         random_bases: Drawn in training only (in eval from a stored seed), ``always``, or ``never``: kept in a buffer
-            that follows the bases found in eval with ``momentum``, as in the original's online update.
+            that follows the bases found in eval with ``momentum``, as in the original's online update. Bases that are
+            maps come from the seed unless kept ones were loaded, whose size the map must have.
         reasoning: The factorisation; off, what stands around it remains.
         norm_layer: After the convolutions; None in ``v1`` leaves the last convolution with a bias.
         final_act: End in a ReLU, as the original does.
@@ -274,6 +285,9 @@ class Hamburger(nn.Module):
         places = {"ham.": "hams.0.", "ham_1.": "hams.0.", "ham_2.": "hams.1."}
         for theirs, ours in places.items():
             state = {ours + k[len(theirs) :] if k.startswith(theirs) else k: v for k, v in state.items()}
+        for n, ham in enumerate(self.hams):
+            if (kept := state.get(f"hams.{n}.bases")) is not None:
+                cast(Ham, ham).make_room(kept)
         return state
 
     @property

@@ -70,6 +70,9 @@ class ObjectAttention(nn.Module):
         size = x.shape[2:]
         x = max_pool(x, self.scale)
         key = self.key(x)
+        if self.query is None and self.training:
+            with torch.no_grad():  # the original runs it for queries and for keys: its statistics move twice a step
+                self.key(x)
         y = self.mixed(key if self.query is None else self.query(x), key, self.value(x))
         y = self.mix(y)
         return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.scale > 1 else y
