@@ -84,7 +84,7 @@ def _compare_parameters(case: Case, built: Built, factor: float) -> None:
     for name, g in wanted.items():
         if name in statistics:
             continue  # some originals differentiate their running averages too
-        if name not in own:  # what does nothing may be left out
+        if name not in own or not g.numel():  # what does nothing may be left out
             assert not g.any(), f"the original's gradient of {name} has no parameter here"
             continue
         got = own[name].grad

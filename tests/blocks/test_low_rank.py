@@ -89,6 +89,42 @@ def test_a_hamburger_draws_its_bases_as_it_is_told() -> None:
         create_block("hamburger", 8, variant="v2plus", spatial=False)
 
 
+def test_a_hamburger_keeps_bases_that_are_maps_where_they_are_loaded() -> None:
+    x = maps()
+    m = build("hamburger", bases=3, random_bases="never", spatial=False)
+    assert m(x).shape == x.shape  # from the seed, of any size
+    state = m.state_dict() | {"hams.0.bases": F.normalize(torch.rand(1, 12, 3, dtype=torch.float64), dim=1)}
+    m.load_state_dict(state)
+    m(x)
+    moved = m.state_dict()["hams.0.bases"]
+    assert not torch.equal(moved, state["hams.0.bases"])
+    other = build("hamburger", bases=3, random_bases="never", spatial=False)
+    other.load_state_dict(m.state_dict())
+    assert torch.equal(other(x), m(x))
+    with pytest.raises(ValueError, match="maps of 12 positions, got 9"):
+        m(x[:, :, :3])
+
+
+def test_a_node_far_from_every_position_keeps_its_direction() -> None:
+    m, x = build("graph_projection", nodes=2, inner_channels=5, form="published"), maps()[..., :1, :1]
+    unit = m.units[0]
+    with torch.no_grad():
+        unit.centres[:, 1] = 40.0  # its share of the position is e^-thousands
+    unit_length = F.normalize((x[:, :, 0] - unit.centres) / unit.scales.sigmoid(), dim=1)  # (B, C, V)
+    nodes = (unit.weight.T @ unit_length @ unit_length.transpose(1, 2) @ unit_length).relu()
+    assert_same("y", m(x)[:, :, 0, 0], nodes[:, :, 0])
+    assert_same("maps", m.maps(x)[:, :, 0], torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(2, 2))
+
+
+def test_a_projection_shared_in_ocnet_moves_its_statistics_twice_a_step() -> None:
+    m, x = build("object_context").train(), maps()
+    norm, before = m.contexts[0].key[0].norm, m.contexts[0].key[0].norm.running_mean.clone()
+    m(x)
+    mean = m.contexts[0].key[0].conv(x).mean((0, 2, 3))
+    assert_same("mean", norm.running_mean, 0.9**2 * before + (1 - 0.9**2) * mean)
+    assert norm.num_batches_tracked == 2
+
+
 @pytest.mark.parametrize("normalization", ["softmax", "double", "none"])
 def test_heads_of_ocr_relate_their_own_channels(normalization: str) -> None:
     m, x = build("object_contextual", heads=2, normalization=normalization), maps()

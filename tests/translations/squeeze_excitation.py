@@ -1,18 +1,23 @@
 """SENet: the authors' Caffe layers, the PyTorch port without biases."""
 
-from torch import nn
+import torch
 
 from lookfar import create_block
-from translations import Case, translates
+from translations import Built, Case, translates
+
+
+def _gate(case: Case, channels: int, bias: bool) -> Built:
+    block = create_block("squeeze_excitation", channels, reduction=case.args.get("reduction", 16), bias=bias)
+    # fewer channels than the reduction leave the originals no hidden one; ours has one, here of zeros
+    state = {k: v if v.numel() else torch.zeros([max(n, 1) for n in v.shape]) for k, v in case.state.items()}
+    return Built(block, block, state=state)
 
 
 @translates("SELayer")
-def port(case: Case) -> nn.Module:
-    return create_block(
-        "squeeze_excitation", case.args["channel"], reduction=case.args.get("reduction", 16), bias=False
-    )
+def port(case: Case) -> Built:
+    return _gate(case, case.args["channel"], bias=False)
 
 
 @translates("SE block")
-def caffe(case: Case) -> nn.Module:
-    return create_block("squeeze_excitation", case.args["channels"], reduction=case.args.get("reduction", 16))
+def caffe(case: Case) -> Built:
+    return _gate(case, case.args["channels"], bias=True)
