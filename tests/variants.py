@@ -49,9 +49,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bases": 3, "spatial": False, "heads": 2, "gradient": "full"},
         {"reasoning": False},
     ],
-    "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False}],
+    "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False, "scale": True}],
     "symbolic_graph_reasoning": [
-        {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes"}
+        {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes", "normalize": m == "product"}
         for m in ("pixels", "nodes", "product")
     ],
     "adaptive_context": [{"bins": (1, 3), "fusion": False, "norm_layer": None, "act_layer": nn.GELU}],
@@ -85,7 +85,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"down_factor": (3, 2)},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
     ],
-    "latent_gnn": [{"nodes": (3, 5), "graph_convolution": True}, {"nodes": 4, "symmetric": True, "reasoning": False}],
+    "latent_gnn": [
+        {"nodes": (3, 5), "graph_convolution": True, "normalize": True},
+        {"nodes": 4, "symmetric": True, "reasoning": False},
+    ],
     "local_attention": [
         {"border": "clamped", "kernel_size": 3, "heads": 2, "projections": "around"},
         {"border": "zeros", "normalization": "none", "kernel_size": 3, "share_query_key": True},

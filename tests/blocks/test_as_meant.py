@@ -164,3 +164,38 @@ def test_channel_attention_of_the_paper_looks_at_the_most_similar() -> None:
     assert_same("scaled", scaled.update(x)[0, :, 0], (energy / 2).softmax(1) @ x[0, :, 0])
     with pytest.raises(ValueError, match="least or most, got 'none'"):
         create_block("channel_attention", 3, similarity="none")
+
+
+@torch.no_grad()
+def test_wide_maps_belong_to_one_cluster() -> None:
+    x = torch.randn(1, 2048, 6, 6)
+    largest = {}
+    for scale in (False, True):
+        m = create_block("graph_projection", 2048, nodes=32, inner_channels=1, scale=scale)
+        largest[scale] = float(m.maps(x).amax(1).mean())
+    assert largest[False] > 0.8
+    assert largest[True] < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options", "grows"),
+    [
+        ("latent_gnn", {"nodes": 6, "reduction": 2, "residual": False}, 1.99),
+        ("latent_gnn", {"nodes": 6, "reduction": 2, "residual": False, "symmetric": True}, 3.99),
+        ("symbolic_graph_reasoning", {"nodes": 6, "zero_init": False}, 2),
+        ("glore", {"nodes": 6, "zero_init": False, "reasoning": False}, 3.99),
+    ],
+)
+def test_sums_over_positions_grow_with_the_map(name: str, options: dict, grows: float) -> None:
+    """The update on a map of twice the sides over that on the map itself, where both show the same."""
+    x = torch.randn(2, 32, 6, 6)
+    twice = F.interpolate(x, scale_factor=2, mode="nearest")
+    growth = {}
+    for normalize in (False, True):
+        torch.manual_seed(0)
+        m = create_block(name, 32, normalize=normalize, **options).eval()
+        update, larger = (m(t) - (0 if name == "latent_gnn" else t) for t in (x, twice))
+        growth[normalize] = float(larger.square().mean().sqrt() / update.square().mean().sqrt())
+    assert growth[False] > grows
+    assert growth[True] == pytest.approx(1, abs=1e-3)

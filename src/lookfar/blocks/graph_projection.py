@@ -21,11 +21,19 @@ class GraphUnit(nn.Module):
     """One projection onto V nodes, graph convolution and re-projection: ``(B, C, N) -> (B, O, N)``."""
 
     def __init__(
-        self, channels: int, out_channels: int, nodes: int, reasoning: bool, *, device=None, dtype=None
+        self,
+        channels: int,
+        out_channels: int,
+        nodes: int,
+        *,
+        scale: bool = False,
+        reasoning: bool = True,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.reasoning = reasoning
+        self.reasoning, self.sharpness = reasoning, 1 / channels if scale else 1.0
         self.centres = nn.Parameter(torch.randn(channels, nodes, **dd))
         self.scales = nn.Parameter(torch.zeros(channels, nodes, **dd))  # sigmoid of it is sigma
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, out_channels, **dd)))
@@ -53,7 +61,7 @@ class GraphUnit(nn.Module):
         precision = inverse.square()
         distance = precision.T @ x.square() - 2 * (centres * precision).T @ x
         distance = distance + (centres.square() * precision).sum(0)[:, None]
-        return (-distance / 2).log_softmax(1), x, centres, inverse
+        return (-self.sharpness / 2 * distance).log_softmax(1), x, centres, inverse
 
 
 @block(
@@ -69,6 +77,8 @@ class GraphUnit(nn.Module):
     differences=(
         "The paper concatenates the units' outputs to x; here they are added through a 1x1 convolution that starts at"
         ' zero. form="published" gives the units alone.',
+        "Squared distances are sums over the channels, and in wide maps a position belongs to one node: at 2048 random "
+        "channels the largest of 32 assignments is above 0.8 on average. scale=True takes means, and it is below 0.1.",
         "Centres start from a normal distribution; the paper clusters features of the pretrained network.",
     ),
     author_keys={"anchor": "units.0.centres", "sigma": "units.0.scales", "weight": "units.0.weight"},
@@ -82,6 +92,7 @@ class GraphProjection(nn.Module):
         channels: Channels C of input and output.
         nodes: K of each unit; units of several sizes work side by side.
         inner_channels: Channels O of a unit's output; at most 256 by default.
+        scale: Divide the squared distances by C, which keeps the assignments soft in wide maps.
         reasoning: The graph convolution; off, every node keeps to itself.
         form: ``"block"`` keeps the shape; ``"published"`` gives the units' outputs ``(B, units * O, H, W)``.
         zero_init: Start as the identity (P is zero).
@@ -95,6 +106,7 @@ class GraphProjection(nn.Module):
         *,
         nodes: int | Sequence[int] = (2, 4, 8, 32),
         inner_channels: int | None = None,
+        scale: bool = False,
         reasoning: bool = True,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
@@ -105,7 +117,7 @@ class GraphProjection(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = inner_channels or min(channels, 256)
-        self.units = nn.ModuleList(GraphUnit(channels, inner, n, reasoning, **dd) for n in nodes)
+        self.units = nn.ModuleList(GraphUnit(channels, inner, n, scale=scale, reasoning=reasoning, **dd) for n in nodes)
         self.project = nn.Conv2d(inner * len(nodes), channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:
             zero_(self.project)

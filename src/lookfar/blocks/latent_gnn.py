@@ -29,6 +29,8 @@ from lookfar.ops._precision import widened, without_autocast
     attends="maps",
     aliases=("latentgnn",),
     differences=(
+        "What the nodes gather grows with N, and the last norm's running statistics fit one input size: on an image "
+        "of twice the sides the update is twice as large, four times in the symmetric form. normalize=True keeps it.",
         "The paper sums its kernels; the authors' code, reproduced here, concatenates them before a 1x1 convolution.",
     ),
     author_keys={
@@ -51,6 +53,8 @@ class LatentGNN(nn.Module):
         reduction: r; the graph works on ``channels // reduction`` channels.
         symmetric: One map of features and one of weights serve both directions.
         graph_convolution: A 1x1 convolution with norm and ReLU on what comes back of each kernel.
+        normalize: Divide what the nodes gather by sqrt(N), or N in the symmetric form; wanted wherever the input size
+            is not fixed.
         reasoning: The attention among the nodes; off, the nodes send back what they gathered.
         residual: Add the input; else ``gamma`` is absent.
         norm_layer: After every convolution.
@@ -67,6 +71,7 @@ class LatentGNN(nn.Module):
         reduction: int = 4,
         symmetric: bool = False,
         graph_convolution: bool = False,
+        normalize: bool = False,
         reasoning: bool = True,
         residual: bool = True,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
@@ -80,7 +85,7 @@ class LatentGNN(nn.Module):
         if not nodes:
             raise ValueError("nodes needs one number a kernel, got none")
         inner = max(channels // reduction, 1)
-        self.reasoning, self.symmetric = reasoning, symmetric
+        self.normalize, self.reasoning, self.symmetric = normalize, reasoning, symmetric
 
         def layer(before: int, after: int) -> ConvNorm:
             return ConvNorm(before, after, bias=False, norm_layer=norm_layer, **dd)
@@ -114,7 +119,10 @@ class LatentGNN(nn.Module):
         parts = []
         for n, (a, e) in enumerate(sides):
             with without_autocast(x):
-                part = (self._reason(a @ u.transpose(1, 2)).transpose(1, 2) @ e).unflatten(2, x.shape[2:])
+                gathered = a @ u.transpose(1, 2)
+                if self.normalize:
+                    gathered = gathered / max(u.shape[2], 1) ** (1.0 if self.symmetric else 0.5)
+                part = (self._reason(gathered).transpose(1, 2) @ e).unflatten(2, x.shape[2:])
             part = part.to(x.dtype)
             parts.append(self.convolve[n](part).relu() if len(self.convolve) else part)
         y = self.project(torch.cat(parts, 1))

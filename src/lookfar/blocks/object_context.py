@@ -160,8 +160,8 @@ class NormAct(nn.Module):
     differences=(
         "Queries and keys share one convolution with norm and leaky ReLU in OCNet.pytorch (variant='ocnet', the "
         "default); in openseg each has two of its own, with ReLU ('openseg').",
-        "The norm of OCNet.pytorch (InPlaceABN) multiplies by |weight| + 1e-5, ours by weight: take that of weights "
-        "trained with it.",
+        "The norm of OCNet.pytorch (InPlaceABN) multiplies by |weight| + 1e-5, ours by weight: "
+        "lookfar.weights.from_inplace_abn makes the one of the other.",
         "The original replaces its input; here it is added to it through a 1x1 convolution that starts at zero."
         ' form="published" gives the module alone.',
     ),

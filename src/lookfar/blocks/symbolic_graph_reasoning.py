@@ -31,6 +31,8 @@ from lookfar.ops._precision import widened, without_autocast
         ' (the default), softmax_k(h_k w) under "nodes"; under "pixels" it is that vector times softmax_n(x_n w).'
         " On random features less than 1e-12 of the update's variance lies between positions."
         ' mapping="product" has logits x_n W h_k, which depend on both, as the paper meant: more than 0.2 of it does.',
+        "The votes are summed over the positions: on an image of twice the sides the answer is over twice as large. "
+        "normalize=True takes means and keeps it.",
         "gamma, zero at the start, multiplies the answer; the original has none (gamma = 1 after loading its weights).",
     ),
     author_keys={
@@ -54,6 +56,7 @@ class SymbolicGraphReasoning(nn.Module):
         adjacency: Fixed symmetric graph ``(K, K)`` without the diagonal; no edges by default.
         mapping: How the symbols answer: the paper's text (``pixels_then_row``), softmax over ``pixels`` or over
             ``nodes``, or ``product``, whose weights depend on position and symbol together.
+        normalize: Divide the votes by N; wanted wherever the input size is not fixed.
         reasoning: The graph convolution; off, the symbols answer with what they gathered.
         zero_init: Start as the identity (gamma 0).
 
@@ -72,6 +75,7 @@ class SymbolicGraphReasoning(nn.Module):
         embeddings: Tensor | None = None,
         adjacency: Tensor | None = None,
         mapping: Literal["pixels_then_row", "pixels", "nodes", "product"] = "pixels_then_row",
+        normalize: bool = False,
         reasoning: bool = True,
         zero_init: bool = True,
         device=None,
@@ -88,7 +92,7 @@ class SymbolicGraphReasoning(nn.Module):
         if adjacency.shape != (nodes, nodes):
             raise ValueError(f"want adjacency ({nodes}, {nodes}) for {embeddings.shape=}, got {adjacency.shape=}")
         inner = inner_channels or channels
-        self.mapping, self.reasoning = mapping, reasoning
+        self.mapping, self.normalize, self.reasoning = mapping, normalize, reasoning
         self.register_buffer("embeddings", embeddings.to(**dd))
         self.register_buffer("graph_matrix", _normalised(adjacency).to(**dd))
 
@@ -120,7 +124,9 @@ class SymbolicGraphReasoning(nn.Module):
         with without_autocast(x):
             tokens = widened(x.flatten(2))  # (B, C, N)
             wide = tokens.dtype
-            symbols = self._reason((tokens @ self._votes(tokens).transpose(1, 2)).transpose(1, 2))  # (B, K, D)
+            gathered = (tokens @ self._votes(tokens).transpose(1, 2)).transpose(1, 2)
+            gathered = gathered / max(tokens.shape[2], 1) if self.normalize else gathered
+            symbols = self._reason(gathered)  # (B, K, D)
             y = self._answers(tokens, symbols).transpose(1, 2)
             # a published unit's mapping weights have gradient zero, and stay in the graph
             y = y + 0 * self.compatibility.sum().to(wide)

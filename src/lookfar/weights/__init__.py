@@ -31,6 +31,21 @@ def read(path: str | Path) -> State:
     return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
+def from_inplace_abn(state: Mapping[str, Tensor], *, eps: float = 1e-5) -> State:
+    """Weights trained with InPlaceABN, whose norms multiply by |weight| + eps, for norms that multiply by weight.
+
+    Wanted where a network of OCNet.pytorch or CCNet is loaded; no key tells that, so it must be asked for. It is done
+    once: a second time adds eps again.
+
+    Args:
+        state: Under any names; a norm is a layer with a ``running_mean``.
+        eps: That of the norms.
+    """
+    norms = {key.removesuffix("running_mean") for key in state if key.endswith("running_mean")}
+    scales = {f"{norm}weight" for norm in norms}
+    return {key: value.abs() + eps if key in scales else value for key, value in state.items()}
+
+
 def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State:
     """Replace the authors' prefixes by ours.
 
