@@ -123,6 +123,8 @@ class GeneralizedAttention(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
         if q_stride > 1:
             self.attends = "maps"
+        if placed:
+            self.position_dependent = "two of its terms are learned functions of signed distances"
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """mmcv keeps the mask of its spatial range among the parameters."""
