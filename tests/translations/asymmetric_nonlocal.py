@@ -2,25 +2,65 @@
 
 from dataclasses import replace
 
-from lookfar import create_block
+import torch
+from torch import Tensor, nn
+
+from lookfar import create_block, weights
 from translations import Built, Case, translates
+
+
+class Swapped(nn.Module):
+    """The original takes the lower level first."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        return self.block(high, low)
 
 
 def _module(case: Case, **options) -> Built:
     a = case.args
-    if list(a.get("sizes", [1])) != [1]:
-        return Built(None, skip=f"the original fails with sizes={a['sizes']}")  # type: ignore[arg-type]
-    block = create_block(
-        "asymmetric_nonlocal",
-        inner_channels=a["key_channels"],
-        value_channels=a["value_channels"],
-        out_channels=a["out_channels"],
-        bins=a.get("psp_size", (1, 3, 6, 8)),
-        dropout=a.get("dropout", 0.05),
-        form="published",
+    sizes = a.get("sizes", [1])
+    if options["mode"] == "pyramid" and set(sizes) != {1}:
+        return Built(None, skip=f"the original fails with {sizes=}")  # type: ignore[arg-type]
+    settings = {
+        "out_channels": a["out_channels"],
+        "bins": a.get("psp_size", (1, 3, 6, 8)),
+        "dropout": a.get("dropout", 0.05),
+        "form": "published",
         **options,
+    }
+    n, inner, values = len(sizes), a["key_channels"], a["value_channels"]
+    block = create_block(
+        "asymmetric_nonlocal", inner_channels=n * inner, value_channels=n * values, heads=n, **settings
     )
-    return Built(block, block)
+    if n == 1:
+        return Built(block, block)
+    # several stages, whose contexts are added, are heads of one: only their joint effect has a name of its own here
+    one = create_block("asymmetric_nonlocal", inner_channels=inner, value_channels=values, **settings)
+    stages = [weights.convert(one, _stage(case, i)) for i in range(n)]
+    state = {}
+    for key, value in stages[0].items():
+        alike = [stage[key] for stage in stages]
+        if key == "mix.bias":
+            state[key] = torch.stack(alike).sum(0)
+        elif key.startswith("fuse.") or not value.dim():
+            state[key] = value
+        else:
+            state[key] = torch.cat(alike, 1 if key == "mix.weight" else 0)
+    block.load_state_dict(state)
+    return Built(block)
+
+
+def _stage(case: Case, i: int) -> dict[str, Tensor]:
+    own, others = f"stages.{i}.", "stages."
+    return {
+        key.replace(own, "stages.0."): value
+        for key, value in case.state.items()
+        if key.startswith(own) or not key.startswith(others)
+    }
 
 
 @translates("APNB")
@@ -32,4 +72,4 @@ def pyramid(case: Case) -> Built:
 def fusion(case: Case) -> Built:
     a = case.args
     built = _module(case, channels=a["high_in_channels"], low_channels=a["low_in_channels"], mode="fusion")
-    return replace(built, module=lambda low, high: built.block(high, low)) if built.block else built
+    return replace(built, module=Swapped(built.module)) if isinstance(built.module, nn.Module) else built

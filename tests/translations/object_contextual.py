@@ -2,15 +2,20 @@
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar import create_block
+from lookfar.blocks._layers import max_pool
 from translations import Built, Case, translates
 
 
 @translates("SpatialGather_Module + SpatialOCR_Module")
 def gather_and_distribute(case: Case) -> nn.Module | Built:
     block = _block(case)
+    if case.args.get("use_gt") and len(case.numbered("x")) > 2:
+        return Built(lambda x, logits, labels: block(x, logits, labels.long().reshape(-1, *x.shape[2:])), block)
     if not case.args.get("fetch_attention"):
         return block
     return Built(lambda x, logits: (block(x, logits), block.maps(x, logits)[:, 0]), block)
@@ -23,10 +28,16 @@ def distribute(case: Case) -> nn.Module | Built:
         return gather_and_distribute(case)
     block = _block(case)
 
-    def module(x: Tensor, regions: Tensor) -> Any:
+    def module(x: Tensor, regions: Tensor, labels: Tensor | None = None) -> Any:
         regions = regions.flatten(2)
+        if case.args.get("use_gt") and labels is not None:  # the last region is of what has no label
+            classes = regions.shape[2]
+            own = labels.long().reshape(len(x), -1)
+            own = F.one_hot(torch.where(own < 0, classes - 1, own), classes)
+            return block.distribute(x, x, regions, own[:, None].to(x))
         y = block.distribute(x, x, regions)
-        return (y, block._attention(x, regions)[:, 0]) if case.args.get("fetch_attention") else y
+        seen = max_pool(x, case.args.get("scale", 1))
+        return (y, block._attention(seen, regions)[:, 0]) if case.args.get("fetch_attention") else y
 
     return Built(module, block)
 
