@@ -1,5 +1,6 @@
 """Published weights that mean something else than their names say."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from samples import assert_same, randomise
@@ -32,3 +33,16 @@ def test_inplace_abn_leaves_other_layers_alone() -> None:
     assert found["a.0.weight"].tolist() == [-1, -1]
     assert found["a.1.weight"].tolist() == [1.5, 1.5]
     assert found["a.1.running_mean"].tolist() == [-1, -1]
+
+
+def test_ports_of_double_attention_are_loaded_with_a_warning() -> None:
+    block = create_block("double_attention", 8)
+    ports = {"value": "convA", "key": "convB", "query": "convV", "project": "conv_reconstruct"}
+    state = {}
+    for key, value in randomise(create_block("double_attention", 8)).state_dict().items():
+        layer, rest = key.split(".")
+        state[f"{ports[layer]}.{rest}"] = value
+    with pytest.warns(UserWarning, match="normalises over other axes"):
+        weights.load(block, state)
+    assert torch.equal(block.value.weight, state["convA.weight"])
+    assert torch.equal(block.project.bias, state["conv_reconstruct.bias"])

@@ -1,9 +1,10 @@
 """A2-Nets: gather a bag of descriptors by attention, distribute them by attention; no N x N matrix exists.
 
 Traps: the gathering maps are softmaxed over the positions, the mixtures over the maps. Copies that leave the axis to
-``softmax`` take the batch; weights trained with them load here and give other numbers.
+``softmax`` take the batch; weights trained with them load here, with a warning, and give other numbers.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,9 @@ from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
 
 Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
+
+# names in widely copied ports, which take their softmaxes over the batch, or both over the maps
+_PORTS = {"convA": "value", "convB": "key", "convV": "query", "conv_reconstruct": "project"}
 
 # of the gathering similarities (B, K, N), over the positions
 _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,12 +45,7 @@ _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
     differences=(
         "The paper follows the block with a batch normalisation for pretrained networks: norm_layer, off by default.",
     ),
-    author_keys={
-        "A|convA": "value",
-        "B|convB": "key",
-        "V|convV": "query",
-        "out|conv_reconstruct": "project",
-    },
+    author_keys={"A": "value", "B": "key", "V": "query", "out": "project"},
 )
 class DoubleAttention(nn.Module):
     """Every position takes its own convex mixture of K descriptors that attention gathered over the whole map.
@@ -105,6 +104,17 @@ class DoubleAttention(nn.Module):
         self.residual = residual
         if zero_init and residual:
             zero_(self.norm if norm_layer else self.project)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names of the ports are taken, with a warning."""
+        layers = {key: key.partition(".")[0] for key in state}
+        if _PORTS.keys() & layers.values():
+            warnings.warn(
+                "these weights have the names of a port of double attention (convA, convB, convV) that normalises over "
+                "other axes: trained there, they give other numbers here",
+                stacklevel=4,
+            )
+        return {key.replace(layer, _PORTS.get(layer, layer), 1): state[key] for key, layer in layers.items()}
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
