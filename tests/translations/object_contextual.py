@@ -42,6 +42,33 @@ def distribute(case: Case) -> nn.Module | Built:
     return Built(module, block)
 
 
+@translates("SpatialGather_Module")
+def gather(case: Case) -> Built:
+    block = create_block("object_contextual", case.numbered("x")[0].shape[1], inverse_temperature=_scale(case))
+    return Built(lambda x, logits: block.regions(x, logits)[..., None])
+
+
+def _scale(case: Case) -> float:
+    return case.args.get("scale", 1)
+
+
+@translates("SpatialOCR_Context")
+@translates("ObjectAttentionBlock2D")
+def context(case: Case) -> Built:
+    """Without the convolution that fuses the context with the features: ours keeps its own."""
+    a = case.args
+    block: Any = create_block(
+        "object_contextual", a["in_channels"], inner_channels=a["key_channels"], subsample=_scale(case)
+    )
+    state = case.state | {key: value for key, value in block.state_dict().items() if key.startswith("fuse")}
+
+    def module(x: Tensor, regions: Tensor) -> Any:
+        y = block.context(x, regions.flatten(2))
+        return (y, block._attention(x, regions.flatten(2))[:, 0]) if a.get("fetch_attention") else y
+
+    return Built(module, block, state=state)
+
+
 @translates("SpatialOCR_ASP_Module")
 def asp(case: Case) -> nn.Module:
     a = case.args

@@ -18,7 +18,7 @@ from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import Normalization, attention_weights
 
-_INSIDE = r"(ocr\.)?(context\.2\.)?object_context_block"
+_INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
 
 
 @block(
@@ -41,18 +41,18 @@ _INSIDE = r"(ocr\.)?(context\.2\.)?object_context_block"
         "cannot run without labels and is left out.",
     ),
     author_keys={
-        rf"{_INSIDE}\.f_pixel\.0": "query.0.conv",
-        rf"{_INSIDE}\.f_pixel\.1\.0": "query.0.norm",
-        rf"{_INSIDE}\.f_pixel\.2": "query.1.conv",
-        rf"{_INSIDE}\.f_pixel\.3\.0": "query.1.norm",
-        rf"{_INSIDE}\.f_object\.0": "key.0.conv",
-        rf"{_INSIDE}\.f_object\.1\.0": "key.0.norm",
-        rf"{_INSIDE}\.f_object\.2": "key.1.conv",
-        rf"{_INSIDE}\.f_object\.3\.0": "key.1.norm",
-        rf"{_INSIDE}\.f_down\.0": "value.conv",
-        rf"{_INSIDE}\.f_down\.1\.0": "value.norm",
-        rf"{_INSIDE}\.f_up\.0": "mix.conv",
-        rf"{_INSIDE}\.f_up\.1\.0": "mix.norm",
+        rf"{_INSIDE}f_pixel\.0": "query.0.conv",
+        rf"{_INSIDE}f_pixel\.1\.0": "query.0.norm",
+        rf"{_INSIDE}f_pixel\.2": "query.1.conv",
+        rf"{_INSIDE}f_pixel\.3\.0": "query.1.norm",
+        rf"{_INSIDE}f_object\.0": "key.0.conv",
+        rf"{_INSIDE}f_object\.1\.0": "key.0.norm",
+        rf"{_INSIDE}f_object\.2": "key.1.conv",
+        rf"{_INSIDE}f_object\.3\.0": "key.1.norm",
+        rf"{_INSIDE}f_down\.0": "value.conv",
+        rf"{_INSIDE}f_down\.1\.0": "value.norm",
+        rf"{_INSIDE}f_up\.0": "mix.conv",
+        rf"{_INSIDE}f_up\.1\.0": "mix.norm",
         r"(ocr\.)?conv_bn_dropout\.0": "fuse.conv",
         r"(ocr\.)?conv_bn_dropout\.1\.0": "fuse.norm",
         r"object_context_block\.query_project\.(\d)\.conv": r"query.\1.conv",
@@ -189,7 +189,13 @@ class ObjectContextual(nn.Module):
             return (widened(pixels.flatten(2)) @ weights.transpose(1, 2)).to(pixels.dtype)
 
     def distribute(self, x: Tensor, pixels: Tensor, regions: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches.
+        """The output from the regions: ``pixels`` ask them, the answer is fused with ``x`` or with its branches."""
+        context = self.context(pixels, regions, weights)
+        beside = [pixels] if self.branches is None else [branch(x) for branch in self.branches]
+        return match_format(self.dropout(self.fuse(torch.cat([context, *beside], 1))), x)
+
+    def context(self, pixels: Tensor, regions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What ``pixels`` take of the regions: ``(B, C, H, W), (B, C, K) -> (B, C, H, W)``.
 
         Known ``weights`` ``(B, h, N, K)`` are taken as they are.
         """
@@ -198,17 +204,16 @@ class ObjectContextual(nn.Module):
             seen = max_pool(pixels, self.subsample)
             weights = self._attention(seen, regions)
         values = self.value(regions[..., None])[..., 0].unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
-        with without_autocast(x):
+        with without_autocast(pixels):
             values = widened(values)
             # a head's values stand in its own channels, so that one convolution serves all heads
             apart = torch.eye(self.heads, dtype=values.dtype, device=values.device)[:, None, :, None]
             columns = (apart * values.transpose(2, 3).unsqueeze(3)).flatten(3).flatten(1, 2)  # (B, h K, D)
             context = on_descriptors(self.mix, weights.transpose(1, 2).flatten(2), columns, tuple(seen.shape[2:]))
-        context = context.to(x.dtype)
-        if context.shape[2:] != x.shape[2:]:
-            context = F.interpolate(context, x.shape[2:], mode="bilinear", align_corners=True)
-        beside = [pixels] if self.branches is None else [branch(x) for branch in self.branches]
-        return match_format(self.dropout(self.fuse(torch.cat([context, *beside], 1))), x)
+        context = context.to(pixels.dtype)
+        if context.shape[2:] != pixels.shape[2:]:
+            context = F.interpolate(context, pixels.shape[2:], mode="bilinear", align_corners=True)
+        return context
 
     def maps(self, x: Tensor, logits: Tensor) -> Tensor:
         """Weights of the positions over the regions, ``(B, h, N, K)``."""
