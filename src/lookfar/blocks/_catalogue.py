@@ -65,13 +65,15 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def overview(names: list[str], *, width: int | None = None) -> str:
-    """A line for each block: name, paper, kind, time, parameters. ``width`` shortens the papers."""
+    """A line for each block: name, paper, kind, time, parameters, sources. ``width`` shortens the longest."""
     if not names:
         return "no block fits; `lookfar blocks` lists all"
     rows = [
-        (info.name, info.paper, info.kind, info.complexity, parameters(info.name)) for info in map(block_info, names)
+        (info.name, info.paper, info.kind, info.complexity, parameters(info.name), _source(info))
+        for info in map(block_info, names)
     ]
-    return table(["block", "paper", "kind", "time", f"parameters, C={CHANNELS}"], rows, width=width)
+    heads = ["block", "paper", "kind", "time", f"parameters, C={CHANNELS}", "verified against"]
+    return table(heads, rows, width=width)
 
 
 def page(name: str, *, markdown: bool = False) -> str:
@@ -122,8 +124,9 @@ def readme_table() -> str:
     for info in map(block_info, list_blocks()):
         paper = f"[{info.paper}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.paper
         block = f"[`{info.name}`](docs/blocks/{info.name}.md)"
-        rows.append((block, paper, info.kind, info.complexity, parameters(info.name)))
-    return markdown_table(["block", "paper", "kind", "time", f"parameters, C = {CHANNELS}"], rows)
+        rows.append((block, paper, info.kind, info.complexity, parameters(info.name), _source(info)))
+    heads = ["block", "paper", "kind", "time", f"parameters, C = {CHANNELS}", "verified against"]
+    return markdown_table(heads, rows)
 
 
 def documents(root: Path) -> dict[Path, str]:
@@ -182,6 +185,13 @@ def _index() -> str:
     ]
     head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
     return head + markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows) + "\n"
+
+
+def _source(info: BlockInfo) -> str:
+    """The first of what the block was verified against, without the file, and how many more there are."""
+    first, *more = (re.split(r":|,? \(", source)[0] for source in info.verified)
+    others = set(more) - {first}
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _insertion(info: BlockInfo) -> tuple[str, ...]:
