@@ -57,14 +57,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adaptive_context": [{"bins": (1, 3), "fusion": False, "norm_layer": None, "act_layer": nn.GELU}],
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
-    "asymmetric_nonlocal": [{"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6}],
+    "asymmetric_nonlocal": [
+        {"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6, "bias": False},
+    ],
     "object_contextual": [
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
         {"dilations": (1, 2), "bias": False, "reasoning": False},
     ],
     "pointwise_spatial_attention": [
         {"mode": "distribute", "shrink_factor": 1, "mask_size": (5, 4), "normalization": "none"},
-        {"mask_size": (9, 7), "shrink_factor": 1, "inner_channels": 5, "normalization_factor": None},
+        {"mask_size": (9, 7), "variant": "mmseg", "inner_channels": 5, "normalization_factor": None},
     ],
     "object_context": [
         {"mode": "pyramid", "sizes": (1, 3), "variant": "openseg", "out_channels": 6},
@@ -82,7 +84,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"terms": "0101", "heads": 2, "kv_stride": 1, "spatial_range": 1, "position_channels": 8},
     ],
     "interlaced": [
-        {"down_factor": (3, 2)},
+        {"down_factor": (3, 2), "value_bias": True},
         {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
     ],
     "latent_gnn": [

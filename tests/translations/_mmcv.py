@@ -38,3 +38,8 @@ def act(cfg: dict[str, Any] | None) -> Callable[..., nn.Module] | None:
         return None
     settings = {k: v for k, v in cfg.items() if k not in ("type", "inplace")}
     return functools.partial(_ACTS.get(cfg["type"]) or getattr(nn, cfg["type"]), **settings)
+
+
+def rectified(args: dict[str, Any]) -> bool:
+    """Whether a module's ``act_cfg`` is the usual ReLU."""
+    return (args.get("act_cfg") or {}).get("type") == "ReLU"

@@ -1,4 +1,4 @@
-"""ANN: MendelXu/ANN."""
+"""ANN: MendelXu/ANN, mmsegmentation."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lookfar import create_block, weights
 from translations import Built, Case, translates
+from translations._mmcv import norm, rectified
 
 
 class Swapped(nn.Module):
@@ -22,17 +23,25 @@ class Swapped(nn.Module):
 
 def _module(case: Case, **options) -> Built:
     a = case.args
-    sizes = a.get("sizes", [1])
-    if options["mode"] == "pyramid" and set(sizes) != {1}:
+    mmseg = "query_scales" in a
+    sizes = a.get("query_scales" if mmseg else "sizes", [1])
+    if set(sizes) != {1} and (mmseg or options["mode"] == "pyramid"):
         return Built(None, skip=f"the original fails with {sizes=}")  # type: ignore[arg-type]
+    if mmseg and not rectified(a):
+        return Built(None, skip=f"ReLU alone, got {a['act_cfg']}")  # type: ignore[arg-type]
+    if len(sizes) > 1 and mmseg and (a["norm_cfg"] or {}).get("type") == "GN":
+        return Built(None, skip="several stages are heads of one here, whose groups of channels are others")  # type: ignore[arg-type]
     settings = {
         "out_channels": a["out_channels"],
-        "bins": a.get("psp_size", (1, 3, 6, 8)),
-        "dropout": a.get("dropout", 0.05),
+        "bins": a.get("key_pool_scales") or a.get("psp_size", (1, 3, 6, 8)),
+        "bias": not mmseg,
+        "norm_layer": norm(a["norm_cfg"]) if mmseg else nn.BatchNorm2d,
+        "dropout": 0.0 if mmseg else a.get("dropout", 0.05),
         "form": "published",
         **options,
     }
-    n, inner, values = len(sizes), a["key_channels"], a["value_channels"]
+    inner = a["channels" if mmseg else "key_channels"]
+    n, values = len(sizes), a.get("value_channels", inner)
     block = create_block(
         "asymmetric_nonlocal", inner_channels=n * inner, value_channels=n * values, heads=n, **settings
     )

@@ -1,4 +1,4 @@
-"""DANet: junfu1115/DANet."""
+"""DANet: junfu1115/DANet, mmsegmentation."""
 
 from torch import nn
 
@@ -14,3 +14,8 @@ def position(case: Case) -> nn.Module:
 @translates("CAM_Module")
 def channel(case: Case) -> nn.Module:
     return create_block("channel_attention", case.args["in_dim"])
+
+
+@translates("CAM", "mmseg")
+def mmseg_channel(case: Case) -> nn.Module:
+    return create_block("channel_attention", case.numbered("x")[0].shape[1])

@@ -1,4 +1,4 @@
-"""OCR: openseg-group/openseg.pytorch."""
+"""OCR: openseg-group/openseg.pytorch, mmsegmentation."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lookfar import create_block
 from lookfar.blocks._layers import max_pool
 from translations import Built, Case, translates
+from translations._mmcv import norm, rectified
 
 
 @translates("SpatialGather_Module + SpatialOCR_Module")
@@ -43,6 +44,7 @@ def distribute(case: Case) -> nn.Module | Built:
 
 
 @translates("SpatialGather_Module")
+@translates("SpatialGatherModule", "mmseg")
 def gather(case: Case) -> Built:
     block = create_block("object_contextual", case.numbered("x")[0].shape[1], inverse_temperature=_scale(case))
     return Built(lambda x, logits: block.regions(x, logits)[..., None])
@@ -67,6 +69,19 @@ def context(case: Case) -> Built:
         return (y, block._attention(x, regions.flatten(2))[:, 0]) if a.get("fetch_attention") else y
 
     return Built(module, block, state=state)
+
+
+@translates("ObjectAttentionBlock", "mmseg")
+def mmseg_distribute(case: Case) -> Built:
+    a = case.args
+    if a["scale"] != 1:
+        return Built(None, skip=f"the original fails with scale={a['scale']}")  # type: ignore[arg-type]
+    if not rectified(a):
+        return Built(None, skip=f"ReLU alone, got {a['act_cfg']}")  # type: ignore[arg-type]
+    block: Any = create_block(
+        "object_contextual", a["in_channels"], inner_channels=a["channels"], bias=False, norm_layer=norm(a["norm_cfg"])
+    )
+    return Built(lambda x, regions: block.distribute(x, x, regions.flatten(2)), block)
 
 
 @translates("SpatialOCR_ASP_Module")

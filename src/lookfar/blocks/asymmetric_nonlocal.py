@@ -3,14 +3,14 @@
 Traps: keys are projected and then pooled; pooling first is another function. The fusing form has no ReLU at its end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, pointwise, wide, zero_
+from lookfar.blocks._layers import ConvNorm, Norm, pointwise, wide, zero_
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -25,12 +25,17 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
     family="pyramid",
     complexity="N S C, S pooled keys",
     memory="N (S + C)",
-    verified=("MendelXu/ANN@f4eabeb2:models/seg/utils/{apnb,afnb}.py",),
+    verified=(
+        "MendelXu/ANN@f4eabeb2:models/seg/utils/{apnb,afnb}.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/ann_head.py (AFNB, APNB)",
+    ),
     attends="weights",
     aliases=("ann", "annnet", "apnb", "afnb"),
     differences=(
         "The original concatenates its context to its input and fuses them; here the result is added to the input"
         ' through a 1x1 convolution that starts at zero. form="published" gives the module alone.',
+        "The authors' convolutions have biases although a norm follows them (the default), mmsegmentation's have none "
+        "(bias=False).",
     ),
     author_keys={
         r"stages\.0\.f_(key|query)\.0": r"\1.conv",
@@ -39,6 +44,12 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
         r"stages\.0\.W": "mix",
         r"conv_bn_dropout\.0": "fuse.conv",
         r"conv_bn_dropout\.1(\.0)?": "fuse.norm",
+        r"stages\.0\.(key|query)_project\.conv": r"\1.conv",
+        r"stages\.0\.(key|query)_project\.(bn|gn|in)": r"\1.norm",
+        r"stages\.0\.value_project": "value",
+        r"stages\.0\.out_project": "mix",
+        r"bottleneck\.conv": "fuse.conv",
+        r"bottleneck\.(bn|gn|in)": "fuse.norm",
     },
 )
 class AsymmetricNonlocal(nn.Module):
@@ -59,8 +70,9 @@ class AsymmetricNonlocal(nn.Module):
         mode: ``pyramid`` (APNB: within a map, ends in a ReLU) or ``fusion`` (AFNB: of two maps, no ReLU).
         share_query_key: One projection for queries and keys; by default as published: in ``pyramid`` alone.
         bins: Regions along each axis of the pyramid's levels.
+        bias: Of the convolutions that a norm follows.
         dropout: Of the published module's last map, in training.
-        norm_layer: After the convolutions of queries, keys and the fusion.
+        norm_layer: After the convolutions of queries, keys and the fusion; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
         zero_init: Start as the identity (P is zero).
 
@@ -79,8 +91,9 @@ class AsymmetricNonlocal(nn.Module):
         mode: Literal["pyramid", "fusion"] = "pyramid",
         share_query_key: bool | None = None,
         bins: Sequence[int] = (1, 3, 6, 8),
+        bias: bool = True,
         dropout: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,
@@ -100,16 +113,13 @@ class AsymmetricNonlocal(nn.Module):
                 f"one projection cannot serve maps of {channels} and {low} channels: share_query_key=False"
             )
         self.heads, self.bins = heads, tuple(bins)
-        self.key = ConvNorm(low, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
-        self.query = (
-            None if share else ConvNorm(channels, inner, bias=True, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
-        )
+        layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, **dd}
+        self.key = ConvNorm(low, inner, act_layer=nn.ReLU, **layers)
+        self.query = None if share else ConvNorm(channels, inner, act_layer=nn.ReLU, **layers)
         self.value = nn.Conv2d(low, values, 1, **dd)
         self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
         act = nn.ReLU if mode == "pyramid" else None
-        self.fuse = ConvNorm(
-            self.mix.out_channels + channels, out, bias=True, norm_layer=norm_layer, act_layer=act, **dd
-        )
+        self.fuse = ConvNorm(self.mix.out_channels + channels, out, act_layer=act, **layers)
         self.dropout = nn.Dropout2d(dropout)
         self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
         if form == "published" and zero_init:

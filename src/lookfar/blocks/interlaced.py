@@ -29,7 +29,8 @@ class GroupAttention(nn.Module):
         inner: int,
         value_channels: int,
         out_channels: int,
-        norm: Norm,
+        norm: Norm | None,
+        value_bias: bool = False,
         **dd: Any,
     ) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class GroupAttention(nn.Module):
             return nn.Sequential(first, ConvNorm(inner, inner, norm_layer=norm, act_layer=nn.ReLU, **dd))
 
         self.query, self.key = projection(), projection()
-        self.value = nn.Conv2d(channels, value_channels, 1, bias=False, **dd)
+        self.value = nn.Conv2d(channels, value_channels, 1, bias=value_bias, **dd)
         self.project = ConvNorm(value_channels, out_channels, norm_layer=norm, act_layer=nn.ReLU, **dd)
 
     def forward(self, x: Tensor, factor: Pair, far: bool) -> Tensor:
@@ -63,13 +64,14 @@ class InterlacedAttention(nn.Module):
         value_channels: int,
         out: int,
         factor: Pair,
-        norm: Norm,
+        norm: Norm | None,
+        value_bias: bool = False,
         **dd,
     ) -> None:
         super().__init__()
         self.factor = factor
-        self.far = GroupAttention(channels, inner, value_channels, out, norm, **dd)
-        self.near = GroupAttention(out, inner, value_channels, out, norm, **dd)
+        self.far = GroupAttention(channels, inner, value_channels, out, norm, value_bias, **dd)
+        self.near = GroupAttention(out, inner, value_channels, out, norm, value_bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         (H, W), (top, left) = x.shape[2:], self._margins(x)
@@ -110,6 +112,16 @@ def _ungroup(t: Tensor, size: Sequence[int], factor: Pair, far: bool) -> Tensor:
     return t.reshape(t.shape[0], t.shape[1], H, W)
 
 
+# the layers of one attention in mmsegmentation
+_MMSEG = {
+    r"(key|query)_project\.(\d)\.conv": r"\1.\2.conv",
+    r"(key|query)_project\.(\d)\.(bn|gn|in)": r"\1.\2.norm",
+    "value_project": "value",
+    r"output_project\.conv": "project.conv",
+    r"output_project\.(bn|gn|in)": "project.norm",
+}
+
+
 @block(
     "interlaced",
     title="Interlaced sparse self-attention (ISA)",
@@ -118,12 +130,16 @@ def _ungroup(t: Tensor, size: Sequence[int], factor: Pair, far: bool) -> Tensor:
     family="sparse",
     complexity="N (N / P + P) C, P positions a block",
     memory="N C",
-    verified=("openseg-group/openseg.pytorch@aefc7551:lib/models/modules/isa_block.py",),
+    verified=(
+        "openseg-group/openseg.pytorch@aefc7551:lib/models/modules/isa_block.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/isa_head.py (SelfAttentionBlock)",
+    ),
     attends="maps",
     aliases=("isa", "isanet"),
     differences=(
         "The original replaces its input; here it is added to it through a 1x1 convolution that starts at zero."
         ' form="published" gives the module alone.',
+        "The authors' values have no bias (the default), mmsegmentation's have one (value_bias=True).",
     ),
     author_keys={
         r"stages\.(\d+)\.long_range_sa\.f_(key|query)\.0": r"contexts.\1.far.\2.0.conv",
@@ -144,6 +160,13 @@ def _ungroup(t: Tensor, size: Sequence[int], factor: Pair, far: bool) -> Tensor:
         r"up_conv\.1\.0": "widen.norm",
         r"conv_bn\.0": "fuse.conv",
         r"conv_bn\.1\.0": "fuse.norm",
+        **{
+            rf"{theirs}_relation\.{layer}": rf"contexts.0.{ours}.{place}"
+            for theirs, ours in (("global", "far"), ("local", "near"))
+            for layer, place in _MMSEG.items()
+        },
+        r"out_conv\.conv": "fuse.conv",
+        r"out_conv\.(bn|gn|in)": "fuse.norm",
     },
 )
 class Interlaced(nn.Module):
@@ -157,8 +180,9 @@ class Interlaced(nn.Module):
         inner_channels: Channels of queries and keys; half of ``channels`` by default.
         value_channels: Channels of values; ``channels`` by default.
         out_channels: Of the published module; ``channels`` by default.
+        value_bias: Bias of the values' convolutions.
         dropout: Of the published module's last map, in training.
-        norm_layer: After every convolution but the values'.
+        norm_layer: After every convolution but the values'; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
         zero_init: Start as the identity (P is zero).
 
@@ -173,8 +197,9 @@ class Interlaced(nn.Module):
         inner_channels: int | None = None,
         value_channels: int | None = None,
         out_channels: int | None = None,
+        value_bias: bool = False,
         dropout: float = 0.0,
-        norm_layer: Norm = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,
@@ -187,7 +212,7 @@ class Interlaced(nn.Module):
         inner, out = inner_channels or max(channels // 2, 1), out_channels or channels
         values = value_channels or channels
         self.contexts = nn.ModuleList(
-            InterlacedAttention(channels, inner, values, out, f, norm_layer, **dd) for f in factors
+            InterlacedAttention(channels, inner, values, out, f, norm_layer, value_bias, **dd) for f in factors
         )
         width = channels if len(factors) == 1 else out * len(factors)
         self.widen = (
@@ -198,6 +223,14 @@ class Interlaced(nn.Module):
         self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
         if self.project is not None and zero_init:
             zero_(self.project)
+
+    def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """mmsegmentation, told by its biases, fuses the context and then x, the authors x and then the context."""
+        weight = state.get("fuse.conv.weight")
+        if weight is None or "contexts.0.far.value.bias" not in state:
+            return state
+        context, own = weight.split(weight.shape[1] // 2, 1)
+        return {**state, "fuse.conv.weight": torch.cat([own, context], 1)}
 
     def forward(self, x: Tensor) -> Tensor:
         contexts = [context(x) for context in self.contexts]

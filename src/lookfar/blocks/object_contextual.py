@@ -30,7 +30,10 @@ _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
     kind="head",
     complexity="N K C, K classes",
     memory="N (K + C)",
-    verified=("openseg-group/openseg.pytorch@aefc7551:lib/models/modules/spatial_ocr_block.py",),
+    verified=(
+        "openseg-group/openseg.pytorch@aefc7551:lib/models/modules/spatial_ocr_block.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/ocr_head.py (its two modules)",
+    ),
     attends="maps",
     residual=False,
     aliases=("ocr", "ocrnet"),
@@ -55,16 +58,17 @@ _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
         rf"{_INSIDE}f_up\.1\.0": "mix.norm",
         r"(ocr\.)?conv_bn_dropout\.0": "fuse.conv",
         r"(ocr\.)?conv_bn_dropout\.1\.0": "fuse.norm",
-        r"object_context_block\.query_project\.(\d)\.conv": r"query.\1.conv",
-        r"object_context_block\.query_project\.(\d)\.bn": r"query.\1.norm",
-        r"object_context_block\.key_project\.(\d)\.conv": r"key.\1.conv",
-        r"object_context_block\.key_project\.(\d)\.bn": r"key.\1.norm",
-        r"object_context_block\.value_project\.conv": "value.conv",
-        r"object_context_block\.value_project\.bn": "value.norm",
-        r"object_context_block\.out_project\.conv": "mix.conv",
-        r"object_context_block\.out_project\.bn": "mix.norm",
-        r"object_context_block\.bottleneck\.conv": "fuse.conv",
-        r"object_context_block\.bottleneck\.bn": "fuse.norm",
+        **{
+            rf"(object_context_block\.)?{theirs}\.{layer}": rf"{ours}.{place}"
+            for layer, place in (("conv", "conv"), ("(bn|gn|in)", "norm"))
+            for theirs, ours in (
+                (r"query_project\.(\d)", r"query.\2"),
+                (r"key_project\.(\d)", r"key.\2"),
+                ("value_project", "value"),
+                ("out_project", "mix"),
+                ("bottleneck", "fuse"),
+            )
+        },
         r"context\.0": "first.conv",
         r"context\.1\.0": "first.norm",
         r"conv2\.0": "branches.0.conv",
@@ -100,7 +104,7 @@ class ObjectContextual(nn.Module):
         branch_channels: Of each of those; half of ``channels`` by default.
         bias: Of the convolutions.
         dropout: Of the last map, in training.
-        norm_layer: After every convolution.
+        norm_layer: After every convolution; None for none.
 
     Shape: ``(B, C, H, W), (B, K, H, W) -> (B, out_channels, H, W)``, the second are the raw logits of K classes
 
@@ -124,7 +128,7 @@ class ObjectContextual(nn.Module):
         branch_channels: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
-        norm_layer: Norm = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
         device=None,
         dtype=None,
     ) -> None:

@@ -4,13 +4,14 @@ Traps: the mask is as large as training wants it; on maps that it does not cover
 changes the effective field in silence. The shrunk map has (H - 1) // s + 1 rows, its corners stay.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lookfar.blocks._base import block
+from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import ConvNorm, Norm, zero_
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
@@ -18,6 +19,7 @@ from lookfar.ops.attention import attention, attention_weights
 from lookfar.ops.pointwise_spatial import Direction, Normalization, pointwise_spatial, pointwise_spatial_weights
 
 Mode = Literal["collect", "distribute", "both"]
+Variant = Literal["authors", "mmseg"]
 
 
 class Branch(nn.Module):
@@ -80,6 +82,9 @@ class Branch(nn.Module):
         return (t, m) if self.direction == "collect" else (m, t)
 
 
+_MMSEG = {r"attention\.1": "first.mask", r"attention_p\.1": "second.mask"}
+
+
 @block(
     "pointwise_spatial_attention",
     title="Point-wise spatial attention (PSANet)",
@@ -87,35 +92,40 @@ class Branch(nn.Module):
     family="pairwise",
     complexity="N^2 D",
     memory="N D",
-    verified=("hszhao/semseg@4f274c3f:model/psanet.py",),
+    verified=(
+        "hszhao/semseg@4f274c3f:model/psanet.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/psa_head.py",
+    ),
     attends="maps",
     aliases=("psa", "psanet"),
     differences=(
         "The original concatenates its context to its input; here both pass a 1x1 convolution that starts at zero and "
         'are added to the input. form="published" gives the concatenation.',
         "The original takes maps of 1 + s n rows alone; here the context is resized to any map.",
+        "mmsegmentation (variant='mmseg') pads the context by a border of one before it is resized, shrinks to H // s "
+        "rows unless s divides neither axis, and exchanges the two compact single directions.",
     ),
     author_keys={
         r"reduce\.0": "first.value.conv",
         r"reduce\.1": "first.value.norm",
         r"reduce\.conv": "first.value.conv",
-        r"reduce\.bn": "first.value.norm",
+        r"reduce\.(bn|gn|in)": "first.value.norm",
         r"attention\.0": "first.hidden.conv",
         r"attention\.1": "first.hidden.norm",
         r"attention\.3": "first.mask",
         r"attention\.0\.conv": "first.hidden.conv",
-        r"attention\.0\.bn": "first.hidden.norm",
+        r"attention\.0\.(bn|gn|in)": "first.hidden.norm",
         r"reduce_p\.0": "second.value.conv",
         r"reduce_p\.1": "second.value.norm",
         r"reduce_p\.conv": "second.value.conv",
-        r"reduce_p\.bn": "second.value.norm",
+        r"reduce_p\.(bn|gn|in)": "second.value.norm",
         r"attention_p\.0": "second.hidden.conv",
         r"attention_p\.1": "second.hidden.norm",
         r"attention_p\.3": "second.mask",
         r"attention_p\.0\.conv": "second.hidden.conv",
-        r"attention_p\.0\.bn": "second.hidden.norm",
+        r"attention_p\.0\.(bn|gn|in)": "second.hidden.norm",
         r"proj\.(0|conv)": "mix.conv",
-        r"proj\.(1|bn)": "mix.norm",
+        r"proj\.(1|bn|gn|in)": "mix.norm",
     },
 )
 class PointwiseSpatialAttention(nn.Module):
@@ -135,6 +145,7 @@ class PointwiseSpatialAttention(nn.Module):
         shrink_factor: s, the map is resized to (H - 1) // s + 1 rows before.
         normalization: ``softmax``, or ``none``: the logits are the weights.
         normalization_factor: Divides the weighted sums; None is the number of offsets of the mask.
+        variant: Whose rules of sizes and borders, the ``authors``' or ``mmseg``'s.
         norm_layer: After every convolution but the masks'.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the context, ``(B, 2 C, H, W)``.
         zero_init: Start as the identity (P is zero).
@@ -156,6 +167,7 @@ class PointwiseSpatialAttention(nn.Module):
         shrink_factor: int = 2,
         normalization: Normalization = "softmax",
         normalization_factor: float | None = 1.0,
+        variant: Variant = "authors",
         norm_layer: Norm = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
@@ -168,11 +180,15 @@ class PointwiseSpatialAttention(nn.Module):
             raise ValueError(f"mode is collect, distribute or both, got {mode!r}")
         if normalization not in get_args(Normalization):
             raise ValueError(f"normalization is softmax or none, got {normalization!r}")
+        if variant not in get_args(Variant):
+            raise ValueError(f"variant is authors or mmseg, got {variant!r}")
         inner = inner_channels or max(channels // 4, 1)
         size = (mask_size[0], mask_size[1])
         directions: tuple[Direction, ...] = ("collect", "distribute") if mode == "both" else (mode,)
+        if variant == "mmseg" and compact and mode != "both":
+            directions = ("distribute",) if mode == "collect" else ("collect",)
         branches = [Branch(channels, inner, size, d, compact, normalization, norm_layer, **dd) for d in directions]
-        self.shrink_factor = shrink_factor
+        self.shrink_factor, self.variant = shrink_factor, variant
         self.factor = 1 / (size[0] * size[1] if normalization_factor is None else normalization_factor)
         self.first = branches[0]
         self.second = branches[1] if mode == "both" else None
@@ -182,6 +198,12 @@ class PointwiseSpatialAttention(nn.Module):
             zero_(self.project)
         if shrink_factor == 1:
             self.attends = "weights"
+
+    @property
+    def author_keys(self) -> Mapping[str, str]:
+        """mmsegmentation's mask has the name that a norm has in the authors' code."""
+        keys = block_info(self).author_keys
+        return keys if self.variant == "authors" else {**keys, **_MMSEG}
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = [branch(v) for branch, v in zip(self._branches(), self._values(x))]
@@ -208,19 +230,30 @@ class PointwiseSpatialAttention(nn.Module):
     def _branches(self) -> list[Branch]:
         return [self.first] if self.second is None else [self.first, self.second]
 
+    def _corners(self, x: Tensor) -> bool:
+        """Whether resizing leaves the corners in their place."""
+        H, W, s = x.shape[2], x.shape[3], self.shrink_factor
+        if self.variant == "authors" or (H % s and W % s):  # noqa: SIM103
+            return True  # a literal: resizing takes no symbol of a traced size
+        return False
+
     def _size(self, x: Tensor) -> tuple[int, int]:
-        s = self.shrink_factor
-        return (x.shape[2] - 1) // s + 1, (x.shape[3] - 1) // s + 1
+        H, W, s = x.shape[2], x.shape[3], self.shrink_factor
+        if self._corners(x):
+            return (H - 1) // s + 1, (W - 1) // s + 1
+        return max(H // s, 1), max(W // s, 1)
 
     def _values(self, x: Tensor) -> list[Tensor]:
         found = [branch.value(x) for branch in self._branches()]
         if self.shrink_factor == 1:
             return found
-        return [F.interpolate(v, self._size(x), mode="bilinear", align_corners=True) for v in found]
+        corners = self._corners(x)
+        return [F.interpolate(v, self._size(x), mode="bilinear", align_corners=corners) for v in found]
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        y = self.mix(self.factor * mixed)
-        if self.shrink_factor != 1:
-            y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=True)
+        mixed, bordered = self.factor * mixed, self.variant == "mmseg"
+        y = self.mix(F.pad(mixed, (1, 1, 1, 1)) if bordered else mixed)
+        if self.shrink_factor != 1 or bordered:
+            y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=self._corners(x))
         y = torch.cat([x, y.to(x.dtype)], 1)
         return match_format(y if self.project is None else x + self.project(y), x)

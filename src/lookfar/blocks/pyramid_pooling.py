@@ -4,7 +4,7 @@ Traps: bins are relative to the map, dilations absolute, so the two change diffe
 corners when it resizes, mmsegmentation by configuration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, zero_
+from lookfar.blocks._layers import ConvNorm, Norm, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -25,7 +25,10 @@ from lookfar.ops.adaptive_average import adaptive_average
     family="pyramid",
     complexity="N C^2",
     memory="N C",
-    verified=("hszhao/semseg@4f274c3f:model/pspnet.py",),
+    verified=(
+        "hszhao/semseg@4f274c3f:model/pspnet.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/psp_head.py (PPM)",
+    ),
     attends="none",
     aliases=("pspnet", "psp", "ppm"),
     differences=(
@@ -35,8 +38,8 @@ from lookfar.ops.adaptive_average import adaptive_average
     author_keys={
         r"features\.(\d+)\.1": r"scales.\1.conv",
         r"features\.(\d+)\.2": r"scales.\1.norm",
-        r"psp_modules\.(\d+)\.1\.conv": r"scales.\1.conv",
-        r"psp_modules\.(\d+)\.1\.bn": r"scales.\1.norm",
+        r"(psp_modules\.)?(\d+)\.1\.conv": r"scales.\2.conv",
+        r"(psp_modules\.)?(\d+)\.1\.(bn|gn|in)": r"scales.\2.norm",
     },
 )
 class PyramidPooling(nn.Module):
@@ -51,7 +54,7 @@ class PyramidPooling(nn.Module):
         bins: Regions along each axis, one number a scale.
         inner_channels: Channels of a scale; ``channels`` over the number of scales by default.
         align_corners: Of the bilinear resizing of the bins.
-        norm_layer: After the convolution of a scale.
+        norm_layer: After the convolution of a scale; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the scales, ``(B, C + scales * D, H, W)``.
         zero_init: Start as the identity (P is zero).
 
@@ -65,7 +68,7 @@ class PyramidPooling(nn.Module):
         bins: Sequence[int] = (1, 2, 3, 6),
         inner_channels: int | None = None,
         align_corners: bool = True,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,
@@ -128,11 +131,11 @@ class AtrousConv(ConvNorm):
     ),
     author_keys={
         r"image_pool\.1\.conv": "image.conv",
-        r"image_pool\.1\.bn": "image.norm",
-        r"aspp_modules\.(\d+)\.conv": r"branches.\1.conv",
-        r"aspp_modules\.(\d+)\.bn": r"branches.\1.norm",
+        r"image_pool\.1\.(bn|gn|in)": "image.norm",
+        r"(aspp_modules\.)?(\d+)\.conv": r"branches.\2.conv",
+        r"(aspp_modules\.)?(\d+)\.(bn|gn|in)": r"branches.\2.norm",
         r"bottleneck\.conv": "fuse.conv",
-        r"bottleneck\.bn": "fuse.norm",
+        r"bottleneck\.(bn|gn|in)": "fuse.norm",
     },
 )
 class AtrousPyramid(nn.Module):
@@ -145,7 +148,7 @@ class AtrousPyramid(nn.Module):
         dilations: Of the 3x3 convolutions; a 1x1 convolution stands before them.
         inner_channels: D, channels of a branch; a quarter of ``channels`` by default.
         fuse_kernel: Kernel of the convolution that fuses the branches: 1 (paper) or 3 (mmsegmentation).
-        norm_layer: After every convolution of the pyramid.
+        norm_layer: After every convolution of the pyramid; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives the fused pyramid ``(B, D, H, W)``.
         zero_init: Start as the identity (P is zero).
 
@@ -159,7 +162,7 @@ class AtrousPyramid(nn.Module):
         dilations: Sequence[int] = (12, 24, 36),
         inner_channels: int | None = None,
         fuse_kernel: int = 1,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        norm_layer: Norm | None = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
         zero_init: bool = True,
         device=None,

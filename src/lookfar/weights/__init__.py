@@ -68,11 +68,12 @@ def convert(block: nn.Module, state: Mapping[str, Tensor]) -> State:
     """The authors' ``state`` under the names and in the shapes of ``block``.
 
     A value of the same numbers in another shape (a Linear for a 1x1 convolution, a 0-d scale for one of one element)
-    is reshaped; what a block must do beyond that stands in its ``from_authors``.
+    is reshaped; what a block must do beyond that stands in its ``from_authors``, and names of one instance alone in its
+    ``author_keys``.
     """
     if set(state) == set(block.state_dict()):
         return dict(state)
-    renamed = rename(state, block_info(block).author_keys)
+    renamed = rename(state, getattr(block, "author_keys", None) or block_info(block).author_keys)
     if hasattr(block, "from_authors"):
         renamed = block.from_authors(renamed)  # type: ignore[operator]
     own = block.state_dict()
