@@ -50,6 +50,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"reasoning": False},
     ],
     "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False, "scale": True}],
+    "dynamic_message_passing": [
+        {"variant": "fast", "groups": 2, "dilation": (1, 3), "reduction": 2, "affinity": "own"},
+        {"groups": 2, "dilation": 2, "walks": False, "affinity": "none", "reduction": 2, "zero_init": False},
+    ],
     "symbolic_graph_reasoning": [
         {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes", "normalize": m == "product"}
         for m in ("pixels", "nodes", "product")

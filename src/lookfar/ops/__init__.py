@@ -13,6 +13,13 @@ from lookfar.ops.concatenation import (
     concatenation_weights,
 )
 from lookfar.ops.criss_cross import criss_cross, criss_cross_reference, criss_cross_weights
+from lookfar.ops.deformable import (
+    deformable_convolution,
+    deformable_convolution_reference,
+    deformable_rows,
+    deformable_sum,
+    deformable_sum_reference,
+)
 from lookfar.ops.disentangled import (
     multiplied_attention,
     multiplied_attention_reference,
@@ -89,6 +96,11 @@ __all__ = [
     "criss_cross",
     "criss_cross_reference",
     "criss_cross_weights",
+    "deformable_convolution",
+    "deformable_convolution_reference",
+    "deformable_rows",
+    "deformable_sum",
+    "deformable_sum_reference",
     "dot_product",
     "dot_product_reference",
     "dot_product_weights",

@@ -1,0 +1,350 @@
+"""Sums over a small grid of samples that every position moves for itself, each read bilinearly between positions.
+
+Sample (i, j) of the position p lies at p + dilation (i - r, j - r) + its offset; outside the map there are zeros.
+
+The definition reads k^2 C numbers a position. Reading is linear, so that a convolution may mix channels before it, and
+sums are added up sample by sample: N (C + G k^2) numbers, forward and backward.
+
+Traps: offsets are (row, column), in positions, one field for all channels; places are float32 at least, half precision
+has no fraction left on large maps; at whole numbers the derivative is the right-hand one, also where the tent
+1 - |p - m|, and a grid that is normalised to -1 .. 1 and back, give another.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
+from lookfar.ops._layout import match_format
+from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._window import Pair, Window, for_graphs, weighted_sum
+from lookfar.ops.neighborhood import neighborhood_rows
+
+
+def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
+    """The definition: all samples, ``(B, G, R, k^2, H, W)``, times their weights."""
+    offsets = _or_none_moved(offsets, x, weights.shape[2])
+    seen = _samples(x, offsets, dilation).unflatten(1, (weights.shape[1], -1))
+    return (weights[:, :, None] * seen).sum(3).flatten(1, 2)
+
+
+def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
+    """Every position's weighted sum of its moved samples.
+
+    Places and sums are float32 where ``x`` is float16 or bfloat16.
+
+    Args:
+        weights: ``(B, G, k^2, H, W)``, samples row by row, k odd; group g weighs the channels g C/G .. (g + 1) C/G.
+        x: ``(B, C, H, W)``.
+        offsets: ``(B, 2 k^2, H, W)``, row and column of each sample in turn; None moves none.
+        dilation: Distance of the grid's samples.
+
+    Shape: ``(B, C, H, W)``
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    B, C, H, W = x.shape
+    if weights.dim() != 5 or weights.shape[0] != B or weights.shape[3:] != (H, W) or C % weights.shape[1]:
+        raise ValueError(
+            f"want weights (B, G, k^2, H, W) and x (B, C, H, W), G divides C; {weights.shape=}, {x.shape=}"
+        )
+    G, K = weights.shape[1:3]
+    k = _side(K, offsets, x, dilation)
+    with without_autocast(x):
+        w, wide = widened(weights), widened(x)
+        if offsets is None:
+            y = weighted_sum(w, wide.unflatten(1, (G, C // G)), Window((k, k), dilation=(dilation, dilation)))
+            return match_format(y.flatten(1, 2).to(x.dtype), x)
+        places = _places(widened(offsets), dilation)
+        w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
+        apply = _sum if for_graphs() else _Sum.apply
+        y: Any = apply(w, _rows_of(wide), *places, (H, W))
+    return _map_of(y, x)
+
+
+def deformable_convolution_reference(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
+    """The definition: all samples, ``(B, C, k^2, H, W)``, times the kernel."""
+    return torch.einsum("ock,bckyx->boyx", weight.flatten(2), _samples(x, offsets, dilation))
+
+
+def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
+    """A convolution whose samples every position moves; zeros outside, as many positions out as in.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        weight: ``(O, C, k, k)``, k odd.
+        offsets: ``(B, 2 k^2, H, W)``, row and column of each sample in turn.
+        dilation: Distance of the kernel's samples.
+
+    Shape: ``(B, O, H, W)``
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    if x.dim() != 4 or weight.dim() != 4 or weight.shape[1] != x.shape[1] or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"want x (B, C, H, W) and weight (O, C, k, k), got {x.shape=}, {weight.shape=}")
+    _side(weight.shape[2] * weight.shape[3], offsets, x, dilation)
+    with without_autocast(x):
+        matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
+        places = _places(widened(offsets), dilation)
+        apply = _convolution if for_graphs() else _Convolution.apply
+        y: Any = apply(_rows_of(widened(x)), matrices, *places, (x.shape[2], x.shape[3]))
+    return _map_of(y, x)
+
+
+def deformable_rows(
+    weights: Tensor, offsets: Tensor | None = None, *, dilation: int = 1, queries: Tensor | None = None
+) -> Tensor:
+    """Weights of moved samples as rows over all positions; what lies outside the map is given to nobody.
+
+    Args:
+        weights: ``(B, G, k^2, H, W)``.
+        offsets: As in :func:`deformable_sum`.
+        dilation: As there.
+        queries: Flat positions ``(Q,)``; all when None.
+
+    Shape: ``(B, G, Q, N)``
+    """
+    B, G, K, H, W = weights.shape
+    if offsets is None:
+        return neighborhood_rows(weights, (H, W), kernel_size=math.isqrt(K), dilation=dilation, queries=queries)
+    w = weights.flatten(3).transpose(2, 3)  # (B, G, N, k^2)
+    rows, columns = (t.unflatten(1, (B, -1)).permute(1, 2, 0) for t in _places(widened(offsets), dilation))
+    if queries is not None:
+        w, rows, columns = w[:, :, queries], rows[:, queries], columns[:, queries]
+    dense = w.new_zeros((*w.shape[:3], H * W))
+    for corner in _corners(rows, columns, (H, W)):
+        given = w * corner.weight[:, None]
+        dense = dense.scatter_add(3, corner.at[:, None].expand_as(given), given)
+    return dense
+
+
+class _Line(NamedTuple):
+    """Of places along one axis, with an axis of two in front: the whole numbers around them and their share."""
+
+    at: Tensor
+    inside: Tensor
+    share: Tensor
+
+    @staticmethod
+    def of(places: Tensor, n: int) -> "_Line":
+        first = places.floor()
+        u = places - first
+        at = torch.stack([first, first + 1]).long()
+        inside = (at >= 0) & (at < n)
+        return _Line(at.clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0))
+
+    def slope(self, end: int) -> Tensor:
+        """Derivative of a share by the place."""
+        return self.inside[end].to(self.share.dtype).mul_(2 * end - 1)
+
+
+class _Corner(NamedTuple):
+    """One of the four positions around each place."""
+
+    at: Tensor
+    down: _Line
+    right: _Line
+    ends: Pair
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the position at the place; 0 outside the map."""
+        i, j = self.ends
+        return self.down.share[i] * self.right.share[j]
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """Derivatives of the weight by the row and by the column of the place."""
+        i, j = self.ends
+        return self.down.slope(i) * self.right.share[j], self.down.share[i] * self.right.slope(j)
+
+
+def _corners(rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0) -> Iterator[_Corner]:
+    """The corners of places of one shape; ``at`` counts from ``start``, the first position of each place's map."""
+    down, right = _Line.of(rows, size[0]), _Line.of(columns, size[1])
+    for i, j in product((0, 1), (0, 1)):
+        yield _Corner(start + down.at[i] * size[1] + right.at[j], down, right, (i, j))
+
+
+def _starts(n: int, size: Pair, device: torch.device) -> Tensor:
+    """The row at which the map of each of the ``n`` = B N rows begins."""
+    N = size[0] * size[1]
+    return torch.arange(n, device=device) // N * N
+
+
+def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
+    """``(k^2, n, G), (n, C), (k^2, n), (k^2, n) -> (n, C)``, n = B N: all samples at a time."""
+    K, n, G = w.shape
+    heads = x.unflatten(1, (G, x.shape[1] // G))
+    parts = []
+    for corner in _corners(rows, columns, size, _starts(n, size, x.device)):
+        seen = heads.index_select(0, corner.at.flatten()).unflatten(0, (K, n))
+        parts.append(((w * corner.weight[..., None])[..., None] * seen).sum(0))
+    return sum(parts[1:], parts[0]).flatten(1)
+
+
+def _convolution(x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
+    """``(n, C), (k^2, C, O), (k^2, n), (k^2, n) -> (n, O)``."""
+    K, n = rows.shape
+    mixed = (x @ weight).flatten(0, 1)  # (k^2 n, O)
+    parts = []
+    for corner in _corners(rows, columns, size, _block_starts(slice(0, K), n, size, x.device)):
+        seen = mixed.index_select(0, corner.at.flatten()).unflatten(0, (K, n))
+        parts.append((corner.weight[..., None] * seen).sum(0))
+    return sum(parts[1:], parts[0])
+
+
+class _Sum(torch.autograd.Function):
+    """:func:`_sum` over as many samples at a time as the budget lets."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
+        ctx.save_for_backward(w, x, rows, columns)
+        ctx.size = size
+        n, G = w.shape[1:]
+        y = torch.zeros_like(x)
+        for cells in _blocks(w.shape[0], x):
+            for corner in _corners(rows[cells], columns[cells], size, _starts(n, size, x.device)):
+                seen = x.index_select(0, corner.at.flatten()).view(*corner.at.shape, G, x.shape[1] // G)
+                seen *= (w[cells] * corner.weight[..., None])[..., None]
+                y += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        w, x, rows, columns = saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
+            return _differentiable(_sum, saved, ctx.size, grads[0])
+        (K, n, G), C = w.shape, x.shape[1]
+        g = grads[0].contiguous().view(n, G, C // G)
+        gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
+        for cells in _blocks(K, x):
+            for corner in _corners(rows[cells], columns[cells], ctx.size, _starts(n, ctx.size, x.device)):
+                at, a = corner.at.flatten(), corner.weight[..., None]
+                met = torch.linalg.vecdot(x.index_select(0, at).view(*corner.at.shape, G, C // G), g)  # (cells, n, G)
+                gw[cells] += a * met
+                met = (w[cells] * met).sum(-1)
+                for total, slope in zip((gr, gc), corner.slopes()):
+                    total[cells] += slope * met
+                given = (w[cells] * a)[..., None] * g
+                gx.scatter_add_(0, at[:, None].expand(-1, C), given.view(len(at), C))
+        return gw, gx, gr, gc, None
+
+
+class _Convolution(torch.autograd.Function):
+    """:func:`_convolution` over as many samples at a time as the budget lets."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
+        ctx.save_for_backward(x, weight, rows, columns)
+        ctx.size = size
+        n, O = len(x), weight.shape[2]
+        y = x.new_zeros((n, O))
+        for cells in _blocks(len(weight), y):
+            mixed = (x @ weight[cells]).flatten(0, 1)
+            for corner in _corners(rows[cells], columns[cells], size, _block_starts(cells, n, size, x.device)):
+                seen = mixed.index_select(0, corner.at.flatten()).view(*corner.at.shape, O)
+                seen *= corner.weight[..., None]
+                y += seen.sum(0) if len(seen) > 1 else seen[0]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, rows, columns = saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(_convolution, saved, ctx.size, grads[0])
+        n, O, g = len(x), weight.shape[2], grads[0].contiguous()
+        gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
+        with without_autocast(x):
+            for cells in _blocks(len(weight), g):
+                mixed = (x @ weight[cells]).flatten(0, 1)
+                back = torch.zeros_like(mixed)
+                for corner in _corners(
+                    rows[cells], columns[cells], ctx.size, _block_starts(cells, n, ctx.size, x.device)
+                ):
+                    at = corner.at.flatten()
+                    met = torch.linalg.vecdot(mixed.index_select(0, at).view(*corner.at.shape, O), g)
+                    for total, slope in zip((gr, gc), corner.slopes()):
+                        total[cells] += slope * met
+                    back.scatter_add_(0, at[:, None].expand(-1, O), (corner.weight[..., None] * g).view(len(at), O))
+                for given, matrix, to in zip(back.split(n), weight[cells], gw[cells]):
+                    gx.addmm_(given, matrix.T)
+                    to.copy_(x.T @ given)
+        return gx, gw, gr, gc, None
+
+
+def _blocks(cells: int, like: Tensor) -> Iterator[slice]:
+    """Slices of the samples of which maps like ``like`` (n, C) are held at a time."""
+    step = max(BUDGET.get(like.device.type, BUDGET_ELSEWHERE) // max(like.numel(), 1), 1)
+    return (slice(first, min(first + step, cells)) for first in range(0, cells, step))
+
+
+def _block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tensor:
+    """As :func:`_starts`, where each sample has maps of its own, one after the other."""
+    return _starts(n, size, device) + n * torch.arange(cells.stop - cells.start, device=device)[:, None]
+
+
+def _differentiable(f: Any, saved: tuple[Tensor, ...], size: Pair, g: Tensor) -> tuple[Tensor | None, ...]:
+    fresh = [t.view_as(t) for t in saved]
+    wanted = [t for t in fresh if t.requires_grad]
+    found = iter(torch.autograd.grad(f(*fresh, size), wanted, g, create_graph=True))
+    return *(next(found) if t.requires_grad else None for t in fresh), None
+
+
+def _places(offsets: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all samples, ``(k^2, B N)`` each."""
+    _, twice, H, W = offsets.shape
+    k = math.isqrt(twice // 2)
+    step = dilation * (torch.arange(k, dtype=offsets.dtype, device=offsets.device) - k // 2)
+    down, right = (torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (H, W))
+    moves = offsets.transpose(0, 1).unflatten(0, (k, k, 2))  # (k, k, 2, B, H, W)
+    rows = moves[:, :, 0] + step[:, None, None, None, None] + down[:, None]
+    columns = moves[:, :, 1] + step[:, None, None, None] + right
+    return rows.flatten(0, 1).flatten(1), columns.flatten(0, 1).flatten(1)
+
+
+def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
+    """``(B, C, k^2, H, W)``: sum_nm x_nm t(row - n) t(column - m), all H x W weights of every sample."""
+    B, _, H, W = x.shape
+
+    def tent(p: Tensor, n: int) -> Tensor:
+        d = p[..., None] - torch.arange(n, device=p.device)
+        right, left = (d >= 0) & (d < 1), (d >= -1) & (d < 0)
+        return torch.where(right, 1 - d, torch.where(left, 1 + d, 0))
+
+    rows, columns = (t.unflatten(1, (B, H, W)) for t in _places(offsets, dilation))
+    return torch.einsum("bcnm,kbyxn,kbyxm->bckyx", x, tent(rows, H), tent(columns, W))
+
+
+def _rows_of(x: Tensor) -> Tensor:
+    """``(B, C, H, W) -> (B N, C)``, whole rows in memory; not copied where the map is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _map_of(y: Tensor, x: Tensor) -> Tensor:
+    """``(B N, E) -> (B, E, H, W)`` in the precision and the memory format of ``x``."""
+    B, _, H, W = x.shape
+    return match_format(y.view(B, H, W, y.shape[1]).permute(0, 3, 1, 2).to(x.dtype), x)
+
+
+def _or_none_moved(offsets: Tensor | None, x: Tensor, cells: int) -> Tensor:
+    return x.new_zeros((x.shape[0], 2 * cells, *x.shape[2:])) if offsets is None else offsets
+
+
+def _side(cells: int, offsets: Tensor | None, x: Tensor, dilation: int) -> int:
+    """k, after a look at what was given."""
+    k = math.isqrt(cells)
+    if k * k != cells or k % 2 == 0:
+        raise ValueError(f"the grid has k x k samples, k odd; got {cells} of them")
+    if offsets is not None and offsets.shape != (x.shape[0], 2 * cells, *x.shape[2:]):
+        raise ValueError(
+            f"want offsets (B, 2 k^2, H, W), two for each of {cells} samples; {offsets.shape=}, {x.shape=}"
+        )
+    if dilation < 1:
+        raise ValueError(f"dilation is at least 1, got {dilation}")
+    return k
