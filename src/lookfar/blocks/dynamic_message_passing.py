@@ -146,6 +146,8 @@ class DynamicMessagePassing(nn.Module):
             groups with ``variant="fast"``, walks and no affinity.
     """
 
+    position_dependent = "which sample is above and which is left is a matter of channels: filters and walks learn it"
+
     def __init__(
         self,
         channels: int,
