@@ -65,8 +65,10 @@ def context(case: Case) -> Built:
     state = case.state | {key: value for key, value in block.state_dict().items() if key.startswith("fuse")}
 
     def module(x: Tensor, regions: Tensor) -> Any:
-        y = block.context(x, regions.flatten(2))
-        return (y, block._attention(x, regions.flatten(2))[:, 0]) if a.get("fetch_attention") else y
+        regions = regions.flatten(2)
+        y = block.context(x, regions)
+        seen = max_pool(x, _scale(case))
+        return (y, block._attention(seen, regions)[:, 0]) if a.get("fetch_attention") else y
 
     return Built(module, block, state=state)
 
