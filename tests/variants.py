@@ -31,7 +31,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"normalization": "double"},
         {"projections": "around", "heads": 2, "reduction": 4, "normalization": "l1"},
     ],
-    "dual_attention": [{"projections": "around", "heads": 2, "normalization": "sigmoid"}],
+    "dual_attention": [{"projections": "around", "heads": 2, "normalization": "sigmoid", "inner_channels": 6}],
     "double_attention": [
         {"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d},
         {"dims": 3, "share_query_key": True, "normalization": "double"},

@@ -33,7 +33,10 @@ from lookfar.ops.channel_attention import channel_attention
     family="pairwise",
     complexity="N^2 C",
     memory="N C",
-    verified=("junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py",),
+    verified=(
+        "junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/da_head.py (PAM)",
+    ),
     attends="weights",
     aliases=("pam",),
     author_keys={
@@ -50,7 +53,8 @@ class PositionAttention(PairwiseAttention):
 
     Args:
         channels: Channels C of input and output.
-        reduction: Queries and keys have ``channels // reduction`` channels, all heads together.
+        inner_channels: Of queries and keys, all heads together; ``channels // reduction`` when None.
+        reduction: Divisor that gives their width.
         heads: Groups of channels that attend by themselves; the authors have one.
         normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys.
@@ -68,6 +72,7 @@ class PositionAttention(PairwiseAttention):
         self,
         channels: int,
         *,
+        inner_channels: int | None = None,
         reduction: int = 8,
         heads: int = 1,
         normalization: Normalization = "softmax",
@@ -81,7 +86,8 @@ class PositionAttention(PairwiseAttention):
         check_normalization(normalization, NORMALIZATIONS)
         check_heads(heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = reduced(channels, reduction, heads)
+        inner = inner_channels or reduced(channels, reduction, heads)
+        check_heads(heads, inner_channels=inner)
         self.heads, self.normalization = heads, normalization
         self._add_projections(
             partial(nn.Conv2d, channels, inner, 1, **dd),
@@ -106,7 +112,10 @@ class PositionAttention(PairwiseAttention):
     family="channel",
     complexity="N C^2",
     memory="N C + C^2",
-    verified=("junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py",),
+    verified=(
+        "junfu1115/DANet@b0a0fa00:encoding/nn/da_att.py",
+        "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/da_head.py (CAM)",
+    ),
     attends="none",
     aliases=("cam",),
     differences=(
@@ -190,7 +199,8 @@ class DualAttention(nn.Module):
 
     Args:
         channels: Channels C of input and output.
-        reduction: Queries and keys of the positions have ``channels // reduction`` channels, all heads together.
+        inner_channels: Of the positions' queries and keys, all heads together; ``channels // reduction`` when None.
+        reduction: Divisor that gives their width.
         heads: Groups of channels in which positions attend by themselves; the authors have one.
         normalization: Of the similarities between positions, as in ``position_attention``.
         share_query_key: One projection for the positions' queries and keys.
@@ -207,6 +217,7 @@ class DualAttention(nn.Module):
         self,
         channels: int,
         *,
+        inner_channels: int | None = None,
         reduction: int = 8,
         heads: int = 1,
         normalization: Normalization = "softmax",
@@ -220,6 +231,7 @@ class DualAttention(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.position = PositionAttention(
             channels,
+            inner_channels=inner_channels,
             reduction=reduction,
             heads=heads,
             normalization=normalization,
