@@ -197,7 +197,7 @@ def growth(
                 continue
         if progress is not None:
             progress(size)
-        points.append(measure_cost(block, channels, size, backward=backward, device=device, repeats=3))
+        points.append(measure_cost(block, channels, size, backward=backward, device=device))
     N = [math.prod(point.size) for point in points]
     return Growth(
         points[0].name,
