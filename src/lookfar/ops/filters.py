@@ -212,7 +212,7 @@ def mean_shift(
         x: Images ``(B, C, H, W)``, values in [0, 1].
         sigma_spatial: Bandwidth in pixels.
         sigma_color: Bandwidth in values.
-        iterations: Steps; there is no stopping rule.
+        iterations: Steps, 0 for none; there is no stopping rule.
         kernel: ``gaussian``, exp(-(u + v) / 2), or ``flat``, 1 where u <= 1 and v <= 1; u and v are the squared
             distances in space and value over the squared bandwidths. A flat kernel is constant to gradients.
 
@@ -220,11 +220,11 @@ def mean_shift(
         Values ``(B, C, H, W)`` and places ``(B, 2, H, W)``, row and column, where the queries ended.
 
     Raises:
-        ValueError: Not images, no iteration, an unknown kernel.
+        ValueError: Not images, fewer than no iterations, an unknown kernel.
     """
     _check(x, "mean_shift")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if iterations < 0:
+        raise ValueError(f"iterations cannot be negative, got {iterations}")
     if kernel not in ("gaussian", "flat"):
         raise ValueError(f"kernel is gaussian or flat, got {kernel!r}")
     with without_autocast(x):
