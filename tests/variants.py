@@ -81,8 +81,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"filter": "bilateral_gaussian", "inner_channels": 5},
         {"filter": "mean", "kernel_size": 5},
         {"filter": "median"},
+        {"filter": "none"},
     ],
-    "relation": [{"heads": 2, "inner_channels": 6, "position_channels": 16}],
+    "relation": [{"heads": 2, "inner_channels": 6, "position_channels": 16}, {"heads": 4, "gated": False}],
     "generalized_attention": [
         {"terms": "0010", "heads": 3, "q_stride": 2},
         {"terms": "0101", "heads": 2, "kv_stride": 1, "spatial_range": 1, "position_channels": 8},
@@ -106,10 +107,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "local_relation": [
         {"similarity": "product", "groups": 4, "kernel_size": 3, "dilation": 2, "out_channels": 6},
-        {"similarity": "absolute", "kernel_size": 3, "hidden_channels": 5, "scale": 0.5},
+        {"similarity": "absolute", "kernel_size": 3, "prior": False, "scale": 0.5},
     ],
     "stand_alone": [
-        {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12},
+        {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12, "content": False},
         {"border": "clamped", "relative": False, "normalization": "none", "kernel_size": 3, "share_query_key": True},
     ],
     "stand_alone_stem": [{"kernel_size": 3, "heads": 2, "mixtures": 2, "out_channels": 12, "embed_channels": 5}],
@@ -126,7 +127,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
-        {"bases": 3, "iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
+        {"bases": 3, "iterations": 1, "eval_iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
         {"bases": 3, "heads": 2, "gradient": "last", "reasoning": False},
     ],
     "external_attention": [{"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False}],
@@ -149,15 +150,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"projections": "around", "normalization": "none"},
     ],
     "point_stage": [{"positions": True, "recurrence": 2}],
-    "spatial_transformer": [{"mode": "attention", "form": "published", "inner_channels": 4, "zero_init": False}],
+    "spatial_transformer": [
+        {"mode": "attention", "form": "published", "inner_channels": 4, "zero_init": False},
+        {"mode": "projective", "zero_init": False},
+        {"mode": "thin_plate", "inner_channels": 4},
+    ],
     "glimpse": [{"kernel_size": 3, "scales": 2, "out_channels": 6, "inner_channels": 5}],
     "hard_attention": [
         {"selection": "items", "hard": False},
         {"selection": "place", "kernel_size": 3},
         {"selection": "place", "kernel_size": 3, "hard": False},
     ],
-    "squeeze_excitation": [{"bias": False, "reduction": 4}],
-    "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}],
+    "squeeze_excitation": [{"bias": False, "reduction": 4, "pooling": "max", "gate": "tanh"}],
+    "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}, {"order": "parallel"}],
 }
 
 # blocks that are exported at one size only, and why; all others are exported with free height and width

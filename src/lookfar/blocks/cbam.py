@@ -63,13 +63,14 @@ class CBAM(nn.Module):
         pooling: Poolings over the positions, one or several of ``avg``, ``max``, ``lp`` (Euclidean norm) and ``lse``
             (log of the sum of exponentials).
         spatial_gate: Gate the positions too.
+        order: The ``channel`` gate first, as published; the ``spatial`` one; or both from x, multiplied (``parallel``).
         kernel_size: Odd size of the convolution of the spatial gate.
         norm_layer: Its normalisation.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: An unknown pooling or none; an even ``kernel_size``.
+        ValueError: An unknown pooling or none; an unknown order; an even ``kernel_size``.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class CBAM(nn.Module):
         reduction: int = 16,
         pooling: Pooling | Sequence[Pooling] = ("avg", "max"),
         spatial_gate: bool = True,
+        order: Literal["channel", "spatial", "parallel"] = "channel",
         kernel_size: int = 7,
         norm_layer: Norm = SLOW_BATCH_NORM,
         device=None,
@@ -88,23 +90,35 @@ class CBAM(nn.Module):
         self.pooling: tuple[str, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
         if not self.pooling or any(p not in _POOLS for p in self.pooling):
             raise ValueError(f"pooling is one or several of {', '.join(_POOLS)}; got {pooling!r}")
+        if order not in ("channel", "spatial", "parallel"):
+            raise ValueError(f"order is channel, spatial or parallel, got {order!r}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, **dd)
         self.expand = nn.Linear(hidden, channels, **dd)
-        self.spatial_gate = spatial_gate
+        self.spatial_gate, self.order = spatial_gate, order
         if spatial_gate:
             self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
             self.norm = norm_layer(1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.spatial_gate:
+            return x * self._channels(x)
+        if self.order == "spatial":
+            x = x * self._positions(x)
+            return x * self._channels(x)
+        gated = x * self._channels(x)
+        return gated * self._positions(gated if self.order == "channel" else x)
+
+    def _channels(self, x: Tensor) -> Tensor:
+        """``(B, C, 1, 1)``."""
         flat = x.flatten(2)
         pooled = torch.stack([_POOLS[p](flat).to(x.dtype) for p in self.pooling])  # (pools, B, C)
-        gate = self.expand(self.reduce(pooled).relu()).sum(0).sigmoid().to(x.dtype)
-        x = x * gate[:, :, None, None]
-        if not self.spatial_gate:
-            return x
+        return self.expand(self.reduce(pooled).relu()).sum(0).sigmoid().to(x.dtype)[:, :, None, None]
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """``(B, 1, H, W)``."""
         descriptor = torch.stack([x.max(1).values, widened(x).mean(1).to(x.dtype)], 1)  # (B, 2, H, W)
-        return x * self.norm(self.spatial(descriptor)).sigmoid().to(x.dtype)
+        return self.norm(self.spatial(descriptor)).sigmoid().to(x.dtype)

@@ -74,6 +74,7 @@ class ExpectationMaximization(nn.Module):
         channels: Channels C of input and output.
         bases: Number K of bases.
         iterations: Number T of EM steps.
+        eval_iterations: T in eval, where it differs.
         heads: Groups of channels that are clustered by themselves; the authors have one.
         momentum: Share of a training batch's bases in their moving average.
         variant: Whose rules: ``authors`` or ``mmseg`` (see the module's differences).
@@ -99,6 +100,7 @@ class ExpectationMaximization(nn.Module):
         *,
         bases: int = 64,
         iterations: int = 3,
+        eval_iterations: int | None = None,
         heads: int = 1,
         momentum: float = 0.1,
         variant: Variant = "authors",
@@ -119,10 +121,11 @@ class ExpectationMaximization(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{what} is one of {', '.join(known)}; got {value!r}")
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        eval_iterations = iterations if eval_iterations is None else eval_iterations
+        if min(iterations, eval_iterations) < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}, in eval {eval_iterations}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.iterations = iterations
+        self.iterations, self.eval_iterations = iterations, eval_iterations
         self.heads = heads
         self.momentum = momentum
         self.variant: Variant = variant
@@ -150,8 +153,12 @@ class ExpectationMaximization(nn.Module):
     @property
     def exact_gradient(self) -> bool:
         """Whether the gradient is the derivative of the output: not as published."""
-        one_step = self.iterations == 1 or not self.reasoning
+        one_step = self._steps == 1 or not self.reasoning
         return self.gradient == "full" or (self.gradient == "last" and one_step)
+
+    @property
+    def _steps(self) -> int:
+        return self.iterations if self.training else self.eval_iterations
 
     def forward(self, x: Tensor) -> Tensor:
         mixed, fitted = self.reconstruct(x)
@@ -165,13 +172,13 @@ class ExpectationMaximization(nn.Module):
             raise ValueError("without EM no position gives anything to another; maps(x) says who takes which base")
         tokens, merged = self._tokens(x)
         return expectation_maximization_weights(
-            tokens, self.bases, queries, iterations=self.iterations, variant=self.variant, **merged
+            tokens, self.bases, queries, iterations=self._steps, variant=self.variant, **merged
         )
 
     def maps(self, x: Tensor) -> Tensor:
         """How much each position takes of each base, ``(B, h K, N)``: the last responsibilities."""
         tokens, merged = self._tokens(x)
-        steps = self.iterations if self.reasoning else 1
+        steps = self._steps if self.reasoning else 1
         found = responsibilities(tokens, self.bases, iterations=steps, variant=self.variant, **merged)
         return found.flatten(1, 2)
 
@@ -190,7 +197,7 @@ class ExpectationMaximization(nn.Module):
         return expectation_maximization(
             tokens,
             self.bases,
-            iterations=self.iterations,
+            iterations=self._steps,
             variant=self.variant,
             gradient=self.gradient,
             fit=self.reasoning,

@@ -17,7 +17,7 @@ from lookfar.ops._precision import widened
 from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
 
-Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean", "median"]
+Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean", "median", "none"]
 
 
 @block(
@@ -54,11 +54,13 @@ class FeatureDenoising(nn.Module):
     - ``gaussian``: f_i = sum_j softmax_j(q_i . k_j / sqrt(D)) x_j; ``dot``: 1/N sum_j (q_i . k_j) x_j
     - ``bilateral_gaussian``, ``bilateral_dot``: the same over the k x k window around i
     - ``mean``, ``median``: of that window, a channel at a time
+    - ``none``: x itself, the paper's control
 
     Args:
         channels: Channels C of input and output.
         filter: See above.
-        embed: Queries and keys are 1x1 convolutions; off, both are x. Without effect on ``mean`` and ``median``.
+        embed: Queries and keys are 1x1 convolutions; off, both are x. Without effect on ``mean``, ``median`` and
+            ``none``.
         inner_channels: D of the embedding; half of ``channels`` by default.
         kernel_size: k, odd, of the local filters.
         norm_layer: After the convolution.
@@ -90,8 +92,8 @@ class FeatureDenoising(nn.Module):
             raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // 2, 1)
-        self.filter, self.kernel_size = filter, kernel_size
-        embed = embed and filter not in ("mean", "median")
+        self.filter, self.kernel_size = filter, 1 if filter == "none" else kernel_size
+        embed = embed and filter not in ("mean", "median", "none")
         self.query = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
         self.key = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
         self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
@@ -111,7 +113,7 @@ class FeatureDenoising(nn.Module):
         return self.filter.endswith("dot")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.filter == "mean":
+        if self.filter in ("mean", "none"):
             k = self.kernel_size
             return self._finish(x, F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False))
         if self.filter == "median":
@@ -135,7 +137,7 @@ class FeatureDenoising(nn.Module):
             q = q if queries is None else q[..., queries, :]
             scale = 1.0 if self._dot else q.shape[-1] ** -0.5
             return attention_weights(q, k, scale=scale, normalization=self._normalization)
-        if self.filter == "mean":
+        if self.filter in ("mean", "none"):
             q = k = torch.zeros_like(x[:, :1])
         k_size = self.kernel_size
         weights = neighborhood_weights(

@@ -48,6 +48,7 @@ class LocalRelation(nn.Module):
         dilation: Step between the cells of a window.
         groups: Groups of channels with weights of their own; eight channels a group when None.
         hidden_channels: Width of the geometry prior, a two-layer network on the offset.
+        prior: Add that prior; off, all places of a window count alike.
         similarity: ``squared`` -(q - k)^2, ``absolute`` -|q - k|, ``product``, ``key``, ``absolute_ratio``,
             ``squared_ratio``, as :func:`lookfar.ops.neighborhood` has them.
         scale: Factor s on the similarities.
@@ -68,6 +69,7 @@ class LocalRelation(nn.Module):
         dilation: int = 1,
         groups: int | None = None,
         hidden_channels: int = 16,
+        prior: bool = True,
         similarity: Similarity = "squared",
         scale: float = 1.0,
         device=None,
@@ -89,9 +91,11 @@ class LocalRelation(nn.Module):
         }
         self.query = nn.Conv2d(channels, groups, 1, **dd)
         self.key = nn.Conv2d(channels, groups, 1, **dd)
-        self.geometry = nn.Sequential(
-            nn.Conv2d(2, hidden_channels, 1, **dd), nn.ReLU(), nn.Conv2d(hidden_channels, groups, 1, **dd)
-        )
+        self.geometry = None
+        if prior:
+            self.geometry = nn.Sequential(
+                nn.Conv2d(2, hidden_channels, 1, **dd), nn.ReLU(), nn.Conv2d(hidden_channels, groups, 1, **dd)
+            )
         self.out = nn.Conv2d(channels, out_channels or channels, 1, bias=False, **dd)
         some = torch.empty(1, 1, 1, 1, 1)
         neighborhood(some, some, some, similarity=similarity, **self.window)  # unknown choices raise here
@@ -100,7 +104,8 @@ class LocalRelation(nn.Module):
     def inert_parameters(self) -> tuple[str, ...]:
         """What adds the same to all logits of a softmax: the prior's last bias, and under a product a key's."""
         extra = {"product": ("key.bias",), "key": ("key.bias", "query.weight", "query.bias")}
-        return ("geometry.2.bias", *extra.get(self.similarity, ()))
+        prior = () if self.geometry is None else ("geometry.2.bias",)
+        return (*prior, *extra.get(self.similarity, ()))
 
     def forward(self, x: Tensor) -> Tensor:
         y = neighborhood(*self._queries_and_keys(x), self._values(x), **self._options())
@@ -136,8 +141,10 @@ class LocalRelation(nn.Module):
         choices = {"similarity": self.similarity, "scale": self.scale, "outside": OUTSIDE}
         return {**self.window, **choices, "bias": self._prior()}
 
-    def _prior(self) -> Tensor:
+    def _prior(self) -> Tensor | None:
         """Of the cells' offsets, ``(G, k^2, 1, 1)``."""
+        if self.geometry is None:
+            return None
         k, weight = self.window["kernel_size"], self.query.weight
         offsets = torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2
         dy, dx = offsets[:, None].expand(k, k), offsets.expand(k, k)

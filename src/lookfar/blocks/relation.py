@@ -56,6 +56,7 @@ class Relation(nn.Module):
         heads: Parallel attentions, each with its own gate.
         inner_channels: Channels of queries and keys, all heads together; C by default.
         position_channels: E, sines and cosines of the geometry, a multiple of 8.
+        gated: Boxes gate the weights; off, regions are related by what they show alone.
         zero_init: Start as the identity (values are zero).
 
     Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels
@@ -68,6 +69,7 @@ class Relation(nn.Module):
         heads: int = 16,
         inner_channels: int | None = None,
         position_channels: int = 64,
+        gated: bool = True,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -81,7 +83,7 @@ class Relation(nn.Module):
             raise ValueError(f"position_channels is a multiple of 8, got {position_channels}")
         self.channels, self.heads, self.position_channels = channels, heads, position_channels
         self.query, self.key = normal_(nn.Linear(channels, inner, **dd)), normal_(nn.Linear(channels, inner, **dd))
-        self.gate = normal_(nn.Linear(position_channels, heads, **dd))
+        self.gate = normal_(nn.Linear(position_channels, heads, **dd)) if gated else None
         self.value = normal_(nn.Linear(channels, channels, **dd))
         if zero_init:
             zero_(self.value)
@@ -125,6 +127,8 @@ class Relation(nn.Module):
         return self._weights(q, k, own[:, 0], others) @ v
 
     def _weights(self, q: Tensor, k: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        if self.gate is None:
+            return (q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)).softmax(3)
         found = embedding(own, others, self.position_channels)
         gate = nn.functional.linear(found, widened(self.gate.weight), widened(self.gate.bias)).relu()
         logits = q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)

@@ -4,7 +4,8 @@ Traps: corners lie on -1 and 1 (``align_corners=True``); sampling at the identit
 step from the input to its warped form is what gamma switches on.
 """
 
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,34 @@ from lookfar.blocks._base import block
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
-from lookfar.ops.sampling import affine_sample
+from lookfar.ops.sampling import affine_sample, grid_points, sample_at
 
-_GRID = 4  # what the localisation network sees of a map
+Mode = Literal["affine", "attention", "projective", "thin_plate"]
+
+_GRID = 4  # what the localisation network sees of a map, and a spline's control points, along an axis
+
+
+def _control_points() -> list[tuple[float, float]]:
+    """(x, y), row by row."""
+    line = [2 * i / (_GRID - 1) - 1 for i in range(_GRID)]
+    return [(x, y) for y in line for x in line]
+
+
+def _basis(points: Tensor, control: Tensor) -> Tensor:
+    """r^2 log r^2 to each of the K control points, 1, x and y: ``(Q, 2), (K, 2) -> (Q, K + 3)``."""
+    squared = (points[:, None] - control).square().sum(2)
+    bent = squared * squared.clamp_min(1e-30).log()
+    return torch.cat([bent, torch.ones_like(points[:, :1]), points], 1)
+
+
+@functools.cache
+def _spline() -> tuple[tuple[float, ...], ...]:
+    """From the values at the control points to a thin-plate spline's coefficients: its bent part bends no plane."""
+    control = torch.tensor(_control_points(), dtype=torch.float64, device="cpu")
+    system = torch.zeros(len(control) + 3, len(control) + 3, dtype=torch.float64, device="cpu")
+    system[: len(control)] = _basis(control, control)
+    system[len(control) :, : len(control)] = system[: len(control), len(control) :].T
+    return tuple(map(tuple, torch.linalg.inv(system)[:, : len(control)].tolist()))
 
 
 @block(
@@ -37,13 +63,14 @@ _GRID = 4  # what the localisation network sees of a map
     ),
 )
 class SpatialTransformer(nn.Module):
-    """Reads the map again at the places of an affine grid that a small network found in it.
+    """Reads the map again at the places of a warped grid that a small network found in it.
 
     y = x + gamma (sample(x, theta) - x), theta = identity + f(x)
 
     Args:
         channels: Channels C of input and output.
-        mode: ``affine`` (six numbers) or ``attention``: one scale and a translation (three).
+        mode: ``affine`` (six numbers); ``attention``: one scale and a translation (three); ``projective`` (eight);
+            ``thin_plate``: a spline through the places of 4 x 4 control points (32).
         inner_channels: Channels of the localisation network.
         form: ``residual``, or ``published``: the warped map alone.
         zero_init: Start as the identity (gamma 0); else gamma starts at 1.
@@ -60,7 +87,7 @@ class SpatialTransformer(nn.Module):
         self,
         channels: int,
         *,
-        mode: Literal["affine", "attention"] = "affine",
+        mode: Mode = "affine",
         inner_channels: int = 16,
         form: Literal["residual", "published"] = "residual",
         zero_init: bool = True,
@@ -68,31 +95,51 @@ class SpatialTransformer(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if mode not in ("affine", "attention"):
-            raise ValueError(f"mode is affine or attention, got {mode!r}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode is one of {', '.join(get_args(Mode))}, got {mode!r}")
         if form not in ("residual", "published"):
             raise ValueError(f"form is residual or published, got {form!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.mode, self.form = mode, form
+        self.mode: Mode = mode
+        self.form = form
+        self.spline = _spline()
         self.reduce = nn.Conv2d(channels, inner_channels, 1, **dd)
         self.hidden = nn.Linear(inner_channels * _GRID**2, 2 * inner_channels, **dd)
-        identity = [1.0, 0, 0, 0, 1, 0] if mode == "affine" else [1.0, 0, 0]
+        start: dict[str, list[float]] = {
+            "affine": [1.0, 0, 0, 0, 1, 0],
+            "attention": [1.0, 0, 0],
+            "projective": [1.0, 0, 0, 0, 1, 0, 0, 0],
+            "thin_plate": [number for point in _control_points() for number in point],
+        }
+        identity = start[mode]
         self.locate = nn.Linear(2 * inner_channels, len(identity), **dd)
         nn.init.zeros_(self.locate.weight)
         with torch.no_grad():
             self.locate.bias.copy_(torch.tensor(identity))
-        start = torch.full((1,), 0.0 if zero_init else 1.0, **dd)
-        self.gamma = nn.Parameter(start) if form == "residual" else None
+        share = torch.full((1,), 0.0 if zero_init else 1.0, **dd)
+        self.gamma = nn.Parameter(share) if form == "residual" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._step(x, affine_sample(x, self.transformation(x)))
+        theta = self.transformation(x)
+        if self.mode in ("affine", "attention"):
+            return self._step(x, affine_sample(x, theta))
+        with without_autocast(x):
+            points = self._places(theta, torch.stack(grid_points(theta, (x.shape[2], x.shape[3])), 1))
+        return self._step(x, sample_at(x, points.unflatten(1, x.shape[2:])))
 
     def transformation(self, x: Tensor) -> Tensor:
-        """theta ``(B, 2, 3)``, at least in float32: where the places (x, y, 1) of the output lie on the input."""
+        """theta, at least in float32: where the places (x, y, 1) of the output lie on the input.
+
+        ``(B, 2, 3)``; of ``projective`` ``(B, 3, 3)``; of ``thin_plate`` the control points' places ``(B, 16, 2)``.
+        """
         seen = self.reduce(adaptive_average(x, _GRID).to(x.dtype)).relu().flatten(1)
         found = widened(self.locate(self.hidden(seen).relu()))
         if self.mode == "affine":
             return found.unflatten(1, (2, 3))
+        if self.mode == "projective":
+            return torch.cat([found, torch.ones_like(found[:, :1])], 1).unflatten(1, (3, 3))
+        if self.mode == "thin_plate":
+            return found.unflatten(1, (-1, 2))
         scale, to_x, to_y = found.unbind(1)
         nothing = torch.zeros_like(scale)
         return torch.stack([scale, nothing, to_x, nothing, scale, to_y], 1).unflatten(1, (2, 3))
@@ -104,7 +151,7 @@ class SpatialTransformer(nn.Module):
         at = torch.arange(H * W, device=x.device) if queries is None else queries
         columns, rows = (2 * axis.to(theta) / max(n - 1, 1) - min(n - 1, 1) for axis, n in ((at % W, W), (at // W, H)))
         with without_autocast(x):
-            points = torch.stack([columns, rows, torch.ones_like(rows)], 1) @ theta.transpose(1, 2)  # (B, Q, 2)
+            points = self._places(theta, torch.stack([columns, rows], 1))
             near = [
                 (1 - ((points[..., a, None] + 1) / 2 * (n - 1) - torch.arange(n, device=x.device)).abs()).relu()
                 for a, n in ((1, H), (0, W))
@@ -118,6 +165,16 @@ class SpatialTransformer(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the input and what was read ``(B, 1, N, C)``."""
         return self._step(x, mixed[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]).to(x.dtype))
+
+    def _places(self, theta: Tensor, places: Tensor) -> Tensor:
+        """Where places (x, y) of the output lie on the input, ``(Q, 2) -> (B, Q, 2)``."""
+        if self.mode == "thin_plate":
+            control = torch.tensor(_control_points(), dtype=places.dtype, device=places.device)
+            spline = torch.tensor(self.spline, dtype=places.dtype, device=places.device)
+            return _basis(places, control) @ spline @ theta
+        found = torch.cat([places, torch.ones_like(places[:, :1])], 1) @ theta.transpose(1, 2)
+        # what lies behind the plane of a projection is read far outside the map
+        return found if self.mode != "projective" else found[..., :2] / found[..., 2:].clamp_min(1e-3)
 
     def _step(self, x: Tensor, warped: Tensor) -> Tensor:
         y = warped if self.gamma is None else x + self.gamma.to(x.dtype) * (warped - x)

@@ -4,8 +4,9 @@ Traps: the authors' layers have biases, the PyTorch port that their page lists h
 inside; a width of C // r = 0 would leave a constant gate, so it is at least 1.
 """
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
@@ -47,18 +48,40 @@ class SqueezeExcitation(nn.Module):
         channels: Channels C of input and output.
         reduction: The hidden layer has ``channels // reduction`` units, at least one.
         bias: Both layers have a bias.
+        pooling: Squeeze every channel to its ``avg`` or, the paper's comparison, its ``max``.
+        gate: ``sigmoid``, or the paper's comparisons ``tanh`` and ``relu``.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
+
+    Raises:
+        ValueError: An unknown ``pooling`` or ``gate``.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        bias: bool = True,
+        pooling: Literal["avg", "max"] = "avg",
+        gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid",
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
+        if pooling not in ("avg", "max"):
+            raise ValueError(f"pooling is avg or max, got {pooling!r}")
+        if gate not in ("sigmoid", "tanh", "relu"):
+            raise ValueError(f"gate is sigmoid, tanh or relu, got {gate!r}")
+        self.pooling, self.gate = pooling, gate
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, bias=bias, **dd)
         self.expand = nn.Linear(hidden, channels, bias=bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = widened(x.flatten(2)).mean(-1).to(x.dtype)  # (B, C); a sum of N halves may overflow
-        gate = self.expand(self.reduce(mean).relu()).sigmoid().to(x.dtype)
+        flat = x.flatten(2)
+        # a sum of N halves may overflow
+        squeezed = widened(flat).mean(-1).to(x.dtype) if self.pooling == "avg" else flat.max(-1).values
+        gate = getattr(torch, self.gate)(self.expand(self.reduce(squeezed).relu())).to(x.dtype)
         return x * gate.unflatten(1, (-1, *[1] * (x.dim() - 2)))

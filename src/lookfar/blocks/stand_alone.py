@@ -69,6 +69,7 @@ class StandAlone(nn.Module):
         stride: Extent of the average pool after the layer, the paper's place of a stride.
         relative: Embed relative positions.
         shared: One table of embeddings for all heads.
+        content: Compare queries with keys; off, a query asks for relative positions alone, and there are no keys.
         border: What is outside the map does not exist (``mask``), takes part as ``zeros``, or is avoided by pushing the
             window inward (``clamped``; offsets are then those of its cells).
         normalization: Of the logits: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``.
@@ -91,6 +92,7 @@ class StandAlone(nn.Module):
         stride: int = 1,
         relative: bool = True,
         shared: bool = False,
+        content: bool = True,
         border: Literal["mask", "zeros", "clamped"] = "mask",
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
@@ -101,6 +103,8 @@ class StandAlone(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
         _check_heads(heads, out)
+        if not (relative or content):
+            raise ValueError("with relative=False and content=False nothing is left to compare")
         if relative and out // heads % 2:
             raise ValueError(f"relative: a head's channels are halved for row and column, got {out // heads}")
         if stride < 1:
@@ -112,7 +116,8 @@ class StandAlone(nn.Module):
         some = torch.empty(1, 1, 1, 1, 1)
         neighborhood(some, some, some, normalization=normalization, **self.window)  # unknown choices raise here
         self.query = _projection(channels, out, **dd)
-        self.key = None if share_query_key else _projection(channels, out, **dd)
+        self.content = content
+        self.key = _projection(channels, out, **dd) if content and not share_query_key else None
         self.value = _projection(channels, out, **dd)
         table = (1 if shared else heads, out // heads // 2, kernel_size)
         self.rel_row = nn.Parameter(torch.randn(table, **dd)) if relative else None
@@ -147,10 +152,13 @@ class StandAlone(nn.Module):
 
     def _queries_keys_bias(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         q = self._heads(self.query(x))
-        k = q if self.key is None else self._heads(self.key(x))
-        if self.rel_row is None or self.rel_col is None:
-            return q, k, None
-        return q, k, relative_logits(q, self.rel_row, self.rel_col)
+        bias = None
+        if self.rel_row is not None and self.rel_col is not None:
+            bias = relative_logits(q, self.rel_row, self.rel_col)
+        if not self.content:
+            nothing = torch.zeros_like(q[:, :, :1])
+            return nothing, nothing, bias
+        return q, q if self.key is None else self._heads(self.key(x)), bias
 
     def _pool(self, y: Tensor, x: Tensor) -> Tensor:
         y = y.to(x.dtype) if self.normalization == "none" else y

@@ -18,14 +18,21 @@ from lookfar.ops._precision import widened, without_autocast
 def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
     """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0."""
 
+    x, y = grid_points(theta, size)
+    return torch.stack([x, y, torch.ones_like(x)], -1).matmul(theta.transpose(1, 2)).unflatten(1, size)
+
+
+def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """x and y of the positions of a map of ``size``, ``(H' W',)`` each; -1 and 1 at the corners."""
+
     def line(n: int) -> Tensor:  # not linspace, which freezes the size into exported programs
         steps: Any = torch.sym_max(n - 1, 1)
         last: Any = torch.sym_min(n - 1, 1)
-        return 2 * torch.arange(n, dtype=theta.dtype, device=theta.device) / steps - last
+        return 2 * torch.arange(n, dtype=like.dtype, device=like.device) / steps - last
 
     rows, columns = map(line, size)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1).matmul(theta.transpose(1, 2)).unflatten(1, size)
+    return x.flatten(), y.flatten()
 
 
 def affine_sample_reference(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -54,10 +61,15 @@ def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None)
     if x.dim() != 4 or theta.shape != (x.shape[0], 2, 3):
         raise ValueError(f"want x (B, C, H, W) and theta (B, 2, 3), got {x.shape=}, {theta.shape=}")
     with without_autocast(x):
-        # half-precision places lose whole pixels beyond 2048
-        wide = widened(x)
-        points = affine_points(theta.to(wide.dtype), (x.shape[2], x.shape[3]) if size is None else size)
-        return match_format(F.grid_sample(wide, points, align_corners=True).to(x.dtype), x)
+        points = affine_points(theta.to(widened(x).dtype), (x.shape[2], x.shape[3]) if size is None else size)
+        return sample_at(x, points)
+
+
+def sample_at(x: Tensor, points: Tensor) -> Tensor:
+    """A map read at places (x, y), ``(B, C, H, W), (B, H', W', 2) -> (B, C, H', W')``, as :func:`affine_sample`."""
+    with without_autocast(x):
+        wide = widened(x)  # half-precision places lose whole pixels beyond 2048
+        return match_format(F.grid_sample(wide, points.to(wide.dtype), align_corners=True).to(x.dtype), x)
 
 
 def glimpse_sensor_reference(
