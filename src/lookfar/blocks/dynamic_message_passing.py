@@ -184,6 +184,7 @@ class DynamicMessagePassing(nn.Module):
                 'variant="rigorous" takes any'
             )
         self.groups = groups
+        self.walks = walks
 
         def layer(before: int, after: int, bias: bool = False) -> ConvNorm:
             norm = norm_layer or _group_norm
@@ -241,9 +242,9 @@ class DynamicMessagePassing(nn.Module):
         """Weights ``(B, S G, Q, N)`` of flat query positions ``(Q,)``, of all when None, the groups of the first
         dilation first. They need not be positive; those of samples outside the map are given to nobody.
         """
-        found = []
+        found, features = [], self._features(x)
         for step in self._steps():
-            weights, offsets = step.predict(*self._features(x))
+            weights, offsets = step.predict(*features)
             found.append(deformable_rows(weights, offsets, dilation=step.dilation, queries=queries))
         return torch.cat(found, 1)
 
@@ -260,9 +261,10 @@ class DynamicMessagePassing(nn.Module):
         return [cast(Step, step) for step in self.steps]
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """h, and h in float32 at least, with the channels of a position side by side, as samples are read."""
+        """h, and h in float32 at least, a position's channels side by side where samples move: so they are read."""
         h = x if self.reduce is None else self.reduce(x)
-        return h, widened(h).contiguous(memory_format=torch.channels_last)
+        wide = widened(h)
+        return h, wide.contiguous(memory_format=torch.channels_last) if self.walks else wide
 
     def _finish(self, x: Tensor, h: Tensor, wide: Tensor, messages: Iterable[Tensor]) -> Tensor:
         if self.mix is not None:

@@ -12,8 +12,7 @@ has no fraction left on large maps; at whole numbers the derivative is the right
 
 import math
 from collections.abc import Iterator
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,57 +117,37 @@ def deformable_rows(
     if queries is not None:
         w, rows, columns = w[:, :, queries], rows[:, queries], columns[:, queries]
     dense = w.new_zeros((*w.shape[:3], H * W))
-    for corner in _corners(rows, columns, (H, W)):
-        given = w * corner.weight[:, None]
-        dense = dense.scatter_add(3, corner.at[:, None].expand_as(given), given)
+    for at, share in _corners(rows, columns, (H, W)):
+        given = w * share[:, None]
+        dense = dense.scatter_add(3, at[:, None].expand_as(given), given)
     return dense
 
 
-class _Line(NamedTuple):
-    """Of places along one axis, with an axis of two in front: the whole numbers around them and their share."""
-
-    at: Tensor
-    inside: Tensor
-    share: Tensor
-
-    @staticmethod
-    def of(places: Tensor, n: int) -> "_Line":
-        first = places.floor()
-        u = places - first
-        at = torch.stack([first, first + 1]).long()
-        inside = (at >= 0) & (at < n)
-        return _Line(at.clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0))
-
-    def slope(self, end: int) -> Tensor:
-        """Derivative of a share by the place."""
-        return self.inside[end].to(self.share.dtype).mul_(2 * end - 1)
+def _corners(
+    rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0, *, slopes: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each of the four positions around the places: where it is, counted from ``start``, the first position of a
+    place's map, its bilinear weight, 0 outside, and with ``slopes`` the weight's derivatives by row and by column.
+    """
+    (down, there, by_height), (right, here, by_width) = _line(rows, size[0]), _line(columns, size[1])
+    found = [start + (down * size[1])[:, None] + right, by_height[:, None] * by_width]
+    if slopes:
+        found += [_slope(there)[:, None] * by_width, by_height[:, None] * _slope(here)]
+    return zip(*(t.flatten(0, 1).unbind() for t in found))
 
 
-class _Corner(NamedTuple):
-    """One of the four positions around each place."""
-
-    at: Tensor
-    down: _Line
-    right: _Line
-    ends: Pair
-
-    @property
-    def weight(self) -> Tensor:
-        """Of the position at the place; 0 outside the map."""
-        i, j = self.ends
-        return self.down.share[i] * self.right.share[j]
-
-    def slopes(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of the weight by the row and by the column of the place."""
-        i, j = self.ends
-        return self.down.slope(i) * self.right.share[j], self.down.share[i] * self.right.slope(j)
+def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two whole numbers around each place, ``(2, *places)``, whether they are on an axis of ``n``, their shares."""
+    first = places.floor()
+    u = places - first
+    at = torch.stack([first, first + 1]).long()
+    inside = (at >= 0) & (at < n)
+    return at.clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
 
 
-def _corners(rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0) -> Iterator[_Corner]:
-    """The corners of places of one shape; ``at`` counts from ``start``, the first position of each place's map."""
-    down, right = _Line.of(rows, size[0]), _Line.of(columns, size[1])
-    for i, j in product((0, 1), (0, 1)):
-        yield _Corner(start + down.at[i] * size[1] + right.at[j], down, right, (i, j))
+def _slope(inside: Tensor) -> Tensor:
+    """Of the shares by the place: whole numbers, which take the precision of what they multiply."""
+    return torch.stack([-inside[0].int(), inside[1].int()])
 
 
 def _starts(n: int, size: Pair, device: torch.device) -> Tensor:
@@ -182,9 +161,9 @@ def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Ten
     K, n, G = w.shape
     heads = x.unflatten(1, (G, x.shape[1] // G))
     parts = []
-    for corner in _corners(rows, columns, size, _starts(n, size, x.device)):
-        seen = heads.index_select(0, corner.at.flatten()).unflatten(0, (K, n))
-        parts.append(((w * corner.weight[..., None])[..., None] * seen).sum(0))
+    for at, share in _corners(rows, columns, size, _starts(n, size, x.device)):
+        seen = heads.index_select(0, at.flatten()).unflatten(0, (K, n))
+        parts.append(((w * share[..., None])[..., None] * seen).sum(0))
     return sum(parts[1:], parts[0]).flatten(1)
 
 
@@ -193,9 +172,9 @@ def _convolution(x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size:
     K, n = rows.shape
     mixed = (x @ weight).flatten(0, 1)  # (k^2 n, O)
     parts = []
-    for corner in _corners(rows, columns, size, _block_starts(slice(0, K), n, size, x.device)):
-        seen = mixed.index_select(0, corner.at.flatten()).unflatten(0, (K, n))
-        parts.append((corner.weight[..., None] * seen).sum(0))
+    for at, share in _corners(rows, columns, size, _block_starts(slice(0, K), n, size, x.device)):
+        seen = mixed.index_select(0, at.flatten()).unflatten(0, (K, n))
+        parts.append((share[..., None] * seen).sum(0))
     return sum(parts[1:], parts[0])
 
 
@@ -208,10 +187,10 @@ class _Sum(torch.autograd.Function):
         ctx.size = size
         n, G = w.shape[1:]
         y = torch.zeros_like(x)
-        for cells in _blocks(w.shape[0], x):
-            for corner in _corners(rows[cells], columns[cells], size, _starts(n, size, x.device)):
-                seen = x.index_select(0, corner.at.flatten()).view(*corner.at.shape, G, x.shape[1] // G)
-                seen *= (w[cells] * corner.weight[..., None])[..., None]
+        for cells, held in _blocks(w.shape[0], x):
+            for at, share in _corners(rows[cells], columns[cells], size, _starts(n, size, x.device)):
+                seen = _read(x, at, held).unflatten(2, (G, x.shape[1] // G))
+                seen *= (w[cells] * share[..., None])[..., None]
                 y += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
         return y
 
@@ -223,16 +202,16 @@ class _Sum(torch.autograd.Function):
         (K, n, G), C = w.shape, x.shape[1]
         g = grads[0].contiguous().view(n, G, C // G)
         gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
-        for cells in _blocks(K, x):
-            for corner in _corners(rows[cells], columns[cells], ctx.size, _starts(n, ctx.size, x.device)):
-                at, a = corner.at.flatten(), corner.weight[..., None]
-                met = torch.linalg.vecdot(x.index_select(0, at).view(*corner.at.shape, G, C // G), g)  # (cells, n, G)
-                gw[cells] += a * met
+        for cells, held in _blocks(K, x):
+            starts = _starts(n, ctx.size, x.device)
+            for at, share, fall, drift in _corners(rows[cells], columns[cells], ctx.size, starts, slopes=True):
+                seen = _read(x, at, held).unflatten(2, (G, C // G))
+                met = seen.mul_(g).sum(-1)  # (cells, n, G)
+                gw[cells] += share[..., None] * met
                 met = (w[cells] * met).sum(-1)
-                for total, slope in zip((gr, gc), corner.slopes()):
-                    total[cells] += slope * met
-                given = (w[cells] * a)[..., None] * g
-                gx.scatter_add_(0, at[:, None].expand(-1, C), given.view(len(at), C))
+                gr[cells] += fall * met
+                gc[cells] += drift * met
+                _give(gx, at, torch.mul((w[cells] * share[..., None])[..., None], g, out=seen).flatten(2))
         return gw, gx, gr, gc, None
 
 
@@ -243,13 +222,13 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
         ctx.save_for_backward(x, weight, rows, columns)
         ctx.size = size
-        n, O = len(x), weight.shape[2]
-        y = x.new_zeros((n, O))
-        for cells in _blocks(len(weight), y):
+        n = len(x)
+        y = x.new_zeros((n, weight.shape[2]))
+        for cells, held in _blocks(len(weight), y):
             mixed = (x @ weight[cells]).flatten(0, 1)
-            for corner in _corners(rows[cells], columns[cells], size, _block_starts(cells, n, size, x.device)):
-                seen = mixed.index_select(0, corner.at.flatten()).view(*corner.at.shape, O)
-                seen *= corner.weight[..., None]
+            for at, share in _corners(rows[cells], columns[cells], size, _block_starts(cells, n, size, x.device)):
+                seen = _read(mixed, at, held)
+                seen *= share[..., None]
                 y += seen.sum(0) if len(seen) > 1 else seen[0]
         return y
 
@@ -258,30 +237,43 @@ class _Convolution(torch.autograd.Function):
         x, weight, rows, columns = saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable(_convolution, saved, ctx.size, grads[0])
-        n, O, g = len(x), weight.shape[2], grads[0].contiguous()
+        n, g = len(x), grads[0].contiguous()
         gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
         with without_autocast(x):
-            for cells in _blocks(len(weight), g):
+            for cells, held in _blocks(len(weight), g):
                 mixed = (x @ weight[cells]).flatten(0, 1)
                 back = torch.zeros_like(mixed)
-                for corner in _corners(
-                    rows[cells], columns[cells], ctx.size, _block_starts(cells, n, ctx.size, x.device)
-                ):
-                    at = corner.at.flatten()
-                    met = torch.linalg.vecdot(mixed.index_select(0, at).view(*corner.at.shape, O), g)
-                    for total, slope in zip((gr, gc), corner.slopes()):
-                        total[cells] += slope * met
-                    back.scatter_add_(0, at[:, None].expand(-1, O), (corner.weight[..., None] * g).view(len(at), O))
+                starts = _block_starts(cells, n, ctx.size, x.device)
+                for at, share, fall, drift in _corners(rows[cells], columns[cells], ctx.size, starts, slopes=True):
+                    seen = _read(mixed, at, held)
+                    met = seen.mul_(g).sum(-1)  # (cells, n)
+                    gr[cells] += fall * met
+                    gc[cells] += drift * met
+                    _give(back, at, torch.mul(share[..., None], g, out=seen))
                 for given, matrix, to in zip(back.split(n), weight[cells], gw[cells]):
                     gx.addmm_(given, matrix.T)
                     to.copy_(x.T @ given)
         return gx, gw, gr, gc, None
 
 
-def _blocks(cells: int, like: Tensor) -> Iterator[slice]:
-    """Slices of the samples of which maps like ``like`` (n, C) are held at a time."""
-    step = max(BUDGET.get(like.device.type, BUDGET_ELSEWHERE) // max(like.numel(), 1), 1)
-    return (slice(first, min(first + step, cells)) for first in range(0, cells, step))
+def _blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the samples of which maps like ``like`` (n, C) are held at a time, and the memory that holds them."""
+    n, C = like.shape
+    step = min(max(BUDGET.get(like.device.type, BUDGET_ELSEWHERE) // max(n * C, 1), 1), cells)
+    held = like.new_empty((step * n, C))
+    for first in range(0, cells, step):
+        last = min(first + step, cells)
+        yield slice(first, last), held[: (last - first) * n]
+
+
+def _read(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
+    """``(cells, n, C)``, the rows ``at`` (cells, n) of ``x`` (m, C), in the memory of ``held``."""
+    return torch.index_select(x, 0, at.flatten(), out=held).view(*at.shape, x.shape[1])
+
+
+def _give(x: Tensor, at: Tensor, given: Tensor) -> None:
+    """Add ``given`` (cells, n, C) to the rows ``at`` (cells, n) of ``x`` (m, C)."""
+    x.scatter_add_(0, at.flatten()[:, None].expand(-1, x.shape[1]), given.flatten(0, 1))
 
 
 def _block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tensor:
