@@ -26,6 +26,20 @@ def test_relations_without_boxes_are_those_of_what_regions_show() -> None:
     assert_same("y", m(x, boxes), x + y)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_packed_regions_see_those_of_their_own_image(gated: bool) -> None:
+    m = build("relation", heads=2, gated=gated)
+    x, boxes = (t.double()[0] for t in m.sample_inputs((7,), batch=1))
+    images = torch.tensor([4, 0, 4, 4, 0, 2, 0])
+    y = m(x, boxes, images=images)
+    for image in (0, 2, 4):
+        own = images == image
+        assert_same(f"image {image}", y[own], m(x[own], boxes[own]))
+    # with the first two as keys, image 2 has none
+    assert_same("no key", m(x, boxes, 2, images)[5], x[5])
+    assert_same("maps", m.maps(x[None], boxes[None], images=images[None])[0, :, 1, [0, 2, 3, 5]], torch.zeros(2, 4))
+
+
 def test_a_stand_alone_layer_may_ask_for_positions_alone() -> None:
     m, x = build("stand_alone", heads=2, kernel_size=3, content=False), maps()
     q, v = (layer(x).unflatten(1, (2, 4)) for layer in (m.query, m.value))

@@ -59,7 +59,8 @@ class Relation(nn.Module):
         gated: Boxes gate the weights; off, regions are related by what they show alone.
         zero_init: Start as the identity (values are zero).
 
-    Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels
+    Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels. Regions of
+        several images may be packed into one list, with the number of its image for each: ``images`` (n,).
     """
 
     def __init__(
@@ -96,23 +97,26 @@ class Relation(nn.Module):
         corner = 60 * torch.rand(batch, n, 2)
         return torch.randn(batch, n, self.channels), torch.cat([corner, corner + 5 + 30 * torch.rand(batch, n, 2)], 2)
 
-    def forward(self, x: Tensor, boxes: Tensor, keys: int | None = None) -> Tensor:
-        """``keys``: regions that are looked at, the first ones; the others only look. All by default."""
+    def forward(self, x: Tensor, boxes: Tensor, keys: int | None = None, images: Tensor | None = None) -> Tensor:
+        """``keys``: regions that are looked at, the first ones; the others only look. All by default.
+
+        ``images`` ``(B, n)``, or without B: regions of different numbers do not see each other.
+        """
         if x.dim() == 2:
-            return self.forward(x[None], boxes[None], keys)[0]
+            return self.forward(x[None], boxes[None], keys, None if images is None else images[None])[0]
         with without_autocast(x):
             q, k, v = self._projected(x, keys)
-            own = widened(boxes)[:, None].expand(-1, self.heads, -1, -1)
+            own = _placed(boxes, images)[:, None].expand(-1, self.heads, -1, -1)
             wide = torch.cat([q, own.to(q.dtype)], -1)
             others = own[:, 0, : k.shape[2]].to(q.dtype)
             y = over_queries(self._attended, wide, k, v, others, keys=k.shape[2] * (1 + self.position_channels))
         return x + merge_heads(y).to(x.dtype)
 
-    def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None) -> Tensor:
+    def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None, images: Tensor | None = None) -> Tensor:
         """Weights of the regions over those looked at, ``(B, h, n, M)``."""
         with without_autocast(x):
             q, k, _ = self._projected(x, keys)
-            boxes = widened(boxes).to(q.dtype)
+            boxes = _placed(boxes, images).to(q.dtype)
             return self._weights(q, k, boxes, boxes[:, : k.shape[2]])
 
     def _projected(self, x: Tensor, keys: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,16 +127,26 @@ class Relation(nn.Module):
         )  # type: ignore[return-value]
 
     def _attended(self, wide: Tensor, k: Tensor, v: Tensor, others: Tensor) -> Tensor:
-        q, own = wide.split([k.shape[3], 4], 3)
+        q, own = wide.tensor_split([k.shape[3]], 3)
         return self._weights(q, k, own[:, 0], others) @ v
 
     def _weights(self, q: Tensor, k: Tensor, own: Tensor, others: Tensor) -> Tensor:
-        if self.gate is None:
-            return (q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)).softmax(3)
-        found = embedding(own, others, self.position_channels)
-        gate = nn.functional.linear(found, widened(self.gate.weight), widened(self.gate.bias)).relu()
         logits = q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)
-        return (logits + gate.clamp_min(1e-6).log().permute(0, 3, 1, 2)).softmax(3)
+        if self.gate is not None:
+            found = embedding(own[..., :4], others[..., :4], self.position_channels)
+            gate = nn.functional.linear(found, widened(self.gate.weight), widened(self.gate.bias)).relu()
+            logits = logits + gate.clamp_min(1e-6).log().permute(0, 3, 1, 2)
+        if own.shape[-1] == 4:
+            return logits.softmax(3)
+        together = (own[:, :, None, 4] == others[:, None, :, 4])[:, None]
+        # a region whose image has no key takes nothing
+        return logits.masked_fill(~together, torch.finfo(logits.dtype).min).softmax(3) * together
+
+
+def _placed(boxes: Tensor, images: Tensor | None) -> Tensor:
+    """Boxes, and where they are told the numbers of their images, ``(B, n, 4 or 5)``."""
+    boxes = widened(boxes)
+    return boxes if images is None else torch.cat([boxes, images.to(boxes)[..., None]], -1)
 
 
 def geometry(boxes: Tensor, others: Tensor) -> Tensor:
