@@ -85,12 +85,16 @@ def mmseg(case: Case) -> nn.Module | Built:
 
 
 @translates("multiplicative combination")
-def multiplied(case: Case) -> nn.Module:
+def multiplied(case: Case) -> Built:
     args = case.args
-    return create_block(
+    shared = args["shared_key"]
+    block = create_block(
         "disentangled_nonlocal",
         args["C"],
         inner_channels=args["D"],
         combine="multiply",
-        unary="key" if args["shared_key"] else "mask",
+        unary="key" if shared else "mask",
     )
+    # beside a shared key a mask does nothing
+    state = {k: v for k, v in case.state.items() if not (shared and k.startswith("conv_mask"))}
+    return Built(block, block, state=state)
