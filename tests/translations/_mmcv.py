@@ -20,10 +20,11 @@ _ACTS: dict[str, type[nn.Module]] = {
 }
 
 
-def norm(cfg: dict[str, Any] | None, dims: int = 2) -> Callable[..., nn.Module] | None:
+def norm(cfg: dict[str, Any] | str | None, dims: int = 2) -> Callable[..., nn.Module] | None:
     """A class with its settings; None for no norm."""
     if cfg is None:
         return None
+    cfg = {"type": cfg} if isinstance(cfg, str) else cfg
     # requires_grad freezes the affine part: values are the same
     settings = {k: v for k, v in cfg.items() if k not in ("type", "requires_grad")}
     if cfg["type"] == "GN":

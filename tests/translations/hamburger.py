@@ -46,7 +46,7 @@ def _ham_options(args: dict[str, Any], source: str) -> dict[str, Any]:
         "eval_iterations": a.get("EVAL_STEPS", 7),
         "inverse_temperature": a.get("INV_T", 100),
         "ridge": a.get("BETA", 0.1),
-        "momentum": a.get("ETA", 0.9),
+        "momentum": a.get("ETA", 0.0 if full else 0.9),  # the ports keep their bases as they are
         "gradient": "full" if full else "one_step",
         "random_bases": "always" if a.get("RAND_INIT", True) else "never",
     }
@@ -62,9 +62,11 @@ def _alone(case: Case, method: str) -> Built:
     (x,) = case.numbered("x")
     ham = Ham(x.shape[1], method=method, spatial=spatial, **_ham_options(args, case.source))  # type: ignore[arg-type]
     start = next(iter(_bases(case)), None)
-    if "bases" in case.state:
-        ham.load_state_dict({"bases": case.state["bases"], "seed": torch.tensor(0)})
-    return Built(Alone(ham, start), ham if case.state else None, loaded=True, names={"bases": "bases"})
+    if ham.random_bases == "never":
+        kept = case.state["bases"] if start is None else start[: ham.heads]
+        ham.load_state_dict({"bases": kept, "seed": torch.tensor(0)})
+        return Built(Alone(ham, None), ham, loaded=True, names={"bases": "bases"})
+    return Built(Alone(ham, start))
 
 
 for cls, method in (("NMF2D", "nmf"), ("CD2D", "cd"), ("VQ2D", "vq")):
@@ -97,8 +99,10 @@ for cls, variant in (("HamburgerV1", "v1"), ("HamburgerV2", "v2"), ("HamburgerV2
 @translates("Hamburger")
 def light(case: Case) -> Built:
     a = case.args
-    # the ports keep their bases as they are
     ham = a.get("ham_kwargs") or {}
-    options = _ham_options(ham, "mmseg") | {"momentum": 0.0, "spatial": ham.get("SPATIAL", True)}
+    options = _ham_options(ham, "mmseg") | {"spatial": ham.get("SPATIAL", True)}
     block = create_block("hamburger", a.get("ham_channels", 512), norm_layer=norm(a.get("norm_cfg")), **options)
-    return Built(Started(block, _bases(case)), block)
+    bases = _bases(case)
+    if options["random_bases"] == "never" and bases:  # made in the original's first forward
+        return Built(Started(block, []), block, state=case.state | {"ham.bases": bases[0][: options["heads"]]})
+    return Built(Started(block, bases), block)
