@@ -21,10 +21,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "simplified_nonlocal": [{"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d}],
     "disentangled_nonlocal": [
-        {"terms": "unary", "subsample": 2, "value_channels": 6},
+        {"terms": "unary", "subsample": 2, "value_channels": 6, "heads": 2},
         {"combine": "multiply", "unary": "both", "scale": True, "norm_layer": nn.BatchNorm2d},
-        {"variant": "mmseg", "mode": "concatenation"},
+        {"variant": "mmseg", "mode": "concatenation", "heads": 2},
         {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
+        {"projections": "around", "heads": 2, "normalization": "double", "unary": "both"},
+        {"mode": "dot_product", "heads": 2, "normalization": "l1", "whiten": "channel_std", "value_channels": 6},
     ],
     "position_attention": [
         {"reduction": 1, "heads": 2, "share_query_key": True, "normalization": "none"},
@@ -62,7 +64,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pyramid_pooling": [{"bins": (1, 4), "inner_channels": 3, "align_corners": False}],
     "atrous_pyramid": [{"dilations": (1, 2, 4), "fuse_kernel": 3}],
     "asymmetric_nonlocal": [
-        {"heads": 2, "mode": "fusion", "bins": (1, 2), "inner_channels": 4, "value_channels": 6, "bias": False},
+        {
+            "normalization": "none",
+            "heads": 2,
+            "mode": "fusion",
+            "bins": (1, 2),
+            "inner_channels": 4,
+            "value_channels": 6,
+            "bias": False,
+        },
+        {"projections": "around", "heads": 2, "normalization": "double"},
     ],
     "object_contextual": [
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
@@ -73,24 +84,38 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"mask_size": (9, 7), "variant": "mmseg", "inner_channels": 5, "normalization_factor": None},
     ],
     "object_context": [
-        {"mode": "pyramid", "sizes": (1, 3), "variant": "openseg", "out_channels": 6},
+        {
+            "mode": "pyramid",
+            "sizes": (1, 3),
+            "variant": "openseg",
+            "out_channels": 6,
+            "heads": 2,
+            "normalization": "double",
+        },
         {"mode": "asp", "dilations": (1, 2), "sizes": (2, 1), "branch_channels": 6},
+        {"heads": 2, "projections": "around", "normalization": "none"},
     ],
     "feature_denoising": [
-        {"filter": "dot", "embed": False},
-        {"filter": "bilateral_gaussian", "inner_channels": 5},
+        {"filter": "dot", "embed": False, "heads": 2},
+        {"filter": "bilateral_gaussian", "inner_channels": 6, "heads": 2, "share_query_key": True},
         {"filter": "mean", "kernel_size": 5},
         {"filter": "median"},
         {"filter": "none"},
     ],
-    "relation": [{"heads": 2, "inner_channels": 6, "position_channels": 16}, {"heads": 4, "gated": False}],
+    "relation": [
+        {"heads": 2, "inner_channels": 6, "position_channels": 16, "share_query_key": True},
+        {"heads": 4, "gated": False},
+    ],
     "generalized_attention": [
         {"terms": "0010", "heads": 3, "q_stride": 2},
         {"terms": "0101", "heads": 2, "kv_stride": 1, "spatial_range": 1, "position_channels": 8},
+        {"terms": "1010", "heads": 2, "share_query_key": True},
+        {"heads": 2, "projections": "around"},
     ],
     "interlaced": [
-        {"down_factor": (3, 2), "value_bias": True},
-        {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6},
+        {"down_factor": (3, 2), "heads": 2, "share_query_key": True, "value_bias": True},
+        {"down_factor": [(2, 2), (4, 3)], "inner_channels": 4, "value_channels": 6, "normalization": "l1"},
+        {"down_factor": (2, 2), "heads": 2, "projections": "around", "normalization": "double"},
     ],
     "latent_gnn": [
         {"nodes": (3, 5), "graph_convolution": True, "normalize": True},
@@ -107,16 +132,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "local_relation": [
         {"similarity": "product", "groups": 4, "kernel_size": 3, "dilation": 2, "out_channels": 6},
-        {"similarity": "absolute", "kernel_size": 3, "prior": False, "scale": 0.5},
+        {"similarity": "absolute", "kernel_size": 3, "prior": False, "scale": 0.5, "share_query_key": True},
+        {"similarity": "product", "kernel_size": 3, "stride": 2, "normalization": "none", "share_query_key": True},
     ],
     "stand_alone": [
         {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12, "content": False},
         {"border": "clamped", "relative": False, "normalization": "none", "kernel_size": 3, "share_query_key": True},
+        {"heads": 2, "projections": "around", "kernel_size": 3, "stride": 2},
     ],
-    "stand_alone_stem": [{"kernel_size": 3, "heads": 2, "mixtures": 2, "out_channels": 12, "embed_channels": 5}],
+    "stand_alone_stem": [
+        {"kernel_size": 3, "heads": 2, "mixtures": 2, "out_channels": 12, "embed_channels": 5},
+        {"kernel_size": 2, "heads": 2, "share_query_key": True, "normalization": "double"},
+    ],
     "attention_augmented": [
         {"heads": 2, "key_channels": 6, "value_channels": 4, "out_channels": 10, "size": (7, 5), "kernel_size": 1},
-        {"heads": 2, "value_channels": 16, "relative": False},
+        {"heads": 2, "value_channels": 16, "relative": False, "share_query_key": True, "normalization": "double"},
+        {"heads": 2, "key_channels": 6, "value_channels": 4, "projections": "around", "normalization": "l1"},
     ],
     "carafe": [
         {"scale_factor": 3, "kernel_size": 3, "groups": 2, "encoder_dilation": 2, "compressed_channels": 5},

@@ -36,6 +36,15 @@ def reduced(channels: int, reduction: int, heads: int = 1) -> int:
     return heads * max(channels // reduction // heads, 1)
 
 
+def value_width(value_channels: int | None, default: int, inner: int, projections: str) -> int:
+    """Channels of the values: those asked for or the default, and those of the keys where one projection is all."""
+    if projections == "inside":
+        return value_channels or default
+    if value_channels not in (None, inner):
+        raise ValueError(f"projections='around': values are as wide as keys, {inner}; got {value_channels=}")
+    return inner
+
+
 def after_mixing(project: nn.Module | None, y: Tensor, normalization: str) -> Tensor:
     """The 1x1 convolution that follows the weighted sums, if there is one.
 
@@ -66,17 +75,19 @@ class QueryKeyValue(nn.Module):
         for_key: Callable[[], nn.Module],
         for_value: Callable[[], nn.Module],
         *,
+        for_query: Callable[[], nn.Module] | None = None,
         share_query_key: bool = False,
         projections: Projections = "inside",
         kept: Literal["query", "key"] = "query",
     ) -> None:
-        """Build them; ``kept`` is the name of the one that queries and keys share."""
+        """Build them, queries as keys unless told otherwise; ``kept`` is the name of the one that both share."""
         check_projections(projections, share_query_key)
         inside = projections == "inside"
         self.embed = None if inside else for_key()
-        for name in ("query", "key") if kept == "query" else ("key", "query"):
+        makers = {"query": for_query or for_key, "key": for_key}
+        for name in sorted(makers, key=lambda name: name != kept):  # the one that is kept is built first
             wanted = inside and (name == kept or not share_query_key)
-            setattr(self, name, for_key() if wanted else None)
+            setattr(self, name, makers[name]() if wanted else None)
         self.value = for_value() if inside else None
 
     @property
@@ -89,17 +100,23 @@ class QueryKeyValue(nn.Module):
     def _split(self, t: Tensor) -> Tensor:
         return to_tokens(t, self.heads)
 
+    @property
+    def _projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What makes queries, keys and values."""
+        of_queries, of_keys = self.query or self.key or self.embed, self.key or self.query or self.embed
+        return cast(nn.Module, of_queries), cast(nn.Module, of_keys), cast(nn.Module, self.value or self.embed)
+
     def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        asks, answers = self.query or self.key or self.embed, self.key or self.query or self.embed
-        q = self._split(cast(nn.Module, asks)(x))
-        return q, q if answers is asks else self._split(cast(nn.Module, answers)(x))
+        of_queries, of_keys, _ = self._projections
+        q = self._split(of_queries(x))
+        return q, q if of_keys is of_queries else self._split(of_keys(x))
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = self._queries_and_keys(x)
         return q, k, self._wide_enough(q) if self.value is None else self._values(x)
 
     def _values(self, x: Tensor) -> Tensor:
-        return self._wide_enough(self._split(cast(nn.Module, self.value or self.embed)(x)))
+        return self._wide_enough(self._split(self._projections[2](x)))
 
     def _wide_enough(self, v: Tensor) -> Tensor:
         # what is no average may leave the range of half precision
@@ -115,9 +132,9 @@ class PairwiseAttention(QueryKeyValue):
     scale: float = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, self.mix(x))
+        return self.finish(x, self._mixed(x))
 
-    def mix(self, x: Tensor) -> Tensor:
+    def _mixed(self, x: Tensor) -> Tensor:
         """The weighted sums ``(B, h, N, E)`` of the values for every position."""
         return attention(*self._queries_keys_values(x), scale=self.scale, normalization=self.normalization)
 

@@ -4,6 +4,7 @@ Traps: keys are projected and then pooled; pooling first is another function. Th
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, pointwise, wide, zero_
+from lookfar.blocks._projections import Projections, QueryKeyValue, check_heads, value_width
 from lookfar.ops._layout import match_format, to_tokens
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
-from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention_weights
 
 
 @block(
@@ -52,7 +55,7 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian_weights
         r"bottleneck\.(bn|gn|in)": "fuse.norm",
     },
 )
-class AsymmetricNonlocal(nn.Module):
+class AsymmetricNonlocal(QueryKeyValue):
     """Softmax attention of all N positions to S = sum bins^2 pooled keys, of the same map or of a lower level.
 
     y = x + P act(norm(W_f [W softmax(q k^T / sqrt(D)) v, x])), k = pool(ReLU(norm(W_k low))), v = W_v pool(low)
@@ -68,7 +71,11 @@ class AsymmetricNonlocal(nn.Module):
         out_channels: Of the published module; ``channels`` by default.
         heads: Parallel attentions.
         mode: ``pyramid`` (APNB: within a map, ends in a ReLU) or ``fusion`` (AFNB: of two maps, no ReLU).
+        normalization: Of the similarities to the pooled keys: ``softmax`` as published, ``double``, ``l1``,
+            ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys; by default as published: in ``pyramid`` alone.
+        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and
+            ReLU as the keys' has, whose result is queries and, pooled, keys and values.
         bins: Regions along each axis of the pyramid's levels.
         bias: Of the convolutions that a norm follows.
         dropout: Of the published module's last map, in training.
@@ -77,6 +84,9 @@ class AsymmetricNonlocal(nn.Module):
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``, with a second input ``(B, low_channels, H', W')`` if it is given
+
+    Raises:
+        ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
     """
 
     def __init__(
@@ -89,7 +99,9 @@ class AsymmetricNonlocal(nn.Module):
         out_channels: int | None = None,
         heads: int = 1,
         mode: Literal["pyramid", "fusion"] = "pyramid",
+        normalization: Normalization = "softmax",
         share_query_key: bool | None = None,
+        projections: Projections = "inside",
         bins: Sequence[int] = (1, 3, 6, 8),
         bias: bool = True,
         dropout: float = 0.0,
@@ -104,19 +116,24 @@ class AsymmetricNonlocal(nn.Module):
         if mode not in ("pyramid", "fusion"):
             raise ValueError(f"mode is pyramid or fusion, got {mode!r}")
         inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
-        values = value_channels or inner
-        share = mode == "pyramid" if share_query_key is None else share_query_key
-        if inner % heads or values % heads:
-            raise ValueError(f"heads must divide the channels of keys and values, got {heads=}, {inner} and {values}")
-        if share and low != channels:
-            raise ValueError(
-                f"one projection cannot serve maps of {channels} and {low} channels: share_query_key=False"
-            )
-        self.heads, self.bins = heads, tuple(bins)
+        check_normalization(normalization, NORMALIZATIONS)
+        inside = projections == "inside"
+        values = value_width(value_channels, inner, inner, projections)
+        share = mode == "pyramid" and inside if share_query_key is None else share_query_key
+        check_heads(heads, inner_channels=inner, value_channels=values)
+        if (share or not inside) and low != channels:
+            cure = "projections='inside', share_query_key=False"
+            raise ValueError(f"one projection cannot serve maps of {channels} and {low} channels: {cure}")
+        self.heads, self.normalization, self.bins = heads, normalization, tuple(bins)
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, **dd}
-        self.key = ConvNorm(low, inner, act_layer=nn.ReLU, **layers)
-        self.query = None if share else ConvNorm(channels, inner, act_layer=nn.ReLU, **layers)
-        self.value = nn.Conv2d(low, values, 1, **dd)
+        self._add_projections(
+            partial(ConvNorm, low, inner, act_layer=nn.ReLU, **layers),
+            partial(nn.Conv2d, low, values, 1, **dd),
+            for_query=partial(ConvNorm, channels, inner, act_layer=nn.ReLU, **layers),
+            share_query_key=share,
+            projections=projections,
+            kept="key",
+        )
         self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
         act = nn.ReLU if mode == "pyramid" else None
         self.fuse = ConvNorm(self.mix.out_channels + channels, out, act_layer=act, **layers)
@@ -132,16 +149,20 @@ class AsymmetricNonlocal(nn.Module):
         return {k: v for k, v in state.items() if self.query is not None or not k.startswith("query.")}
 
     def forward(self, x: Tensor, low: Tensor | None = None) -> Tensor:
-        weights = self._attention(x, x if low is None else low, None)
-        return self._finish(x, weights, self._values(x if low is None else low))
+        q, keys = self._queries_and_pooled_keys(x, x if low is None else low)
+        weights = attention_weights(q, keys, scale=q.shape[-1] ** -0.5, normalization=self.normalization)
+        return self._finish(x, weights, keys if self.value is None else self._pooled_values(x if low is None else low))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, S)`` of the queries over the pooled keys."""
-        return self._attention(x, x, queries)
+        q, keys = self._queries_and_pooled_keys(x, x)
+        some = q if queries is None else q[..., queries, :]
+        scale = q.shape[-1] ** -0.5
+        return attention_weights(some, keys, scale=scale, normalization=self.normalization, all_queries=q)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, S, E)``."""
-        return self._values(x)
+        return self._queries_and_pooled_keys(x, x)[1] if self.value is None else self._pooled_values(x)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, E)``."""
@@ -149,15 +170,16 @@ class AsymmetricNonlocal(nn.Module):
         left, _ = self._halves()
         return self._end(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
 
-    def _attention(self, x: Tensor, low: Tensor, queries: Tensor | None) -> Tensor:
-        q = to_tokens((self.key if self.query is None else self.query)(x), self.heads)
-        keys = self._pool(self.key(low)).unflatten(1, (self.heads, -1)).transpose(2, 3)
-        q = q if queries is None else q[..., queries, :]
-        return embedded_gaussian_weights(q, keys, scale=q.shape[-1] ** -0.5)
+    def _queries_and_pooled_keys(self, x: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        of_queries, of_keys, _ = self._projections
+        query = of_queries(x)
+        key = query if self.value is None and low is x else of_keys(low)
+        return to_tokens(query, self.heads), self._pool(key).unflatten(1, (self.heads, -1)).transpose(2, 3)
 
-    def _values(self, low: Tensor) -> Tensor:
+    def _pooled_values(self, low: Tensor) -> Tensor:
         """``(B, h, S, E)``: averages commute with the projection, so S positions are projected."""
         with without_autocast(low):
+            assert self.value is not None
             return pointwise(self.value, self._pool(low)).unflatten(1, (self.heads, -1)).transpose(2, 3)
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -170,7 +192,7 @@ class AsymmetricNonlocal(nn.Module):
             # each head's values pass its part of the convolutions: S vectors instead of N
             mix = self.mix.weight.flatten(1).to(values.dtype).unflatten(1, (self.heads, -1))  # (O, h, E)
             columns = torch.einsum("bhse,ohe->bhso", values, mix) @ left.flatten(1).to(values.dtype).T
-            context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2)  # (B, N, O)
+            context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2).to(weights.dtype)  # (B, N, O)
             if self.mix.bias is not None:
                 context = context + left.flatten(1).to(values.dtype) @ self.mix.bias.to(values.dtype)
         return self._end(x, context.transpose(1, 2))

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._projections import Projections, after_mixing, check_projections
 from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
-from lookfar.ops.relative_attention import relative_attention, relative_attention_weights
+from lookfar.ops._normalization import ROW_NORMALIZATIONS, check_normalization
+from lookfar.ops._precision import widened
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.ops.relative_attention import WHY_NOT_DOUBLE, relative_attention, relative_attention_weights
 
 
 @block(
@@ -53,6 +56,11 @@ class AttentionAugmented(nn.Module):
         value_channels: Width E of the values, all heads together; a tenth of the output, at least 1 a head, when None.
             0 leaves the convolution alone, O the attention alone.
         heads: Groups of channels that attend by themselves.
+        normalization: Of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and without
+            ``relative`` also ``double``.
+        share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W_o, whose result
+            is all three.
         relative: Embed relative positions, one table for all heads.
         size: Height and width of the (pooled) map that the tables are made for; interpolated elsewhere.
 
@@ -60,7 +68,7 @@ class AttentionAugmented(nn.Module):
 
     Raises:
         ValueError: ``heads`` does not divide ``key_channels`` and ``value_channels``, more values than output channels,
-            an even kernel, a size that is none.
+            an even kernel, a size that is none, an unknown choice, choices that exclude each other.
     """
 
     def __init__(
@@ -73,6 +81,9 @@ class AttentionAugmented(nn.Module):
         key_channels: int | None = None,
         value_channels: int | None = None,
         heads: int = 8,
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        projections: Projections = "inside",
         relative: bool = True,
         size: int | Sequence[int] = 14,
         device=None,
@@ -96,8 +107,12 @@ class AttentionAugmented(nn.Module):
             raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
         if stride < 1 or min(H, W) < 1:
             raise ValueError(f"stride and size are at least 1, got {stride=}, {size=}")
-        self.split = (keys, keys, values)
+        check_normalization(normalization, ROW_NORMALIZATIONS if relative else NORMALIZATIONS, WHY_NOT_DOUBLE)
+        check_projections(projections, share_query_key)
+        around = projections == "around"
+        self.split = (keys,) if around else (keys, values) if share_query_key else (keys, keys, values)
         self.heads = heads
+        self.normalization: Any = normalization
         self.stride = stride
         self.conv = self.qkv = self.attn_out = self.key_rel_w = self.key_rel_h = None
         self.attends = "weights" if values else "none"
@@ -106,7 +121,7 @@ class AttentionAugmented(nn.Module):
             self.conv = nn.Conv2d(channels, out - values, kernel_size, stride, padding, **dd)
         if values:
             self.qkv = nn.Conv2d(channels, sum(self.split), 1, **dd)
-            self.attn_out = nn.Conv2d(values, values, 1, **dd)
+            self.attn_out = nn.Conv2d(self.split[-1], values, 1, **dd)
         if values and relative:
             d = keys // heads
             self.key_rel_w = nn.Parameter(torch.randn(2 * W - 1, d, **dd).mul_(d**-0.5))
@@ -117,9 +132,10 @@ class AttentionAugmented(nn.Module):
             return self.conv(x)  # type: ignore[misc]
         q, k, v = self._tokens(x)
         tables = self._tables(x)
-        mixed = (
-            embedded_gaussian(q, k, v) if tables is None else relative_attention(q, k, v, *tables, size=self._grid(x))
-        )
+        if tables is None:
+            mixed = attention(q, k, v, normalization=self.normalization)
+        else:
+            mixed = relative_attention(q, k, v, *tables, size=self._grid(x), normalization=self.normalization)
         return self.finish(x, mixed)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
@@ -127,8 +143,11 @@ class AttentionAugmented(nn.Module):
         q, k, _ = self._tokens(x)
         tables = self._tables(x)
         if tables is None:
-            return embedded_gaussian_weights(q if queries is None else q[..., queries, :], k)
-        return relative_attention_weights(q, k, *tables, size=self._grid(x), queries=queries)
+            some = q if queries is None else q[..., queries, :]
+            return attention_weights(some, k, normalization=self.normalization, all_queries=q)
+        return relative_attention_weights(
+            q, k, *tables, size=self._grid(x), queries=queries, normalization=self.normalization
+        )
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, E/h)``."""
@@ -136,7 +155,7 @@ class AttentionAugmented(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, E/h)``."""
-        attended = self.attn_out(to_map(mixed, self._pooled(x)))  # type: ignore[misc]
+        attended = after_mixing(self.attn_out, to_map(mixed, self._pooled(x)), self.normalization)
         return attended if self.conv is None else torch.cat([self.conv(x), attended], 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -148,9 +167,10 @@ class AttentionAugmented(nn.Module):
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.qkv is not None
-        q, k, v = self.qkv(self._pooled(x)).split(self.split, 1)
+        parts = [to_tokens(t, self.heads) for t in self.qkv(self._pooled(x)).split(self.split, 1)]
+        q, k, v = parts[0], parts[(len(parts) - 1) // 2], parts[-1]
         scale = (self.split[0] // self.heads) ** -0.5
-        return to_tokens(scale * q, self.heads), to_tokens(k, self.heads), to_tokens(v, self.heads)
+        return scale * q, k, widened(v) if self.normalization == "none" else v
 
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.key_rel_h is None or self.key_rel_w is None:

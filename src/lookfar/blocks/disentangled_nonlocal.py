@@ -6,14 +6,23 @@ sqrt(D) and 0.05, narrow values, an output convolution that both terms share, no
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, wide, zero_
-from lookfar.ops._layout import to_map, to_tokens
+from lookfar.blocks._layers import Norm, max_pool, normal_, zero_
+from lookfar.blocks._projections import (
+    Projections,
+    after_mixing,
+    check_heads,
+    check_projections,
+    reduced,
+    value_width,
+)
+from lookfar.blocks.non_local import Mode, normalization_of
+from lookfar.ops._layout import split_heads, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.concatenation import concatenation, concatenation_weights
@@ -27,7 +36,6 @@ from lookfar.ops.disentangled import (
 Whitening = Literal[
     "channel", "channel_std", "layer", "layer_std", "batch", "batch_std", "position", "norm", "norm_affine"
 ]
-Mode = Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
 # over which axes of (B, 1, N, D) the mean is taken
 _AXES = {"channel": (-2,), "layer": (-2, -1), "batch": (0, -2, -1), "position": (-1,)}
 
@@ -92,7 +100,12 @@ class DisentangledNonLocal(nn.Module):
         mode: The pairwise function, as in ``nonlocal``.
         scale: Factor on the pairwise logits: True is 1/sqrt(D), False is 1; None is the variant's.
         temperature: Divisor of the pairwise logits; None is the variant's, 1 or 0.05.
+        heads: Groups of channels that attend by themselves, each with its own mask; the authors have one.
+        normalization: Of the pairwise weights, what the mode has in ``nonlocal``; None is the published one. The unary
+            term is a softmax.
         share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels, whose result is all
+            three, and W_o.
         subsample: Stride of max-pooling x before keys, values and mask; 1 is off.
         norm_layer: Norm of what is added, a class or factory, or None.
         variant: Whose function: the ``authors``' or ``mmseg``'s.
@@ -120,7 +133,10 @@ class DisentangledNonLocal(nn.Module):
         mode: Mode = "embedded_gaussian",
         scale: bool | float | None = None,
         temperature: float | None = None,
+        heads: int = 1,
+        normalization: Normalization | None = None,
         share_query_key: bool = False,
+        projections: Projections = "inside",
         subsample: int = 1,
         norm_layer: Norm | None = None,
         variant: Literal["authors", "mmseg"] = "authors",
@@ -131,66 +147,73 @@ class DisentangledNonLocal(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         steps = (whiten,) if isinstance(whiten, str) else tuple(whiten or ())
-        _check(terms, combine, unary, steps, mode, share_query_key, variant)
-        inner = inner_channels or max(channels // reduction, 1)
-        mmseg = variant == "mmseg"
-        self.terms, self.combine, self.mode, self.eps = terms, combine, mode, eps
+        self.normalization: Normalization = normalization_of(mode, normalization)
+        _check(terms, combine, unary, steps, mode, share_query_key, variant, self.normalization)
+        check_projections(projections, share_query_key)
+        inner = inner_channels or reduced(channels, reduction, heads)
+        mmseg, inside = variant == "mmseg", projections == "inside"
+        self.terms, self.combine, self.mode, self.eps, self.heads = terms, combine, mode, eps, heads
         self.whiten: tuple[str, ...] = () if terms == "joint" else steps
         self.unary = unary if terms in ("both", "unary") else None
         self.subsample = subsample
         scale = mmseg if scale is None else scale
         temperature = (0.05 if mmseg else 1.0) if temperature is None else temperature
-        self.scale = (inner**-0.5 if scale is True else 1.0 if scale is False else float(scale)) / temperature
+        self.scale = (
+            (inner // heads) ** -0.5 if scale is True else 1.0 if scale is False else float(scale)
+        ) / temperature
 
         def projection(width: int, bias: bool = True) -> nn.Conv2d:
             return normal_(nn.Conv2d(channels, width, 1, bias=bias, **dd))
 
         related = terms != "unary" or unary != "mask"  # somebody needs queries and keys
         embedded = related and mode != "gaussian"
-        self.query = projection(inner) if embedded else None
-        self.key = projection(inner) if embedded and not share_query_key else None
-        self.pair = nn.Parameter(torch.empty(1, 2 * inner, **dd)) if mode == "concatenation" else None
+        values = value_width(inner if mmseg else value_channels, channels, inner, projections)
+        narrow = mmseg or not inside or value_channels is not None
+        keys = channels if mode == "gaussian" and inside else inner
+        check_heads(heads, value_channels=values, **({"inner_channels": keys} if related else {}))
+        self.embed = None if inside else projection(inner)
+        self.query = projection(inner) if embedded and inside else None
+        self.key = projection(inner) if embedded and inside and not share_query_key else None
+        self.pair = nn.Parameter(torch.empty(heads, 2 * inner // heads, **dd)) if mode == "concatenation" else None
         for step in ("norm", "norm_affine"):
             for side in ("query", "key"):
                 wanted = step in self.whiten and related
                 norm = nn.BatchNorm1d(inner, affine=step == "norm_affine", **dd) if wanted else None
                 self.add_module(f"{side}_{step}", norm)
-        self.mask = projection(1) if self.unary in ("mask", "both") else None
-        values = inner if mmseg else value_channels
-        self.value = projection(values or channels, bias=values is not None)
+        self.mask = projection(heads) if self.unary in ("mask", "both") else None
+        self.value = projection(values, bias=narrow) if inside else None
         self.norm = norm_layer(channels, **dd) if norm_layer else None
         project_bias = mmseg and self.norm is None
-        self.project = normal_(nn.Conv2d(values, channels, 1, bias=project_bias, **dd)) if values else None
+        self.project = normal_(nn.Conv2d(values, channels, 1, bias=project_bias, **dd)) if narrow else None
         self.gamma = None if mmseg or terms == "unary" else nn.Parameter(torch.full((1,), float(zero_init), **dd))
         if self.pair is not None:
-            nn.init.uniform_(self.pair, -((2 * inner) ** -0.5), (2 * inner) ** -0.5)
+            nn.init.uniform_(self.pair, -((2 * inner / heads) ** -0.5), (2 * inner / heads) ** -0.5)
         if zero_init:
             norm = self.norm if getattr(self.norm, "weight", None) is not None else None
-            zero_(norm or self.project or self.value)
-
-    @property
-    def normalization(self) -> Normalization:
-        """Of the pairwise weights: softmax, or none (1/M)."""
-        return "softmax" if "gaussian" in self.mode else "none"
+            zero_(cast(nn.Module, norm or self.project or self.value))
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
         """What a softmax does not see, what whitening takes off and what batch statistics take off."""
-        softmax = self.normalization == "softmax"
-        shift = self._fate_of_a_shift(self.whiten)
-        query = shift == "removed" and self.unary in (None, "mask")
-        key = shift == "removed" or (softmax and shift == "kept")
+
+        def unseen(side: str, steps: tuple[str, ...]) -> bool:
+            fate = self._fate_of_a_shift(steps)
+            if side == "query" and self.unary not in (None, "mask"):
+                return False
+            blind = {"softmax": "key", "double": "query"}.get(self.normalization) == side
+            return fate == "removed" or (blind and fate == "kept")
+
+        query, key = unseen("query", self.whiten), unseen("key", self.whiten)
         names = ["mask.bias"]
         if self.key is not None:
             names += ["query.bias"] * query + ["key.bias"] * key
         else:
             names += ["query.bias"] * (query and key)
         if "norm_affine" in self.whiten:
-            after = self._fate_of_a_shift(self.whiten[self.whiten.index("norm_affine") + 1 :])
-            names += ["key_norm_affine.bias"] * (after == "removed" or (softmax and after == "kept"))
-            names += ["query_norm_affine.bias"] * (after == "removed" and self.unary in (None, "mask"))
+            after = self.whiten[self.whiten.index("norm_affine") + 1 :]
+            names += [f"{side}_norm_affine.bias" for side in ("query", "key") if unseen(side, after)]
         if self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
-            names += ["project.bias"] + ["value.bias"] * softmax
+            names += ["project.bias"] + ["value.bias"] * (self.normalization in ("softmax", "double"))
         own = dict(self.named_parameters())
         return tuple(name for name in names if name in own)
 
@@ -211,10 +234,12 @@ class DisentangledNonLocal(nn.Module):
         source = max_pool(x, self.subsample)
         if self.terms == "unary" and self.unary == "mask":  # pool first: the rest acts on one vector
             assert self.mask is not None
-            pooled = unary_attention(self.mask(source).flatten(2), source.flatten(2).transpose(1, 2).unsqueeze(1))
-            return self._add(x, None, [to_tokens(self.value(pooled.transpose(1, 3)))])
-        q, k, logits = self._similar(x, source)
-        v = to_tokens(self.value(source))
+            tokens = source.flatten(2).transpose(1, 2).unsqueeze(1)
+            pooled = unary_attention(self.mask(source).flatten(2), tokens)  # (B, h, 1, C)
+            found = to_tokens(self._of_values(pooled.transpose(1, 3)), self.heads)  # every head's values of every mask
+            return self._add(x, None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)])
+        q, k, logits, key = self._similar(x, source)
+        v = to_tokens(key if self.value is None else self.value(source), self.heads)
         if self.combine == "multiply" and logits:
             return self._add(x, multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale), [])
         pairwise = None
@@ -223,12 +248,12 @@ class DisentangledNonLocal(nn.Module):
         return self._add(x, pairwise, [unary_attention(l, v) for l in logits])
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, t, Q, M)`` of the flat query positions ``(Q,)``, of all when None.
+        """Weights ``(B, t h, Q, M)`` of the flat query positions ``(Q,)``, of all when None.
 
-        t counts the maps that are added: pairwise, then unary (the same for every query).
+        t counts the maps that are added: each head's pairwise, then unary (the same for every query).
         """
         source = max_pool(x, self.subsample)
-        q, k, logits = self._similar(x, source)
+        q, k, logits, _ = self._similar(x, source)
         some = q if queries is None else q[..., queries, :]
         if self.combine == "multiply" and logits:
             return multiplied_attention_weights(some, k, sum(logits[1:], logits[0]), scale=self.scale)
@@ -236,22 +261,23 @@ class DisentangledNonLocal(nn.Module):
         if self.terms != "unary":
             if self.pair is not None:
                 a, b = self._scores(some, k)
-                pairwise = concatenation_weights(a, b)
+                pairwise = concatenation_weights(a, b, normalization=self.normalization)  # type: ignore[arg-type]
             else:
-                pairwise = attention_weights(some, k, scale=self.scale, normalization=self.normalization)
+                pairwise = attention_weights(some, k, scale=self.scale, normalization=self.normalization, all_queries=q)
             maps = [pairwise, *maps]
         return torch.cat(maps, 1)
 
     def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, t, M, E)``: the same values for each of the maps."""
+        """What is mixed, ``(B, t h, M, E/h)``: the same values for each of the maps."""
         maps = (self.terms != "unary") + len(self._unary_sources)
         maps = 1 if self.combine == "multiply" else maps
-        v = to_tokens(self.value(max_pool(x, self.subsample)))
-        return (widened(v) if self.normalization == "none" else v).expand(-1, maps, -1, -1)
+        v = to_tokens(self._of_values(max_pool(x, self.subsample)), self.heads)
+        v = widened(v) if self.normalization == "none" else v
+        return v.unsqueeze(1).expand(-1, maps, -1, -1, -1).flatten(1, 2)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, t, N, E)``."""
-        parts = [t.unsqueeze(1) for t in mixed.unbind(1)]
+        """The block's output from its input and the weighted sums ``(B, t h, N, E/h)``."""
+        parts = list(mixed.unflatten(1, (-1, self.heads)).unbind(1))
         if self.terms == "unary":
             return self._add(x, None, parts)
         return self._add(x, parts[0], parts[1:])
@@ -260,17 +286,28 @@ class DisentangledNonLocal(nn.Module):
     def _unary_sources(self) -> tuple[str, ...]:
         return {None: (), "both": ("key", "mask")}.get(self.unary, (self.unary or "",))
 
-    def _similar(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Whitened queries ``(B, 1, N, D)``, keys ``(B, 1, M, D)`` and unary logits ``(B, 1, M)``, one a source."""
-        query = x if self.query is None else self.query(x)
-        key = source if self.query is None else (self.key or self.query)(source)
+    @property
+    def _of_values(self) -> nn.Module:
+        return cast(nn.Module, self.value or self.embed)
+
+    def _similar(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """Whitened queries ``(B, h, N, D/h)``, keys ``(B, h, M, D/h)``, unary logits ``(B, h, M)`` and the keys' map.
+
+        There is one tensor of logits a source.
+        """
+        of_queries = self.query or self.embed
+        of_keys = self.key or of_queries
+        query = x if of_queries is None else of_queries(x)
+        again = source is not x or of_keys is not of_queries
+        key = query if not again else source if of_keys is None else of_keys(source)
         q, k = to_tokens(query), to_tokens(key)
         if self.normalization == "none":
             q, k = widened(q), widened(k)
         q, mean = self._whitened(q, "query")
         # what is the same for all keys drops out of a softmax: only their deviation, or a sum without softmax, needs it
-        if not ("gaussian" in self.mode and set(self.whiten) <= {"channel", "layer", "batch"}):
+        if not (self.normalization == "softmax" and set(self.whiten) <= {"channel", "layer", "batch"}):
             k, _ = self._whitened(k, "key")
+        q, k = (split_heads(t.squeeze(1), self.heads) for t in (q, k))
         logits = []
         for kind in self._unary_sources:
             if kind == "mask":
@@ -278,9 +315,12 @@ class DisentangledNonLocal(nn.Module):
                 logits.append(self.mask(source).flatten(2))
             else:
                 assert mean is not None
-                shared = (widened(mean) * widened(k)).sum(-1)
+                asked = (
+                    widened(mean).expand(-1, -1, 1, self.heads * k.shape[-1]).squeeze(1)
+                )  # of a layer it is one number
+                shared = (split_heads(asked, self.heads) * widened(k)).sum(-1)
                 logits.append(self.scale * shared if self.combine == "multiply" else shared)
-        return q, k, logits
+        return q, k, logits, key
 
     def _whitened(self, t: Tensor, side: str) -> tuple[Tensor, Tensor | None]:
         """``(B, 1, N, D)`` after all steps, and the mean that the last of them that has one took off."""
@@ -301,39 +341,42 @@ class DisentangledNonLocal(nn.Module):
 
     def _scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         assert self.pair is not None
-        for_query, for_key = widened(self.pair).squeeze(0).chunk(2)
+        for_query, for_key = widened(self.pair).unsqueeze(1).chunk(2, -1)  # (h, 1, D/h)
         return (q * for_query).sum(-1), (k * for_key).sum(-1)
 
     def _pairwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v = widened(v) if self.normalization == "none" else v
         if self.pair is not None:
             a, b = self._scores(q, k)
-            return concatenation(a, b, v)
+            return concatenation(a, b, v, normalization=self.normalization)  # type: ignore[arg-type]
         return attention(q, k, v, scale=self.scale, normalization=self.normalization)
 
     def _add(self, x: Tensor, pairwise: Tensor | None, unary: list[Tensor]) -> Tensor:
-        """x and the terms ``(B, 1, N or 1, E)`` that are added to it."""
+        """x and the terms ``(B, h, N or 1, E/h)`` that are added to it."""
         if pairwise is not None and self.gamma is not None:
             pairwise = self.gamma * pairwise
         terms = ([] if pairwise is None else [pairwise]) + unary
         t = sum(terms[1:], terms[0])
-        y = t.transpose(1, 3) if t.shape[2] == 1 else to_map(t, x)  # one vector for all positions, or a map
-        if self.project is not None and self.normalization == "none":
-            # not averages: in half precision they may only become small enough after this convolution
-            y = wide(y, self.project.weight, self.project.bias).to(self.project.weight.dtype)
-        elif self.project is not None:
-            y = self.project(y)
+        one = t.shape[2] == 1  # one vector for all positions, or a map
+        y = t.transpose(2, 3).flatten(1, 2).unsqueeze(3) if one else to_map(t, x)
+        y = after_mixing(self.project, y, self.normalization)
         return x + (y if self.norm is None else self.norm(y)).to(x.dtype)
 
 
 def _check(
-    terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, share_query_key: bool, variant: str
+    terms: str,
+    combine: str,
+    unary: str,
+    steps: tuple[str, ...],
+    mode: str,
+    share_query_key: bool,
+    variant: str,
+    normalization: str,
 ) -> None:
     for option, got, allowed in (
         ("terms", terms, ("both", "pairwise", "unary", "joint")),
         ("combine", combine, ("add", "multiply")),
         ("unary", unary, ("mask", "key", "both")),
-        ("mode", mode, get_args(Mode)),
         ("variant", variant, ("authors", "mmseg")),
         *(("whiten", step, get_args(Whitening)) for step in steps),
     ):
@@ -341,6 +384,8 @@ def _check(
             raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {got!r}")
     if combine == "multiply" and "gaussian" not in mode:
         raise ValueError(f"combine='multiply' adds logits of a softmax, which mode={mode!r} has not")
+    if combine == "multiply" and normalization != "softmax":
+        raise ValueError(f"combine='multiply' adds logits of a softmax, got {normalization=}")
     if combine == "multiply" and terms != "both":
         raise ValueError(f"combine='multiply' wants terms='both', got {terms!r}")
     means = [step for step in steps if not step.startswith("norm")]

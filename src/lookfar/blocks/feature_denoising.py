@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normal_, wide, zero_
+from lookfar.blocks._layers import Norm, normal_, zero_
+from lookfar.blocks._projections import after_mixing, check_heads, reduced
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import Normalization, attention, attention_weights
@@ -62,6 +63,9 @@ class FeatureDenoising(nn.Module):
         embed: Queries and keys are 1x1 convolutions; off, both are x. Without effect on ``mean``, ``median`` and
             ``none``.
         inner_channels: D of the embedding; half of ``channels`` by default.
+        heads: Groups of channels with weights of their own; the authors have one. Not of ``mean``, ``median``
+            and ``none``.
+        share_query_key: One projection for queries and keys; the values have none, they are x.
         kernel_size: k, odd, of the local filters.
         norm_layer: After the convolution.
         zero_init: Start as the identity (the norm's weight is zero).
@@ -69,7 +73,8 @@ class FeatureDenoising(nn.Module):
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: An unknown filter, an even window.
+        ValueError: An unknown filter, an even window, heads that do not divide the widths or have nothing to divide,
+            a shared projection where there are none.
     """
 
     def __init__(
@@ -79,6 +84,8 @@ class FeatureDenoising(nn.Module):
         filter: Filter = "gaussian",
         embed: bool = True,
         inner_channels: int | None = None,
+        heads: int = 1,
+        share_query_key: bool = False,
         kernel_size: int = 3,
         norm_layer: Norm = nn.BatchNorm2d,
         zero_init: bool = True,
@@ -91,11 +98,19 @@ class FeatureDenoising(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = inner_channels or max(channels // 2, 1)
-        self.filter, self.kernel_size = filter, 1 if filter == "none" else kernel_size
-        embed = embed and filter not in ("mean", "median", "none")
+        weighs = filter not in ("mean", "median", "none")
+        embed = embed and weighs
+        inner = (inner_channels or reduced(channels, 2, heads)) if embed else channels
+        check_heads(heads, channels=channels, inner_channels=inner)
+        if heads > 1 and not weighs:
+            raise ValueError(f"filter={filter!r} treats every channel alike or by itself: it has no heads, got {heads}")
+        if share_query_key and not embed:
+            raise ValueError(f"share_query_key: {filter=}, {embed=} has no projections of queries and keys")
+        self.filter, self.heads = filter, heads
+        self.kernel_size = 1 if filter == "none" else kernel_size
         self.query = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
-        self.key = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
+        apart = embed and not share_query_key
+        self.key = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if apart else None
         self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
         self.norm = norm_layer(channels, **dd)
@@ -122,35 +137,36 @@ class FeatureDenoising(nn.Module):
         q, k, v = self._maps(x)
         if self.filter.startswith("bilateral"):
             y = neighborhood(
-                q[:, None], k[:, None], v[:, None], kernel_size=self.kernel_size, scale=self._scale(q),
+                *(self._groups(t) for t in (q, k, v)), kernel_size=self.kernel_size, scale=self._scale(q),
                 normalization=self._normalization,
             )  # fmt: skip
-            return self._finish(x, y[:, 0])
-        tokens = (to_tokens(t) for t in (q, k, v))
+            return self._finish(x, y.flatten(1, 2))
+        tokens = (to_tokens(t, self.heads) for t in (q, k, v))
         return self.finish(x, attention(*tokens, scale=self._scale(q), normalization=self._normalization))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+        """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
         q, k, _ = self._maps(x)
         if self.filter in ("gaussian", "dot"):
-            q, k = to_tokens(q), to_tokens(k)
+            scale = self._scale(q)
+            q, k = to_tokens(q, self.heads), to_tokens(k, self.heads)
             q = q if queries is None else q[..., queries, :]
-            scale = 1.0 if self._dot else q.shape[-1] ** -0.5
             return attention_weights(q, k, scale=scale, normalization=self._normalization)
         if self.filter in ("mean", "none"):
             q = k = torch.zeros_like(x[:, :1])
         k_size = self.kernel_size
         weights = neighborhood_weights(
-            q[:, None], k[:, None], scale=self._scale(q), normalization=self._normalization, kernel_size=k_size
-        )
+            self._groups(q), self._groups(k), scale=self._scale(q), normalization=self._normalization,
+            kernel_size=k_size,
+        )  # fmt: skip
         return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, kernel_size=k_size)
 
     def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, 1, N, C)``: the map itself."""
-        return to_tokens(self._maps(x)[2])
+        """What is mixed, ``(B, h, N, C/h)``: the map itself."""
+        return to_tokens(widened(x) if self._dot else x, self.heads)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the weighted sums ``(B, 1, N, C)``."""
+        """The output from the weighted sums ``(B, h, N, C/h)``."""
         return self._finish(x, to_map(mixed, x))
 
     def maps(self, x: Tensor) -> Tensor:
@@ -165,11 +181,14 @@ class FeatureDenoising(nn.Module):
         return found
 
     def _scale(self, q: Tensor) -> float:
-        return 1.0 if self._dot else q.shape[1] ** -0.5
+        return 1.0 if self._dot else (q.shape[1] // self.heads) ** -0.5
+
+    def _groups(self, t: Tensor) -> Tensor:
+        return t.unflatten(1, (self.heads, -1))  # (B, h, C/h, H, W)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = x if self.query is None else self.query(x)
-        k = x if self.key is None else self.key(x)
+        k = q if self.key is None else self.key(x)
         # products are not averages: in half precision they may only become small enough after the convolution
         return (widened(q), widened(k), widened(x)) if self._dot else (q, k, x)
 
@@ -180,5 +199,5 @@ class FeatureDenoising(nn.Module):
         return torch.stack([padded[:, :, i : i + H, j : j + W] for i in range(k) for j in range(k)])
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
-        y = wide(y, self.project.weight).to(self.project.weight.dtype) if self._dot else self.project(y.to(x.dtype))
+        y = after_mixing(self.project, y if self._dot else y.to(x.dtype), self._normalization)
         return match_format(x + self.norm(y), x)

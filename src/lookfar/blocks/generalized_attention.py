@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import zero_
+from lookfar.blocks._projections import Projections, check_projections
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -59,6 +60,9 @@ class GeneralizedAttention(nn.Module):
         heads: h; each has ``channels // heads`` channels.
         q_stride: Queries at every such position; the result is resized.
         kv_stride: Keys and values at every such position.
+        share_query_key: One projection for queries and keys, where the terms have both.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before W, whose result is all three.
+            Positions keep theirs.
         position_channels: E, sines and cosines of a distance, a multiple of 4; C, rounded down, by default.
         position_magnitude: Factor on distances.
         spatial_range: Keys further than this along an axis are left out; None sees all.
@@ -78,6 +82,8 @@ class GeneralizedAttention(nn.Module):
         heads: int = 8,
         q_stride: int = 1,
         kv_stride: int = 2,
+        share_query_key: bool = False,
+        projections: Projections = "inside",
         position_channels: int | None = None,
         position_magnitude: float = 1.0,
         spatial_range: int | None = None,
@@ -100,6 +106,11 @@ class GeneralizedAttention(nn.Module):
         self.heads, self.q_stride, self.kv_stride, self.spatial_range = heads, q_stride, kv_stride, spatial_range
         self.position_channels, self.position_magnitude = width, position_magnitude
         self.pair, self.query_position = pair, query_position
+        self.asks, self.answers = pair or query_position, pair or key  # contents of queries, of keys
+        check_projections(projections, share_query_key)
+        if share_query_key and not (self.asks and self.answers):
+            raise ValueError(f"share_query_key: {terms=} has not the contents of both queries and keys")
+        inside = projections == "inside"
 
         def conv() -> nn.Conv2d:
             return nn.Conv2d(channels, inner, 1, bias=False, **dd)
@@ -108,9 +119,10 @@ class GeneralizedAttention(nn.Module):
             bound = (2 * (channels // heads)) ** -0.5
             return nn.Parameter(nn.init.uniform_(torch.empty(inner, **dd), -bound, bound))
 
-        self.query = conv() if pair or query_position else None
-        self.key = conv() if pair or key else None
-        self.value = conv()
+        self.embed = None if inside else conv()
+        self.query = conv() if self.asks and inside else None
+        self.key = conv() if self.answers and inside and not share_query_key else None
+        self.value = conv() if inside else None
         placed = query_position or position
         self.columns = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
         self.rows = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
@@ -118,7 +130,7 @@ class GeneralizedAttention(nn.Module):
         self.position_vector = vector() if position else None
         self.project = zero_(nn.Conv2d(inner, channels, 1, **dd))
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
-        for layer in (self.query, self.key, self.value, self.columns, self.rows, self.project):
+        for layer in (self.embed, self.query, self.key, self.value, self.columns, self.rows, self.project):
             if layer is not None:
                 nn.init.kaiming_uniform_(layer.weight, a=1)
         if q_stride > 1:
@@ -164,13 +176,16 @@ class GeneralizedAttention(nn.Module):
         """What asks keys, what asks positions, keys, values, ``(B, h, N or M, d)`` each, in float32 at least."""
         asking = x[:, :, :: self.q_stride, :: self.q_stride]
         seen = x[:, :, :: self.kv_stride, :: self.kv_stride]
-        v = self._projected(self.value, seen)
-        k = torch.zeros_like(v) if self.key is None else self._projected(self.key, seen)
-        if self.query is None:
+        v = self._projected(self.value or self.embed, seen)
+        if not self.answers:
+            k = torch.zeros_like(v)
+        else:
+            k = v if self.value is None else self._projected(self.key or self.query, seen)
+        if self.asks:
+            content = self._projected(self.query or self.embed, asking)
+        else:
             d = v.shape[3]
             content = v.new_zeros(x.shape[0], self.heads, asking.shape[2] * asking.shape[3], d)
-        else:
-            content = self._projected(self.query, asking)
         q = content if self.pair else torch.zeros_like(content)
         r = content if self.query_position else torch.zeros_like(content)
         q, r = (
@@ -179,7 +194,8 @@ class GeneralizedAttention(nn.Module):
         )
         return q, r, k, v
 
-    def _projected(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    def _projected(self, conv: nn.Conv2d | None, x: Tensor) -> Tensor:
+        assert conv is not None
         return to_tokens(F.conv2d(widened(x), widened(conv.weight)), self.heads)
 
     def _mixed(self, x: Tensor) -> Tensor:
@@ -187,7 +203,7 @@ class GeneralizedAttention(nn.Module):
         q, r, k, v = self._tokens(x)
         N = q.shape[2]
         if self.columns is None and self.spatial_range is None:
-            if self.query is None:  # one map for all queries
+            if not self.asks:  # one map for all queries
                 return embedded_gaussian(q[:, :, :1], k, v).expand(-1, -1, N, -1)
             return embedded_gaussian(q, k, v)
         at = torch.arange(N, device=x.device)

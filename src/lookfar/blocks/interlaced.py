@@ -6,6 +6,7 @@ they are keys like others.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,22 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, zero_
-from lookfar.ops._layout import match_format
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.blocks._projections import (
+    PairwiseAttention,
+    Projections,
+    after_mixing,
+    check_heads,
+    check_projections,
+    value_width,
+)
+from lookfar.ops._layout import from_blocks, match_format, to_blocks
+from lookfar.ops._normalization import check_normalization
+from lookfar.ops.attention import NORMALIZATIONS, Normalization
 
 Pair = tuple[int, int]
 
 
-class GroupAttention(nn.Module):
+class GroupAttention(PairwiseAttention):
     """Self-attention within groups of positions; projections act before the grouping, since they are pointwise."""
 
     def __init__(
@@ -29,59 +39,58 @@ class GroupAttention(nn.Module):
         inner: int,
         value_channels: int,
         out_channels: int,
-        norm: Norm | None,
-        value_bias: bool = False,
+        factor: Pair,
+        *,
+        far: bool,
+        heads: int,
+        normalization: Normalization,
+        share_query_key: bool,
+        projections: Projections,
+        norm_layer: Norm | None,
+        value_bias: bool,
         **dd: Any,
     ) -> None:
         super().__init__()
+        self.factor, self.far = factor, far
+        self.heads, self.normalization = heads, normalization
+        self.scale = (inner // heads) ** -0.5
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
+        self._add_projections(
+            lambda: nn.Sequential(ConvNorm(channels, inner, **layers), ConvNorm(inner, inner, **layers)),
+            partial(nn.Conv2d, channels, value_channels, 1, bias=value_bias, **dd),
+            share_query_key=share_query_key,
+            projections=projections,
+        )
+        self.project = ConvNorm(value_channels, out_channels, **layers)
 
-        def projection() -> nn.Sequential:
-            first = ConvNorm(channels, inner, norm_layer=norm, act_layer=nn.ReLU, **dd)
-            return nn.Sequential(first, ConvNorm(inner, inner, norm_layer=norm, act_layer=nn.ReLU, **dd))
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The map from the weighted sums ``(B h groups, 1, P, E)``."""
+        y = from_blocks(mixed, x.shape[2:], self.factor, self.heads, far=self.far)
+        y = y if self.normalization == "none" else y.to(x.dtype)
+        return self.project.after(after_mixing(self.project.conv, y, self.normalization))
 
-        self.query, self.key = projection(), projection()
-        self.value = nn.Conv2d(channels, value_channels, 1, bias=value_bias, **dd)
-        self.project = ConvNorm(value_channels, out_channels, norm_layer=norm, act_layer=nn.ReLU, **dd)
-
-    def forward(self, x: Tensor, factor: Pair, far: bool) -> Tensor:
-        q, k, v = (_group(t, factor, far) for t in (self.query(x), self.key(x), self.value(x)))
-        y = embedded_gaussian(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.project(_ungroup(y, x.shape[2:], factor, far).to(x.dtype))
-
-    def weights(self, x: Tensor, factor: Pair, far: bool) -> Tensor:
-        """``(B groups, 1, P, P)``."""
-        q, k = _group(self.query(x), factor, far), _group(self.key(x), factor, far)
-        return embedded_gaussian_weights(q, k, scale=q.shape[-1] ** -0.5)
+    def _split(self, t: Tensor) -> Tensor:
+        return to_blocks(t, self.factor, self.heads, far=self.far)
 
 
 class InterlacedAttention(nn.Module):
     """The two attentions for one grid: ``(B, C, H, W) -> (B, O, H, W)``."""
 
-    def __init__(
-        self,
-        channels: int,
-        inner: int,
-        value_channels: int,
-        out: int,
-        factor: Pair,
-        norm: Norm | None,
-        value_bias: bool = False,
-        **dd,
-    ) -> None:
+    def __init__(self, channels: int, inner: int, values: int, out: int, factor: Pair, **options: Any) -> None:
         super().__init__()
         self.factor = factor
-        self.far = GroupAttention(channels, inner, value_channels, out, norm, value_bias, **dd)
-        self.near = GroupAttention(out, inner, value_channels, out, norm, value_bias, **dd)
+        self.far = GroupAttention(channels, inner, values, out, factor, far=True, **options)
+        self.near = GroupAttention(out, inner, values, out, factor, far=False, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         (H, W), (top, left) = x.shape[2:], self._margins(x)
-        y = self.near(self.far(self._pad(x), self.factor, far=True), self.factor, far=False)
+        y = self.near(self.far(self._pad(x)))
         return y[:, :, top : top + H, left : left + W]
 
     def far_weights(self, x: Tensor) -> Tensor:
-        """``(B, phases, P, P)``."""
-        weights = self.far.weights(self._pad(x), self.factor, far=True)
-        return weights.unflatten(0, (x.shape[0], math.prod(self.factor))).flatten(1, 2)
+        """``(B, h phases, P, P)``."""
+        weights = self.far.attention(self._pad(x))
+        return weights.unflatten(0, (x.shape[0], self.far.heads * math.prod(self.factor))).flatten(1, 2)
 
     def _margins(self, x: Tensor) -> Pair:
         dh, dw = self.factor
@@ -90,26 +99,6 @@ class InterlacedAttention(nn.Module):
     def _pad(self, x: Tensor) -> Tensor:
         (dh, dw), (top, left) = self.factor, self._margins(x)
         return F.pad(x, (left, -x.shape[3] % dw - left, top, -x.shape[2] % dh - top))
-
-
-def _group(x: Tensor, factor: Pair, far: bool) -> Tensor:
-    """``(B, C, a dh, b dw) -> (B groups, 1, P, C)``: groups of equal phase (far) or of one block."""
-    B, C, H, W = x.shape
-    dh, dw = factor
-    x = x.reshape(B, C, H // dh, dh, W // dw, dw)
-    groups, inside = ((0, 3, 5), (2, 4)) if far else ((0, 2, 4), (3, 5))
-    return x.permute(*groups, *inside, 1).flatten(0, 2).flatten(1, 2)[:, None].contiguous()
-
-
-def _ungroup(t: Tensor, size: Sequence[int], factor: Pair, far: bool) -> Tensor:
-    (H, W), (dh, dw) = size, factor
-    if far:
-        t = t[:, 0].unflatten(1, (H // dh, W // dw)).unflatten(0, (-1, dh, dw))  # (B, dh, dw, a, b, C)
-        t = t.permute(0, 5, 3, 1, 4, 2)
-    else:
-        t = t[:, 0].unflatten(1, (dh, dw)).unflatten(0, (-1, H // dh, W // dw))  # (B, a, b, dh, dw, C)
-        t = t.permute(0, 5, 1, 3, 2, 4)
-    return t.reshape(t.shape[0], t.shape[1], H, W)
 
 
 # the layers of one attention in mmsegmentation
@@ -181,12 +170,21 @@ class Interlaced(nn.Module):
         value_channels: Channels of values; ``channels`` by default.
         out_channels: Of the published module; ``channels`` by default.
         value_bias: Bias of the values' convolutions.
+        heads: Groups of channels that attend by themselves; the authors have one.
+        normalization: Of the similarities within a group: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``,
+            ``none``.
+        share_query_key: One projection for the queries and keys of an attention.
+        projections: ``inside`` has queries, keys and values; ``around`` has one, the queries' two convolutions, whose
+            result is all three.
         dropout: Of the published module's last map, in training.
         norm_layer: After every convolution but the values'; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Raises:
+        ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
     """
 
     def __init__(
@@ -198,6 +196,10 @@ class Interlaced(nn.Module):
         value_channels: int | None = None,
         out_channels: int | None = None,
         value_bias: bool = False,
+        heads: int = 1,
+        normalization: Normalization = "softmax",
+        share_query_key: bool = False,
+        projections: Projections = "inside",
         dropout: float = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
@@ -210,9 +212,20 @@ class Interlaced(nn.Module):
         single = isinstance(down_factor[0], int)
         factors: list[Pair] = [tuple(f) for f in ([down_factor] if single else down_factor)]  # type: ignore[misc]
         inner, out = inner_channels or max(channels // 2, 1), out_channels or channels
-        values = value_channels or channels
+        check_normalization(normalization, NORMALIZATIONS)
+        check_projections(projections, share_query_key)
+        values = value_width(value_channels, channels, inner, projections)
+        check_heads(heads, inner_channels=inner, value_channels=values)
+        choices: dict[str, Any] = {
+            "heads": heads,
+            "normalization": normalization,
+            "share_query_key": share_query_key,
+            "projections": projections,
+            "norm_layer": norm_layer,
+            "value_bias": value_bias,
+        }
         self.contexts = nn.ModuleList(
-            InterlacedAttention(channels, inner, values, out, f, norm_layer, value_bias, **dd) for f in factors
+            InterlacedAttention(channels, inner, values, out, f, **choices, **dd) for f in factors
         )
         width = channels if len(factors) == 1 else out * len(factors)
         self.widen = (
@@ -239,5 +252,5 @@ class Interlaced(nn.Module):
         return match_format(y if self.project is None else x + self.project(y), x)
 
     def maps(self, x: Tensor) -> Tensor:
-        """Weights of the first grid's far attention, ``(B, dh dw, P, P)``: among the positions of each phase."""
+        """Weights of the first grid's far attention, ``(B, h dh dw, P, P)``: among the positions of each phase."""
         return self.contexts[0].far_weights(x)  # type: ignore[operator]

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._projections import after_mixing
 from lookfar.ops._layout import match_format
+from lookfar.ops._normalization import RowNormalization
+from lookfar.ops._precision import widened
 from lookfar.ops._window import Similarity
 from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
 
@@ -52,6 +55,9 @@ class LocalRelation(nn.Module):
         similarity: ``squared`` -(q - k)^2, ``absolute`` -|q - k|, ``product``, ``key``, ``absolute_ratio``,
             ``squared_ratio``, as :func:`lookfar.ops.neighborhood` has them.
         scale: Factor s on the similarities.
+        normalization: Over the window: ``softmax`` as published, with the similarity -100 outside the map; ``l1``,
+            ``sigmoid`` and ``none``, for which there is nothing outside.
+        share_query_key: One projection for queries and keys.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -72,6 +78,8 @@ class LocalRelation(nn.Module):
         prior: bool = True,
         similarity: Similarity = "squared",
         scale: float = 1.0,
+        normalization: RowNormalization = "softmax",
+        share_query_key: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -83,14 +91,15 @@ class LocalRelation(nn.Module):
         self.groups = groups
         self.similarity: Similarity = similarity
         self.scale = scale
+        self.normalization: RowNormalization = normalization
         self.window: dict[str, Any] = {
             "kernel_size": kernel_size,
             "stride": stride,
             "dilation": dilation,
-            "border": "zeros",
+            "border": "zeros" if normalization == "softmax" else "mask",
         }
         self.query = nn.Conv2d(channels, groups, 1, **dd)
-        self.key = nn.Conv2d(channels, groups, 1, **dd)
+        self.key = None if share_query_key else nn.Conv2d(channels, groups, 1, **dd)
         self.geometry = None
         if prior:
             self.geometry = nn.Sequential(
@@ -98,17 +107,25 @@ class LocalRelation(nn.Module):
             )
         self.out = nn.Conv2d(channels, out_channels or channels, 1, bias=False, **dd)
         some = torch.empty(1, 1, 1, 1, 1)
-        neighborhood(some, some, some, similarity=similarity, **self.window)  # unknown choices raise here
+        # unknown choices raise here
+        neighborhood(some, some, some, similarity=similarity, normalization=normalization, **self.window)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """What adds the same to all logits of a softmax: the prior's last bias, and under a product a key's."""
-        extra = {"product": ("key.bias",), "key": ("key.bias", "query.weight", "query.bias")}
-        prior = () if self.geometry is None else ("geometry.2.bias",)
-        return (*prior, *extra.get(self.similarity, ()))
+        """What adds the same to all logits of a softmax, what a similarity does not ask, what differences take off."""
+        shared, softmax = self.key is None, self.normalization == "softmax"
+        names = ["geometry.2.bias"] * (softmax and self.geometry is not None)
+        if self.similarity == "key":
+            names += ["query.bias" if shared else "key.bias"] * softmax
+            names += [] if shared else ["query.weight", "query.bias"]
+        elif self.similarity == "product":
+            names += ["key.bias"] * (softmax and not shared)
+        elif self.similarity in ("absolute", "squared"):  # differences do not see what both sides have
+            names += ["query.bias"] * shared
+        return tuple(names)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = neighborhood(*self._queries_and_keys(x), self._values(x), **self._options())
+        y = neighborhood(*self._queries_and_keys(x), self._cells(x), **self._options())
         return self._project(x, y.flatten(1, 2))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
@@ -118,7 +135,7 @@ class LocalRelation(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, G, N, C/G)``: the input itself."""
-        return self._values(x).flatten(3).transpose(2, 3)
+        return self._cells(x).flatten(3).transpose(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, G, Q, C/G)``."""
@@ -127,19 +144,25 @@ class LocalRelation(nn.Module):
         return self._project(x, mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
 
     def _project(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.out(match_format(y, x))
+        y = after_mixing(self.out, match_format(y, x), self.normalization)
+        return y.to(x.dtype) if self.normalization == "none" else y
 
     def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stride = self.window["stride"]
-        q, k = self.query(x[:, :, ::stride, ::stride]), self.key(x)
+        k = (self.query if self.key is None else self.key)(x)
+        if self.key is None:
+            q = k[:, :, ::stride, ::stride]
+        else:
+            q = self.query(x[:, :, ::stride, ::stride])
         return q.contiguous()[:, :, None], k.contiguous()[:, :, None]  # (B, G, 1, H, W)
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _cells(self, x: Tensor) -> Tensor:
+        x = widened(x) if self.normalization == "none" else x
         return x.contiguous().unflatten(1, (self.groups, -1))
 
     def _options(self) -> dict[str, Any]:
         choices = {"similarity": self.similarity, "scale": self.scale, "outside": OUTSIDE}
-        return {**self.window, **choices, "bias": self._prior()}
+        return {**self.window, **choices, "normalization": self.normalization, "bias": self._prior()}
 
     def _prior(self) -> Tensor | None:
         """Of the cells' offsets, ``(G, k^2, 1, 1)``."""

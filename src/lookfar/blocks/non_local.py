@@ -144,7 +144,7 @@ class NonLocal(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // reduction, 1)
-        self.normalization: Normalization = _normalization(mode, normalization)
+        self.normalization: Normalization = normalization_of(mode, normalization)
         _check(channels, inner, mode, dims, heads, subsample, subsample_order, scale, share_query_key, projections)
         self.mode = mode
         self.heads = heads
@@ -287,7 +287,8 @@ class NonLocal(nn.Module):
             return wide(x, weight, bias).flatten(2)
 
 
-def _normalization(mode: str, normalization: Normalization | None) -> Normalization:
+def normalization_of(mode: str, normalization: Normalization | None) -> Normalization:
+    """That of the mode when None; a ValueError for one that the mode does not have."""
     if mode not in NORMALIZATIONS:
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     allowed = NORMALIZATIONS[mode]

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, max_pool, zero_
+from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, check_heads, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
-from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
+from lookfar.ops._normalization import check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention
+from lookfar.ops.double_normalization import double_normalization
 
 Mode = Literal["base", "context", "pyramid", "asp"]
 Variant = Literal["ocnet", "openseg"]
@@ -37,8 +40,8 @@ _KEYS = {
 }
 
 
-class ObjectAttention(nn.Module):
-    """Attention over the whole map, pooled by ``scale``, or within each block of a grid; one 1x1 convolution after."""
+class ObjectAttention(PairwiseAttention):
+    """Attention over the whole map, pooled by ``stride``, or within each block of a grid; one 1x1 convolution after."""
 
     def __init__(
         self,
@@ -47,65 +50,90 @@ class ObjectAttention(nn.Module):
         value_channels: int,
         out_channels: int,
         *,
-        scale: int = 1,
+        stride: int = 1,
         grid: int = 1,
         deep: bool,
-        share: bool,
+        heads: int,
+        normalization: Normalization,
+        share_query_key: bool,
+        projections: Projections,
         **layers: Any,
     ) -> None:
         super().__init__()
-        self.scale, self.grid = scale, grid
+        self.stride, self.grid = stride, grid
+        self.heads, self.normalization = heads, normalization
+        self.scale = (inner // heads) ** -0.5
         dd = {k: layers[k] for k in ("device", "dtype")}
 
         def projection() -> nn.Sequential:
             first = ConvNorm(channels, inner, bias=True, **layers)
             return nn.Sequential(first, ConvNorm(inner, inner, bias=True, **layers)) if deep else nn.Sequential(first)
 
-        self.key = projection()
-        self.query = None if share else projection()
-        self.value = nn.Conv2d(channels, value_channels, 1, **dd)
+        self._add_projections(
+            projection,
+            partial(nn.Conv2d, channels, value_channels, 1, **dd),
+            share_query_key=share_query_key,
+            projections=projections,
+            kept="key",
+        )
         self.mix = nn.Conv2d(value_channels, out_channels, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
-        x = max_pool(x, self.scale)
-        key = self.key(x)
-        if self.query is None and self.training:
+        x = max_pool(x, self.stride)
+        if self.query is None and self.key is not None and self.training:
             with torch.no_grad():  # the original runs it for queries and for keys: its statistics move twice a step
                 self.key(x)
-        y = self.mixed(key if self.query is None else self.query(x), key, self.value(x))
-        y = self.mix(y)
-        return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.scale > 1 else y
-
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Weighted sums of the values: maps in, a map out."""
-        scale = q.shape[1] ** -0.5
         if self.grid == 1:
-            return to_map(embedded_gaussian(to_tokens(q), to_tokens(k), to_tokens(v), scale=scale), v)
+            y = self.finish(x, self._mixed(x))
+        else:
+            y = self._led_out(x, self._in_blocks(*self._queries_keys_values(x)))
+        return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.stride > 1 else y
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What the convolution makes of the weighted sums ``(B, h, N, E)``."""
+        return self._led_out(x, to_map(mixed, x))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """``(B, h, N, N)`` over the map that it sees, exactly zero between blocks of the grid."""
+        x = max_pool(x, self.stride)
+        return self.attention(x) if self.grid == 1 else self._block_weights(*self._queries_and_keys(x))
+
+    def _split(self, t: Tensor) -> Tensor:
+        return to_tokens(t, self.heads) if self.grid == 1 else t  # a grid cuts maps
+
+    def _led_out(self, x: Tensor, y: Tensor) -> Tensor:
+        y = y if self.normalization == "none" else y.to(x.dtype)
+        return after_mixing(self.mix, y, self.normalization)
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Weighted sums of the values: maps in, a map out."""
         if torch.compiler.is_compiling():  # a program for every size: one attention with a mask
-            weights = self.weights(q, k, scale)
+            weights = self._block_weights(q, k)
             with without_autocast(v):
-                return to_map(weights @ widened(to_tokens(v)), v).to(v.dtype)
+                return to_map(weights @ widened(to_tokens(v, self.heads)), v).to(v.dtype)
         rows, columns = self._parts(v.shape[2]), self._parts(v.shape[3])
         found = []
         for top, height, n in rows:
             line = []
             for left, width, m in columns:
                 area = (slice(None), slice(None), slice(top, top + n * height), slice(left, left + m * width))
-                tokens = (_cut(t[area], n, m) for t in (q, k, v))
-                line.append(_joined(embedded_gaussian(*tokens, scale=scale), n, m, height, width))
+                tokens = (to_blocks(t[area], (height, width), self.heads) for t in (q, k, v))
+                y = attention(*tokens, scale=self.scale, normalization=self.normalization)
+                line.append(from_blocks(y, (n * height, m * width), (height, width), self.heads))
             found.append(torch.cat(line, 3))
         return torch.cat(found, 2)
 
-    def weights(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """``(B, 1, Q, N)``, exactly zero between blocks of the grid; all positions are queries."""
-        if self.grid == 1:
-            return embedded_gaussian_weights(to_tokens(q), to_tokens(k), scale=scale)
+    def _block_weights(self, q: Tensor, k: Tensor) -> Tensor:
         row, column = (self._block(n, q.device) for n in q.shape[2:])
         here = (row[:, None] * self.grid + column).flatten()
+        same = here[:, None] == here
         with without_autocast(q):
-            logits = scale * widened(to_tokens(q)) @ widened(to_tokens(k)).transpose(2, 3)
-            return logits.masked_fill(here[:, None] != here, -torch.inf).softmax(-1)
+            q, k = (widened(to_tokens(t, self.heads)) for t in (q, k))
+            logits = self.scale * q @ k.transpose(2, 3)
+            if self.normalization == "double":
+                return double_normalization(logits.masked_fill(~same, -torch.inf))
+            return normalised(logits, self.normalization, seen=same)
 
     def _block(self, length: int, device: torch.device) -> Tensor:
         """The block of every position along an axis."""
@@ -119,17 +147,6 @@ class ObjectAttention(nn.Module):
             return [(0, step, self.grid)]
         inner = (self.grid - 1) * step
         return [*([(0, step, self.grid - 1)] if step else []), (inner, length - inner, 1)]
-
-
-def _cut(x: Tensor, n: int, m: int) -> Tensor:
-    """``(B, C, n a, m b) -> (B n m, 1, a b, C)``."""
-    t = x.unflatten(3, (m, -1)).unflatten(2, (n, -1)).permute(0, 2, 4, 3, 5, 1)
-    return t.flatten(3, 4).flatten(0, 2)[:, None].contiguous()
-
-
-def _joined(t: Tensor, n: int, m: int, height: int, width: int) -> Tensor:
-    B, C = t.shape[0] // (n * m), t.shape[3]
-    return t.reshape(B, n, m, height, width, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, n * height, m * width)
 
 
 class NormAct(nn.Module):
@@ -201,7 +218,11 @@ class ObjectContext(nn.Module):
         branch_channels: Of ``asp``; half of ``channels`` by default.
         dilations: Of ``asp``.
         variant: Whose code, see the differences.
+        heads: Groups of channels that attend by themselves; the authors have one.
+        normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys; by default as published in the variant.
+        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and
+            activation as the keys' has, whose result is all three.
         dropout: Of the published module's last map, in training.
         norm_layer: After the convolutions, before their activation.
         form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
@@ -210,7 +231,7 @@ class ObjectContext(nn.Module):
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
     Raises:
-        ValueError: An unknown mode or variant.
+        ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
     """
 
     def __init__(
@@ -225,7 +246,10 @@ class ObjectContext(nn.Module):
         branch_channels: int | None = None,
         dilations: Sequence[int] = (12, 24, 36),
         variant: Variant = "ocnet",
+        heads: int = 1,
+        normalization: Normalization = "softmax",
         share_query_key: bool | None = None,
+        projections: Projections = "inside",
         dropout: float = 0.0,
         norm_layer: Norm = nn.BatchNorm2d,
         form: Literal["block", "published"] = "block",
@@ -238,12 +262,20 @@ class ObjectContext(nn.Module):
             raise ValueError(f"mode is base, context, pyramid or asp, got {mode!r}")
         if variant not in ("ocnet", "openseg"):
             raise ValueError(f"variant is ocnet or openseg, got {variant!r}")
+        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         own, deep = variant == "ocnet", variant == "openseg"
         act = partial(nn.LeakyReLU, 0.01) if own else nn.ReLU
         layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, **dd}
         sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
-        share = own if share_query_key is None else share_query_key
+        inside = projections == "inside"
+        share = own and inside if share_query_key is None else share_query_key
+        choices: dict[str, Any] = {
+            "heads": heads,
+            "normalization": normalization,
+            "share_query_key": share,
+            "projections": projections,
+        }
         out = out_channels or channels
         self.mode = mode
         self.contexts = nn.ModuleList()
@@ -253,23 +285,23 @@ class ObjectContext(nn.Module):
             inner = inner_channels or max(width // 2, 1)
             out = 2 * width
             self.first = ConvNorm(channels, width, 3, bias=True, **layers)
+            values = value_width(value_channels, width if own else max(width // 2, 1), inner, projections)
             self.inner = ObjectContext(
-                width, mode="context", sizes=sizes, inner_channels=inner,
-                value_channels=value_channels or (width if own else max(width // 2, 1)), variant=variant,
-                share_query_key=share, norm_layer=norm_layer, form="published",
-                zero_init=form == "published" and zero_init, **dd,
+                width, mode="context", sizes=sizes, inner_channels=inner, value_channels=values, variant=variant,
+                norm_layer=norm_layer, form="published", zero_init=form == "published" and zero_init, **choices, **dd,
             )  # fmt: skip
             self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
             self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
             self.fuse = ConvNorm(width * (2 + len(dilations)), out, **layers)
         else:
             inner = inner_channels or max(channels // 2, 1)
-            values = value_channels or (channels if mode == "pyramid" else inner)
+            values = value_width(value_channels, channels if mode == "pyramid" else inner, inner, projections)
+            check_heads(heads, inner_channels=inner, value_channels=values)
             mix_out = channels if mode == "base" else out
             for n in sizes:
-                place = {"grid": n} if mode == "pyramid" else {"scale": n}
+                place = {"grid": n} if mode == "pyramid" else {"stride": n}
                 self.contexts.append(
-                    ObjectAttention(channels, inner, values, mix_out, deep=deep, share=share, **place, **layers)
+                    ObjectAttention(channels, inner, values, mix_out, deep=deep, **choices, **place, **layers)
                 )
             if mode == "context":
                 self.fuse = ConvNorm(out, out, bias=True, **layers) if own else NormAct(out, **layers)
@@ -297,32 +329,25 @@ class ObjectContext(nn.Module):
         return self._finish(x, [context(x) for context in self.contexts])
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-        context = self._one()
-        key = context.key(x)
-        q = to_tokens(key if context.query is None else context.query(x))
-        q = q if queries is None else q[..., queries, :]
-        return embedded_gaussian_weights(q, to_tokens(key), scale=q.shape[-1] ** -0.5)
+        """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+        return self._one().attention(x, queries)
 
     def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, 1, N, E)``."""
-        return to_tokens(self._one().value(x))
+        """What is mixed, ``(B, h, N, E)``."""
+        return self._one().values(x)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the weighted sums ``(B, 1, N, E)``."""
-        return self._finish(x, [self._one().mix(to_map(mixed, x).to(x.dtype))])
+        """The output from the weighted sums ``(B, h, N, E)``."""
+        return self._finish(x, [self._one().finish(x, mixed)])
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Weights ``(B, 1, N, N)`` of every attention, over the map that it sees."""
+        """Weights ``(B, h, N, N)`` of every attention, over the map that it sees."""
         if self.inner is not None and self.first is not None:
             return self.inner.maps(self.first(x))
         found = []
         for context in self.contexts:
             assert isinstance(context, ObjectAttention)
-            seen = max_pool(x, context.scale)
-            key = context.key(seen)
-            query = key if context.query is None else context.query(seen)
-            found.append(context.weights(query, key, key.shape[1] ** -0.5))
+            found.append(context.weights(x))
         return found
 
     def _one(self) -> ObjectAttention:

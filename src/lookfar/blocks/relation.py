@@ -57,6 +57,7 @@ class Relation(nn.Module):
         inner_channels: Channels of queries and keys, all heads together; C by default.
         position_channels: E, sines and cosines of the geometry, a multiple of 8.
         gated: Boxes gate the weights; off, regions are related by what they show alone.
+        share_query_key: One projection for queries and keys.
         zero_init: Start as the identity (values are zero).
 
     Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels. Regions of
@@ -71,6 +72,7 @@ class Relation(nn.Module):
         inner_channels: int | None = None,
         position_channels: int = 64,
         gated: bool = True,
+        share_query_key: bool = False,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -83,13 +85,17 @@ class Relation(nn.Module):
         if position_channels % 8:
             raise ValueError(f"position_channels is a multiple of 8, got {position_channels}")
         self.channels, self.heads, self.position_channels = channels, heads, position_channels
-        self.query, self.key = normal_(nn.Linear(channels, inner, **dd)), normal_(nn.Linear(channels, inner, **dd))
+        self.query = normal_(nn.Linear(channels, inner, **dd))
+        self.key = None if share_query_key else normal_(nn.Linear(channels, inner, **dd))
         self.gate = normal_(nn.Linear(position_channels, heads, **dd)) if gated else None
         self.value = normal_(nn.Linear(channels, channels, **dd))
         if zero_init:
             zero_(self.value)
 
-    inert_parameters = ("key.bias",)
+    @property
+    def inert_parameters(self) -> tuple[str, ...]:
+        """A key bias adds the same number to every logit of a region: softmax does not see it."""
+        return () if self.key is None else ("key.bias",)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
         """Random features and boxes, as many as a map of this size has positions."""
@@ -121,10 +127,13 @@ class Relation(nn.Module):
 
     def _projected(self, x: Tensor, keys: int | None) -> tuple[Tensor, Tensor, Tensor]:
         seen = x if keys is None else x[:, :keys]
-        return tuple(
-            split_heads(nn.functional.linear(widened(t), widened(layer.weight), widened(layer.bias)), self.heads)
-            for layer, t in ((self.query, x), (self.key, seen), (self.value, seen))
-        )  # type: ignore[return-value]
+        q, v = self._linear(self.query, x), self._linear(self.value, seen)
+        if self.key is not None:
+            return q, self._linear(self.key, seen), v
+        return q, q if keys is None else q[:, :, :keys], v
+
+    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        return split_heads(nn.functional.linear(widened(x), widened(layer.weight), widened(layer.bias)), self.heads)
 
     def _attended(self, wide: Tensor, k: Tensor, v: Tensor, others: Tensor) -> Tensor:
         q, own = wide.tensor_split([k.shape[3]], 3)

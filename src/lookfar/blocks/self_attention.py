@@ -97,7 +97,7 @@ class SelfAttention(PairwiseAttention):
     def mix(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """The weighted sums ``(B, h, N, D)`` for every token, of ``values`` where the caller has them already."""
         if values is None:
-            return super().mix(x)
+            return self._mixed(x)
         return attention(*self._queries_and_keys(x), values, scale=self.scale, normalization=self.normalization)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:

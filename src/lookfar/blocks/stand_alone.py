@@ -4,6 +4,7 @@ Traps: logits are not divided by sqrt(d); the row's embedding meets the first ha
 the second.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing
+from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
+from lookfar.ops._normalization import RowNormalization, check_normalization
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
 from lookfar.ops.neighborhood import (
-    Normalization,
     neighborhood,
     neighborhood_rows,
     neighborhood_weights,
@@ -56,7 +58,7 @@ def _check_heads(heads: int, out_channels: int) -> None:
         "The paper does not say what lies outside the map: nothing (`mask`), or `zeros` as after padding.",
     ),
 )
-class StandAlone(nn.Module):
+class StandAlone(QueryKeyValue):
     """Replaces a k x k convolution by attention to the window, with embeddings of the relative position.
 
     y_i = sum_{j in window(i)} softmax_j(q_i . k_j + q_i . r_{j - i}) v_j, heads side by side
@@ -74,6 +76,8 @@ class StandAlone(nn.Module):
             window inward (``clamped``; offsets are then those of its cells).
         normalization: Of the logits: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys.
+        projections: ``inside`` has queries, keys and values; ``around`` has one before, whose result is all three, and
+            one after.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -94,8 +98,9 @@ class StandAlone(nn.Module):
         shared: bool = False,
         content: bool = True,
         border: Literal["mask", "zeros", "clamped"] = "mask",
-        normalization: Normalization = "softmax",
+        normalization: RowNormalization = "softmax",
         share_query_key: bool = False,
+        projections: Projections = "inside",
         device=None,
         dtype=None,
     ) -> None:
@@ -112,55 +117,52 @@ class StandAlone(nn.Module):
         self.heads = heads
         self.stride = stride
         self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
-        self.normalization: Normalization = normalization
+        self.normalization = normalization
         some = torch.empty(1, 1, 1, 1, 1)
         neighborhood(some, some, some, normalization=normalization, **self.window)  # unknown choices raise here
-        self.query = _projection(channels, out, **dd)
         self.content = content
-        self.key = _projection(channels, out, **dd) if content and not share_query_key else None
-        self.value = _projection(channels, out, **dd)
+        share = share_query_key or (not content and projections == "inside")  # nobody asks for keys
+        layer = partial(_projection, channels, out, **dd)
+        self._add_projections(layer, layer, share_query_key=share, projections=projections)
+        self.project = None if projections == "inside" else _projection(out, out, **dd)
         table = (1 if shared else heads, out // heads // 2, kernel_size)
         self.rel_row = nn.Parameter(torch.randn(table, **dd)) if relative else None
         self.rel_col = nn.Parameter(torch.randn(table, **dd)) if relative else None
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, bias = self._queries_keys_bias(x)
-        v = self._heads(self._value_map(x))
+        q, k, v = self._queries_keys_values(x)
+        q, k, bias = self._compared(q, k)
         y = neighborhood(q, k, v, bias=bias, normalization=self.normalization, **self.window)
-        return self._pool(match_format(y.flatten(1, 2), x), x)
+        return self._led_out(x, match_format(y.flatten(1, 2), x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` before the pool, of all when None; 0 off the window."""
-        q, k, bias = self._queries_keys_bias(x)
+        q, k, bias = self._compared(*self._queries_and_keys(x))
         cells = neighborhood_weights(q, k, bias=bias, normalization=self.normalization, **self.window)
         return neighborhood_rows(cells, (x.shape[2], x.shape[3]), queries=queries, **self.window)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, O/h)``."""
-        return to_tokens(self._value_map(x), self.heads)
+        return self._values(x).flatten(3).transpose(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
-        return self._pool(to_map(mixed, x), x)
+        return self._led_out(x, to_map(mixed, x))
 
-    def _value_map(self, x: Tensor) -> Tensor:
-        # weights that are no average may leave the range of half precision
-        return widened(self.value(x)) if self.normalization == "none" else self.value(x)
-
-    def _heads(self, t: Tensor) -> Tensor:
+    def _split(self, t: Tensor) -> Tensor:
         return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, O/h, H, W)
 
-    def _queries_keys_bias(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        q = self._heads(self.query(x))
-        bias = None
-        if self.rel_row is not None and self.rel_col is not None:
-            bias = relative_logits(q, self.rel_row, self.rel_col)
-        if not self.content:
-            nothing = torch.zeros_like(q[:, :, :1])
-            return nothing, nothing, bias
-        return q, q if self.key is None else self._heads(self.key(x)), bias
+    def _compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries, keys and what relative positions add to their logits."""
+        rows, columns = self.rel_row, self.rel_col
+        bias = None if rows is None or columns is None else relative_logits(q, rows, columns)
+        if self.content:
+            return q, k, bias
+        nothing = torch.zeros_like(q[:, :, :1])
+        return nothing, nothing, bias
 
-    def _pool(self, y: Tensor, x: Tensor) -> Tensor:
+    def _led_out(self, x: Tensor, y: Tensor) -> Tensor:
+        y = after_mixing(self.project, y, self.normalization)
         y = y.to(x.dtype) if self.normalization == "none" else y
         return y if self.stride == 1 else F.avg_pool2d(y, self.stride, ceil_mode=True)
 
@@ -181,7 +183,7 @@ class StandAlone(nn.Module):
     differences=("BatchNorm and the k x k max-pool that follow in the paper are not part of it.",),
     author_keys={"values": "mixtures"},
 )
-class StandAloneStem(nn.Module):
+class StandAloneStem(QueryKeyValue):
     """A network's first layer: attention inside k x k blocks, with values that depend on the place in the block.
 
     y_i = sum_{j in block(i)} softmax_j(q_i . k_j) V_p(j) x_j, V_p = sum_m softmax_m((row_p + col_p) . nu_m) V_m
@@ -193,6 +195,7 @@ class StandAloneStem(nn.Module):
         heads: Groups of channels that attend by themselves.
         mixtures: Number M of value matrices that are mixed.
         embed_channels: Width of the embeddings of rows, columns and mixtures; O / heads when None.
+        normalization: Of the logits in a block: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys.
 
     Shape: ``(B, C, H, W) -> (B, O, H, W)``, H and W multiples of k
@@ -210,6 +213,7 @@ class StandAloneStem(nn.Module):
         heads: int = 8,
         mixtures: int = 4,
         embed_channels: int | None = None,
+        normalization: Normalization = "softmax",
         share_query_key: bool = False,
         device=None,
         dtype=None,
@@ -220,10 +224,13 @@ class StandAloneStem(nn.Module):
         _check_heads(heads, out)
         if kernel_size < 1 or mixtures < 1:
             raise ValueError(f"kernel_size and mixtures are at least 1, got {kernel_size=}, {mixtures=}")
+        check_normalization(normalization, NORMALIZATIONS)
         embed = embed_channels or out // heads
         self.channels = channels
+        self.normalization = normalization
         self.kernel_size = kernel_size
         self.heads = heads
+        self.embed = self.value = None
         self.query = _projection(channels, out, **dd)
         self.key = None if share_query_key else _projection(channels, out, **dd)
         self.mixtures = nn.Parameter(torch.randn(mixtures, out, channels, **dd).mul_((2 / out) ** 0.5))
@@ -232,21 +239,21 @@ class StandAloneStem(nn.Module):
         self.nu = nn.Parameter(torch.randn(mixtures, embed, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
+        n = self.kernel_size
         q, k = self._queries_and_keys(x)
-        y = embedded_gaussian(q, k, self._values(x))  # (B blocks, h, k^2, O/h)
-        blocks, n = [s // self.kernel_size for s in x.shape[2:]], self.kernel_size
-        y = y.reshape(-1, *blocks, self.heads, n, n, y.shape[-1])
-        return match_format(y.permute(0, 3, 6, 1, 4, 2, 5).reshape(x.shape[0], -1, *x.shape[2:]), x)
+        y = attention(q, k, self._values(x), normalization=self.normalization)  # (B h blocks, 1, k^2, O/h)
+        return match_format(from_blocks(y.to(x.dtype), x.shape[2:], (n, n), self.heads), x)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None; 0 off the block."""
         (H, W), n = x.shape[2:], self.kernel_size
-        weights = embedded_gaussian_weights(*self._queries_and_keys(x)).unflatten(0, (x.shape[0], -1))
+        weights = attention_weights(*self._queries_and_keys(x), normalization=self.normalization)
+        weights = weights[:, 0].unflatten(0, (x.shape[0], self.heads, -1))
         at = torch.arange(H * W, device=x.device)
         at = at if queries is None else at[queries]
         y, column = at // W, at % W
         home = (y // n) * (W // n) + column // n
-        found = weights[:, home, :, (y % n) * n + column % n].permute(1, 2, 0, 3)  # (B, h, Q, k^2)
+        found = weights[:, :, home, (y % n) * n + column % n]  # (B, h, Q, k^2)
         inside = torch.arange(n, device=x.device)
         rows, columns = (y // n * n)[:, None] + inside, (column // n * n)[:, None] + inside
         keys = (W * rows[:, :, None] + columns[:, None]).flatten(1)  # (Q, k^2)
@@ -254,7 +261,7 @@ class StandAloneStem(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, O/h)``."""
-        return to_tokens(self._value_map(x), self.heads)
+        return self._wide_enough(to_tokens(self._value_map(x), self.heads))
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
@@ -264,23 +271,19 @@ class StandAloneStem(nn.Module):
         """A random map of ``size`` blocks."""
         return (torch.randn(batch, self.channels, *(n * self.kernel_size for n in size)),)
 
-    def _blocks(self, t: Tensor) -> Tensor:
-        """``(B, O, H, W) -> (B blocks, h, k^2, O/h)``."""
-        B, O, H, W = t.shape
-        n = self.kernel_size
-        t = t.reshape(B, self.heads, O // self.heads, H // n, n, W // n, n)
-        return t.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, self.heads, n * n, O // self.heads)
+    def _split(self, t: Tensor) -> Tensor:
+        """``(B, O, H, W) -> (B h blocks, 1, k^2, O/h)``."""
+        return to_blocks(t, (self.kernel_size, self.kernel_size), self.heads)
 
     def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n = self.kernel_size
         if x.shape[2] % n or x.shape[3] % n:
             H, W = x.shape[2:]
             raise ValueError(f"the stem's blocks are {n} x {n}: want H and W in multiples of {n}, got {H} x {W}")
-        q = self._blocks(self.query(x))
-        return q, q if self.key is None else self._blocks(self.key(x))
+        return super()._queries_and_keys(x)
 
     def _values(self, x: Tensor) -> Tensor:
-        return self._blocks(self._value_map(x))
+        return self._wide_enough(self._split(self._value_map(x)))
 
     def _value_map(self, x: Tensor) -> Tensor:
         """One matrix a place in the block, mixed before it is applied: M times fewer products."""

@@ -1,6 +1,7 @@
 """Between feature maps (B, C, *S) and tokens (B, h, N, D): the only reshapes of the library."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +21,27 @@ def to_map(t: Tensor, like: Tensor) -> Tensor:
     B, h, N, E = t.shape
     y = t.transpose(1, 2).reshape(B, N, h * E).transpose(1, 2).unflatten(2, like.shape[2:])
     return match_format(y, like)
+
+
+def to_blocks(x: Tensor, block: tuple[int, int], heads: int = 1, *, far: bool = False) -> Tensor:
+    """Groups of one block, or (far) of one phase in every block: ``(B, C, H, W) -> (B h groups, 1, P, C/h)``."""
+    B, C, H, W = x.shape
+    dh, dw = block
+    x = x.reshape(B * heads, C // heads, H // dh, dh, W // dw, dw)
+    groups, inside = ((0, 3, 5), (2, 4)) if far else ((0, 2, 4), (3, 5))
+    return x.permute(*groups, *inside, 1).flatten(0, 2).flatten(1, 2)[:, None].contiguous()
+
+
+def from_blocks(t: Tensor, size: Sequence[int], block: tuple[int, int], heads: int = 1, *, far: bool = False) -> Tensor:
+    """What :func:`to_blocks` made of a map of this size, as a map again."""
+    (H, W), (dh, dw) = size, block
+    if far:
+        t = t[:, 0].unflatten(1, (H // dh, W // dw)).unflatten(0, (-1, dh, dw))  # (B h, dh, dw, a, b, C/h)
+        t = t.permute(0, 5, 3, 1, 4, 2)
+    else:
+        t = t[:, 0].unflatten(1, (dh, dw)).unflatten(0, (-1, H // dh, W // dw))  # (B h, a, b, dh, dw, C/h)
+        t = t.permute(0, 5, 1, 3, 2, 4)
+    return t.reshape(t.shape[0] // heads, heads * t.shape[1], H, W)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -15,7 +15,7 @@ from lookfar.ops._precision import widened, without_autocast
 
 Pair = tuple[int, int]
 
-_WHY_NOT_DOUBLE = "a key's popularity among all queries would want their relative logits twice over"
+WHY_NOT_DOUBLE = "a key's popularity among all queries would want their relative logits twice over"
 
 
 def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, size: Pair) -> Tensor:
@@ -43,7 +43,7 @@ def relative_attention_weights(
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-    check_normalization(normalization, why=_WHY_NOT_DOUBLE)
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     _check(q, k, rows, columns, size)
     at = torch.arange(q.shape[-2], device=q.device)
     at = at if queries is None else at[queries]
@@ -100,7 +100,7 @@ def relative_attention(
     Raises:
         ValueError: Shapes that do not fit, an unknown normalisation.
     """
-    check_normalization(normalization, why=_WHY_NOT_DOUBLE)
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     _check(q, k, rows, columns, size)
     dtype = v.dtype
     with without_autocast(q):
