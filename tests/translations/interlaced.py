@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lookfar import block_info, create_block, weights
 from translations import Built, Case, translates
@@ -35,7 +35,12 @@ def mmseg_attention(case: Case) -> Built:
         form="published",
     )
     built = _part(case, block, "contexts.0.near.", "local_relation.")
-    return replace(built, module=lambda x: built.block(x, tuple(x.shape[2:]), far=False))
+
+    def over_the_map(x: Tensor) -> Tensor:
+        built.block.factor = (x.shape[2], x.shape[3])  # one block
+        return built.block(x)
+
+    return replace(built, module=over_the_map)
 
 
 def _part(case: Case, block: nn.Module, place: str, theirs: str) -> Built:
