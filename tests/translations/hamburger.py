@@ -87,6 +87,7 @@ def _burger(case: Case, variant: str) -> Built:
         dual=a.get("DUAL", True),
         spatial=a.get("SPATIAL", True) or (plus and a.get("DUAL", True)),
         squeeze=a.get("CHEESE_FACTOR", heads),
+        norm_layer=partial(nn.BatchNorm2d, momentum=a.get("BN_MOM", 3e-4)),  # of the authors' settings
         **_ham_options(a, case.source),
     )
     return Built(Started(block, _bases(case)), block)
