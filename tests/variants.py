@@ -81,7 +81,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "pointwise_spatial_attention": [
         {"mode": "distribute", "shrink_factor": 1, "mask_size": (5, 4), "normalization": "none"},
-        {"mask_size": (9, 7), "variant": "mmseg", "inner_channels": 5, "normalization_factor": None},
+        {"mask_size": (9, 7), "variant": "mmseg", "shrink_factor": 1, "normalization_factor": None},
     ],
     "object_context": [
         {

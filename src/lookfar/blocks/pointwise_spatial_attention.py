@@ -145,7 +145,8 @@ class PointwiseSpatialAttention(nn.Module):
         shrink_factor: s, the map is resized to (H - 1) // s + 1 rows before.
         normalization: ``softmax``, or ``none``: the logits are the weights.
         normalization_factor: Divides the weighted sums; None is the number of offsets of the mask.
-        variant: Whose rules of sizes and borders, the ``authors``' or ``mmseg``'s.
+        variant: Whose rules of sizes and borders, the ``authors``' or ``mmseg``'s; the latter ask whether s divides the
+            map, so that a shrunk map is exported for sizes that answer alike.
         norm_layer: After every convolution but the masks'.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the context, ``(B, 2 C, H, W)``.
         zero_init: Start as the identity (P is zero).
