@@ -159,22 +159,23 @@ def _starts(n: int, size: Pair, device: torch.device) -> Tensor:
 def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(k^2, n, G), (n, C), (k^2, n), (k^2, n) -> (n, C)``, n = B N: all samples at a time."""
     K, n, G = w.shape
-    heads = x.unflatten(1, (G, x.shape[1] // G))
-    parts = []
-    for at, share in _corners(rows, columns, size, _starts(n, size, x.device)):
-        seen = heads.index_select(0, at.flatten()).unflatten(0, (K, n))
-        parts.append(((w * share[..., None])[..., None] * seen).sum(0))
-    return sum(parts[1:], parts[0]).flatten(1)
+    seen = _all_samples(x, rows, columns, size, _starts(n, size, x.device).repeat(K))
+    return (w[..., None] * seen.view(K, n, G, x.shape[1] // G)).sum(0).flatten(1)
 
 
 def _convolution(x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(n, C), (k^2, C, O), (k^2, n), (k^2, n) -> (n, O)``."""
-    K, n = rows.shape
-    mixed = (x @ weight).flatten(0, 1)  # (k^2 n, O)
-    parts = []
-    for at, share in _corners(rows, columns, size, _block_starts(slice(0, K), n, size, x.device)):
-        seen = mixed.index_select(0, at.flatten()).unflatten(0, (K, n))
-        parts.append((share[..., None] * seen).sum(0))
+    (K, n), O = rows.shape, weight.shape[2]
+    starts = _block_starts(slice(0, K), n, size, x.device).flatten()
+    return _all_samples((x @ weight).view(K * n, O), rows, columns, size, starts).view(K, n, O).sum(0)
+
+
+def _all_samples(x: Tensor, rows: Tensor, columns: Tensor, size: Pair, starts: Tensor) -> Tensor:
+    """``(k^2 n, C)`` of the places, (k^2, n), in maps that begin at the rows ``starts`` (k^2 n,) of x."""
+    parts = [
+        share[:, None] * x.index_select(0, at)
+        for at, share in _corners(rows.flatten(), columns.flatten(), size, starts)
+    ]
     return sum(parts[1:], parts[0])
 
 
