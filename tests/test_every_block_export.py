@@ -13,15 +13,15 @@ every_default = samples(variants=False)
 
 
 def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...] | None:
-    """Free axes of a map; batch and channels are as exported. None for one size alone.
+    """The axes of every input that follow the size of the map. None for one size alone.
 
     Options are asked too: one may freeze the size of the example into the graph, which is silently wrong elsewhere.
     """
-    if sample.name in STATIC_EXPORT or len(inputs) > 1 or (sample.options and sample.name in LONG):
+    if sample.name in STATIC_EXPORT or (sample.options and sample.name in LONG):
         return None
-    (other,) = sample.inputs(sample.build(), sample.sizes[1])
-    free = [axis for axis, (n, m) in enumerate(zip(inputs[0].shape, other.shape)) if axis and n != m]
-    return (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)
+    others = sample.inputs(sample.build(), sample.sizes[1])
+    free = ([axis for axis, (n, m) in enumerate(zip(x.shape, y.shape)) if n != m] for x, y in zip(inputs, others))
+    return tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free)
 
 
 @torch.no_grad()

@@ -90,9 +90,10 @@ def _exported(subject: Subject, module: nn.Module) -> torch.export.ExportedProgr
 
 
 def _free(subject: Subject, module: nn.Module) -> tuple[dict[int, Any] | None, ...]:
-    """Free axes of the map; further inputs keep their shapes."""
-    first, *rest = subject.inputs(module)
-    return (dict.fromkeys(range(2, first.dim()), torch.export.Dim.DYNAMIC), *(None for _ in rest))
+    """The axes of every input that follow the size of the map."""
+    here, there = subject.inputs(module), subject.inputs(module, OTHER_SIZES[len(subject.size)][0])
+    free = ([axis for axis, (n, m) in enumerate(zip(x.shape, y.shape)) if n != m] for x, y in zip(here, there))
+    return tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in free)
 
 
 def _right_elsewhere(subject: Subject, module: nn.Module, run: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> Outcome:
