@@ -1,11 +1,12 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
 CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -18,6 +19,7 @@ _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 Norm = Callable[..., nn.Module]
+Form = Literal["block", "published"]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -71,6 +73,21 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
     weight, shift = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
     y = weight.flatten(1).to(t.dtype) @ t
     return y + shift.to(t.dtype)[:, None] if bias and shift is not None else y
+
+
+def projection(form: Form, out_channels: int, channels: int, *, zero_init: bool, **dd: Any) -> nn.Conv2d | None:
+    """P of a block ``x + P(published(x))``, a 1x1 convolution that starts at zero; None where ``form="published"``."""
+    if form not in get_args(Form):
+        raise ValueError(f"form is block or published, got {form!r}")
+    if form == "published":
+        return None
+    project = nn.Conv2d(out_channels, channels, 1, **dd)
+    return zero_(project) if zero_init else project
+
+
+def projected(project: nn.Module | None, x: Tensor, y: Tensor) -> Tensor:
+    """``x + P(y)``, or the published y itself, in the memory format of x."""
+    return match_format(y if project is None else x + project(y), x)
 
 
 class ConvNorm(nn.Module):

@@ -4,14 +4,13 @@ Traps: the weights are sigmoids and are not normalised; the global vector is the
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, pointwise, zero_
-from lookfar.ops._layout import match_format
+from lookfar.blocks._layers import ConvNorm, Form, Norm, pointwise, projected, projection
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -116,7 +115,7 @@ class AdaptiveContext(nn.Module):
         fusion: bool = True,
         norm_layer: Norm | None = nn.BatchNorm2d,
         act_layer: Norm | None = nn.ReLU,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -128,13 +127,11 @@ class AdaptiveContext(nn.Module):
         self.scales = nn.ModuleList(
             AdaptiveContextModule(channels, inner, b, fusion, norm_layer, act_layer, **dd) for b in bins
         )
-        self.project = nn.Conv2d(inner * len(bins), channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, inner * len(bins), channels, zero_init=zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat([scale(x) for scale in self.scales], 1)
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Affinities ``(B, K, N)`` of the regions of all scales, the scales one after the other."""

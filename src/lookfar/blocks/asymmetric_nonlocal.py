@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, pointwise, wide, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, pointwise, projected, projection, wide, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, check_heads, value_width
-from lookfar.ops._layout import match_format, to_tokens
+from lookfar.ops._layout import to_tokens
 from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -106,7 +106,7 @@ class AsymmetricNonlocal(QueryKeyValue):
         bias: bool = True,
         dropout: float = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -138,11 +138,9 @@ class AsymmetricNonlocal(QueryKeyValue):
         act = nn.ReLU if mode == "pyramid" else None
         self.fuse = ConvNorm(self.mix.out_channels + channels, out, act_layer=act, **layers)
         self.dropout = nn.Dropout2d(dropout)
-        self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
+        self.project = projection(form, out, channels, zero_init=zero_init, **dd)
         if form == "published" and zero_init:
             zero_(self.mix)  # as the authors do: the attention is silent at first, the module is not the identity
-        elif self.project is not None and zero_init:
-            zero_(self.project)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A shared projection stands twice in the original's state."""
@@ -202,7 +200,7 @@ class AsymmetricNonlocal(QueryKeyValue):
         _, right = self._halves()
         own = wide(x, right, self.fuse.conv.bias)
         y = self.dropout(self.fuse.after((own + context.unflatten(2, x.shape[2:])).to(x.dtype)))
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)
 
     def _halves(self) -> tuple[Tensor, Tensor]:
         """The fusing convolution's weights for the context and for x."""

@@ -5,15 +5,14 @@ and pass the range of half precision; a node that nobody joins still has a direc
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import zero_
-from lookfar.ops._layout import match_format
+from lookfar.blocks._layers import Form, projected, projection
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -108,7 +107,7 @@ class GraphProjection(nn.Module):
         inner_channels: int | None = None,
         scale: bool = False,
         reasoning: bool = True,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -118,16 +117,14 @@ class GraphProjection(nn.Module):
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = inner_channels or min(channels, 256)
         self.units = nn.ModuleList(GraphUnit(channels, inner, n, scale=scale, reasoning=reasoning, **dd) for n in nodes)
-        self.project = nn.Conv2d(inner * len(nodes), channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, inner * len(nodes), channels, zero_init=zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):
             tokens = widened(x.flatten(2))
             y = torch.cat([unit(tokens) for unit in self.units], 1).unflatten(2, x.shape[2:])
         y = y.to(x.dtype)
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Assignments ``(B, K, N)`` of the positions to the nodes of all units, one unit after the other."""

@@ -7,14 +7,14 @@ they are keys like others.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
 from lookfar.blocks._projections import (
     PairwiseAttention,
     Projections,
@@ -23,7 +23,7 @@ from lookfar.blocks._projections import (
     check_projections,
     value_width,
 )
-from lookfar.ops._layout import from_blocks, match_format, to_blocks
+from lookfar.ops._layout import from_blocks, to_blocks
 from lookfar.ops._normalization import check_normalization
 from lookfar.ops.attention import NORMALIZATIONS, Normalization
 
@@ -202,7 +202,7 @@ class Interlaced(nn.Module):
         projections: Projections = "inside",
         dropout: float = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -233,9 +233,7 @@ class Interlaced(nn.Module):
         )
         self.fuse = ConvNorm(width + out * len(factors), out, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
         self.dropout = nn.Dropout2d(dropout)
-        self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, out, channels, zero_init=zero_init, **dd)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """mmsegmentation, told by its biases, fuses the context and then x, the authors x and then the context."""
@@ -249,7 +247,7 @@ class Interlaced(nn.Module):
         contexts = [context(x) for context in self.contexts]
         own = x if self.widen is None else self.widen(x)
         y = self.dropout(self.fuse(torch.cat([own, *contexts], 1)))
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Weights of the first grid's far attention, ``(B, h dh dw, P, P)``: among the positions of each phase."""

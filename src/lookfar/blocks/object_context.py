@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, max_pool, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, max_pool, projected, projection, zero_
 from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, check_heads, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
-from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
+from lookfar.ops._layout import from_blocks, to_blocks, to_map, to_tokens
 from lookfar.ops._normalization import check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention
@@ -252,7 +252,7 @@ class ObjectContext(nn.Module):
         projections: Projections = "inside",
         dropout: float = 0.0,
         norm_layer: Norm = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -311,10 +311,8 @@ class ObjectContext(nn.Module):
                 self.widen = ConvNorm(channels, channels * len(sizes), bias=True, **layers)
                 self.fuse = ConvNorm((channels + out) * len(sizes), out, bias=True, **layers)
         self.dropout = nn.Dropout2d(dropout)
-        self.project = nn.Conv2d(out, channels, 1, **dd) if form == "block" else None
-        if zero_init and self.project is not None:
-            zero_(self.project)
-        elif zero_init:
+        self.project = projection(form, out, channels, zero_init=zero_init, **dd)
+        if zero_init and form == "published":
             for context in self.contexts:
                 zero_(context.mix)  # type: ignore[arg-type]  # as the authors do: the attention is silent at first
         if sizes != (1,):
@@ -368,4 +366,4 @@ class ObjectContext(nn.Module):
             y = torch.stack(contexts).sum(0) if len(contexts) > 1 else contexts[0]
             y = torch.cat([y, x], 1) if self.mode == "base" else y
         y = self.dropout(self.fuse(y))
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block, block_info
-from lookfar.blocks._layers import ConvNorm, Norm, zero_
-from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
+from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 from lookfar.ops.pointwise_spatial import Direction, Normalization, pointwise_spatial, pointwise_spatial_weights
@@ -170,7 +170,7 @@ class PointwiseSpatialAttention(nn.Module):
         normalization_factor: float | None = 1.0,
         variant: Variant = "authors",
         norm_layer: Norm = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -194,9 +194,7 @@ class PointwiseSpatialAttention(nn.Module):
         self.first = branches[0]
         self.second = branches[1] if mode == "both" else None
         self.mix = ConvNorm(inner * len(branches), channels, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
-        self.project = nn.Conv2d(2 * channels, channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, 2 * channels, channels, zero_init=zero_init, **dd)
         if shrink_factor == 1:
             self.attends = "weights"
 
@@ -257,4 +255,4 @@ class PointwiseSpatialAttention(nn.Module):
         if self.shrink_factor != 1 or bordered:
             y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=self._corners(x))
         y = torch.cat([x, y.to(x.dtype)], 1)
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)

@@ -5,14 +5,14 @@ corners when it resizes, mmsegmentation by configuration.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -69,7 +69,7 @@ class PyramidPooling(nn.Module):
         inner_channels: int | None = None,
         align_corners: bool = True,
         norm_layer: Norm | None = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -79,9 +79,7 @@ class PyramidPooling(nn.Module):
         inner = inner_channels or max(channels // len(bins), 1)
         self.bins, self.align_corners = tuple(bins), align_corners
         self.scales = nn.ModuleList(ConvNorm(channels, inner, norm_layer=norm_layer, **dd) for _ in self.bins)
-        self.project = nn.Conv2d(channels + inner * len(self.bins), channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, channels + inner * len(self.bins), channels, zero_init=zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [scale(adaptive_average(x, b).to(x.dtype)).relu() for scale, b in zip(self.scales, self.bins)]
@@ -163,7 +161,7 @@ class AtrousPyramid(nn.Module):
         inner_channels: int | None = None,
         fuse_kernel: int = 1,
         norm_layer: Norm | None = nn.BatchNorm2d,
-        form: Literal["block", "published"] = "block",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -177,12 +175,10 @@ class AtrousPyramid(nn.Module):
             self.branches.append(AtrousConv(channels, inner, 3, dilation=d, norm_layer=norm_layer, **dd))
         width = inner * (len(self.branches) + 1)
         self.fuse = ConvNorm(width, inner, fuse_kernel, norm_layer=norm_layer, **dd)
-        self.project = nn.Conv2d(inner, channels, 1, **dd) if form == "block" else None
-        if self.project is not None and zero_init:
-            zero_(self.project)
+        self.project = projection(form, inner, channels, zero_init=zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         image = self.image(adaptive_average(x, 1).to(x.dtype)).relu().expand(-1, -1, *x.shape[2:])
         y = torch.cat([image, *(branch(x).relu() for branch in self.branches)], 1)
         y = self.fuse(y).relu()
-        return match_format(y if self.project is None else x + self.project(y), x)
+        return projected(self.project, x, y)
