@@ -21,6 +21,18 @@ _ATTENDS = {
     "none": "no weights over positions",
 }
 
+_ASKED = (
+    "Options of many blocks, for studies that compare one block with itself. At their defaults every block is the "
+    "published one; which values a block takes, and why not others, its page or its error says."
+)
+_SHARED = {
+    "heads": "several attentions side by side, each on its share of the channels",
+    "share_query_key": "one projection for queries and keys",
+    "projections": "`around`: no projections of queries, keys and values, one convolution before and one after instead",
+    "normalization": "of the weights: `softmax`, `double`, `l1`, `sigmoid`, `none`",
+    "reasoning": "off: the middle step of a low-rank or graph block is left out",
+}
+
 
 def select(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:
     """Canonical names that fit a name, an alias or a glob pattern, a kind and a family.
@@ -184,7 +196,16 @@ def _index() -> str:
         for info in map(block_info, list_blocks())
     ]
     head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
-    return head + markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows) + "\n"
+    table = markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows)
+    shared = [(f"`{option}`", meaning, _with_option(option)) for option, meaning in _SHARED.items()]
+    questions = markdown_table(["option", "what it asks", "blocks"], shared)
+    return f"{head}{table}\n\n## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
+
+
+def _with_option(option: str) -> str:
+    """Links to the blocks that take an option."""
+    names = (name for name in list_blocks() if option in block_info(name).options)
+    return ", ".join(f"[`{name}`]({name}.md)" for name in names)
 
 
 def _source(info: BlockInfo) -> str:
