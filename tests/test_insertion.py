@@ -462,8 +462,8 @@ def test_blocks_that_do_not_fit() -> None:
         insert(net, Halving, at="layer3", example=images())
     with pytest.raises(ValueError, match=r"no block is called 'position_atention'. Did you mean position_attention"):
         insert(net, "position_atention", at="layer3", example=images())
-    with pytest.raises(TypeError, match="position_attention has no option 'heads'"):
-        insert(net, "position_attention", at="layer3", example=images(), heads=2)
+    with pytest.raises(TypeError, match="position_attention has no option 'bins'"):
+        insert(net, "position_attention", at="layer3", example=images(), bins=2)
     with pytest.raises(ValueError, match="position is last, every or branch, got 'first'"):
         insert(net, Identical, at="layer3", example=images(), position="first")
     with pytest.raises(ValueError, match=r"layer3.1.conv1 \(Conv2d\) is no stage of several blocks"):
