@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lookfar._tables import table
 from lookfar.blocks import block_info, parse_block
-from lookfar.cost import GROWTH_CHANNELS, GROWTH_SIZES, Cost, Growth, growth, measure_cost, parse_size
+from lookfar.cost import GROWTH_CHANNELS, GROWTH_SIZES, Cost, Growth, growth, keep_pages, measure_cost, parse_size
 
 
 def print_costs(
@@ -30,6 +30,7 @@ def print_costs(
     measured = parse_size(size)
     for block in blocks:
         parse_block(block)  # a misspelt name is told before the first measurement
+    keep_pages()
     console = Console(stderr=True)  # says what it waits for; silent when not a terminal
     costs: list[Cost] = []
     for block in blocks:

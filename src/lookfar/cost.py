@@ -10,6 +10,7 @@ Everything is measured on this machine, by running it; nothing is extrapolated. 
 
 import contextlib
 import copy
+import ctypes
 import math
 import statistics
 import time
@@ -207,6 +208,18 @@ def growth(
         _exponent(N, [point.memory_mb for point in points]),
         tuple(skipped),
     )
+
+
+def keep_pages() -> None:
+    """Have this process keep the memory that it frees, where its C library can (glibc).
+
+    Large tensors are otherwise given back to the system and faulted in anew at every call, which is timed with the
+    block and makes linear ones look steeper. It cannot be undone: for processes that measure and end.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        library.mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def parse_size(text: str) -> tuple[int, ...]:

@@ -41,10 +41,10 @@ def draw(case: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor,
     return x.to(dtype), weights.to(dtype), kernel.to(dtype), offsets.to(dtype), dilation
 
 
-@pytest.fixture(params=["all samples at a time", "one sample at a time", "graph"])
+@pytest.fixture(params=["all samples at a time", "some positions at a time", "graph"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "one sample at a time":
-        monkeypatch.setitem(deformable.BUDGET, "cpu", 1)
+    if request.param == "some positions at a time":
+        monkeypatch.setitem(deformable.LIMIT, "cpu", 100)
     if request.param == "graph":
         monkeypatch.setattr(deformable, "for_graphs", lambda: True)
     return request.param

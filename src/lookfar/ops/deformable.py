@@ -10,6 +10,7 @@ has no fraction left on large maps; at whole numbers the derivative is the right
 1 - |p - m|, and a grid that is normalised to -1 .. 1 and back, give another.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, for_graphs, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
+
+# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU wants to be filled
+LIMIT = {"cpu": 1 << 18}
+LIMIT_ELSEWHERE = 1 << 25
 
 
 def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
@@ -188,11 +192,12 @@ class _Sum(torch.autograd.Function):
         ctx.size = size
         n, G = w.shape[1:]
         y = torch.zeros_like(x)
-        for cells, held in _blocks(w.shape[0], x):
-            for at, share in _corners(rows[cells], columns[cells], size, _starts(n, size, x.device)):
+        starts = _starts(n, size, x.device)
+        for cells, some, held in _blocks(w.shape[0], x):
+            for at, share in _corners(rows[cells, some], columns[cells, some], size, starts[some]):
                 seen = _read(x, at, held).unflatten(2, (G, x.shape[1] // G))
-                seen *= (w[cells] * share[..., None])[..., None]
-                y += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
+                seen *= (w[cells, some] * share[..., None])[..., None]
+                y[some] += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
         return y
 
     @staticmethod
@@ -203,16 +208,18 @@ class _Sum(torch.autograd.Function):
         (K, n, G), C = w.shape, x.shape[1]
         g = grads[0].contiguous().view(n, G, C // G)
         gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
-        for cells, held in _blocks(K, x):
-            starts = _starts(n, ctx.size, x.device)
-            for at, share, fall, drift in _corners(rows[cells], columns[cells], ctx.size, starts, slopes=True):
+        starts = _starts(n, ctx.size, x.device)
+        for cells, some, held in _blocks(K, x):
+            places = rows[cells, some], columns[cells, some]
+            for at, share, fall, drift in _corners(*places, ctx.size, starts[some], slopes=True):
                 seen = _read(x, at, held).unflatten(2, (G, C // G))
-                met = seen.mul_(g).sum(-1)  # (cells, n, G)
-                gw[cells] += share[..., None] * met
-                met = (w[cells] * met).sum(-1)
-                gr[cells] += fall * met
-                gc[cells] += drift * met
-                _give(gx, at, torch.mul((w[cells] * share[..., None])[..., None], g, out=seen).flatten(2))
+                met = seen.mul_(g[some]).sum(-1)  # (cells, some, G)
+                gw[cells, some] += share[..., None] * met
+                met = (w[cells, some] * met).sum(-1)
+                gr[cells, some] += fall * met
+                gc[cells, some] += drift * met
+                given = torch.mul((w[cells, some] * share[..., None])[..., None], g[some], out=seen)
+                _give(gx, at, given.flatten(2))
         return gw, gx, gr, gc, None
 
 
@@ -225,12 +232,14 @@ class _Convolution(torch.autograd.Function):
         ctx.size = size
         n = len(x)
         y = x.new_zeros((n, weight.shape[2]))
-        for cells, held in _blocks(len(weight), y):
+        for cells, parts in _grouped(_blocks(len(weight), y)):
             mixed = (x @ weight[cells]).flatten(0, 1)
-            for at, share in _corners(rows[cells], columns[cells], size, _block_starts(cells, n, size, x.device)):
-                seen = _read(mixed, at, held)
-                seen *= share[..., None]
-                y += seen.sum(0) if len(seen) > 1 else seen[0]
+            starts = _block_starts(cells, n, size, x.device)
+            for some, held in parts:
+                for at, share in _corners(rows[cells, some], columns[cells, some], size, starts[:, some]):
+                    seen = _read(mixed, at, held)
+                    seen *= share[..., None]
+                    y[some] += seen.sum(0) if len(seen) > 1 else seen[0]
         return y
 
     @staticmethod
@@ -241,30 +250,44 @@ class _Convolution(torch.autograd.Function):
         n, g = len(x), grads[0].contiguous()
         gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
         with without_autocast(x):
-            for cells, held in _blocks(len(weight), g):
+            for cells, parts in _grouped(_blocks(len(weight), g)):
                 mixed = (x @ weight[cells]).flatten(0, 1)
                 back = torch.zeros_like(mixed)
                 starts = _block_starts(cells, n, ctx.size, x.device)
-                for at, share, fall, drift in _corners(rows[cells], columns[cells], ctx.size, starts, slopes=True):
-                    seen = _read(mixed, at, held)
-                    met = seen.mul_(g).sum(-1)  # (cells, n)
-                    gr[cells] += fall * met
-                    gc[cells] += drift * met
-                    _give(back, at, torch.mul(share[..., None], g, out=seen))
+                for some, held in parts:
+                    places = rows[cells, some], columns[cells, some]
+                    for at, share, fall, drift in _corners(*places, ctx.size, starts[:, some], slopes=True):
+                        seen = _read(mixed, at, held)
+                        met = seen.mul_(g[some]).sum(-1)  # (cells, some)
+                        gr[cells, some] += fall * met
+                        gc[cells, some] += drift * met
+                        _give(back, at, torch.mul(share[..., None], g[some], out=seen))
                 for given, matrix, to in zip(back.split(n), weight[cells], gw[cells]):
                     gx.addmm_(given, matrix.T)
                     to.copy_(x.T @ given)
         return gx, gw, gr, gc, None
 
 
-def _blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the samples of which maps like ``like`` (n, C) are held at a time, and the memory that holds them."""
+def _blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Slices of the samples, and of the positions of a map ``like`` (n, C), that are held at a time, and where."""
     n, C = like.shape
-    step = min(max(BUDGET.get(like.device.type, BUDGET_ELSEWHERE) // max(n * C, 1), 1), cells)
-    held = like.new_empty((step * n, C))
+    limit = LIMIT.get(like.device.type, LIMIT_ELSEWHERE)
+    held = like.new_empty((max(min(limit // max(C, 1), cells * n), 1), C))
+    step = min(max(len(held) // max(n, 1), 1), cells)
+    some = min(len(held), n)
     for first in range(0, cells, step):
         last = min(first + step, cells)
-        yield slice(first, last), held[: (last - first) * n]
+        for start in range(0, n, max(some, 1)):
+            stop = min(start + some, n)
+            yield slice(first, last), slice(start, stop), held[: (last - first) * (stop - start)]
+
+
+def _grouped(
+    blocks: Iterator[tuple[slice, slice, Tensor]],
+) -> Iterator[tuple[slice, Iterator[tuple[slice, Tensor]]]]:
+    """The blocks of the same samples together."""
+    for first, found in itertools.groupby(blocks, key=lambda block: (block[0].start, block[0].stop)):
+        yield slice(*first), ((some, held) for _, some, held in found)
 
 
 def _read(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
