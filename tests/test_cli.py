@@ -112,10 +112,12 @@ def test_cost_grows(run, monkeypatch):
 
 def test_blocks_lists_every_block(run):
     code, out, _ = run("blocks")
-    header, *rows = out.splitlines()
+    header, *rows, filters = out.splitlines()
     assert code == 0
     assert header.split()[:3] == ["block", "paper", "kind"]
+    assert header.endswith("verified against")
     assert [row.split()[0] for row in rows] == blocks.list_blocks()
+    assert all(name in filters for name in ("bilateral", "nonlocal_means", "mean_shift"))
 
 
 def test_blocks_filters(run):

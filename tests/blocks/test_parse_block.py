@@ -15,6 +15,8 @@ from lookfar.blocks import parse_block
         ("pam(reduction=word)", ("position_attention", {"reduction": "word"})),
         ("pam(reduction='a b')", ("position_attention", {"reduction": "a b"})),
         ("pam(reduction=(1, -3))", ("position_attention", {"reduction": (1, -3)})),
+        ("generalized_attention(terms=0010, heads=4)", ("generalized_attention", {"terms": "0010", "heads": 4})),
+        ("generalized_attention(terms=1110)", ("generalized_attention", {"terms": "1110"})),
     ],
 )
 def test_reads(text, want):
@@ -38,5 +40,9 @@ def test_refuses_what_is_no_value():
 def test_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean position_attention"):
         parse_block("positional_attention(reduction=4)")
+    with pytest.raises(ValueError, match=r"Did you mean nonlocal, .*simplified_nonlocal"):
+        parse_block("nonlokal")
+    with pytest.raises(ValueError, match=r"There is a function, lookfar\.ops\.mean_shift\."):
+        parse_block("mean_shift")
     with pytest.raises(TypeError, match="Did you mean reduction"):
         parse_block("pam(reducton=4)")

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from lookfar import ops
+
 Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
 Family = Literal[
     "pairwise", "global", "channel", "low_rank", "graph", "local", "sparse", "external", "pyramid", "where"
@@ -175,6 +177,8 @@ def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
         near += [k for k in _BLOCKS if near and near[0] in k]  # its relatives too: nonlocal, simplified_nonlocal
         near = list(dict.fromkeys(_ALIASES.get(k, k) for k in near))[:5]
         hint = f" Did you mean {', '.join(near)}?" if near else ""
+        if name in ops.__all__:
+            hint = f" There is a function, lookfar.ops.{name}."
         raise ValueError(f"no block is called {name!r}.{hint} `lookfar blocks` lists all.")
     return _BLOCKS[canonical]
 

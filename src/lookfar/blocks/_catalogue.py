@@ -21,6 +21,7 @@ _ATTENDS = {
     "none": "no weights over positions",
 }
 
+_FILTERS = "the classical filters bilateral, nonlocal_means and mean_shift are functions of lookfar.ops"
 _ASKED = (
     "Options of many blocks, for studies that compare one block with itself. At their defaults every block is the "
     "published one; which values a block takes, and why not others, its page or its error says."
@@ -85,7 +86,8 @@ def overview(names: list[str], *, width: int | None = None) -> str:
         for info in map(block_info, names)
     ]
     heads = ["block", "paper", "kind", "time", f"parameters, C={CHANNELS}", "verified against"]
-    return table(heads, rows, width=width)
+    text = table(heads, rows, width=width)
+    return f"{text}\n{_FILTERS}" if names == list_blocks() else text
 
 
 def page(name: str, *, markdown: bool = False) -> str:
