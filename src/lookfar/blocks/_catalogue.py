@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+from torch import Tensor, nn
+
 from lookfar._tables import markdown_table, table
-from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks
+from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks, sample_inputs
 
 CHANNELS = 256  # parameters are given at this width
 START, END = "<!-- blocks: made by `make blocks-docs` -->", "<!-- end of blocks -->"
+HEIGHT, WIDTH = 8, 12  # of the map in the pictures
 _ATTENDS = {
     "weights": "weights over positions: `attention(x, queries)`, `values(x)` and `finish(x, mixed)`",
     "maps": "node or assignment maps: `maps(x)`",
@@ -171,25 +175,51 @@ def write_documents(root: Path) -> list[Path]:
 
 def _picture(info: BlockInfo) -> list[str]:
     """The positions that one query of a small map gives weight to, found by asking the block itself."""
-    import torch
-
-    H, W, query = 8, 12, 3 * 12 + 4
-    if info.attends != "weights" or info.kind not in ("context", "layer"):
+    query = 3 * WIDTH + 4
+    if info.kind not in ("context", "layer", "head"):
         return []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         module = create_block(info.name, 16).eval()
-        x = torch.randn(1, 16, H, W)
-        two = module.attention(x, torch.tensor([query, query + 5]))  # pyright: ignore[reportCallIssue]
+        if info.attends != "weights":
+            return _reach(module, query)
+        two = module.attention(torch.randn(1, 16, HEIGHT, WIDTH), torch.tensor([query, query + 5]))  # pyright: ignore[reportCallIssue]
     here, there = two.abs().mean(1)[0]
-    if len(here) != H * W:
-        return [f"every position attends to {len(here)} pooled or strided keys of a {H} x {W} map"]
-    marks = ["■" if weight > 0 else "·" for weight in here.tolist()]
-    marks[query] = "◎" if here[query] > 0 else "○"
-    rows = [" ".join(marks[row * W : (row + 1) * W]) for row in range(H)]
+    if len(here) != HEIGHT * WIDTH:
+        return [f"every position attends to {len(here)} pooled or strided keys of a {HEIGHT} x {WIDTH} map"]
     same = bool(torch.allclose(here, there, atol=1e-7))
     legend = "◎ ○ the query, with and without weight on itself; ■ weight, · none"
-    return [*rows, "", legend + ("; the same weights for every query" if same else "")]
+    return [*_rows(here > 0, query), "", legend + ("; the same weights for every query" if same else "")]
+
+
+def _reach(module: nn.Module, query: int) -> list[str]:
+    """The positions whose features change the output at the query, tried one by one; none where no map comes out."""
+    module = module.double()
+    for parameter in module.parameters():  # behind a factor of zero nothing would reach anything
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    x, *rest = (t.double() for t in sample_inputs(module, 16, (HEIGHT, WIDTH), batch=1))
+
+    def answer(x: Tensor) -> Tensor | None:
+        y = module(x, *rest)
+        y = y[0] if isinstance(y, tuple) else y
+        return y.flatten(2)[0, :, query] if y.shape[2:] == x.shape[2:] == (HEIGHT, WIDTH) else None
+
+    before = answer(x)
+    if before is None:
+        return []
+    reached = torch.zeros(HEIGHT * WIDTH, dtype=torch.bool)
+    for n in range(len(reached)):
+        changed = x.clone()
+        changed.flatten(2)[:, :, n] += 1  # a view
+        after = answer(changed)
+        reached[n] = after is not None and not torch.allclose(after, before, rtol=1e-9, atol=1e-12)
+    return [*_rows(reached, query), "", "◎ a position; ■ those whose features change what comes out there, · none"]
+
+
+def _rows(marked: Tensor, query: int) -> list[str]:
+    marks = ["■" if mark else "·" for mark in marked.tolist()]
+    marks[query] = "◎" if marked[query] else "○"
+    return [" ".join(marks[row * WIDTH : (row + 1) * WIDTH]) for row in range(HEIGHT)]
 
 
 def _index() -> str:
