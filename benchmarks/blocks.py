@@ -3,9 +3,9 @@
     python benchmarks/blocks.py [--device cuda]
 
 The plain form is what one writes from the paper: the weights of every pair of positions by a matrix product, softmax,
-another product; for criss-cross the authors' pure PyTorch form with its H + W weights a position. Both use the same
-projections, weights and input, and their outputs are compared first: no number is printed for a result that differs.
-Prints a table and writes benchmarks/results/blocks-DEVICE.md.
+another product; for criss-cross the authors' pure PyTorch form with its H + W weights a position, for windows
+``unfold``. Both use the same projections, weights and input, and their outputs are compared first: no number is printed
+for a result that differs. Prints a table and writes benchmarks/results/blocks-DEVICE.md.
 """
 
 import argparse
@@ -13,11 +13,12 @@ import platform
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar._tables import markdown_table
 from lookfar.blocks import create_block, parse_block
-from lookfar.cost import Cost, measure_cost
+from lookfar.cost import Cost, keep_pages, measure_cost
 
 CHANNELS = 64
 CASES = {
@@ -26,6 +27,12 @@ CASES = {
     "nonlocal(mode=dot_product)": [(64, 64), (96, 96)],
     "nonlocal(mode=concatenation)": [(64, 64), (96, 96)],
     "position_attention": [(64, 64), (96, 96)],
+    "disentangled_nonlocal": [(64, 64)],
+    "generalized_attention": [(64, 64)],
+    "feature_denoising(filter=dot)": [(64, 64)],
+    "double_attention": [(64, 64)],
+    "atrous_attention": [(64, 64)],
+    "local_attention": [(64, 64), (128, 128)],
     "criss_cross": [(96, 96), (128, 256)],
 }
 
@@ -65,6 +72,30 @@ class PlainCrissCross(nn.Module):
         return x + self.block.gamma * y
 
 
+class PlainLocal(nn.Module):
+    """Windows by ``unfold``: k^2 copies of keys and values."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.block.query(x), self.block.key(x), self.block.value(x)
+        size = self.block.window["kernel_size"]
+        B, D, H, W = q.shape
+
+        def windows(t: Tensor) -> Tensor:
+            return F.unfold(t, size, padding=size // 2).view(B, -1, size * size, H * W)
+
+        logits = D**-0.5 * (q.flatten(2)[:, :, None] * windows(k)).sum(1)
+        logits = logits.masked_fill(windows(torch.ones_like(x[:, :1]))[:, 0] == 0, float("-inf"))
+        y = (logits.softmax(1)[:, None] * windows(v)).sum(2).view(B, -1, H, W)
+        return x + self.block.project(y)
+
+
+PLAIN = {"criss_cross": PlainCrissCross, "local_attention": PlainLocal}
+
+
 def compare(text: str, size: tuple[int, int], *, backward: bool, device: str, rounds: int) -> tuple[Cost, Cost]:
     """Costs of ours and of the plain form, measured in turns; of each the fastest round.
 
@@ -77,13 +108,13 @@ def compare(text: str, size: tuple[int, int], *, backward: bool, device: str, ro
     with torch.no_grad():
         for p in block.parameters():
             p.copy_(0.1 * torch.randn_like(p))  # at gamma = 0 everything equals everything
-    plain = (PlainCrissCross if name == "criss_cross" else Plain)(block).eval()
+    plain = PLAIN.get(name, Plain)(block).eval()
     with torch.no_grad():
         x = torch.randn(1, CHANNELS, 24, 40, device=device)
         want, got = plain(x), block(x)
     assert (got - want).abs().max() <= 1e-5 * want.abs().max(), f"{text}: the two forms differ"
     turns = [
-        [measure_cost(module, CHANNELS, size, backward=backward, repeats=1) for module in (block, plain)]
+        [measure_cost(module, CHANNELS, size, batch=1, backward=backward, repeats=1) for module in (block, plain)]
         for _ in range(rounds)
     ]
     ours, theirs = (min(costs, key=lambda cost: cost.latency_ms) for costs in zip(*turns))
@@ -105,6 +136,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
+    keep_pages()
     rows = []
     for text, sizes in CASES.items():
         for size in sizes:
