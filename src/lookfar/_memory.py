@@ -32,13 +32,16 @@ def recorded(call: Callable[[], object]) -> list[int]:
     """Sizes of allocations (positive) and releases (negative) on the CPU, in order."""
     try:
         # the public profiler writes lines of its own to stderr on every start; this one is silent and sees the same
+        from torch._C._autograd import _enable_record_function
         from torch.autograd.profiler_legacy import _disable_profiler_legacy, _enable_profiler_legacy, profile
     except ImportError:
         return recorded_by_kineto(call)
     _enable_profiler_legacy(profile(profile_memory=True).config())
+    _enable_record_function(False)  # operators are events too, gigabytes of them where blocks of queries are many
     try:
         call()
     finally:
+        _enable_record_function(True)
         threads = _disable_profiler_legacy()
     return [e.cpu_memory_usage() for thread in threads for e in thread if e.kind() == "memory_alloc"]
 
