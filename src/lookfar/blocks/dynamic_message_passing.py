@@ -280,5 +280,6 @@ class DynamicMessagePassing(nn.Module):
 
 
 def _group_norm(channels: int, **dd: Any) -> nn.GroupNorm:
+    # two channels a group at least: of one channel on a 1x1 map nothing but the bias would be left
     groups = 32 if channels % 32 == 0 else max(math.gcd(32, channels) // 2, 1)
     return nn.GroupNorm(groups, channels, **dd)
