@@ -123,7 +123,7 @@ class DynamicMessagePassing(nn.Module):
 
     The features h are x, or with ``reduction`` a narrower map of it whose result is widened and added to x. The weights
     of :meth:`attention` are the filters spread bilinearly: one head for each dilation and group, signed where rigorous
-    filters have affinities.
+    filters have affinities. There is no middle step to switch off: messages go from position to position.
 
     Args:
         channels: Channels C of input and output.
@@ -280,6 +280,6 @@ class DynamicMessagePassing(nn.Module):
 
 
 def _group_norm(channels: int, **dd: Any) -> nn.GroupNorm:
-    # two channels a group at least: of one channel on a 1x1 map nothing but the bias would be left
+    # the authors' 32 where it divides; else fewer, of two channels or more
     groups = 32 if channels % 32 == 0 else max(math.gcd(32, channels) // 2, 1)
     return nn.GroupNorm(groups, channels, **dd)
