@@ -158,7 +158,8 @@ def main() -> None:
     threads = ", one thread" if arguments.device == "cpu" else ""
     (folder / f"blocks-{arguments.device}.md").write_text(
         f"# Fast paths beside the plain definitions\n\n"
-        f"`python benchmarks/blocks.py --device {arguments.device} --rounds {arguments.rounds}`: {machine(arguments.device)}{threads}, "
+        f"`python benchmarks/blocks.py --device {arguments.device} --rounds {arguments.rounds}`: "
+        f"{machine(arguments.device)}{threads}, "
         f"torch {torch.__version__}, float32, {CHANNELS} channels, one map. Time is that of the fastest of "
         f"{arguments.rounds} calls, taken in turns; memory the exact peak beyond parameters and input (docs/cost.md); "
         f"ratios are plain / ours. Both forms gave the same output before they were measured.\n\n{table}\n",
