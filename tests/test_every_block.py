@@ -310,6 +310,18 @@ def test_unknown_option_names_the_known(sample: Sample) -> None:
 
 
 @every_default
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("heads", 0), ("heads", -2), ("normalization", "soft"), ("projections", "outside"), ("form", "paper")],
+)
+def test_what_an_option_does_not_take_is_told(sample: Sample, option: str, value: object) -> None:
+    if option not in sample.info.options:
+        return
+    with pytest.raises(ValueError, match=f"{option}.*{value}"):
+        create_block(sample.name, sample.channels, **{option: value})
+
+
+@every_default
 def test_facts_are_complete(sample: Sample) -> None:
     info = sample.info
     for fact in ("title", "paper", "complexity", "memory", "verified"):

@@ -131,7 +131,7 @@ def measure_cost(
         ValueError: Unknown block, a size that is not positive, a device that is not there.
     """
     size = _checked_size(size)
-    batch = batch or (2 if backward else 1)
+    batch = (2 if backward else 1) if batch is None else batch
     if isinstance(block, str):
         name, (canonical, options) = block.strip(), parse_block(block)
         with _seeded():

@@ -27,12 +27,13 @@ def check_projections(projections: str, share_query_key: bool | None = False) ->
 
 def check_heads(heads: int, **widths: int) -> None:
     if heads < 1 or any(width % heads for width in widths.values()):
-        listed = ", ".join(f"{name}={width}" for name, width in widths.items())
-        raise ValueError(f"heads must divide the channels, got {heads=}, {listed}")
+        got = ", ".join(f"{name}={width}" for name, width in {"heads": heads, **widths}.items())
+        raise ValueError(f"heads must divide the channels, got {got}")
 
 
 def reduced(channels: int, reduction: int, heads: int = 1) -> int:
     """``channels // reduction``, rounded down to what the heads divide, at least 1 a head."""
+    check_heads(heads)
     return heads * max(channels // reduction // heads, 1)
 
 

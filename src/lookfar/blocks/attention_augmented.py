@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import Projections, after_mixing, check_projections
+from lookfar.blocks._projections import Projections, after_mixing, check_heads, check_projections
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._normalization import ROW_NORMALIZATIONS, check_normalization
 from lookfar.ops._precision import widened
@@ -92,13 +92,13 @@ class AttentionAugmented(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
+        check_heads(heads)
         keys = heads * max(round(0.2 * out / heads), 20) if key_channels is None else key_channels
         values = heads * max(round(0.1 * out / heads), 1) if value_channels is None else value_channels
         H, W = (size, size) if isinstance(size, int) else size
-        if heads < 1 or keys < 1 or values < 0 or keys % heads or values % heads:
-            raise ValueError(
-                f"heads must divide keys and values, got {heads=}, key_channels={keys}, value_channels={values}"
-            )
+        if keys < 1 or values < 0:
+            raise ValueError(f"want keys and no fewer than 0 values, got key_channels={keys}, value_channels={values}")
+        check_heads(heads, key_channels=keys, value_channels=values)
         if values > out:
             raise ValueError(
                 f"value_channels are a part of out_channels, got {values} of {out}; fewer heads need fewer"

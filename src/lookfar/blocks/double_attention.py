@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, pointwise, zero_
 from lookfar.ops._layout import match_format
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
 
@@ -89,8 +90,7 @@ class DoubleAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if normalization not in get_args(Normalization):
-            raise ValueError(f"normalization is one of {', '.join(get_args(Normalization))}; got {normalization!r}")
+        check_normalization(normalization, get_args(Normalization))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm
+from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
@@ -113,8 +114,7 @@ class ExpectationMaximization(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide channels, got {heads=}, {channels=}")
+        check_heads(heads, channels=channels)
         for what, value, known in (
             ("variant", variant, ("authors", "mmseg")),
             ("gradient", gradient, ("none", "last", "full")),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm
 from lookfar.ops._layout import to_map
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention
 
 
@@ -75,8 +76,7 @@ class ExternalAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.normalization: Normalization = normalization
         self.final_act = final_act

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, zero_
+from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -52,8 +53,7 @@ class Ham(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"heads must divide the inner channels, got {heads=} and {channels}")
+        check_heads(heads, inner_channels=channels)
         if gradient not in ("one_step", "full"):
             raise ValueError(f"gradient is one_step or full, got {gradient!r}")
         if random_bases not in ("train", "always", "never"):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import merge_heads, split_heads
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention_weights
 
@@ -73,10 +75,8 @@ class MultiHeadExternal(nn.Module):
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
-        if out % heads:
-            raise ValueError(f"heads must divide the channels, got {heads=} and {out}")
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+        check_heads(heads, out_channels=out)
+        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.heads = channels, heads * expansion
         self.normalization: Normalization = normalization

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
-from lookfar.blocks._projections import Projections, after_mixing
+from lookfar.blocks._projections import Projections, after_mixing, check_heads, check_projections
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import Normalization, attention, attention_weights
@@ -321,13 +321,11 @@ def _check(
         raise ValueError(f"subsample is a stride, 1 for none; got {subsample!r}")
     if subsample_order not in ("before", "after"):
         raise ValueError(f"subsample_order must be before or after, got {subsample_order!r}")
-    if projections not in ("inside", "around"):
-        raise ValueError(f"projections must be inside or around, got {projections!r}")
+    check_projections(projections)
     if share_query_key and (mode == "gaussian" or projections == "around"):
         raise ValueError("share_query_key: there is one projection of queries and one of keys only in the modes other "
                          "than gaussian with projections='inside'")  # fmt: skip
     if mode == "concatenation" and not isinstance(scale, bool):
         raise ValueError(f"mode='concatenation' has learned weights and no scale, got {scale!r}")
-    widths = (channels, inner) if mode == "gaussian" and projections == "inside" else (inner,)
-    if heads < 1 or any(width % heads for width in widths):
-        raise ValueError(f"heads must divide {' and '.join(map(str, widths))}, got {heads!r}")
+    of_x = {"channels": channels} if mode == "gaussian" and projections == "inside" else {}
+    check_heads(heads, **of_x, inner_channels=inner)

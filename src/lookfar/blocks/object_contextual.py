@@ -5,7 +5,7 @@ logits, not probabilities; they are not detached, the second loss trains the fir
 """
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, max_pool, on_descriptors
+from lookfar.blocks._projections import check_heads
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.attention import Normalization, attention_weights
+from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention_weights
 
 _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
 
@@ -137,10 +139,8 @@ class ObjectContextual(nn.Module):
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
         width = channels if dilations is None else branch_channels or max(channels // 2, 1)
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
-        if inner % heads:
-            raise ValueError(f"heads must divide the channels of keys and values, got {heads=} and {inner}")
-        if normalization not in get_args(Normalization):
-            raise ValueError(f"normalization is one of {', '.join(get_args(Normalization))}; got {normalization!r}")
+        check_heads(heads, inner_channels=inner)
+        check_normalization(normalization, NORMALIZATIONS)
         if not reasoning and (heads > 1 or subsample > 1 or normalization != "softmax"):
             raise ValueError(
                 f"without reasoning there is no attention to have {heads=}, {subsample=} or {normalization=}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
 from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 from lookfar.ops.pointwise_spatial import Direction, Normalization, pointwise_spatial, pointwise_spatial_weights
@@ -179,8 +180,7 @@ class PointwiseSpatialAttention(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if mode not in get_args(Mode):
             raise ValueError(f"mode is collect, distribute or both, got {mode!r}")
-        if normalization not in get_args(Normalization):
-            raise ValueError(f"normalization is softmax or none, got {normalization!r}")
+        check_normalization(normalization, get_args(Normalization))
         if variant not in get_args(Variant):
             raise ValueError(f"variant is authors or mmseg, got {variant!r}")
         inner = inner_channels or max(channels // 4, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import normal_, zero_
+from lookfar.blocks._projections import check_heads
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
@@ -80,8 +81,7 @@ class Relation(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or channels
-        if channels % heads or inner % heads:
-            raise ValueError(f"heads must divide the channels, got {heads=}, {channels} and {inner}")
+        check_heads(heads, channels=channels, inner_channels=inner)
         if position_channels % 8:
             raise ValueError(f"position_channels is a multiple of 8, got {position_channels}")
         self.channels, self.heads, self.position_channels = channels, heads, position_channels

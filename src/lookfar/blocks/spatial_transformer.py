@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Form
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -72,7 +73,7 @@ class SpatialTransformer(nn.Module):
         mode: ``affine`` (six numbers); ``attention``: one scale and a translation (three); ``projective`` (eight);
             ``thin_plate``: a spline through the places of 4 x 4 control points (32).
         inner_channels: Channels of the localisation network.
-        form: ``residual``, or ``published``: the warped map alone.
+        form: ``block``, or ``published``: the warped map alone.
         zero_init: Start as the identity (gamma 0); else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
@@ -89,7 +90,7 @@ class SpatialTransformer(nn.Module):
         *,
         mode: Mode = "affine",
         inner_channels: int = 16,
-        form: Literal["residual", "published"] = "residual",
+        form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -97,8 +98,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         if mode not in get_args(Mode):
             raise ValueError(f"mode is one of {', '.join(get_args(Mode))}, got {mode!r}")
-        if form not in ("residual", "published"):
-            raise ValueError(f"form is residual or published, got {form!r}")
+        if form not in get_args(Form):
+            raise ValueError(f"form is block or published, got {form!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.mode: Mode = mode
         self.form = form
@@ -117,7 +118,7 @@ class SpatialTransformer(nn.Module):
         with torch.no_grad():
             self.locate.bias.copy_(torch.tensor(identity))
         share = torch.full((1,), 0.0 if zero_init else 1.0, **dd)
-        self.gamma = nn.Parameter(share) if form == "residual" else None
+        self.gamma = nn.Parameter(share) if form == "block" else None
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.transformation(x)

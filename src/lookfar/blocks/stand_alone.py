@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing
+from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads
 from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
 from lookfar.ops._normalization import RowNormalization, check_normalization
 from lookfar.ops._precision import widened, without_autocast
@@ -32,11 +32,6 @@ def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
     conv = nn.Conv2d(channels, out_channels, 1, bias=False, **dd)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
-
-
-def _check_heads(heads: int, out_channels: int) -> None:
-    if heads < 1 or out_channels % heads:
-        raise ValueError(f"heads must divide out_channels, got {heads=}, {out_channels=}")
 
 
 @block(
@@ -107,7 +102,7 @@ class StandAlone(QueryKeyValue):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
-        _check_heads(heads, out)
+        check_heads(heads, out_channels=out)
         if not (relative or content):
             raise ValueError("with relative=False and content=False nothing is left to compare")
         if relative and out // heads % 2:
@@ -221,7 +216,7 @@ class StandAloneStem(QueryKeyValue):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
-        _check_heads(heads, out)
+        check_heads(heads, out_channels=out)
         if kernel_size < 1 or mixtures < 1:
             raise ValueError(f"kernel_size and mixtures are at least 1, got {kernel_size=}, {mixtures=}")
         check_normalization(normalization, NORMALIZATIONS)
