@@ -38,7 +38,7 @@ BELONGS = {
     "checkpoints": "training",
     "metrics": "training",
 }
-FREE = {"_tables"}  # imports nothing of ours but each other
+FREE = {"_tables", "_options"}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "matplotlib", "scipy", "typer", "rich", "jinja2"}
 NEVER = {
     "ops": HEAVY,
