@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from lookfar.data._base import Sample
 
 
+# by pixel centres, as the image: NEAREST, which transforms v2 takes for masks of itself, is off by up to half a pixel
+EXACT = v2.InterpolationMode.NEAREST_EXACT
+
+
 def resize(image: Tensor, mask: Tensor, size: tuple[int, int]) -> Sample:
     """Image antialiased, mask by its nearest pixel."""
     image = v2.functional.resize(image, list(size), antialias=True)
-    exact = v2.InterpolationMode.NEAREST_EXACT  # by pixel centres, as the image
-    return image, v2.functional.resize(mask[None], list(size), interpolation=exact)[0]
+    return image, v2.functional.resize(mask[None], list(size), interpolation=EXACT)[0]
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,13 @@ class RandomView:
         H, W = mask.shape
         zoom = 1 + zoom * (self.scale - 1)
         height, width = max(round(H / zoom), 1), max(round(W / zoom), 1)
-        box = (round(top * (H - height)), round(left * (W - width)), height, width)
-        view, labels = tv_tensors.Image(image), tv_tensors.Mask(mask)
-        # transforms v2 knows by the type that a mask must not be interpolated
-        view, labels = (v2.functional.resized_crop(t, *box, size=[H, W], antialias=True) for t in (view, labels))
+        top, left = round(top * (H - height)), round(left * (W - width))
+        view, labels = (t[..., top : top + height, left : left + width] for t in (image, mask))
+        view, labels = resize(view, labels, (H, W))
         if flip < self.flip:
             view, labels = v2.functional.horizontal_flip(view), v2.functional.horizontal_flip(labels)
         if self.jitter and len(image) == 3:
             changes = (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation)
             for change, u in zip(changes, colour):
                 view = change(view, 1 + self.jitter * (2 * u - 1))
-        return torch.Tensor(view).as_subclass(Tensor), labels.as_subclass(Tensor)
+        return view, labels
