@@ -32,11 +32,6 @@ ANYTHING = {"cli", "explorer", "__init__", "__main__"}
 BELONGS = {
     "_places": "insertion",
     "_trial": "insertion",
-    "_flops": "cost",
-    "_memory": "cost",
-    "_cost_tables": "cost",
-    "checkpoints": "training",
-    "metrics": "training",
 }
 FREE = {"_tables", "_options"}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "matplotlib", "scipy", "typer", "rich", "jinja2"}

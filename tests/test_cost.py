@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from samples import samples
 from torch import nn
 
-from lookfar import _memory
 from lookfar.blocks import create_block
-from lookfar.cost import count_flops, growth, measure_cost, measure_network, peak_memory
+from lookfar.cost import count_flops, growth, measure_cost, measure_network, memory, peak_memory
 from lookfar.ops import _blockwise
 
 
@@ -63,9 +62,9 @@ def test_both_recorders_agree():
             top = max(top, total := total + change)
         return top
 
-    want = peak(_memory.recorded)
+    want = peak(memory.recorded)
     assert want >= 2 * 8 * 14 * 14 * 4
-    assert peak(_memory.recorded_by_kineto) == want
+    assert peak(memory.recorded_by_kineto) == want
 
 
 def test_scratch_of_fused_attention_is_seen():

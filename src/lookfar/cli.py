@@ -63,7 +63,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Parameters, FLOPs, time and peak memory of blocks, measured. Example: lookfar cost criss_cross --size 97x97"""
-    from lookfar._cost_tables import print_costs
+    from lookfar.cost.tables import print_costs
 
     print_costs(names, size, channels=channels, grow=grow, backward=backward, device=device, as_json=as_json)
 

@@ -1,12 +1,4 @@
-"""What a block or a network costs: parameters, FLOPs, time, peak memory, and how the last two grow with resolution.
-
-Everything is measured on this machine, by running it; nothing is extrapolated. ``docs/cost.md`` tells how to read it.
-
-- FLOPs: of the matrix products, convolutions and attention kernels that run, see :func:`count_flops`.
-- Time: the median of repeated calls after a warm-up, on one thread of a CPU or between two events of a GPU.
-- Memory: the highest sum of what torch's allocator hands out and gets back during one call, scratch space of kernels
-  included, beyond the parameters and the input, which exist before. 1 MB is 10^6 bytes.
-"""
+"""Blocks and networks run once more, with a counter, a recorder and a clock beside them."""
 
 import contextlib
 import copy
@@ -22,20 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lookfar._flops import count_flops
-from lookfar._memory import peak_memory
 from lookfar.blocks import create_block, parse_block, sample_inputs
-
-__all__ = [
-    "Cost",
-    "Growth",
-    "count_flops",
-    "growth",
-    "measure_cost",
-    "measure_network",
-    "parse_size",
-    "peak_memory",
-]
+from lookfar.cost.flops import count_flops
+from lookfar.cost.memory import peak_memory
 
 GROWTH_CHANNELS = 32
 CACHE = 2**26  # bytes, more than a processor's caches hold

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from lookfar._tables import table
 from lookfar.blocks import block_info, parse_block
-from lookfar.cost import GROWTH_CHANNELS, GROWTH_SIZES, Cost, Growth, growth, keep_pages, measure_cost, parse_size
+from lookfar.cost.measure import (
+    GROWTH_CHANNELS,
+    GROWTH_SIZES,
+    Cost,
+    Growth,
+    growth,
+    keep_pages,
+    measure_cost,
+    parse_size,
+)
 
 
 def print_costs(
