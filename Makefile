@@ -6,36 +6,39 @@ UV := $(shell command -v uv 2>/dev/null)
 # Trials run side by side, one thread each; OpenMP spins when processes outnumber cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-cue test test-oldest lint format types blocks-docs clean help
+# The folders of the oldest run; a study, because it is where everything meets.
+OLDEST_TESTS := tests/ops tests/blocks tests/test_every_block.py tests/test_goldens.py tests/test_special_cases.py \
+    $(wildcard tests/insertion tests/test_insertion.py) tests/study/test_run.py
+# worksteal: the slow tests lie side by side in a few files
+PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
+
+create = $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $1
+install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -m pip install -q --disable-pip-version-check)
+
+.PHONY: demo demo-cue test test-oldest lint format blocks-docs versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.created:
 	@echo "Setting up $(VENV) with $(PYTHON) …"
-ifdef UV
-	@$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)
-else
-	@$(PYTHON) -m venv $(VENV)
-endif
+	@$(call create,$(VENV))
 	@touch $@
 
 $(VENV)/.user: $(VENV)/.created pyproject.toml
 	@echo "Installing lookfar and what it needs into $(VENV) (torch is the large part: several minutes, once) …"
-ifdef UV
-	@$(UV) pip install -q --python $(BIN)/python -e .
-else
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
-endif
+	@$(call install,$(VENV)) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.user
 	@echo "Installing what the tests need …"
-ifdef UV
-	@$(UV) pip install -q --python $(BIN)/python -e '.[dev]'
-else
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
-endif
+	@$(call install,$(VENV)) -e '.[dev]'
+	@touch $@
+
+$(VENV)-oldest/.dev: pyproject.toml
+	@echo "Installing the oldest torch into $(VENV)-oldest (several minutes, once) …"
+	@$(call create,$(VENV)-oldest)
+	@$(call install,$(VENV)-oldest) -e '.[dev]' 'torch==2.8.*' 'torchvision==0.23.*'
 	@touch $@
 
 demo: $(VENV)/.user ## Compare blocks on scenes:lookup; about 6 minutes on two cores
@@ -46,12 +49,12 @@ demo-cue: $(VENV)/.user ## The same on scenes:cue
 	@$(BIN)/lookfar study --data scenes:cue --blocks 'global_context(reduction=4),nonlocal' --seeds 3 --out runs/cue
 
 test: $(VENV)/.dev ## Run the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	@$(BIN)/python $(PYTEST)
+	@$(BIN)/python tests/versions.py > $(VENV)/.passed
 
-test-oldest: ## Run ops, blocks and insertion on the oldest supported torch, in an environment of its own
-	@$(PYTHON) -m venv $(VENV)-oldest
-	@$(VENV)-oldest/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]' 'torch==2.8.*' 'torchvision==0.23.*'
-	@$(VENV)-oldest/bin/python -m pytest -q tests/ops tests/blocks tests/test_every_block.py tests/test_goldens.py tests/test_insertion.py
+test-oldest: $(VENV)-oldest/.dev ## Run ops, blocks, insertion, goldens and a study on the oldest torch, in an environment of its own
+	@$(VENV)-oldest/bin/python $(PYTEST) $(OLDEST_TESTS)
+	@$(VENV)-oldest/bin/python tests/versions.py > $(VENV)-oldest/.passed
 
 lint: $(VENV)/.dev ## Style and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
@@ -61,6 +64,9 @@ format: $(VENV)/.dev ## Put the code into the house style
 
 blocks-docs: $(VENV)/.user ## Write the README's table of blocks and docs/blocks from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue
+
+versions: ## Write into the README which versions the two test commands last passed on
+	@$(BIN)/python tests/versions.py $(VENV)-oldest/.passed $(VENV)/.passed
 
 clean: ## Remove environments and caches (never runs/)
 	@rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache build dist

@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+import versions
 
 from lookfar import cli
 from lookfar.blocks import _catalogue, list_blocks
@@ -63,6 +65,22 @@ def test_claims_name_tests_that_exist():
     named = re.findall(r"`(?:pytest|python) ([\w./]+)", README)
     assert len(named) >= 6
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_versions_are_those_that_were_run():
+    """The oldest torch that is supported, and the newest that was tried: a newer one is not yet wrong."""
+    found = re.search(versions.LINE, README)
+    assert found, "the README does not say which versions the suite passed on"
+    oldest, newest = (tuple(map(int, re.findall(r"\d+", words)[:2])) for words in found.groups())
+    required = re.search(r"torch>=(\d+)\.(\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pinned = re.search(r"'torch==(\d+)\.(\d+)\.\*'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert required
+    assert pinned
+    assert tuple(map(int, required.groups())) == tuple(map(int, pinned.groups())) == oldest
+    here = tuple(map(int, torch.__version__.split(".")[:2]))
+    assert oldest <= here
+    if here > newest:
+        pytest.skip(f"torch {torch.__version__} is newer than what the README names: `make versions` writes it")
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in DOCUMENTS])

@@ -8,7 +8,6 @@ from torchvision.transforms import v2
 
 from lookfar.data._base import Sample
 
-
 # by pixel centres, as the image: NEAREST, which transforms v2 takes for masks of itself, is off by up to half a pixel
 EXACT = v2.InterpolationMode.NEAREST_EXACT
 
