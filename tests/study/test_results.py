@@ -107,19 +107,6 @@ def test_bootstrap_variance_of_a_known_case():
     assert drawn.std() == pytest.approx(50 * math.sqrt(p * (1 - p) / 400), rel=0.1)
 
 
-def test_intervals_cover_as_often_as_they_say():
-    """Seeds shift all images, images have a noise of their own that seeds share: 95 % of intervals hold the truth."""
-    rng = np.random.default_rng(2)
-    rounds, S, images, truth, seed_sd, image_sd = 1500, 3, 40, 1.0, 0.5, 2.0
-    covered = 0
-    for _ in range(rounds):
-        difference = truth + seed_sd * rng.standard_normal(S)[:, None] + image_sd * rng.standard_normal(images)
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=200) / images
-        got = interval(difference.mean(1).tolist(), float((drawn @ difference.mean(0)).var(ddof=1)))
-        covered += got.low <= truth <= got.high
-    assert 0.94 < covered / rounds <= 1.0
-
-
 # ---- a folder --------------------------------------------------------------------------------------------------------
 
 
@@ -232,3 +219,72 @@ def test_text_fits_where_it_is_shown(study):
     assert "cbam: " in said
     assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
     assert "Switched off at test time, nonlocal loses" in said
+
+
+# ---- what makes a difference uncertain -------------------------------------------------------------------------------
+
+
+def confusion_with(right):
+    """Images whose first class is always right, and whose second is right on this share of 1000 pixels.
+
+    The first class has so many pixels that mIoU is 50 + 50 times the mean share, whatever images are drawn.
+    """
+    right = np.round(1000 * np.asarray(right)).astype(np.int64)
+    confusion = np.zeros((len(right), 2, 2), np.int64)
+    confusion[:, 0, 0] = 10**9
+    confusion[:, 1, 1], confusion[:, 1, 0] = right, 1000 - right
+    return confusion
+
+
+def study_of(folder, shares):
+    """A study of trials with these shares; ``shares`` maps a candidate to one array (images,) a seed."""
+    seeds = len(shares["baseline"])
+    plan = Plan("scenes:lookup", tuple(name for name in shares if name != "baseline"), seeds=seeds)
+    plan.save(folder / "study.yaml")
+    for candidate, of_seeds in shares.items():
+        for seed, right in enumerate(of_seeds):
+            write_trial(folder, candidate, seed, confusion_with(right))
+    return load(folder)
+
+
+def test_images_on_which_seeds_err_in_turn_make_nothing_uncertain(tmp_path):
+    """What counts is the mean over seeds of each image, not how much images differ under one of them."""
+    first = np.arange(40) % 2
+    shares = {"baseline": [np.full(40, 0.4)] * 2, "nonlocal": [first, 1 - first]}
+    row = study_of(tmp_path, shares).summary("nonlocal")
+    assert row.difference.mean == pytest.approx(5, abs=0.01)
+    assert row.difference.half < 0.01
+    assert row.verdict == "better"
+
+
+def test_images_that_are_hard_for_both_make_no_difference_uncertain(tmp_path):
+    """The same images are drawn for both sides of a difference."""
+    hard = np.arange(40) % 4 / 4
+    shares = {"baseline": [hard] * 2, "nonlocal": [hard + 0.1] * 2}
+    row = study_of(tmp_path, shares).summary("nonlocal")
+    assert row.miou.half > 5
+    assert row.difference.half < 0.01
+    assert row.difference.mean == pytest.approx(5, abs=0.01)
+
+
+def test_images_that_differ_make_a_difference_uncertain(tmp_path):
+    """As an average over images is: half = t(0.975, 1) times its standard error, where seeds agree."""
+    gain = np.arange(100) % 2 * 0.4
+    shares = {"baseline": [np.full(100, 0.5)] * 2, "nonlocal": [0.5 + gain] * 2}
+    row = study_of(tmp_path, shares).summary("nonlocal")
+    assert row.difference.half == pytest.approx(12.7062 * 50 * gain.std() / math.sqrt(100), rel=0.1)
+
+
+def test_intervals_cover_as_often_as_they_say(tmp_path):
+    """Seeds shift all images, images have a noise of their own that seeds share: 95 % of intervals hold the truth."""
+    rng = np.random.default_rng(2)
+    rounds, S, images, truth, seed_sd, image_sd = 100, 3, 40, 0.1, 0.02, 0.06
+    covered = 0
+    for n in range(rounds):
+        hard = 0.5 + 0.1 * rng.standard_normal(images)
+        gain = truth + seed_sd * rng.standard_normal(S)[:, None] + image_sd * rng.standard_normal(images)
+        (tmp_path / str(n)).mkdir()
+        shares = {"baseline": [hard] * S, "nonlocal": np.clip(hard + gain, 0, 1)}
+        got = study_of(tmp_path / str(n), shares).summary("nonlocal").difference
+        covered += got.low <= 50 * truth <= got.high
+    assert covered >= 0.9 * rounds
