@@ -15,7 +15,7 @@ PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
 create = $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $1
 install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -m pip install -q --disable-pip-version-check)
 
-.PHONY: demo demo-cue test test-oldest lint format blocks-docs versions clean help
+.PHONY: demo demo-cue test test-oldest mutations lint format blocks-docs versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ test: $(VENV)/.dev ## Run the whole test suite
 test-oldest: $(VENV)-oldest/.dev ## Run ops, blocks, insertion, goldens and a study on the oldest torch, in an environment of its own
 	@$(VENV)-oldest/bin/python $(PYTEST) $(OLDEST_TESTS)
 	@$(VENV)-oldest/bin/python tests/versions.py > $(VENV)-oldest/.passed
+
+mutations: $(VENV)/.dev ## Plant faults in a copy of the code, one at a time, and see that the tests notice
+	@$(BIN)/python tests/mutations.py
 
 lint: $(VENV)/.dev ## Style and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright --pythonpath $(BIN)/python

@@ -41,6 +41,25 @@ def test_every_pixel_of_an_odd_image_counts():
     assert (network(x) - network(other)).abs()[..., 16, :].max() > 1e-6
 
 
+def test_of_an_odd_image_the_upper_left_is_kept():
+    """What stands over the edge lies below and on the right: a pixel's logits stay where the pixel is."""
+    network = build_network("small", 2).eval()
+    x = torch.randn(1, 3, 24, 16)
+    network.head.register_forward_hook(lambda module, args, y: torch.ones_like(y))
+    whole = network(x)
+    torch.testing.assert_close(network(x[..., :17, :9]), whole[..., :17, :9])
+
+
+def test_logits_are_not_stretched_to_the_corners():
+    """Upsampling by s moves a value from i to s i + (s - 1) / 2, where the convolutions saw it."""
+    network = build_network("resnet18", 1, output_stride=8, width=4).eval()
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    network.classifier = nn.Identity()
+    network.head.register_forward_hook(lambda module, args, y: ramp)
+    y = network(torch.randn(1, 3, 64, 64))[0, 0, 30]
+    torch.testing.assert_close(y[4:-4], (torch.arange(4.0, 60) - 3.5) / 8)
+
+
 @pytest.mark.parametrize(
     ("host", "stride", "channels"),
     [("resnet18", 8, 512), ("mobilenetv2_050", 16, 160), ("convnext_atto", 16, 320), ("densenet121", 32, 1024)],

@@ -13,7 +13,8 @@ from torch import nn
 
 from lookfar.training import Settings, TrainingError, evaluate, scores, train
 from lookfar.training.checkpoints import load_tensors
-from lookfar.training.optimization import create_optimizer, schedule_factor
+from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
+from lookfar.training.probes import Probe
 
 
 def settings(**changes) -> Settings:
@@ -193,6 +194,64 @@ def test_a_run_leaves_no_trace_in_the_process(tmp_path):
     assert torch.get_rng_state().equal(states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
+
+
+class Draws(nn.Module):
+    """Notes what torch, numpy and Python draw at each step of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[float, ...]] = []
+
+    def forward(self, x):
+        if self.training:
+            self.drawn.append((float(torch.rand(1)), float(np.random.rand()), random.random()))
+        return x
+
+
+def test_every_step_has_a_random_state_of_its_own(tmp_path):
+    runs = []
+    for n, seed in enumerate((0, 0, 1)):
+        network = tiny_network()
+        network.drop = draws = Draws()
+        train(network, tiny_data(), settings(), tmp_path / str(n), seed=seed)
+        runs.append(draws.drawn)
+    first, again, other = runs
+    assert len(first) == 6
+    assert again == first
+    for library in zip(*first, *other):
+        assert len(set(library)) == 12
+
+
+def test_every_process_has_a_random_state_of_its_own():
+    drawn = []
+    for step in (0, 1):
+        for rank in (0, 1):
+            set_random_state(0, step, rank)
+            drawn.append(float(torch.rand(1)))
+    assert len(set(drawn)) == 4
+
+
+def test_images_and_weights_are_channels_last(tmp_path):
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, x):
+            seen.append((self.training, x.is_contiguous(memory_format=torch.channels_last)))
+            return x
+
+    network = nn.Sequential(Looks(), *tiny_network())
+    train(network, tiny_data(), settings(), tmp_path, seed=0)
+    assert set(seen) == {(True, True), (False, True)}
+    weights = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+def test_several_gammas_are_told_by_their_mean_size():
+    module = nn.Module()
+    module.gamma = nn.Parameter(torch.tensor([0.5, -0.25]))
+    assert Probe(module).gamma() == pytest.approx(0.375)
 
 
 def test_only_weights_decay_and_the_backbone_has_its_own_rate():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -166,3 +167,16 @@ def test_other_settings_do_not_go_on(tmp_path):
         run(tmp_path, kill_at=5)
     with pytest.raises(ValueError, match=r"lr: 0.003 then, 0.1 now"):
         run(tmp_path, lr=0.1)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path / "harm").touch, ()
+
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=5)
+    torch.save({"optimizer": Harm(), "precision": {}}, tmp_path / "step-3" / "optimizer.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        run(tmp_path)
+    assert not (tmp_path / "harm").exists()

@@ -1,0 +1,181 @@
+"""Faults of meaning that the tests must notice: what :mod:`mutations` plants.
+
+A row is a file below ``src/lookfar``, a text that stands in it exactly once, what replaces it, the tests that should
+fail, and what would be wrong. A test of the suite holds the table to the code, so that it does not rot.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    file: str
+    before: str
+    after: str
+    tests: str
+    why: str
+    survives: str = ""  # why no test notices, where none should
+
+
+BATCHES = "tests/data/test_batches.py"
+SCENES = "tests/data/test_scenes.py"
+FOLDER = "tests/data/test_folder.py"
+LOOP = "tests/training/test_loop.py"
+RESUME = "tests/training/test_resume.py"
+METRICS = "tests/training/test_metrics.py"
+DEVICES = "tests/training/test_devices.py"
+HOSTS = "tests/networks/test_segmentation.py"
+MAPS = "tests/diagnostics/test_maps.py"
+SAMPLES = "tests/diagnostics/test_samples.py"
+WEIGHTS = "tests/test_weights.py"
+RESULTS = "tests/study/test_results.py"
+SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
+TRIAL = "tests/study/test_trial.py"
+PLAN = "tests/study/test_plan.py"
+
+MUTANTS = [
+    # ---- data ----
+    Mutant("data/_base.py", "derive_seed(seed, position, 1)", "derive_seed(seed, 1)", BATCHES,
+           "the same augmentation at all positions"),
+    Mutant("data/_base.py", "derive_seed(seed, epoch)", "derive_seed(seed)", BATCHES,
+           "the same order in every epoch"),
+    Mutant("data/_base.py", "derive_seed(seed, epoch)", "derive_seed(epoch)", BATCHES,
+           "the same order under every seed"),
+    Mutant("data/_base.py", "step * batch_size + rank * share", "(step + rank) * share", BATCHES,
+           "shares of a batch overlap those of the next step"),
+    Mutant("data/_base.py", "self._ahead.pop(wanted, None)", "self._ahead.pop(next(iter(self._ahead), None), None)",
+           BATCHES, "the batch that was prepared is given, whichever was asked for"),
+    Mutant("data/_base.py", '{**self.__dict__, "_ahead": {}}', "self.__dict__", BATCHES,
+           "data in use cannot go to another process"),
+    Mutant("data/_base.py", "min(start + batch_size, len(self.val))", "min(start + batch_size, len(self.val) - 1)",
+           BATCHES, "the last validation image is never judged"),
+    Mutant("data/_base.py", "scale = 1.0 / 255.0 if", "scale = 1.0 / 256.0 if", BATCHES,
+           "bytes and floats are normalised differently"),
+    Mutant("data/scenes.py", "rank % 5 != 4\n", "rank >= 0\n", SCENES, "digits of validation are in training"),
+    Mutant("data/scenes.py", "torch.cat([colour, colour], 1)", "torch.cat([colour, colour.flip(1)], 1)", SCENES,
+           "a square has the parity of another colour's digit"),
+    Mutant("data/scenes.py", "torch.randint(1, 10, (count, 4)", "torch.randint(0, 10, (count, 4)", SCENES,
+           "a digit labelled as different may be of the same class"),
+    Mutant("data/scenes.py", "permute(0, 3, 1, 4, 2, 5)", "permute(0, 3, 1, 5, 2, 4)", SCENES,
+           "digits lie on their side"),
+    Mutant("data/transforms.py", "interpolation=EXACT)[0]\n\n\n@dataclass", ")[0]\n\n\n@dataclass", FOLDER,
+           "labels are interpolated when a mask is resized"),
+    Mutant("data/folder.py", "[pair for pair in source.train if pair not in chosen]", "list(source.train)", FOLDER,
+           "what is held out stays in training"),
+    Mutant("data/folder.py", 'r"(?![a-zA-Z0-9])"', '""', FOLDER, "sequence ab is held out with sequence a"),
+    Mutant("data/_files.py", "_statistics(train_samples)", "_statistics(val_samples)", FOLDER,
+           "mean and deviation are those of validation"),
+    Mutant("data/_files.py", "peak = max(good[pair].peak for pair in train)",
+           "peak = max(found.peak for found in good.values())", FOLDER,
+           "the brightest validation image sets the scale of training"),
+    Mutant("data/_files.py", "label not in present", "label + 1 not in present", FOLDER,
+           "the wrong class is said to be absent"),
+    Mutant("data/scan.py", "if stamp and stamp == then:", "if then:", FOLDER,
+           "a file that has changed is not looked at again"),
+    Mutant("data/scan.py", "if not result.error:", "if True:", FOLDER, "an error is remembered after its cure"),
+    Mutant("data/scan.py", "return {v: IGNORE if v in ignore else", "return {v: v if v in ignore else", FOLDER,
+           "ignored values stay labels"),
+    Mutant("data/_reading.py", "values, mode = np.load(path, allow_pickle=False)",
+           "values, mode = np.load(path, allow_pickle=True)", FOLDER, "a mask may run code"),
+    Mutant("data/_reading.py", "values, mode = np.array(image), image.mode",
+           'values, mode = np.array(image.convert("L")), image.mode', FOLDER,
+           "labels are the grey of a palette's colours"),
+    # ---- training ----
+    Mutant("training/optimization.py", "derive_seed(seed, step, rank)", "derive_seed(seed, 0, rank)", LOOP,
+           "the same random state at every step"),
+    Mutant("training/optimization.py", "derive_seed(seed, step, rank)", "derive_seed(seed, step)", LOOP,
+           "all processes drop the same units"),
+    Mutant("training/optimization.py", "parameter.ndim > 1 and parameter.numel() > 1", "True", LOOP,
+           "norms and biases decay"),
+    Mutant("training/optimization.py", ' and not inserted', "", LOOP,
+           "a block in the backbone has the backbone's learning rate"),
+    Mutant("training/optimization.py", "(step + 1) / up)", "step / up)", LOOP, "the schedule is one step late"),
+    Mutant("training/loop.py", "labelled.sum() if weights is None else", "masks.numel() if weights is None else", LOOP,
+           "void pixels are counted in the mean loss"),
+    Mutant("training/loop.py", "weights[masks[labelled]].sum()", "labelled.sum()", LOOP,
+           "the loss is not divided by the weights of its classes"),
+    Mutant("training/loop.py", "total / self._mean_over_ranks(count.float())", "total / count.float()", DEVICES,
+           "devices with few labels weigh as much as those with many"),
+    Mutant("training/loop.py", "max_norm=settings.clip", "max_norm=2 * settings.clip", LOOP,
+           "the gradient is clipped at another norm"),
+    Mutant("training/loop.py", "network = self.network if self.ema is None else self.ema.module",
+           "network = self.network", LOOP, "the last weights are judged, not the average"),
+    Mutant("training/loop.py", 'self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])', "pass", RESUME,
+           "the optimiser forgets its moments"),
+    Mutant("training/loop.py", "self.ema.module.load_state_dict(checkpoint.ema)", "pass", RESUME,
+           "the average forgets what was before"),
+    Mutant("training/loop.py", "self.step, self.seconds = checkpoint.step,",
+           "self.step, self.seconds = checkpoint.step + 1,", RESUME, "a run goes on one step too late"),
+    Mutant("training/loop.py", 'self.window = [torch.tensor(loss) for loss in checkpoint.state["window"]]', "pass",
+           RESUME, "a record forgets the losses before the checkpoint"),
+    Mutant("training/loop.py", "images = images.contiguous(memory_format=torch.channels_last)", "pass", LOOP,
+           "images are not channels_last"),
+    Mutant("training/loop.py", "parameter.data.contiguous(memory_format=torch.channels_last)", "parameter.data", LOOP,
+           "weights are not channels_last"),
+    Mutant("training/loop.py", "F.cross_entropy(self.network(images), masks, weights,",
+           "F.cross_entropy(self.network(images), masks, None,", LOOP, "class weights are not used"),
+    Mutant("training/checkpoints.py", 'entry["step"] <= upto', "True", RESUME,
+           "steps that are done again are recorded twice"),
+    Mutant("training/checkpoints.py", "weights_only=True", "weights_only=False", RESUME, "a checkpoint may run code"),
+    Mutant("training/checkpoints.py", "[:-keep]", "[keep:]", RESUME, "the newest checkpoints are removed"),
+    Mutant("training/checkpoints.py", 'if (entry[1] / "state.json").exists()', "", RESUME,
+           "half a checkpoint is believed"),
+    Mutant("training/environment.py", "back.callback(np.random.set_state, np.random.get_state())", "pass", LOOP,
+           "numpy's random state is not given back"),
+    Mutant("training/environment.py", "came.append(number)", "raise KeyboardInterrupt", RESUME,
+           "a signal ends a run in the middle of a step"),
+    Mutant("training/metrics.py", "(image[valid] * K + t) * K + p", "(image[valid] * K + p) * K + t", METRICS,
+           "truth stands in columns"),
+    Mutant("training/metrics.py", "float(np.mean(present)) if", "float(np.sum(present) / len(iou)) if", METRICS,
+           "a class that never occurs counts as missed"),
+    Mutant("training/metrics.py", "total.sum(0) + total.sum(1) - hit", "total.sum(0) + total.sum(1)", METRICS,
+           "hits are counted twice in a union"),
+    Mutant("training/metrics.py", "valid = truth != IGNORE", "valid = truth >= 0", METRICS, "void pixels are judged"),
+    Mutant("training/metrics.py", "network.eval()\n    try", "network.train()\n    try", METRICS,
+           "a network is judged in training mode"),
+    Mutant("training/metrics.py", "module.training = training", "module.training = True", METRICS,
+           "frozen norms thaw after a validation"),
+    Mutant("training/probes.py", "values.abs().mean()", "values.mean()", LOOP, "gammas of both signs cancel"),
+    Mutant("training/probes.py", "(y - x).norm() / size", "y.norm() / size", LOOP,
+           "a block's contribution holds its input"),
+    # ---- networks, weights, diagnostics ----
+    Mutant("networks/control.py", "nn.init.zeros_(self.norm.weight)", "pass", HOSTS,
+           "the control does not start as the identity"),
+    Mutant("networks/control.py", "key=lambda w: abs(count(w) - parameters)",
+           "key=lambda w: -abs(count(w) - parameters)", HOSTS, "the control's size is the farther of two"),
+    Mutant("networks/segmentation.py", "[..., : size[0], : size[1]]", "[..., -size[0] :, -size[1] :]", HOSTS,
+           "an odd image is shifted against its labels"),
+    Mutant("networks/segmentation.py", "align_corners=False", "align_corners=True", HOSTS,
+           "logits are stretched to the corners"),
+    Mutant("weights/__init__.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
+    Mutant("diagnostics/maps.py", "total.square().sum(-1) - n", "total.square().sum(-1)", MAPS,
+           "each query is compared with itself"),
+    Mutant("diagnostics/maps.py", "rows = maps.double() * valid[:, None, None]", "rows = maps.double()", MAPS,
+           "weight on void counts as weight on another class"),
+    Mutant("diagnostics/maps.py", "valid.double().mean(-1)", "1", MAPS, "chance counts void keys"),
+    Mutant("diagnostics/maps.py", "device=labels.device) + 0.5)", "device=labels.device))", MAPS,
+           "labels are those of corners, not of centres"),
+    Mutant("diagnostics/samples.py", "(2 * i + 1) * count // (2 * wanted)", "i * count // wanted",
+           SAMPLES, "images are chosen from the beginning"),
+    Mutant("diagnostics/samples.py", "module.training = training", "pass", SAMPLES, "a network stays in eval"),
+    # ---- blocks ----
+    Mutant("blocks/sparse_attention.py", "self.scale = (inner // heads) ** -0.5", "self.scale = 1.0", SPARSE_BLOCKS,
+           "windowed attention has no scale"),
+    Mutant("blocks/sparse_attention.py", "self.scale = (inner // heads) ** -0.5", "self.scale = inner**-0.5",
+           SPARSE_BLOCKS, "windowed attention's scale ignores its heads"),
+    # ---- study ----
+    Mutant("study/results.py", "np.mean([drawn for _, drawn in values], 0).var(ddof=1)",
+           "np.mean([drawn.var(ddof=1) for _, drawn in values])", RESULTS,
+           "the image variance is the mean of the seeds' variances"),
+    Mutant("study/results.py", "drawn - other_drawn", "drawn - other_drawn[::-1]", RESULTS,
+           "the bootstrap of a difference is not paired"),
+    Mutant("study/results.py", "stats.t.ppf(0.975, S - 1)) * math.sqrt(sd**2 / S + image_variance)",
+           "stats.t.ppf(0.975, S - 1)) * math.sqrt(sd**2 / S)", RESULTS, "images make nothing uncertain"),
+    Mutant("study/results.py", "np.std(values, ddof=1)", "np.std(values)", RESULTS,
+           "the deviation over seeds is divided by S"),
+    Mutant("study/results.py", "np.maximum(there.sum(-1), 1)", "there.shape[-1]", RESULTS,
+           "a class that never occurs counts in a study"),
+    Mutant("study/build.py", "torch.manual_seed(_BLOCK_SEED + seed)", "torch.manual_seed(_BLOCK_SEED)", TRIAL,
+           "blocks are the same under every seed"),
+    Mutant("study/build.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", TRIAL,
+           "hosts are the same under every seed"),
+]  # fmt: skip
