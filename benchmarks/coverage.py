@@ -1,0 +1,206 @@
+"""How often the intervals and verdicts of a study are right: simulated studies whose truth is known.
+
+    python benchmarks/coverage.py               writes its table into docs/statistics.md, about ten minutes on one core
+
+Every study is judged by lookfar.study.statistics itself. Scores are linear in the samples: a run has a noise of its own
+(standard deviation 1 in all worlds), a sample one that all runs share in part, and the rest belongs to run and sample
+alone. Every block does nothing, so each "better" or "worse" is false; for the power the first block gains 4.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lookfar.study.statistics import Comparisons, measure
+
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "statistics.md"
+BLOCKS, SEEDS = (1, 2, 5, 10), (2, 3, 5, 10)
+GAIN = 4.0
+RESAMPLES = 300  # of each simulated study; a real one draws 1000
+
+
+@dataclass(frozen=True)
+class World:
+    """What studies are like; standard deviations, a run's own noise is 1.
+
+    Attributes:
+        name: As the table calls it.
+        samples: Number of validation samples.
+        of_block: Noise of candidate and sample, as it enters a candidate's mean.
+        of_run: Noise of run and sample, as it enters a run's mean.
+        groups: Groups of samples; 0 for none. Then the noise of candidate and sample is the group's.
+        unequal: Samples differ in size up to fiftyfold.
+        shared: Noise of a seed that all candidates share.
+        draw: Of a run's own noise, with variance 1.
+        baseline: The baseline's own noise.
+        block: The first block's own noise.
+        fails: The first block loses 30 in this share of its runs.
+        promised: Whether 93.5 % coverage and at most 8.5 % false verdicts a study are asserted.
+    """
+
+    name: str
+    samples: int = 40
+    of_block: float = 0.0
+    of_run: float = 0.0
+    groups: int = 0
+    unequal: bool = False
+    shared: float = 0.0
+    draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = np.random.Generator.standard_normal
+    baseline: float = 1.0
+    block: float = 1.0
+    fails: float = 0.0
+    promised: bool = True
+
+
+def heavy(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Student's t with 3 degrees."""
+    return rng.standard_t(3, shape) / math.sqrt(3)
+
+
+def skewed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """An exponential from its mean, the long side down: runs that end badly."""
+    return 1 - rng.standard_exponential(shape)
+
+
+WORLDS = (
+    World("seed noise alone"),
+    World("samples equal to seeds", of_block=1.0),
+    World("samples dominate", of_block=4.0),
+    World("run and sample interact", of_block=0.5, of_run=2.0),
+    World("8 samples", samples=8, of_block=1.0),
+    World("samples of unequal size", of_block=1.0, unequal=True),
+    World("heavy tails", of_block=0.5, draw=heavy),
+    World("skew", of_block=0.5, draw=skewed),
+    World("seeds shift all candidates", of_block=0.5, shared=3.0),
+    World("5 groups of 8 samples", of_block=1.0, groups=5),
+    World("10 groups of 4 samples", of_block=1.0, groups=10),
+    World("one block 5 times noisier", of_block=0.5, block=5.0),
+    World("baseline 2 times noisier", of_block=0.5, baseline=2.0),
+    World("baseline 5 times noisier", of_block=0.5, baseline=5.0, promised=False),
+    World("one block fails in a tenth of its runs", of_block=0.5, fails=0.1, promised=False),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came out of the studies of one world, number of blocks and number of seeds; shares from 0 to 1.
+
+    Attributes:
+        coverage: Of the single interval.
+        false: Studies with a false "better" or "worse" somewhere.
+        power: The gain of 4 was found; nan where it was not tried.
+        half: Median half-width of the simultaneous interval.
+    """
+
+    coverage: float
+    false: float
+    power: float
+    half: float
+
+
+def simulate(world: World, blocks: int, seeds: int, studies: int, *, power: bool = True, seed: int = 0) -> Cell:
+    """Judge simulated studies.
+
+    Args:
+        world: What they are like.
+        blocks: Compared blocks; baseline and one control come to them.
+        seeds: Of each study.
+        studies: How many.
+        power: Judge each once more with a gain of the first block.
+        seed: Of the simulation.
+    """
+    rng = np.random.default_rng([seed, blocks, seeds, *world.name.encode()])
+    names = ("baseline", "control", *(f"block {k}" for k in range(blocks)))
+    covered, false, found, halves = [], 0, 0, []
+    for _ in range(studies):
+        facts, groups, truth = study(world, names, seeds, rng)
+        measured = measure(facts, weighted_mean, groups, resamples=RESAMPLES)
+        judged = Comparisons(measured, "baseline", blocks)
+        differences = [d for name in names[2:] if (d := judged.difference(name)) is not None]
+        for d, true in zip(differences, truth):
+            covered.append(d.single.low <= true <= d.single.high)
+            halves.append(d.half)
+        false += any(not d.low <= true <= d.high for d, true in zip(differences, truth))
+        if power:
+            at = names.index("block 0")
+            gained = replace(
+                measured,
+                scores=measured.scores + GAIN * (np.arange(len(names)) == at)[:, None],
+                draws=measured.draws + GAIN * (np.arange(len(names)) == at)[:, None, None],
+            )
+            d = Comparisons(gained, "baseline", blocks).difference("block 0")
+            found += d is not None and d.low > 0
+    return Cell(
+        float(np.mean(covered)), false / studies, found / studies if power else math.nan, float(np.median(halves))
+    )
+
+
+def study(
+    world: World, names: tuple[str, ...], seeds: int, rng: np.random.Generator
+) -> tuple[dict[tuple[str, int], np.ndarray], list[int], list[float]]:
+    """Facts ``(2, samples)`` of every trial, values and sizes; groups; the blocks' true differences."""
+    C, n = len(names), world.samples
+    own = np.ones(C)
+    own[0], own[2] = world.baseline, world.block
+    runs = own[:, None] * world.draw(rng, (C, seeds)) + world.shared * rng.standard_normal(seeds)
+    truth = np.zeros(C - 2)
+    if world.fails:
+        runs[2] -= 30.0 * (rng.random(seeds) < world.fails)
+        truth[0] -= 30.0 * world.fails
+    groups = list(range(n))
+    if world.groups:
+        groups = [i * world.groups // n for i in range(n)]
+        of_group = rng.standard_normal((C, world.groups)) * world.of_block * math.sqrt(world.groups)
+        by_block = of_group[:, groups]
+    else:
+        by_block = rng.standard_normal((C, n)) * world.of_block * math.sqrt(n)
+    values = runs[..., None] + by_block[:, None] + rng.standard_normal((C, seeds, n)) * world.of_run * math.sqrt(n)
+    values += 3.0 * math.sqrt(n) * rng.standard_normal(n)  # samples are easy or hard for all alike
+    sizes = np.exp(rng.uniform(0, math.log(50), n)) if world.unequal else np.ones(n)
+    facts = {(name, s): np.stack([values[c, s] * sizes, sizes]) for c, name in enumerate(names) for s in range(seeds)}
+    return facts, groups, truth.tolist()
+
+
+def weighted_mean(facts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The score of these worlds."""
+    sums = weights @ facts.T
+    return sums[:, 0] / sums[:, 1]
+
+
+def table(studies: int, progress: Callable[[str], None]) -> str:
+    """All worlds as a Markdown table."""
+    head = ["world", "seeds", "coverage %", *(f"false, {b}" for b in BLOCKS), *(f"power, {b}" for b in BLOCKS)]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for world in WORLDS:
+        for seeds in SEEDS:
+            cells = [simulate(world, blocks, seeds, studies) for blocks in BLOCKS]
+            row = [world.name, str(seeds), f"{100 * min(c.coverage for c in cells):.1f}"]
+            row += [f"{100 * c.false:.1f}" for c in cells] + [f"{100 * c.power:.0f}" for c in cells]
+            lines.append("| " + " | ".join(row) + " |")
+            progress(lines[-1])
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=1000, help="of each cell (default %(default)s)")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    text = table(options.studies, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    document = DOCUMENT.read_text(encoding="utf-8")
+    before, after = document[: document.index(BEGIN) + len(BEGIN)], document[document.index(END) :]
+    note = f"{options.studies} studies a cell, each with {RESAMPLES} resamples; `python benchmarks/coverage.py`."
+    DOCUMENT.write_text(f"{before}\n{note}\n\n{text}\n{after}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What numbers of :mod:`lookfar.study.statistics` are called, the same on the terminal, in the report and in Python."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lookfar.study.statistics import FEW_GROUPS, Best, Difference, Interval, Needed, Once, seeds_needed
+
+Word = Literal[
+    "better", "worse", "practically the same", "open", "first impression", "seed noise not measured"
+]  # fmt: skip
+WIDEST = 50.0  # half-widths beyond it say nothing about a score from 0 to 100
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a study's differences are told in.
+
+    Attributes:
+        score: Name of the score.
+        margin: Differences within ±margin are practically none.
+        where: Restricts every sentence, as in ``on this one sequence``; empty where images were drawn again.
+    """
+
+    score: str = "mIoU"
+    margin: float = 0.5
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement in a word, in a cell of a table, and in a sentence without its subject."""
+
+    word: Word
+    short: str
+    sentence: str
+
+
+def judge(d: Difference, terms: Terms) -> Verdict:
+    """What may be said of a difference: better or worse where zero is outside the interval, from three seeds on."""
+    where = f" {terms.where}" if terms.where else ""
+    if d.seeds == 1:
+        return Verdict(
+            "seed noise not measured",
+            f"one seed: open{where}",
+            f"{signed(d.mean)} {terms.score}{where or ' on these images'}; seed noise not measured: at least 3 seeds "
+            "for a verdict",
+        )
+    range_ = f"{between(d.interval)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
+    if d.seeds == 2:
+        return Verdict(
+            "first impression",
+            f"first impression{where}",
+            f"first impression: {signed(d.mean, d.half)} {terms.score}, {range_}; at least 3 seeds for a verdict",
+        )
+    if d.low > 0 or d.high < 0:
+        word: Word = "better" if d.low > 0 else "worse"
+        small = max(abs(d.low), abs(d.high)) <= terms.margin
+        return Verdict(
+            word,
+            f"{word}{where}",
+            f"{word} by {spread(abs(d.mean), d.half)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
+            + (f", within the {terms.margin:g} that count as practically the same" if small else ""),
+        )
+    if max(abs(d.low), abs(d.high)) <= terms.margin:
+        return Verdict(
+            "practically the same",
+            f"practically the same{where}",
+            f"practically the same within {terms.margin:g}: {range_}",
+        )
+    end = planned(d, terms)
+    return Verdict("open", f"open: {_range(d.interval)}{where}", f"open: {range_}{end and f'; {end}'}")
+
+
+def planned(d: Difference, terms: Terms) -> str:
+    """How many seeds would show the difference, in words; empty where nothing is known of the seeds."""
+    needed = seeds_needed(d, terms.margin)
+    if needed is None:
+        return ""
+    size = points(needed.effect)
+    if not needed.reachable:
+        return f"a difference of {size} cannot be shown with these images, whatever the seeds"
+    number = _number(needed, d.seeds + 1)
+    if abs(d.mean) >= terms.margin:
+        return f"if the {signed(d.mean)} is real, {number} seeds would show it"
+    return f"{number} seeds would show a difference of {size}"
+
+
+def against_control(d: Difference, terms: Terms, control: str) -> str:
+    """A block against plain convolutions, ``control`` being how they are called with their size."""
+    verdict = judge(d, terms)
+    relation = {
+        "better": f"better than {control}",
+        "worse": f"worse than {control}",
+        "practically the same": f"practically the same as {control}",
+    }.get(verdict.word, f"not shown to be better than {control}")
+    return f"{relation} ({signed_spread(d.mean, d.half)})"
+
+
+def which_is_best(best: Best, names: dict[str, str], terms: Terms) -> str:
+    """Which block is best, in one sentence."""
+    where = f" {terms.where}" if terms.where else ""
+    first = names.get(best.first, best.first)
+    if best.shown:
+        lead = min(best.leads, key=lambda d: d.mean)
+        second = names.get(lead.reference, lead.reference)
+        return f"{first} is the best of these{where}: {signed_spread(lead.mean, lead.half)} over {second}."
+    likely = [f"{names.get(name, name)} {percent(p)}" for name, p in list(best.probabilities.items())[:3]]
+    return f"Which of these is the best is open{where}; probability of being it: {', '.join(likely)}."
+
+
+def trained_once(o: Once, seeds_done: int) -> str:
+    """What to expect of one run, in words."""
+    said = f"wins {o.wins} of {o.seeds} seeds, at worst {signed(o.worst)}"
+    if not math.isnan(o.probability):
+        said += f"; one run with it beats one without with probability {percent(o.probability)}"
+    if o.seeds > seeds_done:
+        failed = o.seeds - seeds_done
+        said += (
+            f", its {failed} failed trial{'s' if failed > 1 else ''} counted as {'losses' if failed > 1 else 'a loss'}"
+        )
+    return said
+
+
+def _few_groups(d: Difference) -> str:
+    if not 1 < d.groups <= FEW_GROUPS or d.seeds_alone is None:
+        return ""
+    return f" (seeds alone: {between(d.seeds_alone)})"
+
+
+def _number(needed: Needed, least: int) -> str:
+    """``5 to 14``; a study that left it open needs more seeds than it had."""
+    if needed.fewest is None:
+        return "more than 1000"
+    fewest = max(needed.fewest, least)
+    if needed.most is None:
+        return f"{fewest} or many more"
+    most = max(needed.most, least)
+    return f"{fewest} to {most}" if most > fewest else f"about {fewest}"
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def points(value: float, half: float | None = None) -> str:
+    """A score to one decimal; to two or three where its half-width would otherwise read 0.0."""
+    decimals = 1
+    while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
+        decimals += 1
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
+
+
+def signed(value: float, half: float | None = None) -> str:
+    """As :func:`points`, with a sign that is a real minus."""
+    text = points(value, half)
+    return text if text.startswith("\N{MINUS SIGN}") else f"+{text}"
+
+
+def spread(mean: float, half: float) -> str:
+    """``2.4 ± 0.5``, or the mean alone where the half-width is beyond all sense or unknown."""
+    return points(mean, half) + _half(half)
+
+
+def signed_spread(mean: float, half: float) -> str:
+    """``+2.4 ± 0.5``."""
+    return signed(mean, half) + _half(half)
+
+
+def between(interval: Interval) -> str:
+    """``between −1.4 and +6.1``."""
+    if not interval.half <= WIDEST:
+        return "in an interval too wide to show"
+    return f"between {signed(interval.low, interval.half)} and {signed(interval.high, interval.half)}"
+
+
+def percent(share: float) -> str:
+    """A probability; nothing is certain."""
+    if share > 0.99:
+        return "above 99 %"
+    return "below 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def _half(half: float) -> str:
+    if math.isnan(half):
+        return ""
+    return f" ± {points(half, half)}" if half <= WIDEST else " ± too wide to show"
+
+
+def _range(interval: Interval) -> str:
+    if not interval.half <= WIDEST:
+        return "too wide to show"
+    return f"{signed(interval.low, interval.half)} to {signed(interval.high, interval.half)}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
