@@ -145,7 +145,7 @@ def simulate(world: World, blocks: int, seeds: int, studies: int, *, power: bool
 def study(
     world: World, names: tuple[str, ...], seeds: int, rng: np.random.Generator
 ) -> tuple[dict[tuple[str, int], np.ndarray], list[int], list[float]]:
-    """Facts ``(2, samples)`` of every trial, values and sizes; groups; the blocks' true differences."""
+    """Facts ``(samples, 2)`` of every trial, values and sizes; groups; the blocks' true differences."""
     C, n = len(names), world.samples
     own = np.ones(C)
     own[0], own[2] = world.baseline, world.block
@@ -164,13 +164,14 @@ def study(
     values = runs[..., None] + by_block[:, None] + rng.standard_normal((C, seeds, n)) * world.of_run * math.sqrt(n)
     values += 3.0 * math.sqrt(n) * rng.standard_normal(n)  # samples are easy or hard for all alike
     sizes = np.exp(rng.uniform(0, math.log(50), n)) if world.unequal else np.ones(n)
-    facts = {(name, s): np.stack([values[c, s] * sizes, sizes]) for c, name in enumerate(names) for s in range(seeds)}
+    both = np.stack([values * sizes, np.broadcast_to(sizes, values.shape)], -1)  # (C, S, samples, 2)
+    facts = {(name, s): both[c, s] for c, name in enumerate(names) for s in range(seeds)}
     return facts, groups, truth.tolist()
 
 
 def weighted_mean(facts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The score of these worlds."""
-    sums = weights @ facts.T
+    sums = weights @ facts
     return sums[:, 0] / sums[:, 1]
 
 

@@ -293,7 +293,7 @@ def dunnett(comparisons: int, degrees: int, level: float = LEVEL) -> float:
 
     least = student(degrees, level)
     most = student(degrees, 1 - (1 - level) / comparisons)  # Bonferroni's value is never too small
-    return float(optimize.brentq(missing, 0.99 * least, 1.01 * most, xtol=1e-6))
+    return optimize.root_scalar(missing, bracket=(0.99 * least, 1.01 * most), xtol=1e-6).root
 
 
 # ---- conclusions -----------------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class Comparisons:
             return None
         pair = [measured.row(candidate), measured.row(reference)]
         both = candidate in self.complete and reference in self.complete
-        shared = self.seeds if both else np.isfinite(measured.scores[pair]).all(0)
+        shared = self.seeds if both else np.asarray(np.isfinite(measured.scores[pair]).all(axis=0))
         of_seed = measured.scores[pair[0], shared] - measured.scores[pair[1], shared]
         S = len(of_seed)
         if S == 0:
