@@ -14,12 +14,11 @@ SRC = Path(lookfar.__file__).parent
 MAY_IMPORT = {
     "ops": {"ops"},
     "blocks": {"blocks", "ops"},
-    "insertion": {"insertion", "blocks", "ops"},
+    "insertion": {"insertion", "cost", "blocks", "ops"},
     "weights": {"weights", "blocks", "ops"},
     "networks": {"networks", "weights", "blocks", "ops"},
     "cost": {"cost", "blocks", "ops"},
     "check": {"check", "cost", "blocks", "ops"},
-    "description": {"description", "insertion", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
     "data": {"data"},
     "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},
@@ -28,11 +27,6 @@ MAY_IMPORT = {
     },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
-# files that belong to a part though they stand beside it
-BELONGS = {
-    "_places": "insertion",
-    "_trial": "insertion",
-}
 FREE = {"_tables", "_options"}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "matplotlib", "scipy", "typer", "rich", "jinja2"}
 NEVER = {
@@ -43,8 +37,7 @@ NEVER = {
 
 
 def parts_of(path: Path) -> str:
-    name = path.relative_to(SRC).parts[0].removesuffix(".py")
-    return BELONGS.get(name, name)
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -73,6 +66,5 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     for name in imported(path):
         top, *rest = name.split(".")
         if top == "lookfar" and rest and rest[0] != "__version__":
-            to = BELONGS.get(rest[0], rest[0])
-            assert to in allowed, f"{part} may not import {name}"
+            assert rest[0] in allowed, f"{part} may not import {name}"
         assert top not in NEVER.get(part, ()), f"{part} may not import {top}"

@@ -14,7 +14,7 @@ _HOME = {
     "block_info": "lookfar.blocks",
     "insert": "lookfar.insertion",
     "remove": "lookfar.insertion",
-    "describe": "lookfar.description",
+    "describe": "lookfar.insertion",
     "measure_cost": "lookfar.cost",
 }
 _MODULES = {
@@ -22,7 +22,6 @@ _MODULES = {
     "check",
     "cost",
     "data",
-    "description",
     "diagnostics",
     "insertion",
     "networks",
@@ -37,8 +36,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
-    from lookfar.description import describe
-    from lookfar.insertion import insert, remove
+    from lookfar.insertion import describe, insert, remove
 
 
 def __getattr__(name: str) -> Any:

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lookfar._tables import table
-from lookfar._trial import example_inputs, pretrained_cfg, recorded, run, untouched
 from lookfar.blocks import block_info
-from lookfar.cost import count_flops
-from lookfar.insertion import Gated, block_name, insertions, switched_off
-
-__all__ = ["describe"]
+from lookfar.insertion.dry_run import example_inputs, pretrained_cfg, recorded, run, untouched
+from lookfar.insertion.hanging import Gated, block_name, insertions, switched_off
 
 
 def describe(network: nn.Module, *, example: Any = None) -> str:
@@ -22,6 +19,8 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
         network: The network.
         example: As for :func:`insert`; where it is needed and missing, sizes and GFLOPs are left out.
     """
+    from lookfar.cost import count_flops
+
     found = insertions(network)
     if not found:
         return "no block has been inserted"

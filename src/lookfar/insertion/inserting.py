@@ -11,58 +11,20 @@ Traps:
 """
 
 import contextlib
-import functools
 import inspect
-import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from lookfar._places import blocks_of, branch_ends, find_modules, holders
-from lookfar._trial import Inputs, bit_equal, example_inputs, recorded, run, untouched
 from lookfar.blocks import block_info, create_block, parse_block
-
-__all__ = ["Gated", "Insertion", "block_name", "insert", "insertions", "remove", "switched_off"]
+from lookfar.insertion.dry_run import Inputs, bit_equal, example_inputs, recorded, run, untouched
+from lookfar.insertion.hanging import Gated, Slot, attach, block_name, detach, insertions
+from lookfar.insertion.places import blocks_of, branch_ends, find_modules, holders
 
 Position = Literal["last", "every", "branch"]
-
-
-class Gated(nn.Module):
-    """x + gamma (block(x) - x) with a learnable gamma that starts at zero: any block enters as the identity.
-
-    Args:
-        block: A module that keeps the shape of its input.
-
-    Shape: that of ``block``
-    """
-
-    def __init__(self, block: nn.Module, *, device=None, dtype=None) -> None:
-        super().__init__()
-        self.block = block
-        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.gamma.to(x.dtype) * (self.block(x).to(x.dtype) - x)
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """A block in a network.
-
-    Attributes:
-        name: Name of the block's module in the network; its parameters' keys start with it.
-        place: Name of the module on whose output the block works.
-        module: The block, inside :class:`Gated` where it needs that to enter as the identity.
-    """
-
-    name: str
-    place: str
-    module: nn.Module = field(repr=False)
 
 
 def insert(
@@ -128,135 +90,17 @@ def insert(
     with contextlib.suppress(Exception):  # a host that cannot train on this example is checked in eval alone
         before[True] = run(network, inputs, train=True)
 
-    new = [_Slot(place, _build(block, features[place], place, raw, options), features[place]) for place in places]
+    new = [Slot(place, _build(block, features[place], place, raw, options), features[place]) for place in places]
     try:
         _settle(network, inputs, new, hidden)
         _check_unchanged(network, inputs, new, before, block, raw or options.get("zero_init") is False)
     except BaseException:
         for slot in new:
-            _detach(network, slot.name, slot.place)
+            detach(network, slot.name, slot.place)
         raise
     for slot in new:
         slot.module.train(network.get_submodule(slot.place).training)
     return [slot.name for slot in new]
-
-
-def insertions(network: nn.Module) -> list[Insertion]:
-    """The blocks that :func:`insert` has put into ``network``, in the network's order."""
-    found = []
-    for place, module in network.named_modules():
-        for path in _paths(module).values():
-            name = f"{place}.{path}".lstrip(".")
-            found.append(Insertion(name, place, network.get_submodule(name)))
-    return found
-
-
-def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list[str]:
-    """Undo :func:`insert`.
-
-    Args:
-        network: The network.
-        which: Names as :func:`insert` returned them, names of places, or globs of either; all blocks by default.
-
-    Returns:
-        Names of the removed modules.
-
-    Raises:
-        ValueError: A name that stands for no inserted block.
-    """
-    chosen = _chosen(network, which)
-    for found in chosen:
-        _detach(network, found.name, found.place)
-    return [found.name for found in chosen]
-
-
-@contextlib.contextmanager
-def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -> Iterator[None]:
-    """Inside the ``with``, features pass the blocks unchanged; ``which`` as in :func:`remove`.
-
-    A network that was compiled before is to be compiled again.
-    """
-    off = {found.name for found in _chosen(network, which)}
-    kept: list[tuple[nn.Module, dict[int, Any], set[int]]] = []
-    for place, module in network.named_modules():
-        paths = {key: f"{place}.{path}".lstrip(".") for key, path in _paths(module).items()}
-        ours = {key for key, name in paths.items() if name in off}
-        if ours:
-            kept.append((module, dict(module._forward_hooks), ours))
-            for key in ours:
-                del module._forward_hooks[key]
-    try:
-        yield
-    finally:
-        for module, before, ours in kept:  # in their order, and as others have meanwhile added and removed theirs
-            now = dict(module._forward_hooks)
-            module._forward_hooks.clear()
-            module._forward_hooks.update({k: h for k, h in before.items() if k in now or k in ours} | now)
-
-
-@dataclass
-class _Slot:
-    """A block that is being inserted."""
-
-    place: str
-    module: nn.Module
-    feature: Tensor
-    name: str = ""
-
-
-def _run_block(module: nn.Module, args: Any, output: Tensor, *, path: str) -> Tensor:
-    """The hook. At module level and bound by ``functools.partial``, so that it can be copied and pickled."""
-    return module.get_submodule(path)(output)
-
-
-def _paths(module: nn.Module) -> dict[int, str]:
-    """Hook id -> the path from ``module`` to the block that the hook calls."""
-    return {
-        key: hook.keywords["path"]
-        for key, hook in module._forward_hooks.items()
-        if isinstance(hook, functools.partial) and hook.func is _run_block
-    }
-
-
-def _attach(network: nn.Module, slot: _Slot, holder: str) -> None:
-    parent, module = network.get_submodule(holder), network.get_submodule(slot.place)
-    base = name = _snake(slot.module)
-    number = 1
-    while hasattr(parent, name):
-        number += 1
-        name = f"{base}_{number}"
-    parent.add_module(name, slot.module)
-    slot.name = f"{holder}.{name}"
-    while RemovableHandle.next_id in module._forward_hooks:
-        RemovableHandle({})  # ids start anew in the process that unpickles a network: a hook in use would be replaced
-    path = slot.name[len(slot.place) + 1 :]
-    module.register_forward_hook(functools.partial(_run_block, path=path))
-
-
-def _detach(network: nn.Module, name: str, place: str) -> None:
-    if not name:
-        return
-    module = network.get_submodule(place)
-    for key, path in _paths(module).items():
-        if f"{place}.{path}" == name:
-            del module._forward_hooks[key]
-    holder, _, child = name.rpartition(".")
-    delattr(network.get_submodule(holder), child)
-
-
-def _chosen(network: nn.Module, which: str | Sequence[str] | None) -> list[Insertion]:
-    found = insertions(network)
-    if which is None:
-        return found
-    chosen: set[str] = set()
-    for pattern in [which] if isinstance(which, str) else which:
-        one = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*"))))
-        matches = {f.name for f in found if one.fullmatch(f.name) or one.fullmatch(f.place)}
-        if not matches:
-            have = ", ".join(f.name for f in found) or "there are none"
-            raise ValueError(f"no inserted block is called {pattern!r}; inserted blocks: {have}")
-        chosen |= matches
-    return [f for f in found if f.name in chosen]
 
 
 def _places(
@@ -341,7 +185,7 @@ def _build(block: Any, x: Tensor, place: str, raw: bool, options: dict[str, Any]
     return module if raw or as_given or torch.equal(y, x) else Gated(module, **dd)
 
 
-def _settle(network: nn.Module, inputs: Inputs, new: list[_Slot], hidden: Collection[nn.Module]) -> None:
+def _settle(network: nn.Module, inputs: Inputs, new: list[Slot], hidden: Collection[nn.Module]) -> None:
     """Keep each block where it runs exactly once a forward, on what the place gave, and decides what the place gives.
 
     With zero factors a block that runs twice looks like one that runs once: this is tried with random weights.
@@ -359,7 +203,7 @@ def _settle(network: nn.Module, inputs: Inputs, new: list[_Slot], hidden: Collec
                     f"{slot.place} ({type(network.get_submodule(slot.place)).__name__}) runs whatever it contains: a "
                     f"block kept inside would run twice. Name a module around it or inside it{reason}"
                 )
-            _attach(network, slot, holder)
+            attach(network, slot, holder)
         error = None
         try:
             with _randomised(new):
@@ -381,12 +225,12 @@ def _settle(network: nn.Module, inputs: Inputs, new: list[_Slot], hidden: Collec
                 or (len(new) == 1 and not bit_equal(ins[slot.name][0], slot.feature))
             ]
         for slot in wrong:
-            _detach(network, slot.name, slot.place)
+            detach(network, slot.name, slot.place)
             slot.name = ""
 
 
 @contextlib.contextmanager
-def _randomised(new: list[_Slot]) -> Iterator[None]:
+def _randomised(new: list[Slot]) -> Iterator[None]:
     kept = [(p, p.detach().clone()) for slot in new for p in slot.module.parameters()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -401,7 +245,7 @@ def _randomised(new: list[_Slot]) -> Iterator[None]:
 
 
 def _check_unchanged(
-    network: nn.Module, inputs: Inputs, new: list[_Slot], before: dict[bool, dict[str, Tensor]], block: Any, meant: bool
+    network: nn.Module, inputs: Inputs, new: list[Slot], before: dict[bool, dict[str, Tensor]], block: Any, meant: bool
 ) -> None:
     """Outputs and the host's buffers are what they were, in eval and in training; else say where they differ."""
     if meant:
@@ -429,7 +273,7 @@ def _check_unchanged(
             return
 
 
-def _draws(slot: _Slot) -> bool:
+def _draws(slot: Slot) -> bool:
     """Whether the block takes random numbers in training."""
     if slot.feature.is_cuda:
         return True  # not cheap to know there; eval has been checked
@@ -437,16 +281,3 @@ def _draws(slot: _Slot) -> bool:
         state = torch.random.get_rng_state()
         slot.module.train()(slot.feature)
         return not torch.equal(state, torch.random.get_rng_state())
-
-
-def block_name(module: nn.Module) -> str:
-    """The registered name of an inserted module's block, or its class's."""
-    module = module.block if isinstance(module, Gated) else module
-    try:
-        return block_info(module).name
-    except ValueError:
-        return type(module).__name__
-
-
-def _snake(module: nn.Module) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", block_name(module)).lower()
