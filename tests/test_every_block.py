@@ -20,7 +20,7 @@ from samples import (
     twin,
     with_gradients,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from variants import WIDE
 
 from lookfar.blocks import create_block
@@ -121,6 +121,69 @@ def test_gradient(sample: Sample) -> None:
         return tuple(y for y in found if y.is_floating_point())
 
     torch.autograd.gradcheck(forward, (inputs[0].requires_grad_(), *values), fast_mode=True)
+
+
+def _as_matrix_product(t: Tensor) -> Tensor:
+    """``t`` (B, C, *S) with the strides that a product of matrices over positions leaves: of one image (C, 1, ..)."""
+    if t.dim() < 4:
+        return t
+    return t.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, t.shape[2:])
+
+
+@every_block
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_one_image_has_the_gradient_that_it_has_in_a_batch(sample: Sample, train: bool) -> None:
+    m = sample.make(train=train)
+    batch = sample.inputs(m, batch=2)
+    if any(x.shape[:1] != (2,) for x in batch):
+        pytest.skip("some inputs belong to no image")
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if train and any(isinstance(layer, mixing) for layer in m.modules()):
+        pytest.skip("statistics of the batch, or chance")
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(batch[0].dim())
+    for memory in filter(None, (torch.contiguous_format, last)):
+        for arrives in (Tensor.contiguous, _as_matrix_product):
+            found = []
+            for B in (2, 1):
+                m.zero_grad()
+                torch.manual_seed(1)
+                x = batch[0][:B].clone(memory_format=memory).requires_grad_()
+                # the second image takes part in the batch, and what comes back to it is zero
+                ys = [y for y in outputs(m, (x, *(r[:B] for r in batch[1:]))) if y.requires_grad]
+                torch.manual_seed(2)
+                back = [torch.randn(1, *y.shape[1:], dtype=y.dtype) for y in ys]
+                back = [torch.cat([g, torch.zeros_like(g)]) if B == 2 else g for g in back]
+                torch.autograd.backward(ys, [arrives(g) for g in back])
+                assert x.grad is not None
+                found.append({f"d{n}": p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
+                found[-1]["dx"] = x.grad[:1]
+            assert_all_same(f"{sample} {memory} {arrives.__name__}", found[1], found[0])
+
+
+@every_block
+def test_gradient_of_one_image_in_training(sample: Sample) -> None:
+    m = sample.make(train=True)
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in m.modules()) or not learns_exactly(m):
+        pytest.skip("without statistics of the batch it is as in eval; and some gradients are no derivatives")
+    x, *rest = sample.inputs(m, batch=1)
+    parameters, buffers = dict(m.named_parameters()), dict(m.named_buffers())
+    try:
+        weights = [torch.randn_like(y) for y in outputs(twin(m), (x, *rest))]
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e):
+            raise
+        pytest.skip("pools to one position, which has no statistics")
+
+    def forward(x: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        moved = {name: b.clone() for name, b in buffers.items()}  # a forward in training moves them
+        found = torch.func.functional_call(m, parameters | moved, (x, *rest))
+        found = found if isinstance(found, tuple | list) else (found,)
+        return sum(((_as_matrix_product(y) * w).sum() for y, w in zip(found, weights)), x.new_zeros(()))
+
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    for memory in filter(None, (torch.contiguous_format, last)):
+        torch.autograd.gradcheck(forward, (x.clone(memory_format=memory).requires_grad_(),), fast_mode=True)
 
 
 @every_block

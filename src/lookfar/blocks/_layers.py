@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,6 +91,31 @@ def projected(project: nn.Module | None, x: Tensor, y: Tensor) -> Tensor:
     return match_format(y if project is None else x + project(y), x)
 
 
+def normed(norm: nn.Module, y: Tensor) -> Tensor:
+    """``norm(y)`` in the memory format of ``y``, with the right gradient for a batch of one, see :func:`readable`."""
+    if _may_misread(y) and [m for m in norm.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]:
+        # of one image torch's instance norm on CPU misreads a channels_last gradient, whatever its input's strides
+        return match_format(norm(torch.cat([y, y]))[:1], y)
+    same = readable(norm, y)
+    return norm(y) if same is y else match_format(norm(same), y)
+
+
+def readable(norm: nn.Module, y: Tensor) -> Tensor:
+    """``y``, copied where a batch norm could misread it or the gradient that comes back.
+
+    On CPU torch's batch norm takes strides (C, 1, ..) of a single image, as a product of matrices leaves them, for
+    plain ones if the other of input and gradient is plain. It never does where the input is a real channels_last map.
+    ``tests/test_batch_norm_of_torch.py`` shows it with torch alone.
+    """
+    if _may_misread(y) and [m for m in norm.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]:
+        return y.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    return y
+
+
+def _may_misread(y: Tensor) -> bool:
+    return not torch.jit.is_tracing() and torch.is_grad_enabled() and y.shape[0] == 1 and y.dim() > 3 and y.is_cpu
+
+
 class ConvNorm(nn.Module):
     """A convolution that keeps the size, a normalisation and, where wanted, an activation.
 
@@ -122,7 +148,7 @@ class ConvNorm(nn.Module):
 
     def after(self, y: Tensor) -> Tensor:
         """What follows the convolution, from its result."""
-        return self.act(self.norm(y))
+        return self.act(normed(self.norm, y))
 
 
 conv_norm = ConvNorm

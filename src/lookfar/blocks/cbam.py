@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm
+from lookfar.blocks._layers import Norm, normed
 from lookfar.ops._precision import widened
 
 Pooling = Literal["avg", "max", "lp", "lse"]
@@ -121,4 +121,4 @@ class CBAM(nn.Module):
     def _positions(self, x: Tensor) -> Tensor:
         """``(B, 1, H, W)``."""
         descriptor = torch.stack([x.max(1).values, widened(x).mean(1).to(x.dtype)], 1)  # (B, 2, H, W)
-        return self.norm(self.spatial(descriptor)).sigmoid().to(x.dtype)
+        return normed(self.norm, self.spatial(descriptor)).sigmoid().to(x.dtype)

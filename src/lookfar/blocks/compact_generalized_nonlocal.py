@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import normal_, zero_
+from lookfar.blocks._layers import normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -125,7 +125,7 @@ class CompactGeneralizedNonlocal(nn.Module):
         # normalised in float32 under half precision: the kernel's sums pass its range, and leave here
         norm_dtype = next(iter(self.norm.parameters()), y).dtype
         with without_autocast(x):
-            y = self.norm(y) if norm_dtype == y.dtype else self._wide_norm(y)
+            y = normed(self.norm, y) if norm_dtype == y.dtype else self._wide_norm(y)
         return match_format(x + y.to(x.dtype), x)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -147,4 +147,4 @@ class CompactGeneralizedNonlocal(nn.Module):
         wide = {
             name: t.to(y.dtype) for name, t in self.norm.state_dict(keep_vars=True).items() if t.is_floating_point()
         }
-        return torch.func.functional_call(self.norm, wide, (y,))
+        return torch.func.functional_call(self.norm, wide, (readable(self.norm, y),))

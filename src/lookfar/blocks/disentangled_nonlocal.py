@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, zero_
+from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_
 from lookfar.blocks._projections import (
     Projections,
     after_mixing,
@@ -360,7 +360,7 @@ class DisentangledNonLocal(nn.Module):
         one = t.shape[2] == 1  # one vector for all positions, or a map
         y = t.transpose(2, 3).flatten(1, 2).unsqueeze(3) if one else to_map(t, x)
         y = after_mixing(self.project, y, self.normalization)
-        return x + (y if self.norm is None else self.norm(y)).to(x.dtype)
+        return x + (y if self.norm is None else normed(self.norm, y)).to(x.dtype)
 
 
 def _check(

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, pointwise, zero_
+from lookfar.blocks._layers import CONV, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
@@ -158,5 +158,5 @@ class DoubleAttention(nn.Module):
     def _end(self, x: Tensor, y: Tensor) -> Tensor:
         if self.project.bias is not None:
             y = y + self.project.bias.to(y.dtype)[:, None]
-        y = self.norm(y.unflatten(2, x.shape[2:]).to(x.dtype))
+        y = normed(self.norm, y.unflatten(2, x.shape[2:]).to(x.dtype))
         return match_format(x + y if self.residual else y, x)

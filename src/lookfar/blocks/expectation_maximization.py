@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm
+from lookfar.blocks._layers import Norm, normed
 from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
@@ -188,7 +188,7 @@ class ExpectationMaximization(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the reconstruction ``(B, h, N, C/h)``."""
-        y = x + self.norm(self.project(to_map(mixed, x).relu()))
+        y = x + normed(self.norm, self.project(to_map(mixed, x).relu()))
         return y.relu() if self.final_act else y
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm
+from lookfar.blocks._layers import Norm, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops._normalization import check_normalization
 from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention
@@ -103,7 +103,7 @@ class ExternalAttention(nn.Module):
         key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view
         mixed = external_attention(tokens, key, (P @ self.value.weight).T, bias=bias, normalization=self.normalization)
-        y = x + self.norm(to_map(mixed, x))
+        y = x + normed(self.norm, to_map(mixed, x))
         return y.relu() if self.final_act else y
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normal_, zero_
+from lookfar.blocks._layers import Norm, normal_, normed, zero_
 from lookfar.blocks._projections import after_mixing, check_heads, reduced
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
@@ -200,4 +200,4 @@ class FeatureDenoising(nn.Module):
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         y = after_mixing(self.project, y if self._dot else y.to(x.dtype), self._normalization)
-        return match_format(x + self.norm(y), x)
+        return match_format(x + normed(self.norm, y), x)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, zero_
+from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_
 from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
@@ -217,4 +217,4 @@ class SimplifiedNonLocal(nn.Module):
         if self.project is not None:
             y = self.project(y)
         y = _spread(y, x)
-        return x + (y if self.norm is None else self.norm(y))
+        return x + (y if self.norm is None else normed(self.norm, y))

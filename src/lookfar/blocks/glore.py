@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, pointwise, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -105,7 +105,7 @@ class GloRe(nn.Module):
                 mixed = states @ self.mix_nodes.weight.T.to(states.dtype) + self.mix_nodes.bias.to(states.dtype)
                 states = pointwise(self.mix_states, (states + mixed).relu())
             y = (pointwise(self.project, states) @ maps).unflatten(2, x.shape[2:])
-        return match_format(x + self.norm(y.to(x.dtype)), x)
+        return match_format(x + normed(self.norm, y.to(x.dtype)), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """The signed maps ``(B, K, N)`` that gather the nodes and give them back."""

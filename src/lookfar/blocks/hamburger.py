@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, zero_
+from lookfar.blocks._layers import ConvNorm, normed, zero_
 from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
@@ -309,7 +309,7 @@ class Hamburger(nn.Module):
             y = self.mix.conv(y)
         if self.mix is not None:
             y = self.project(self.mix.after(y))
-        y = y if self.norm is None else self.norm(y)
+        y = y if self.norm is None else normed(self.norm, y)
         y = x + y if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
         return match_format(y.relu() if self.final_act else y, x)
 

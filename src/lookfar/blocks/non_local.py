@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, normed, wide, zero_
 from lookfar.blocks._projections import Projections, after_mixing, check_heads, check_projections
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -215,7 +215,7 @@ class NonLocal(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
         y = after_mixing(self.project, to_map(mixed, x), self.normalization)
-        return x + (y if self.norm is None else self.norm(y))
+        return x + (y if self.norm is None else normed(self.norm, y))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of queries ``(B, D, *S)``, keys and values ``(B, D, *S / subsample)``."""

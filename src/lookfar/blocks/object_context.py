@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, max_pool, projected, projection, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, max_pool, normed, projected, projection, zero_
 from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, check_heads, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import from_blocks, to_blocks, to_map, to_tokens
@@ -157,7 +157,7 @@ class NormAct(nn.Module):
         self.norm, self.act = norm_layer(channels, **dd), act_layer()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(x))
+        return self.act(normed(self.norm, x))
 
 
 @block(
