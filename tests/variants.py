@@ -135,6 +135,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"similarity": "absolute", "kernel_size": 3, "prior": False, "scale": 0.5, "share_query_key": True},
         {"similarity": "product", "kernel_size": 3, "stride": 2, "normalization": "none", "share_query_key": True},
     ],
+    "interleaved_group_convolution": [
+        {"groups": 2, "out_channels": 24, "kernel_size": 5, "stride": 2, "bias": True},
+        {"groups": 4, "dilation": 2, "norm_layer": nn.BatchNorm2d, "act_layer": nn.ReLU},
+    ],
     "stand_alone": [
         {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12, "content": False},
         {"border": "clamped", "relative": False, "normalization": "none", "kernel_size": 3, "share_query_key": True},
