@@ -91,7 +91,7 @@ class Difference:
     single: Interval
     seeds_alone: Interval | None
     seed_variance: float
-    degrees: int
+    degrees: float
     sample_variance: float
     groups: int
     moderated: bool
@@ -257,6 +257,11 @@ def sample_covariance(draws: np.ndarray, groups: int) -> np.ndarray:
     return covariance / (R - 1) * groups / (groups - 1)
 
 
+def satterthwaite(a: float, b: float, degrees: float) -> float:
+    """Degrees of freedom of a sum of two variances of so many each, to the tenth below."""
+    return math.floor(10 * degrees * (a + b) ** 2 / (a**2 + b**2)) / 10 if a + b > 0 else degrees
+
+
 def student(degrees: float, level: float = LEVEL) -> float:
     """Student's two-sided value."""
     from scipy import special
@@ -265,7 +270,7 @@ def student(degrees: float, level: float = LEVEL) -> float:
 
 
 @cache
-def dunnett(comparisons: int, degrees: int, level: float = LEVEL) -> float:
+def dunnett(comparisons: int, degrees: float, level: float = LEVEL) -> float:
     """Dunnett's two-sided value for comparisons with one reference (correlation 1/2).
 
     The probability that all of k differences stay within d standard errors, ``E_s E_z [Phi(z + sqrt(2) d s) -
@@ -361,12 +366,13 @@ class Comparisons:
         S = len(of_seed)
         if S == 0:
             return None
-        seed_variance, degrees = (float(of_seed.var(ddof=1)), S - 1) if S > 1 else (math.nan, 0)
+        seed_variance, degrees = (float(of_seed.var(ddof=1)), float(S - 1)) if S > 1 else (math.nan, 0.0)
         moderated = both and candidate in self.variances
         if moderated:
+            a, b = self.variances[candidate], self.variances[reference]
             # a pair that scatters more than its two parts say is believed
-            seed_variance = max(self.variances[candidate] + self.variances[reference], seed_variance)
-            degrees = S + 1
+            seed_variance = max(a + b, seed_variance)
+            degrees = satterthwaite(a, b, S + 1)
         sample_variance = self._sample_variance(candidate, reference, both, shared)
         mean, k = float(of_seed.mean()), 1 if alone else self.compared
         parts = mean, S, seed_variance, degrees, sample_variance, measured.groups
@@ -455,7 +461,9 @@ def seeds_needed(difference: Difference, margin: float, power: float = 0.8) -> N
     if room <= 0:
         return Needed(effect, None, None, reachable=False)
     N = np.arange(2, MOST_SEEDS + 1)
-    degrees = N + 1 if difference.moderated else N - 1
+    # moderated variances have N + 1 degrees each, their sum as many times that as now
+    times = min(difference.degrees / (difference.seeds + 1), 2.0)
+    degrees = times * (N + 1) if difference.moderated else N - 1
     factor = (special.stdtrit(degrees, (1 + LEVEL) / 2) + special.stdtrit(degrees, power)) ** 2 / N
     found = []
     for p in (0.9, 0.1):
@@ -466,7 +474,7 @@ def seeds_needed(difference: Difference, margin: float, power: float = 0.8) -> N
 
 
 def _interval(
-    mean: float, seeds: int, seed_variance: float, degrees: int, sample_variance: float, groups: int, comparisons: int
+    mean: float, seeds: int, seed_variance: float, degrees: float, sample_variance: float, groups: int, comparisons: int
 ) -> Interval:
     if seeds < 2 and groups < 2:
         return Interval(mean, math.nan)
