@@ -62,7 +62,7 @@ def trial_processes(out: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"lookfar.study.trial" in words and any(w.startswith(os.fsencode(out)) for w in words):
+            if b"lookfar.study.worker" in words and any(w.startswith(os.fsencode(out)) for w in words):
                 found.append(int(entry.name))
     return found
 

@@ -68,3 +68,50 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         if top == "lookfar" and rest and rest[0] != "__version__":
             assert rest[0] in allowed, f"{part} may not import {name}"
         assert top not in NEVER.get(part, ()), f"{part} may not import {top}"
+
+
+def file_of(name: str) -> Path | None:
+    """The file that an import of this dotted name reads: the longest beginning that is a module of ours."""
+    parts = name.split(".")
+    while parts[:1] == ["lookfar"]:
+        at = SRC.joinpath(*parts[1:])
+        for path in (at.with_suffix(".py"), at / "__init__.py"):
+            if path.is_file() and path != SRC.with_suffix(".py"):
+                return path
+        parts.pop()
+    return None
+
+
+def circles(imports: dict[Path, set[Path]]) -> list[list[str]]:
+    """Circles of a graph of files, one each way round: what is left when files without open imports are taken away."""
+    left = {path: {to for to in targets if to != path} for path, targets in imports.items()}
+    while free := [path for path, targets in left.items() if not targets & left.keys()]:
+        for path in free:
+            del left[path]
+    found = []
+    while left:
+        way = [min(left)]
+        while (to := min(left[way[-1]] & left.keys())) not in way:
+            way.append(to)
+        circle = way[way.index(to) :]
+        found.append([str(path.relative_to(SRC)) for path in circle])
+        for path in circle:
+            del left[path]
+        while free := [path for path, targets in left.items() if not targets & left.keys()]:
+            for path in free:
+                del left[path]
+    return found
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    """Imports inside functions and those for type checkers count too. The root names its parts without loading them."""
+    files = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
+    imports = {path: {to for name in imported(path) if (to := file_of(name)) is not None} for path in files}
+    assert sum(map(len, imports.values())) > len(files)  # the graph is read at all
+    assert circles(imports) == []
+
+
+def test_circles_are_found() -> None:
+    a, b, c, d = (SRC / f"{name}.py" for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {b}, d: set()}) == [["b.py", "c.py"]]
+    assert circles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []

@@ -23,7 +23,7 @@ def table(
         if widths[longest] <= 12:
             break
         widths[longest] -= 1
-    cells = [[_shorten(cell, w) for cell, w in zip(row, widths)] for row in cells]
+    cells = [[shorten(cell, w) for cell, w in zip(row, widths)] for row in cells]
     lines = (
         "  ".join(cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, right))
         for row in cells
@@ -59,5 +59,6 @@ def _cell(value: str | int | float | None) -> str:
     return significant(value) if isinstance(value, float) else str(value)
 
 
-def _shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
+    """At most ``width`` characters, the last one an ellipsis where something was cut off."""
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

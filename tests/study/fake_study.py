@@ -44,7 +44,7 @@ def make_fake_study(
         "command": f"lookfar study --data {data} --blocks {','.join(blocks)} --seeds {seeds} --out runs/lookup",
         "versions": {"python": "3.11.9", "lookfar": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
         "platform": "Linux-6.1-x86_64", "cores": 2, "workers": 2,
-        "started": "2026-01-02T10:00:00+01:00", "sittings": 1, "seconds": 412.3,
+        "started": "2026-01-02T10:00:00+01:00", "runs": 1, "seconds": 412.3,
         "finished": "2026-01-02T10:06:52+01:00",
     }  # fmt: skip
     (folder / "environment.json").write_text(json.dumps(environment))

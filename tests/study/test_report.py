@@ -20,7 +20,8 @@ from lookfar.study import report as package_report
 from lookfar.study.answer import answer, short_names
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import LIMIT, render, write_report
-from lookfar.study.results import load, points, signed
+from lookfar.study.results import load
+from lookfar.study.words import points, signed
 
 SMALL = {"images": 3, "size": (32, 32), "grid": (4, 4)}
 NAUGHTY = '<b>"road" & co</b>'

@@ -10,18 +10,17 @@ import pytest
 from lookfar.study import load
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.results import (
-    Interval,
     counts_of,
     interval,
     judge,
     miou_of,
-    points,
     resampled_miou,
     seeds_needed,
-    signed,
     write_csv,
 )
-from lookfar.study.show import sentences, table_lines
+from lookfar.study.rows import Interval
+from lookfar.study.text import sentences, table_lines
+from lookfar.study.words import points, signed
 from lookfar.training import scores
 
 
@@ -211,11 +210,11 @@ def test_gain_over_the_control_is_told(study):
 def test_text_fits_where_it_is_shown(study):
     results = load(study)
     for width in (80, 120):
-        lines = table_lines(results, width)
+        lines = table_lines(results.summaries, width)
         assert max(map(len, lines)) <= width
         assert "nonlocal" in lines[1]
-    assert len(table_lines(results, 80)) > len(table_lines(results, 120))
-    said = "\n".join(sentences(results))
+    assert len(table_lines(results.summaries, 80)) > len(table_lines(results.summaries, 120))
+    said = "\n".join(sentences(results.summaries, results.trials))
     assert "cbam: " in said
     assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
     assert "Switched off at test time, nonlocal loses" in said

@@ -10,6 +10,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -134,11 +135,9 @@ def block(
 @functools.cache
 def _load_all() -> None:
     """Import every file of the folder once: a block is known by being there."""
-    import lookfar.blocks as package
-
-    for module in pkgutil.iter_modules(package.__path__):
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if not module.name.startswith("_"):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+            importlib.import_module(f"lookfar.blocks.{module.name}")
 
 
 def list_blocks(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:

@@ -11,9 +11,10 @@ A study is a folder. ``run`` makes one or goes on with one, ``load`` gives its t
 
 from lookfar.study.plan import Plan
 
-# the modules `report` and `run` give way to the functions of their names
+# the module `report` gives way to the function
 from lookfar.study.report import write_report as report
-from lookfar.study.results import Interval, Results, Summary, Trial, load
-from lookfar.study.run import Stopped, run
+from lookfar.study.results import Results, load
+from lookfar.study.rows import Interval, Summary, Trial
+from lookfar.study.running import Stopped, run
 
 __all__ = ["Interval", "Plan", "Results", "Stopped", "Summary", "Trial", "load", "report", "run"]

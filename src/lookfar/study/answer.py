@@ -1,13 +1,14 @@
 """What the report says in words: the headline with what keeps it honest, what cannot be told, how it was made."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lookfar.study.plan import REFERENCES, Plan
-from lookfar.study.results import Interval, Results, Summary, points, signed
+from lookfar.study.results import Results
+from lookfar.study.rows import Interval, Summary
+from lookfar.study.words import counted, duration, join, plus_minus, points, signed, thousands
 
 OVER = "over the network without a block"
 
@@ -57,11 +58,6 @@ def short_names(candidates: Sequence[str]) -> Mapping[str, str]:
     return {name: short if taken.count(short) == 1 else name for name, short in bare.items()}
 
 
-def join(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
 @dataclass(frozen=True)
 class _Gain:
     name: str
@@ -70,7 +66,7 @@ class _Gain:
 
     @property
     def amount(self) -> str:
-        return f"{points(abs(self.by.mean), self.by.half)} ± {points(self.by.half, self.by.half)}"
+        return plus_minus(abs(self.by.mean), self.by.half)
 
 
 def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, control: Summary | None) -> Answer:
@@ -164,8 +160,8 @@ def facts(plan: Plan, device: str) -> list[str]:
     found = [
         plan.data,
         f"host {plan.host}{place}",
-        f"{count(plan.steps)} steps of {plan.batch_size} images",
-        f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''}",
+        f"{thousands(plan.steps)} steps of {plan.batch_size} images",
+        counted(plan.seeds, "seed"),
     ]
     return [*found, device] if device else found
 
@@ -177,7 +173,7 @@ def limits(results: Results) -> list[str]:
     seeds = plan.seeds
     found = [
         "Other data, other hosts, other places in the host and longer training: everything here was trained for "
-        f"{count(plan.steps)} steps with one setting for all, tuned for none.",
+        f"{thousands(plan.steps)} steps with one setting for all, tuned for none.",
         "How it does on images that nobody has looked at: the validation images judge here, and were seen often.",
         "Why a block helps: maps show where weights lie, not what is made of them. The score with the block switched "
         "off is the better witness.",
@@ -199,7 +195,7 @@ def made(environment: dict[str, Any]) -> list[tuple[str, str]]:
     data = dict(environment.get("data") or {})
     found: list[tuple[str, str]] = []
     if "train" in data and "val" in data:
-        found.append(("data", f"{count(data['train'])} images to train on, {count(data['val'])} to validate"))
+        found.append(("data", f"{thousands(data['train'])} images to train on, {thousands(data['val'])} to validate"))
     found += [("", str(line)) for line in data.get("facts") or ()]
     if data.get("size"):
         found.append(("images", f"{' × '.join(map(str, data['size']))} pixels, {data.get('in_chans', 3)} bands"))
@@ -213,27 +209,3 @@ def made(environment: dict[str, Any]) -> list[tuple[str, str]]:
             name, value = "training time", duration(value)
         found.append((name.replace("_", " "), value if isinstance(value, str) else json.dumps(value)))
     return found
-
-
-def three(value: float | None) -> str:
-    """Three significant digits without an exponent."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    decimals = max(2 - math.floor(math.log10(abs(value))), 0)
-    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def duration(seconds: float | None) -> str:
-    """1:05, 12:30 or 2:03:00."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def count(number: int | None) -> str:
-    """A whole number with thin spaces between thousands."""
-    return "?" if number is None else f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from lookfar._tables import shorten
+from lookfar.study.words import tick
+
 # one path a marker, about (0, 0), all of about the same area
 MARKERS = (
     "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0Z",
@@ -55,11 +58,6 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-    """A tick label with a real minus."""
-    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
-
-
 # ---- forest plot: one cell of a table row each, in per cent of its width --------------------------------------------
 
 
@@ -95,7 +93,7 @@ def forest_axis(scale: tuple[float, float]) -> Markup:
     span = scale[1] - scale[0]
     parts = []
     for t in ticks(*scale, about=4):
-        label = ("+" if t > 0 else "") + number(t)
+        label = ("+" if t > 0 else "") + tick(t)
         parts.append(f'<text x="{100 * (t - scale[0]) / span:.2f}%" y="14" text-anchor="middle">{label}</text>')
     return Markup(f'<svg class="forest axis" aria-hidden="true">{"".join(parts)}</svg>')
 
@@ -126,9 +124,9 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Ma
     to_x, to_y = _Linear(x0, x1, left, right), _Linear(y0, y1, bottom, top)
     parts = []
     for t in ticks(y0, y1):
-        parts += [_line("grid", left, to_y(t), right, to_y(t)), _text(left - 6, to_y(t) + 4, number(t), "end")]
+        parts += [_line("grid", left, to_y(t), right, to_y(t)), _text(left - 6, to_y(t) + 4, tick(t), "end")]
     for t in ticks(x0, x1):
-        parts += [_line("edge", to_x(t), bottom, to_x(t), bottom + 4), _text(to_x(t), bottom + 17, number(t))]
+        parts += [_line("edge", to_x(t), bottom, to_x(t), bottom + 4), _text(to_x(t), bottom + 17, tick(t))]
     parts += [_line("edge", left, bottom, right, bottom), _text((left + right) / 2, H - 6, x_title)]
     turned = f'transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(y_title)}</text>')
@@ -175,7 +173,7 @@ def place_labels(
     taken += [((x - 2, upper, x + 2, lower), 1.0) for (x, _), (upper, lower) in zip(places, bars)]
     labels = []
     for name, (x, y) in zip(names, places):
-        text = name if len(name) <= 30 else name[:29] + "…"
+        text = shorten(name, 30)
         w = CHARACTER * len(text)
         offers = []
         for far in (0, 14, 28, 44, 62, 84, 110):
@@ -233,7 +231,7 @@ def stacked(plots: Sequence[Curves], style: Style, alt: str, x_title: str = "ste
         y = top + plot.height
         parts += _plot(plot, style, to_x, (left, right, top, y))
     for t in ticks(0, x1, about=3):
-        parts.append(_text(to_x(t), y + 15, number(t), "end" if to_x(t) > right - 12 else "middle"))
+        parts.append(_text(to_x(t), y + 15, tick(t), "end" if to_x(t) > right - 12 else "middle"))
     parts.append(_text(left - 8, y + 15, x_title, "end"))
     return _svg((width, y + 22), alt, parts)
 
@@ -252,10 +250,10 @@ def _plot(plot: Curves, style: Style, to_x: "_Linear", box: tuple[float, float, 
         low, high = math.log10(low), math.log10(high)
         multiples = (1, 2, 5) if high - low < 0.8 else (1, 3) if high - low < 2 else (1,)
         decades = range(math.floor(low), math.ceil(high) + 1)
-        marks = [(math.log10(m * 10.0**e), number(m * 10.0**e)) for e in decades for m in multiples]
+        marks = [(math.log10(m * 10.0**e), tick(m * 10.0**e)) for e in decades for m in multiples]
         marks = [(value, text) for value, text in marks if low <= value <= high]
     else:
-        marks = [(t, number(t)) for t in ticks(low, high, about=4)]
+        marks = [(t, tick(t)) for t in ticks(low, high, about=4)]
     to_y = _Linear(low, high, bottom - 2, top + 2)
 
     def path(line: Line) -> str:

@@ -26,7 +26,7 @@ def run_command(
     Returns:
         0 where every trial is done, 1 where one failed, 130 after Ctrl-C.
     """
-    from lookfar.study.run import Stopped, run
+    from lookfar.study.running import Stopped, run
 
     values = {} if file is None else read_yaml(file)
     values |= {name: value for name, value in options.items() if value is not None}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,10 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lookfar.study.plan import Plan
-
-if TYPE_CHECKING:
-    from lookfar.study.run import Trial
+from lookfar.study.plan import REFERENCES, Plan
+from lookfar.study.processes import RunningTrial
+from lookfar.study.words import counted, duration, points, thousands
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -35,15 +34,15 @@ class Board:
         self._costs: dict[str, list[float]] = {}  # seconds of finished trials
         self._steps = 0
         self._slots = 1
-        self._noted: set[str] = set()  # what trials had to say, once
+        self._noted: set[str] = set()  # remarks of trials that were shown already
 
     def head(self, plan: Plan, folder: Path) -> None:
         """The first line, before anything slow is loaded."""
-        blocks = [b for b in plan.blocks if b not in ("baseline", "control")]
+        blocks = [b for b in plan.blocks if b not in REFERENCES]
         parts = [
             f"lookfar study · {plan.data}",
-            f"{len(blocks) + 2} candidates × {plan.seeds} seed{'s' * (plan.seeds > 1)}",
-            *([f"{thousands(plan.steps)} steps"] if plan.steps else []),
+            f"{len(blocks) + 2} candidates × {counted(plan.seeds, 'seed')}",
+            *([counted(plan.steps, "step")] if plan.steps else []),
             str(folder),
         ]
         self.console.print(" · ".join(parts), style="bold", soft_wrap=True)
@@ -58,7 +57,7 @@ class Board:
 
         class Line:
             def __rich__(self) -> Text:
-                return Text(f"  {what} … {clock(time.monotonic() - started)}", style="dim")
+                return Text(f"  {what} … {duration(time.monotonic() - started)}", style="dim")
 
         with Live(Line(), console=self.console, refresh_per_second=4, transient=True):
             yield
@@ -78,7 +77,7 @@ class Board:
             self.console.print(f"  all {total} trials are there")
         else:
             there = f", {total - missing} of {total} are there" if missing < total else ""
-            trials = f"{missing} trial{'s' * (missing > 1)} of {thousands(self._steps)} steps to run"
+            trials = f"{counted(missing, 'trial')} of {counted(self._steps, 'step')} to run"
             self.console.print(f"  {trials}, {side}{where}{there}", soft_wrap=True)
         self.console.print()
 
@@ -93,7 +92,7 @@ class Board:
             self._live.stop()
             self._live = None
 
-    def show(self, running: "Sequence[Trial]", waiting: "Sequence[Trial]") -> None:
+    def show(self, running: Sequence[RunningTrial], waiting: Sequence[RunningTrial]) -> None:
         """Draw the running trials and the time left."""
         if self._live is None:
             return
@@ -108,11 +107,11 @@ class Board:
             grid.add_row(*self._row(trial))
         lines: list[RenderableType] = [grid]
         left = self._left(running, waiting)
-        more = f"{len(waiting)} trial{'s' * (len(waiting) != 1)} to come" if waiting else "the last trials"
-        lines.append(Text(f"  {more}" + (f" · about {clock(left)} left" if left is not None else ""), style="dim"))
+        more = f"{counted(len(waiting), 'trial')} to come" if waiting else "the last trials"
+        lines.append(Text(f"  {more}" + (f" · about {duration(left)} left" if left is not None else ""), style="dim"))
         self._live.update(Group(*lines), refresh=True)
 
-    def _row(self, trial: "Trial") -> list[RenderableType]:
+    def _row(self, trial: RunningTrial) -> list[RenderableType]:
         steps = f"{thousands(trial.step)}/{thousands(self._steps)}"
         bar = ProgressBar(total=max(self._steps, 1), completed=trial.step)
         left = self._trial_left(trial)
@@ -122,18 +121,18 @@ class Board:
             doing = "starting"
         else:
             doing = f"loss {trial.seen['loss']:.3f}" if "loss" in trial.seen else ""
-        end = f"{clock(left)} left" if left is not None else ""
+        end = f"{duration(left)} left" if left is not None else ""
         return [f"  seed {trial.seed}", trial.candidate, bar, steps, doing, end]
 
-    def ended(self, trial: "Trial", result: dict[str, Any], seconds: float, total: int) -> None:
+    def ended(self, trial: RunningTrial, result: dict[str, Any], seconds: float, total: int) -> None:
         """The line that stays of a trial."""
         if result["status"] == "done":
             self._costs.setdefault(trial.candidate, []).append(seconds)
-            said = f"{thousands(result['step'])} steps   mIoU {100 * result['miou']:.1f}"
+            said = f"{counted(result['step'], 'step')}   mIoU {points(100 * result['miou'])}"
             style = ""
         else:
             said, style = f"failed: {result['reason']}", "red"
-        line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {clock(seconds)}   ({trial.number}/{total})"
+        line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {duration(seconds)}   ({trial.number}/{total})"
         self.console.print(line, style=style, soft_wrap=True)
         for note in result.get("notes", ()):
             if note not in self._noted:
@@ -145,15 +144,15 @@ class Board:
         if self._live is not None:
             self._live.update(Text("  stopping: running trials write a checkpoint …", style="dim"), refresh=True)
 
-    def _trial_left(self, trial: "Trial") -> float | None:
-        """Seconds that a running trial still needs; its own pace counts, in this sitting."""
+    def _trial_left(self, trial: RunningTrial) -> float | None:
+        """Seconds that a running trial still needs; at its own pace since it was started."""
         if trial.paced is None or trial.step <= trial.paced[0]:
             return None
         first, since = trial.paced
         pace = (time.monotonic() - since) / (trial.step - first)
         return max(self._steps - trial.step, 0) * pace
 
-    def _left(self, running: "Sequence[Trial]", waiting: "Sequence[Trial]") -> float | None:
+    def _left(self, running: Sequence[RunningTrial], waiting: Sequence[RunningTrial]) -> float | None:
         lefts = {t.number: self._trial_left(t) for t in running}
         known = {
             t.candidate: (time.monotonic() - t.started) + left for t in running if (left := lefts[t.number]) is not None
@@ -166,15 +165,3 @@ class Board:
         now = [left if (left := lefts[t.number]) is not None else usual for t in running]
         later = [costs.get(t.candidate, usual) for t in waiting]
         return max(max(now, default=0.0), (sum(now) + sum(later)) / self._slots)
-
-
-def thousands(number: int) -> str:
-    """1 000, as people read it."""
-    return f"{number:,}".replace(",", " ")
-
-
-def clock(seconds: float) -> str:
-    """0:45, 12:03, 3:05:10."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from lookfar.study import charts, pictures
 from lookfar.study._files import read_json, write_text
-from lookfar.study.answer import answer, duration, facts, limits, made, short_names, three
+from lookfar.study.answer import answer, facts, limits, made, short_names
 from lookfar.study.plan import REFERENCES
-from lookfar.study.results import Interval, Results, Summary, Trial, interval, load, points, signed
+from lookfar.study.results import Results, interval, load
+from lookfar.study.rows import Interval, Summary, Trial
+from lookfar.study.words import duration, plus_minus, points, signed, three, unit
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -108,7 +109,7 @@ class _View:
         scale = charts.forest_range(ranges)
         self.axis = charts.forest_axis(scale) if ranges else None
         self.rows = [_row(s, self.styles[s.candidate], scale) for s in results.summaries]
-        self.parameter_unit = _unit([s.parameters for s in results.summaries])
+        self.parameter_unit = unit([s.parameters for s in results.summaries])
         self.scatters = [
             s
             for s in (
@@ -136,7 +137,7 @@ class _View:
                 found.append(charts.Point(name, cost / unit, s.miou.mean, s.miou.half, style))
         if len(found) < 2:
             return None
-        alt = f"mIoU against {title}: " + "; ".join(f"{p.name} {three(p.x)}, {_plus_minus(p.y, p.half)}" for p in found)
+        alt = f"mIoU against {title}: " + "; ".join(f"{p.name} {three(p.x)}, {plus_minus(p.y, p.half)}" for p in found)
         return charts.scatter(found, title, "mIoU, % (± 95 %)", alt)
 
     def _curves(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any]]:
@@ -348,15 +349,6 @@ def soft(name: str) -> "Markup":
 
     text = str(escape(name.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
     return Markup(re.sub(r"(&#?\w+;|[_(,@=/-]|\.(?=\D))", r"\1<wbr>", text))
-
-
-def _plus_minus(value: float, half: float | None) -> str:
-    return points(value, half) + (f" ± {points(half, half)}" if half is not None else "")
-
-
-def _unit(parameters: Sequence[int | None]) -> tuple[str, float]:
-    largest = max((p for p in parameters if p), default=0)
-    return ("M", 1e6) if largest >= 1e6 else ("k", 1e3)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,100 +9,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lookfar.study._files import read_json, write_text
-from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.plan import REFERENCES, Plan, trial_folder
+from lookfar.study.rows import Interval, Summary, Trial, Verdict
+from lookfar.study.text import comparison
+from lookfar.study.words import plus_minus, points, signed
 
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 0  # the same images are drawn for every candidate, and every time a report is made
-REFERENCES = ("control", "baseline")  # these end every table
-
-Verdict = Literal["", "better", "worse", "no difference"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95 % half-width.
-
-    Attributes:
-        mean: In percentage points.
-        half: ``t(0.975, S - 1) sqrt(seed_sd^2 / S + image_variance)``. With one seed the normal quantile times the
-            image part alone: how other initialisations would have fared is not in it.
-        seeds: S.
-        seed_sd: Standard deviation over seeds; nan with one.
-        image_variance: Bootstrap variance over validation images of the mean over seeds.
-    """
-
-    mean: float
-    half: float
-    seeds: int
-    seed_sd: float
-    image_variance: float
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half
-
-    @property
-    def seed_noise_measured(self) -> bool:
-        return self.seeds > 1
-
-    def __str__(self) -> str:
-        return f"{points(self.mean, self.half)} ± {points(self.half, self.half)} ({self.seeds} seeds)"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate under one seed, a row of ``results.csv``. ``miou_off`` is with the block switched off."""
-
-    candidate: str
-    seed: int
-    status: Literal["done", "failed", "missing"]
-    reason: str = ""
-    miou: float | None = None
-    accuracy: float | None = None
-    iou: tuple[float | None, ...] = ()
-    miou_off: float | None = None
-    parameters: int | None = None
-    flops: float | None = None
-    latency_ms: float | None = None
-    memory_mb: float | None = None
-    seconds: float | None = None
-    step: int | None = None
-    folder: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One candidate over its seeds, a row of the table. What could not be measured is None.
-
-    ``difference`` is to the baseline, ``over_control`` to the control: what is not explained by parameters alone.
-    """
-
-    candidate: str
-    done: int
-    failed: int
-    reason: str
-    miou: Interval | None
-    difference: Interval | None
-    verdict: Verdict
-    sentence: str
-    miou_off: float | None
-    accuracy: float | None
-    iou: tuple[float | None, ...]
-    parameters: int | None
-    flops: float | None
-    latency_ms: float | None
-    memory_mb: float | None
-    seconds: float | None
-    over_control: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +46,7 @@ class Results:
         return all(trial.status == "done" for trial in self.trials)
 
     def __repr__(self) -> str:
-        from lookfar.study.show import as_text
-
-        return as_text(self)
+        return comparison(self.summaries, self.trials)
 
 
 def load(folder: str | Path) -> Results:
@@ -253,7 +169,7 @@ def judge(difference: Interval, images: int) -> tuple[Verdict, str]:
         )
     if d.low > 0 or d.high < 0:
         word: Verdict = "better" if d.low > 0 else "worse"
-        return word, f"{word} by {points(abs(d.mean), d.half)} ± {points(d.half, d.half)} mIoU at {d.seeds} seeds"
+        return word, f"{word} by {plus_minus(abs(d.mean), d.half)} mIoU at {d.seeds} seeds"
     target = _round_to(d.half / 2, 1)
     if target == 0:
         return "no difference", f"no difference: the same on all {images} images at {d.seeds} seeds"
@@ -261,20 +177,6 @@ def judge(difference: Interval, images: int) -> tuple[Verdict, str]:
     smaller = points(target, target)
     end = f"{smaller} would need about {needed}" if needed else f"{smaller} is not reachable with {images} images"
     return "no difference", f"no difference detectable: ±{points(d.half, d.half)} mIoU at {d.seeds} seeds; {end}"
-
-
-def points(value: float, half: float | None = None) -> str:
-    """mIoU to one decimal; to two or three where its half-width would otherwise read 0.0."""
-    decimals = 1
-    while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
-        decimals += 1
-    return f"{value:.{decimals}f}"
-
-
-def signed(value: float, half: float | None = None) -> str:
-    """As :func:`points`, with a sign that is a real minus."""
-    text = points(abs(value), half)
-    return ("+" if value >= 0 or float(text) == 0 else "\N{MINUS SIGN}") + text
 
 
 def _half(stats: Any, seed_sd: float, image_variance: float, S: int) -> float:
@@ -344,7 +246,8 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _rank(row: Summary) -> tuple[int, float]:
-    place = REFERENCES.index(row.candidate) + 1 if row.candidate in REFERENCES else 0
+    last = ("control", "baseline")  # these end every table
+    place = last.index(row.candidate) + 1 if row.candidate in last else 0
     return place, -row.miou.mean if row.miou else math.inf
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lookfar.study.build import build_host, open_plan_data, put_in
-from lookfar.study.check import check
 from lookfar.study.plan import Candidate, Plan
-from lookfar.study.trial import why
+from lookfar.study.preflight import preflight
+from lookfar.study.worker import why
 from lookfar.training import TrainingError
 
 PLAN = Plan("scenes:lookup", ("nonlocal", "cbam(reduction=4)@layer2"), steps=2).resolved()
@@ -50,7 +50,7 @@ def test_seeds_differ_in_host_and_block(data):
 
 
 def test_check_fills_in_and_sizes_the_control():
-    checked = check(PLAN)
+    checked = preflight(PLAN)
     assert checked.plan.place == "backbone.layer4"
     assert None not in [checked.plan.place, checked.plan.steps, checked.plan.host]
     parameters = checked.facts["parameters"]
@@ -74,7 +74,7 @@ def test_check_fills_in_and_sizes_the_control():
 )
 def test_check_refuses_before_the_first_step(entries, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        check(Plan(**{"data": "scenes:lookup", "steps": 2, **entries}))
+        preflight(Plan(**{"data": "scenes:lookup", "steps": 2, **entries}))
 
 
 def test_failures_in_words():

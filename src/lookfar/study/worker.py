@@ -1,8 +1,8 @@
-"""One trial, a process of its own: ``python -m lookfar.study.trial FOLDER``.
+"""One trial, a process of its own: ``python -m lookfar.study.worker FOLDER``.
 
-It reads ``config.json``, tells its progress on standard output as one JSON object a line, and ends with
+It reads ``config.json``, reports its progress on standard output as one JSON object a line, and ends with
 ``result.json``. Standard input is a pipe that the study holds open: where it ends, the study is dead and so is the
-trial, at once, since the next sitting may already be waiting for the folder.
+trial, at once, since the next run of the study may already be waiting for the folder.
 """
 
 import contextlib
@@ -15,15 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lookfar._tables import shorten
 from lookfar.study._files import locked, read_json, write_json
 
-Tell = Callable[..., None]
+Report = Callable[..., None]
 
 SAMPLES = 12  # validation images that the report shows
+REASON = 300  # characters of a failure that a table shows
 STOPPED = 130  # exit status of a trial that was asked to stop
 
 
-def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | None:
+def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any] | None:
     """Build, train and measure what ``config.json`` describes; the values of ``result.json``.
 
     None in the helping processes of a trial on several devices.
@@ -46,14 +48,16 @@ def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | N
     names = put_in(network, plan, candidate, data, seed, control_parameters=config["control_parameters"])
 
     def progress(step: int, steps: int, values: dict[str, Any]) -> None:
-        tell(step=step, steps=steps, **{k: values[k] for k in ("loss", "miou", "seconds") if k in values})
+        report(step=step, steps=steps, **{k: values[k] for k in ("loss", "miou", "seconds") if k in values})
 
     trained = train(network, data, plan.settings(), folder, seed=seed, blocks=names, progress=progress)
     if not is_main_process():
         return None
 
-    tell(doing="measuring")
-    network.to(plan.accelerator)  # where training was over already, the network has not been there in this sitting
+    report(doing="measuring")
+    network.to(
+        plan.accelerator
+    )  # where training was over already, the network has not been moved there in this process
     result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
     result["notes"] = list(trained.get("notes", ()))
     result["miou_off"] = None
@@ -81,13 +85,13 @@ def run_trial(folder: Path, tell: Tell = lambda **_: None) -> dict[str, Any] | N
 
 def main(folder: Path) -> int:
     """Run the trial in ``folder`` and write its result; the exit status."""
-    tell = _telling_on_stdout()
+    report = _reporting_on_stdout()
     _end_with_parent()
     from lookfar.training import is_main_process  # torch is loaded here, after the pipes are safe
 
     with locked(folder / ".lock", wait=True) if is_main_process() else contextlib.nullcontext():
         try:
-            result = run_trial(folder, tell)
+            result = run_trial(folder, report)
         except KeyboardInterrupt:
             return STOPPED
         except Exception as error:
@@ -104,26 +108,22 @@ def why(error: BaseException) -> str:
     """One line for a table: what went wrong, as the user would say it."""
     line = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in line:
-        return f"out of memory: {_shorten(line)}"
+        return f"out of memory: {shorten(line, REASON)}"
     if type(error).__name__ == "TrainingError":
-        return _shorten(line)
-    return f"{type(error).__name__}: {_shorten(line)}" if line else type(error).__name__
+        return shorten(line, REASON)
+    return f"{type(error).__name__}: {shorten(line, REASON)}" if line else type(error).__name__
 
 
-def _shorten(line: str, most: int = 300) -> str:
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _telling_on_stdout() -> Tell:
+def _reporting_on_stdout() -> Report:
     """Keep standard output for progress; whatever a library prints goes to the log with the errors."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(**values: Any) -> None:
+    def report(**values: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ValueError):
             print(json.dumps(values), file=channel, flush=True)
 
-    return tell
+    return report
 
 
 def _end_with_parent() -> None:

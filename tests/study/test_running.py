@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lookfar.study.check  # noqa: F401  so that it can be replaced
+import lookfar.study.preflight  # noqa: F401  so that it can be replaced
 from lookfar.study import Plan, Stopped, load
 from lookfar.study import run as run_study
-from lookfar.study.check import Checked
 from lookfar.study.plan import trial_folder
+from lookfar.study.preflight import ReadyPlan
 
-run_module = sys.modules["lookfar.study.run"]
+running = sys.modules["lookfar.study.running"]
 
 FAKE = textwrap.dedent(
     """
@@ -53,8 +53,10 @@ def fake(tmp_path, monkeypatch):
     """A folder for a study whose trials do as ``wishes`` say."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(run_module, "TRIAL", (sys.executable, str(script)))
-    monkeypatch.setattr("lookfar.study.check.check", lambda plan, note: Checked(plan.resolved(), "A task.", 7, {}))
+    monkeypatch.setattr("lookfar.study.processes.WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(
+        "lookfar.study.preflight.preflight", lambda plan, note: ReadyPlan(plan.resolved(), "A task.", 7, {})
+    )
     out = tmp_path / "study"
     out.mkdir()
 
@@ -125,7 +127,7 @@ def test_another_plan_in_the_folder_is_refused(fake):
 
 def test_a_folder_in_use_is_refused(fake):
     out, _ = fake
-    with run_module._in_use(out), pytest.raises(ValueError, match=rf"being run \(process {os.getpid()}\)"):
+    with running._in_use(out), pytest.raises(ValueError, match=rf"being run \(process {os.getpid()}\)"):
         run_study(PLAN, out, quiet=True)
 
 
@@ -152,7 +154,7 @@ def test_an_interrupt_stops_the_trials_and_says_where(fake, monkeypatch):
     out, wishes = fake
     wishes(**{"control 0": "hang"})
     folder = trial_folder(out, "control", 0)
-    listen = run_module._Sitting._listen
+    listen = running.Scheduler._listen
 
     def interrupted(self):
         if (folder / "starts").exists():
@@ -160,7 +162,7 @@ def test_an_interrupt_stops_the_trials_and_says_where(fake, monkeypatch):
             raise KeyboardInterrupt
         listen(self)
 
-    monkeypatch.setattr(run_module._Sitting, "_listen", interrupted)
+    monkeypatch.setattr(running.Scheduler, "_listen", interrupted)
     with pytest.raises(Stopped, match=r"stopped after step 1 of trial 2/6; the same command goes on from there"):
         run_study(PLAN, out, workers=1, quiet=True)
     assert not alive(int((folder / "starts").read_text()))
@@ -176,9 +178,13 @@ def alive(pid: int) -> bool:
 
 
 def test_a_trial_ends_with_its_study():
-    code = (
-        "import time; from lookfar.study import trial; trial._end_with_parent(); print(1, flush=True); time.sleep(300)"
-    )
+    code = """if True:
+        import time
+        from lookfar.study import worker
+        worker._end_with_parent()
+        print(1, flush=True)
+        time.sleep(300)
+    """
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -226,7 +232,7 @@ def test_a_real_study(tmp_path):
     environment = json.loads((out / "environment.json").read_text())
     assert environment["command"].startswith("lookfar study --data scenes:lookup")
     assert environment["data"]["classes"] == list(results.classes)
-    assert environment["sittings"] == 2
+    assert environment["runs"] == 2
 
 
 def test_gpus_are_dealt_out(monkeypatch):
@@ -235,10 +241,10 @@ def test_gpus_are_dealt_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     plan = Plan("scenes:lookup", ("nonlocal",), accelerator="cuda", devices=2)
-    slots = run_module._slots(plan, None)
+    slots = running._slots(plan, None)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in run_module._slots(plan, None)] == ["3,7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in running._slots(plan, None)] == ["3,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(ValueError, match="2 GPUs for a trial, but there are 1"):
-        run_module._slots(plan, None)
+        running._slots(plan, None)

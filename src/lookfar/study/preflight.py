@@ -9,7 +9,7 @@ from lookfar.study.plan import Candidate, Plan
 
 
 @dataclass(frozen=True)
-class Checked:
+class ReadyPlan:
     """A plan that can run.
 
     Attributes:
@@ -25,7 +25,7 @@ class Checked:
     facts: dict[str, Any]
 
 
-def check(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Checked:
+def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> ReadyPlan:
     """Resolve a plan and build all of it once.
 
     Args:
@@ -81,7 +81,7 @@ def check(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Checked:
             "facts": list(data.facts),
         },
     }
-    return Checked(plan, data.task, largest, facts)
+    return ReadyPlan(plan, data.task, largest, facts)
 
 
 def _refuse_other_kinds(candidate: Candidate) -> None:

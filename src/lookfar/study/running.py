@@ -1,7 +1,6 @@
-"""Run a study: trials as processes of their own, side by side, and again where the last sitting ended."""
+"""Run a study: what is missing in its folder, trials side by side, stopped and continued."""
 
 import contextlib
-import json
 import os
 import platform
 import queue
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -21,34 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from lookfar.study._files import Taken, locked, read_json, write_json
 from lookfar.study.plan import Plan, default_folder, trial_folder
-from lookfar.study.progress import Board, make_console, thousands
+from lookfar.study.processes import Messages, RunningTrial, cause_of_death
+from lookfar.study.progress import Board, make_console
 from lookfar.study.results import Results, load, write_csv
+from lookfar.study.words import join, thousands
 
 if TYPE_CHECKING:
-    from lookfar.study.check import Checked
+    from lookfar.study.preflight import ReadyPlan
 
-TRIAL = (sys.executable, "-m", "lookfar.study.trial")
 PATIENCE = 60  # seconds that a trial has to write a checkpoint when it is asked to stop
 
 
 class Stopped(KeyboardInterrupt):
     """The study was interrupted; the message says where, and that the same command goes on from there."""
-
-
-@dataclass
-class Trial:
-    """A trial of this sitting, and its process while it runs."""
-
-    candidate: str
-    seed: int
-    folder: Path
-    number: int
-    process: subprocess.Popen[str] | None = None
-    slot: int = 0
-    step: int = 0
-    seen: dict[str, Any] = field(default_factory=dict)
-    started: float = 0.0
-    paced: tuple[int, float] | None = None  # the first step heard of in this sitting, and when
 
 
 def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None, quiet: bool = False) -> Results:
@@ -65,7 +48,7 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         FileNotFoundError: Data, or weights, that are not there.
         Stopped: Interrupted or terminated; running trials wrote a checkpoint first.
     """
-    from lookfar.study.check import check
+    from lookfar.study.preflight import preflight
 
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
@@ -75,54 +58,61 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
             with _in_use(folder):
                 pass  # said before the long wait
         with board.waiting("reading the data, building every candidate once"):
-            checked = check(plan, board.note)
-        plan = checked.plan
+            ready = preflight(plan, board.note)
+        plan = ready.plan
         with _in_use(folder):
             _keep_plan(plan, folder)
-            _run_missing(checked, folder, _slots(plan, workers), board)
+            _run_missing(ready, folder, _slots(plan, workers), board)
     results = load(folder)
     write_csv(results)
     return results
 
 
-def _run_missing(checked: "Checked", folder: Path, slots: Sequence[dict[str, str]], board: Board) -> None:
-    plan = checked.plan
+def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str]], board: Board) -> None:
+    plan = ready.plan
     trials = [
-        Trial(candidate, seed, trial_folder(folder, candidate, seed), number)
+        RunningTrial(candidate, seed, trial_folder(folder, candidate, seed), number)
         for number, (candidate, seed) in enumerate(plan.trials, 1)
     ]
     missing = [t for t in trials if read_json(t.folder / "result.json").get("status") != "done"]
-    board.begin(plan, checked.task, len(trials), len(missing), len(slots))
+    board.begin(plan, ready.task, len(trials), len(missing), len(slots))
     if not missing:
         return
     for trial in missing:
-        _prepare(trial, plan, checked.control_parameters)
-    environment = _environment(folder, checked.facts, min(len(slots), len(missing)))
+        _prepare(trial, plan, ready.control_parameters)
+    environment = _environment(folder, ready.facts, min(len(slots), len(missing)))
     started = time.monotonic()
     try:
-        _Sitting(plan, missing, slots, board, len(trials)).run()
+        Scheduler(missing, slots, board, len(trials)).run()
     finally:
         environment |= {"seconds": environment.get("seconds", 0.0) + time.monotonic() - started, "finished": _now()}
         write_json(folder / "environment.json", environment)
 
 
-class _Sitting:
-    """The trials of one call of :func:`run`, some of them running."""
+class Scheduler:
+    """Keeps as many trials running as there are slots, until all are done."""
 
     def __init__(
-        self, plan: Plan, trials: Sequence[Trial], slots: Sequence[dict[str, str]], board: Board, total: int
+        self, trials: Sequence[RunningTrial], slots: Sequence[dict[str, str]], board: Board, total: int
     ) -> None:
-        self.plan, self.slots, self.board, self.total = plan, slots, board, total
+        self.slots, self.board, self.total = slots, board, total
         self.waiting, self.running = list(trials), []
-        self.messages: queue.Queue[tuple[Trial, str | None]] = queue.Queue()
+        self.messages: Messages = queue.Queue()
 
     def run(self) -> None:
+        """Run them.
+
+        Raises:
+            Stopped: Interrupted; the running trials have ended.
+        """
         with self.board:
             try:
                 while self.waiting or self.running:
                     free = [n for n in range(len(self.slots)) if n not in {t.slot for t in self.running}]
                     for slot in free[: len(self.waiting)]:
-                        self._start(self.waiting.pop(0), slot)
+                        trial = self.waiting.pop(0)
+                        trial.start(slot, self.slots[slot], self.messages)
+                        self.running.append(trial)
                     self._listen()
                     self.board.show(self.running, self.waiting)
             except KeyboardInterrupt:
@@ -132,29 +122,8 @@ class _Sitting:
                     if trial.process is not None:
                         trial.process.kill()
 
-    def _start(self, trial: Trial, slot: int) -> None:
-        trial.slot, trial.started = slot, time.monotonic()
-        with (trial.folder / "log.txt").open("a", encoding="utf-8") as log:
-            trial.process = subprocess.Popen(
-                [*TRIAL, str(trial.folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=os.environ | self.slots[slot],
-                text=True,
-                start_new_session=True,  # Ctrl-C comes to the study alone, which asks its trials to stop
-            )
-        self.running.append(trial)
-        threading.Thread(target=self._read, args=(trial, trial.process), daemon=True).start()
-
-    def _read(self, trial: Trial, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.messages.put((trial, line))
-        self.messages.put((trial, None))
-
     def _listen(self) -> None:
-        """Take what trials say for a quarter of a second."""
+        """Take in what trials report for a quarter of a second."""
         end = time.monotonic() + 0.25
         while (left := end - time.monotonic()) > 0:
             try:
@@ -164,68 +133,37 @@ class _Sitting:
             if line is None:
                 self._end(trial)
                 return
-            with contextlib.suppress(ValueError):
-                trial.seen |= json.loads(line)
-                trial.step = trial.seen.get("step", trial.step)
-                if trial.paced is None and "step" in trial.seen:
-                    trial.paced = (trial.step, time.monotonic())
+            trial.hear(line)
 
-    def _end(self, trial: Trial) -> None:
-        assert trial.process is not None
-        code = _close(trial.process)
+    def _end(self, trial: RunningTrial) -> None:
+        code = trial.close()
         self.running.remove(trial)
         result = read_json(trial.folder / "result.json")
         if not result:
-            result = {"status": "failed", "reason": _death(code), "killed": True}
+            result = {"status": "failed", "reason": cause_of_death(code), "killed": True}
             write_json(trial.folder / "result.json", result)
         self.board.ended(trial, result, time.monotonic() - trial.started, self.total)
 
     def _stop(self) -> str:
         """Ask the running trials to stop, wait until they have, and say where."""
         self.board.stopping()
-        processes = [(t, t.process) for t in self.running if t.process is not None]
-        for _, process in processes:
+        stopped = [(t, t.process) for t in self.running if t.process is not None]
+        for _, process in stopped:
             process.terminate()
         end = time.monotonic() + PATIENCE
         with contextlib.suppress(KeyboardInterrupt):  # asked a second time: at once
-            for _, process in processes:
+            for _, process in stopped:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(end - time.monotonic(), 0))
-        for _, process in processes:
+        for trial, process in stopped:
             process.kill()
-            _close(process)
+            trial.close()
         self.running = []
-        places = [f"step {thousands(_checkpoint(t.folder))} of trial {t.number}/{self.total}" for t, _ in processes]
-        return f"stopped after {' and '.join(places)}; the same command goes on from there"
+        places = [f"step {thousands(t.saved_step())} of trial {t.number}/{self.total}" for t, _ in stopped]
+        return f"stopped after {join(places)}; the same command goes on from there"
 
 
-def _close(process: "subprocess.Popen[str]") -> int:
-    code = process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    return code
-
-
-def _checkpoint(folder: Path) -> int:
-    if (folder / "result.json").exists() or (folder / "final.safetensors").exists():
-        return read_json(folder / "config.json").get("plan", {}).get("steps") or 0
-    return max((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdigit()), default=0)
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with status {code} and no result; its log.txt may say why"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ", as the system does when memory runs out" if name == "SIGKILL" else "; its log.txt may say why"
-    return f"killed by {name}{hint}"
-
-
-def _prepare(trial: Trial, plan: Plan, control_parameters: int) -> None:
+def _prepare(trial: RunningTrial, plan: Plan, control_parameters: int) -> None:
     """A folder to start in, or to go on in."""
     result = read_json(trial.folder / "result.json")
     if result and not result.get("killed"):
@@ -317,8 +255,9 @@ def _cores() -> int:
 
 
 def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What ``environment.json`` says; the first sitting's versions stay unless they change."""
+    """What ``environment.json`` says; the first run's command and start stay."""
     before = read_json(folder / "environment.json")
+    runs = before.pop("sittings", 0)  # its name in folders that an earlier version began
     packages = {}
     for name in ("lookfar", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scipy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -332,7 +271,7 @@ def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str,
         "cores": _cores(),
         "workers": workers,
         "started": before.get("started") or _now(),
-        "sittings": before.get("sittings", 0) + 1,
+        "runs": before.get("runs", runs) + 1,
     }
     write_json(folder / "environment.json", environment)
     return environment

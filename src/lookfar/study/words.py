@@ -1,0 +1,93 @@
+"""How a study writes numbers, durations and lists: on the terminal and in the report alike."""
+
+from collections.abc import Sequence
+
+from lookfar._tables import significant
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def points(value: float, half: float | None = None) -> str:
+    """mIoU to one decimal; to two or three where its half-width would otherwise read 0.0.
+
+    >>> points(12.345), points(12.345, 0.04)
+    ('12.3', '12.35')
+    """
+    decimals = 1
+    while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
+        decimals += 1
+    return f"{value:.{decimals}f}"
+
+
+def signed(value: float, half: float | None = None) -> str:
+    """As :func:`points`, with a sign that is a real minus.
+
+    >>> signed(0.7), signed(-1.25), signed(-0.01)
+    ('+0.7', '−1.2', '+0.0')
+    """
+    text = points(abs(value), half)
+    return ("+" if value >= 0 or float(text) == 0 else MINUS) + text
+
+
+def plus_minus(value: float, half: float | None) -> str:
+    """``61.2 ± 0.8``; without a half-width the value alone."""
+    return points(value, half) + (f" ± {points(half, half)}" if half is not None else "")
+
+
+def three(value: float | None) -> str:
+    """Three significant digits without an exponent, with a real minus; a dash for None."""
+    return "–" if value is None else significant(value).replace("-", MINUS)
+
+
+def tick(value: float) -> str:
+    """A label on an axis: a round number as it is, with a real minus.
+
+    >>> tick(-0.5), tick(1000.0)
+    ('−0.5', '1000')
+    """
+    return f"{value:.6g}".replace("-", MINUS)
+
+
+def thousands(number: int | None) -> str:
+    """A whole number with narrow spaces between its thousands, which no line break parts; ``?`` for None.
+
+    >>> thousands(12500).replace("\N{NARROW NO-BREAK SPACE}", "_")
+    '12_500'
+    """
+    return "?" if number is None else f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "seed"), counted(3, "trial"), counted(0, "step")
+    ('1 seed', '3 trials', '0 steps')
+    """
+    return f"{thousands(number)} {noun}{'s' * (number != 1)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Minutes and seconds, hours before them where there are any; a dash for None.
+
+    >>> duration(65), duration(7380)
+    ('1:05', '2:03:00')
+    """
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def unit(counts: Sequence[int | None]) -> tuple[str, float]:
+    """Thousands or millions, one for a whole column of parameter counts: its letter and its size."""
+    return ("M", 1e6) if max((n for n in counts if n), default=0) >= 1e6 else ("k", 1e3)
+
+
+def join(parts: Sequence[str]) -> str:
+    """A list in a sentence.
+
+    >>> join(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
