@@ -29,7 +29,7 @@ SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/test_weights.py"
 RESULTS = "tests/study/test_results.py"
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
-TRIAL = "tests/study/test_trial.py"
+WORKER = "tests/study/test_worker.py"
 PLAN = "tests/study/test_plan.py"
 
 MUTANTS = [
@@ -174,8 +174,8 @@ MUTANTS = [
            "the deviation over seeds is divided by S"),
     Mutant("study/results.py", "np.maximum(there.sum(-1), 1)", "there.shape[-1]", RESULTS,
            "a class that never occurs counts in a study"),
-    Mutant("study/build.py", "torch.manual_seed(_BLOCK_SEED + seed)", "torch.manual_seed(_BLOCK_SEED)", TRIAL,
+    Mutant("study/build.py", "torch.manual_seed(_BLOCK_SEED + seed)", "torch.manual_seed(_BLOCK_SEED)", WORKER,
            "blocks are the same under every seed"),
-    Mutant("study/build.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", TRIAL,
+    Mutant("study/build.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", WORKER,
            "hosts are the same under every seed"),
 ]  # fmt: skip

@@ -50,6 +50,10 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_every_file_is_in_its_room() -> None:
+    assert {p.stem for p in SRC.glob("*.py")} <= {"__init__", "__main__", "cli", *FREE}
+
+
 FILES = sorted(p for p in SRC.rglob("*.py") if parts_of(p) not in ANYTHING)
 
 

@@ -1,11 +1,11 @@
 """What numbers of :mod:`lookfar.study.statistics` are called, the same on the terminal, in the report and in Python."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lookfar.study.statistics import FEW_GROUPS, Best, Difference, Interval, Needed, Once, seeds_needed
+from lookfar.study.words import points, signed
 
 Word = Literal[
     "better", "worse", "practically the same", "open", "first impression", "seed noise not measured"
@@ -143,21 +143,6 @@ def _number(needed: Needed, least: int) -> str:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def points(value: float, half: float | None = None) -> str:
-    """A score to one decimal; to two or three where its half-width would otherwise read 0.0."""
-    decimals = 1
-    while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
-        decimals += 1
-    text = f"{value:.{decimals}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
-
-
-def signed(value: float, half: float | None = None) -> str:
-    """As :func:`points`, with a sign that is a real minus."""
-    text = points(value, half)
-    return text if text.startswith("\N{MINUS SIGN}") else f"+{text}"
-
-
 def spread(mean: float, half: float) -> str:
     """``2.4 ± 0.5``, or the mean alone where the half-width is beyond all sense or unknown."""
     return points(mean, half) + _half(half)
@@ -192,8 +177,3 @@ def _range(interval: Interval) -> str:
     if not interval.half <= WIDEST:
         return "too wide to show"
     return f"{signed(interval.low, interval.half)} to {signed(interval.high, interval.half)}"
-
-
-def listed(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -8,25 +8,26 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def points(value: float, half: float | None = None) -> str:
-    """mIoU to one decimal; to two or three where its half-width would otherwise read 0.0.
+    """A score to one decimal; to two or three where its half-width would otherwise read 0.0.
 
-    >>> points(12.345), points(12.345, 0.04)
-    ('12.3', '12.35')
+    >>> points(12.345), points(12.345, 0.04), points(-0.01)
+    ('12.3', '12.35', '0.0')
     """
     decimals = 1
     while half is not None and 0 < half < 0.5 * 10**-decimals and decimals < 3:
         decimals += 1
-    return f"{value:.{decimals}f}"
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("-")
 
 
 def signed(value: float, half: float | None = None) -> str:
-    """As :func:`points`, with a sign that is a real minus.
+    """As :func:`points`, with a plus where there is no minus.
 
     >>> signed(0.7), signed(-1.25), signed(-0.01)
     ('+0.7', '−1.2', '+0.0')
     """
-    text = points(abs(value), half)
-    return ("+" if value >= 0 or float(text) == 0 else MINUS) + text
+    text = points(value, half)
+    return text if text.startswith(MINUS) else f"+{text}"
 
 
 def plus_minus(value: float, half: float | None) -> str:
