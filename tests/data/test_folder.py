@@ -44,7 +44,7 @@ def make_tree(root, layout="{split}/{kind}", *, train=5, val=2, classes=("sky", 
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
             name = f"{split}_{i}.png"
-            save_image(root / layout.format(split=split, kind="images") / name, i, **options)
+            save_image(root / layout.format(split=split, kind="images") / name, i + 100 * (split == "val"), **options)
             save_mask(root / layout.format(split=split, kind="masks") / name)
     if classes:
         (root / "classes.txt").write_text("\n".join(classes) + "\n")
@@ -75,8 +75,8 @@ def test_layouts_with_splits(tmp_path, layout, prefix):
     ("images", "masks"), [("imgs", "Labels"), ("JPEGImages", "SegmentationClass"), ("img_dir", "ann_dir")]
 )
 def test_other_words_for_folders(tmp_path, images, masks):
-    for split in ("training", "validation"):
-        save_image(tmp_path / images / split / "a.jpg", 0)
+    for number, split in enumerate(("training", "validation")):
+        save_image(tmp_path / images / split / "a.jpg", number)
         save_mask(tmp_path / masks / split / "a.png")
     data = open_data(str(tmp_path))
     assert (len(data.train), len(data.val)) == (1, 1)
@@ -84,8 +84,8 @@ def test_other_words_for_folders(tmp_path, images, masks):
     assert "no classes.txt" in data.facts[0]
 
 
-def flat_tree(root, names):
-    for i, name in enumerate(names):
+def flat_tree(root, names, first=0):
+    for i, name in enumerate(names, first):
         save_image(root / "images" / f"{name}.png", i)
         save_mask(root / "masks" / f"{name}_mask.png")
     return root
@@ -108,7 +108,7 @@ def test_validation_on_a_sequence_or_another_folder(tmp_path):
     data = open_data(str(root), val="a")
     assert list(data.val.names) == ["a_0", "a_1", "a_2"]
     assert len(data.train) == 6
-    other = flat_tree(tmp_path / "other", ["x", "y"])
+    other = flat_tree(tmp_path / "other", ["x", "y"], 50)
     data = open_data(str(root), val=str(other))
     assert (len(data.train), list(data.val.names)) == (9, ["x", "y"])
     with pytest.raises(ValueError, match=r"'z'.*a \(3\), ab \(3\), c \(3\)"):
@@ -150,7 +150,7 @@ def test_masks_of_0_and_255_get_advice(tmp_path):
     root = make_tree(tmp_path / "binary", classes=None)
     for path in sorted(root.rglob("masks/*.png")):
         save_mask(path, (0, 255))
-    with pytest.raises(ValueError, match="Give the foreground the value 1"):
+    with pytest.raises(ValueError, match="Give the foreground the value 1, or say --labels 0,255"):
         open_data(str(root))
 
 

@@ -3,8 +3,11 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+from lookfar._options import check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
+from lookfar.data._words import shown
 from lookfar.data.scenes import CLASSES, SIZE, Task, open_scenes
 
 __all__ = ["IGNORE", "KINDS", "Augment", "Data", "MemorySamples", "Sample", "Samples", "open_data"]
@@ -17,6 +20,8 @@ KINDS = {
     "cityscapes": "cityscapes:PATH",
     "oxford-iiit-pet": "oxford-iiit-pet:PATH",
 }
+Value = int | str  # in a mask: a number, or a colour as "#rrggbb"
+Exif = Literal["apply", "ignore"]
 _DOWNLOADABLE = ("voc", "oxford-iiit-pet")
 
 
@@ -25,8 +30,12 @@ def open_data(
     *,
     size: tuple[int, int] | None = None,
     val: str | float | None = None,
+    also_val: str | float | None = None,
     in_chans: int = 3,
-    ignore: Sequence[int] = (),
+    ignore: Sequence[Value] | str = (),
+    labels: Sequence[Value] | str = (),
+    classes: int | None = None,
+    exif: Exif | None = None,
     skip_bad: bool = False,
     root: str | Path | None = None,
     download: bool = False,
@@ -38,8 +47,14 @@ def open_data(
         size: Height and width that the network sees; by default the images' own, or their median where they differ.
         val: What validates instead of the given split: a share of train (``0.2``), a folder, or the beginning of names
             in train, such as the sequence ``"0001TP"`` of CamVid.
+        also_val: A second set to judge by, named in the same way; it leaves train and is used for nothing else.
         in_chans: Bands of an image. Grey and RGB are made of each other, alpha is dropped; other counts must agree.
-        ignore: Mask values without a label, besides 255.
+        ignore: Mask values without a label, besides 255: numbers, or colours as ``"#rrggbb"``.
+        labels: The value in the files of class 0, 1, 2 ..., in this order: ``[0, 128, 255]``, ``"1-150"`` or
+            ``["#000000", "#800000"]``; 255 among them is a class.
+        classes: How many classes there are, where no names say it and the masks do not show them all.
+        exif: Whether images whose masks fit both ways are turned by their EXIF orientation. Where only one way fits,
+            that way is taken without asking.
         skip_bad: Leave out damaged files and those without a partner, and count them in ``facts``.
         root: The folder that a relative path starts from; by default the current one.
         download: Fetch ``voc`` or ``oxford-iiit-pet`` where missing.
@@ -48,13 +63,14 @@ def open_data(
         The data set; its ``facts`` are for the reader.
 
     Raises:
-        ValueError: The spec or an option is unknown, masks hold labels that do not exist, or files are damaged.
+        ValueError: The spec or an option is unknown, masks hold values that are no classes, or files are damaged.
         FileNotFoundError: Nothing is there.
     """
     kind, colon, rest = spec.partition(":")
     if kind == "scenes":
         task = _scenes_task(rest)
-        if (size or SIZE, val, in_chans, tuple(ignore), download) != (SIZE, None, 3, (), False):
+        given = (size or SIZE, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
+        if given != (SIZE, None, None, 3, (), (), None, None, False):
             raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation; want no such option")
         return open_scenes(task, spec)
     if kind not in KINDS or not colon:
@@ -62,16 +78,21 @@ def open_data(
     path = Path(root or ".", Path(rest).expanduser())
     if kind == "folder" and not path.exists():
         raise FileNotFoundError(
-            f"no data called {spec!r}{_nearest(spec)}; want a folder or {', '.join(KINDS.values())}"
+            f"no data called {shown(spec)!r}{_nearest(spec)}; want a folder or {', '.join(KINDS.values())}"
         )
     if download and kind not in _DOWNLOADABLE:
         raise ValueError(f"{kind} cannot be downloaded; {' and '.join(_DOWNLOADABLE)} can")
-    _check_options(size, in_chans, ignore)
 
     # torchvision loads slowly, and the embedded scenes need none of it
     from lookfar.data import camvid, folder, torchvision_sets
-    from lookfar.data._files import open_files
+    from lookfar.data._files import Options, open_files
+    from lookfar.data._matching import hold_out
+    from lookfar.data._values import parse_values
 
+    _check_options(size, in_chans, classes, exif)
+    options = Options(
+        size, in_chans, parse_values(ignore, "--ignore"), parse_values(labels, "--labels"), classes, exif, skip_bad
+    )
     wanted = None if val is None else str(val)
     if kind == "folder":
         source = folder.read_folder(path, wanted)
@@ -79,9 +100,17 @@ def open_data(
         source = camvid.read_camvid(path, wanted)
     else:
         source = torchvision_sets.read(kind, path, download=download)
+        source.find = lambda text: folder.find_split(path, text)
         if wanted is not None:
-            folder.hold_out(source, wanted, folder.find_images_and_masks)
-    return open_files(source, spec, size=size, in_chans=in_chans, ignore=ignore, skip_bad=skip_bad)
+            split, source.notes = hold_out(source.train, wanted, source.find)
+            source.val = split.pairs
+            source.leave(split)
+    if also_val is not None:
+        split, notes = hold_out(source.train, str(also_val), source.find, option="--also-val")
+        source.also = split.pairs
+        source.leave(split)
+        source.notes += notes
+    return open_files(source, spec, options)
 
 
 def _scenes_task(word: str) -> Task:
@@ -90,13 +119,13 @@ def _scenes_task(word: str) -> Task:
     return word
 
 
-def _check_options(size: tuple[int, int] | None, in_chans: int, ignore: Sequence[int]) -> None:
+def _check_options(size: tuple[int, int] | None, in_chans: int, classes: int | None, exif: str | None) -> None:
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"{size=}, want (height, width)")
     if in_chans < 1:
         raise ValueError(f"{in_chans=}, want 1 or more")
-    if any(not 0 <= value < 65536 for value in ignore):
-        raise ValueError(f"{ignore=}, want mask values from 0 to 65535")
+    check("classes", classes, int | None)
+    choice("exif", exif, ("apply", "ignore", None))
 
 
 def _nearest(spec: str) -> str:

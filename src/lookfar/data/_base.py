@@ -85,6 +85,7 @@ class Data:
         facts: Counts, what was skipped, what the scan of the masks found; one line each.
         augment: Random change of a training sample.
         threads: Decode and augment in a pool of threads, one batch ahead.
+        also_val: A second set to judge by, used for nothing else; None where nobody asked for one.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Data:
     facts: list[str] = field(default_factory=list)
     augment: Augment = keep
     threads: bool = False
+    also_val: Samples | None = None
     _ahead: dict[Any, list[Future[Sample]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,11 +146,12 @@ class Data:
         self._ahead = {following: self._submit(*following)}
         return self._collate([future.result() for future in running])
 
-    def val_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation set in order: normalised images and int64 masks; the last batch may be smaller."""
-        get: Callable[[int], Sample] = self.val.__getitem__
-        for start in range(0, len(self.val), batch_size):
-            indices = range(start, min(start + batch_size, len(self.val)))
+    def val_batches(self, batch_size: int, samples: Samples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """A set in order, by default ``val``: normalised images and int64 masks; the last batch may be smaller."""
+        judged = self.val if samples is None else samples
+        get: Callable[[int], Sample] = judged.__getitem__
+        for start in range(0, len(judged), batch_size):
+            indices = range(start, min(start + batch_size, len(judged)))
             samples = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
             yield self._collate(list(samples))
 

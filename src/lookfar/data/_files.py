@@ -1,16 +1,22 @@
-"""From pairs of files to a data set: scan, choose a size, cache what was decoded."""
+"""From pairs of files to a data set: scan, judge what was found, choose a size, cache what was decoded."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 
-from lookfar.data._base import IGNORE, Data, Sample, Samples
-from lookfar.data._reading import bands_fit, mask_words, read_mask, read_picture, to_bands
-from lookfar.data.scan import Found, Pair, check_masks, grouped, labels_of, scan, shorten
+from lookfar.data import _judging as judging
+from lookfar.data._base import Data, Sample, Samples
+from lookfar.data._judging import Exif
+from lookfar.data._matching import Find, Split
+from lookfar.data._reading import read_mask, read_picture, to_bands
+from lookfar.data._stored import check_size, turned
+from lookfar.data._values import Value, Wanted
+from lookfar.data._words import grouped, shorten, shown
+from lookfar.data.labels import Labels, give_meaning
+from lookfar.data.scan import Pair, reason, scan
 from lookfar.data.transforms import RandomView, resize
 
 MEMORY = 2**30  # bytes of decoded samples that stay
@@ -27,10 +33,14 @@ class Source:
         val: For validation.
         classes: Names, or None where nobody gave any.
         classes_from: Where the names come from.
+        table: Colour of each class, 0xRRGGBB, where the names come with colours.
         labels: Value in a mask -> label, where they differ; values without a label go to 255.
         task: What is to be learned; by default made from the classes.
         notes: What else the reader should know.
         unmatched: Files that have no partner.
+        lone_masks: Which of them are masks.
+        also: A second set to judge by, None where nobody asked for one.
+        find: A folder or split by what the user calls it.
     """
 
     root: Path
@@ -38,10 +48,32 @@ class Source:
     val: list[Pair]
     classes: list[str] | None = None
     classes_from: str = ""
+    table: list[int] | None = None
     labels: Mapping[int, int] = field(default_factory=dict)
     task: str = ""
     notes: list[str] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
+    unmatched: list[Path] = field(default_factory=list)
+    lone_masks: list[Path] = field(default_factory=list)
+    also: list[Pair] | None = None
+    find: Find = lambda _: None
+
+    def leave(self, split: Split) -> None:
+        """Remember the files of a split that have no partner."""
+        self.unmatched += split.alone
+        self.lone_masks += split.masks
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says of the files; see :func:`lookfar.data.open_data`."""
+
+    size: tuple[int, int] | None = None
+    in_chans: int = 3
+    ignore: tuple[Value, ...] = ()
+    labels: tuple[Value, ...] = ()
+    classes: int | None = None
+    exif: Exif | None = None
+    skip_bad: bool = False
 
 
 class FileSamples:
@@ -53,12 +85,14 @@ class FileSamples:
         *,
         size: tuple[int, int],
         in_chans: int,
-        labels: np.ndarray,
+        labels: Labels,
         peak: float,
+        upright: Collection[Pair] = (),
         memory: int = MEMORY,
     ) -> None:
         self.pairs, self.names = list(pairs), [pair.name for pair in pairs]
         self.size, self.in_chans, self.labels, self.peak = size, in_chans, labels, peak
+        self.upright = frozenset(upright)
         sample_bytes = size[0] * size[1] * (in_chans + 1)
         self.kept: dict[int, Sample] = {}
         self.room = memory // sample_bytes
@@ -75,142 +109,117 @@ class FileSamples:
         return sample
 
     def _read(self, pair: Pair) -> Sample:
-        values, _ = read_mask(pair.mask)
-        image = to_bands(read_picture(pair.image, values.shape), self.in_chans, self.peak)
-        mask = torch.from_numpy(self.labels[values])
+        path = pair.mask
+        try:
+            stored = read_mask(path)
+            path = pair.image
+            picture = read_picture(path, stored.values.shape)
+            image, mask = to_bands(picture, self.in_chans, self.peak), self.labels(stored)
+        except Exception as error:  # the file has changed since the scan
+            raise ValueError(f"cannot read {shown(str(path))}: {reason(error)}") from error
+        if pair in self.upright:
+            image = torch.from_numpy(_upright(image.numpy().transpose(1, 2, 0), picture.turn).transpose(2, 0, 1).copy())
+            mask = _upright(mask, stored.turn)
+        mask = torch.from_numpy(mask)
         return (image, mask) if mask.shape == self.size else resize(image, mask, self.size)
 
 
-def open_files(
-    source: Source, name: str, *, size: tuple[int, int] | None, in_chans: int, ignore: Sequence[int], skip_bad: bool
-) -> Data:
-    """Scan the files of a source and make a :class:`Data` of them; raises before the first step what would break it."""
-    skipped = _unmatched(source.unmatched, skip_bad)
-    found = scan([*source.train, *source.val], source.root)
-    bad = {pair: result.error for pair, result in found.items() if result.error}
-    if bad and not skip_bad:
-        raise ValueError(
-            f"{_files(len(bad))} cannot be used: {shorten(list(bad.values()))}. "
-            "Repair or remove them, or give --skip-bad to go on without them."
-        )
-    if bad:
-        skipped.append(f"skipped {_files(len(bad))} that cannot be used: {shorten(list(bad.values()))}.")
-    good = {pair: result for pair, result in found.items() if not result.error}
-    train, val = ([pair for pair in pairs if pair in good] for pairs in (source.train, source.val))
-    if not train or not val:
-        raise ValueError(f"{name}: {len(train)} images for training and {len(val)} for validation; want one of each")
-    _check_bands(good, in_chans)
-    count, mask_lines = check_masks(good, source.labels, ignore, len(source.classes) if source.classes else None)
-    classes = source.classes or [f"class {i}" for i in range(count)]
-    size, size_lines = _choose_size([result.size for result in good.values()], size)
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    return np.ascontiguousarray(turned(pixels, turn))
 
-    table = np.full(65536, IGNORE, dtype=np.uint8)
-    values = sorted({value for result in good.values() for value in result.values})
-    for value, label in labels_of(values, source.labels, ignore).items():
-        table[value] = label
-    peak = max(good[pair].peak for pair in train) or 1.0
-    if peak != 255:
-        size_lines.append(f"images are not 8-bit: 0 to {peak:g}, the largest value in train, becomes 0 to 255.")
-    train_samples, val_samples = (
-        FileSamples(pairs, size=size, in_chans=in_chans, labels=table, peak=peak) for pairs in (train, val)
+
+def open_files(source: Source, name: str, options: Options) -> Data:
+    """Scan the files of a source and make a :class:`Data` of them; raises before the first step what would break it."""
+    wanted = Wanted(
+        source.classes,
+        source.classes_from,
+        source.table,
+        source.labels,
+        options.labels,
+        options.classes,
+        options.ignore,
     )
-    mean, std = IMAGENET if in_chans == 3 else _statistics(train_samples)
-    origin = f" (from {source.classes_from})" if source.classes_from else " (no classes.txt: counted in the masks)"
-    return Data(
-        name=name,
-        train=train_samples,
-        val=val_samples,
+    sets = {"train": source.train, "val": source.val} | ({} if source.also is None else {"also_val": source.also})
+    judging.check_matched(source.unmatched, sets, options.skip_bad)
+    judging.check_not_empty(sets, name)
+    found = scan([pair for pairs in sets.values() for pair in pairs], source.root)
+    upright = judging.choose_turns(found, options.exif)
+    bad = {pair: result.error or judging.why_apart(pair, result, pair in upright) for pair, result in found.items()}
+    bad = {pair: error for pair, error in bad.items() if error}
+    skipped = judging.leave_out(source.unmatched, sets, bad, options.skip_bad)
+    good = {pair: result for pair, result in found.items() if pair not in bad}
+    sets = {split: [pair for pair in pairs if pair in good] for split, pairs in sets.items()}
+    judging.check_not_empty(sets, name)
+
+    judging.check_bands(good, options.in_chans)
+    labels, count, mask_lines = give_meaning(good, wanted)
+    classes = source.classes or [f"class {i}" for i in range(count)]
+    present = {split: judging.count_labels(labels, [good[pair] for pair in pairs]) for split, pairs in sets.items()}
+    judging.check_labelled(present, sets, good, classes)
+    if skipped:
+        lost = [found[pair] for pair in bad] + [judging.look_alone(path) for path in source.lone_masks]
+        judging.check_lost(labels, lost, good.values(), present["train"], wanted)
+    size, size_lines = judging.choose_size(
+        [judging.upright_size(good[pair], pair in upright) for pair in good], options.size
+    )
+    try:
+        check_size(*size, options.in_chans + 1)
+    except ValueError:
+        raise ValueError(f"--size {size[0]}x{size[1]} with {options.in_chans} bands is too large to train on") from None
+    peak, peak_lines = judging.choose_peak(good, sets)
+
+    samples = {
+        split: FileSamples(
+            pairs, size=size, in_chans=options.in_chans, labels=labels, peak=peak, upright=upright & set(pairs)
+        )
+        for split, pairs in sets.items()
+    }
+    judging.check_resized(samples, size)
+    mean, std = IMAGENET if options.in_chans == 3 else _statistics(samples["train"])
+    counts = ", ".join(f"{grouped(len(pairs))} {split.replace('_', ' ')}" for split, pairs in sets.items())
+    data = Data(
+        name=shown(name),
+        train=samples["train"],
+        val=samples["val"],
         classes=classes,
-        in_chans=in_chans,
+        in_chans=options.in_chans,
         size=size,
         mean=mean,
         std=std,
         task=source.task or f"Give every pixel one of {len(classes)} classes: {shorten(classes, 12)}.",
         facts=[
-            f"{grouped(len(train))} train, {grouped(len(val))} val; {len(classes)} classes{origin}; "
-            f"{_kinds(good.values())}.",
+            f"{counts}; {len(classes)} classes{_origin(wanted)}; {judging.kinds(good.values())}.",
             *size_lines,
+            *peak_lines,
+            *judging.turn_lines(good, upright),
             *mask_lines,
-            *_absent(good, train, val, source.labels, ignore, classes),
+            *judging.find_absent(present, classes),
+            *judging.find_alike(sets, good),
             *skipped,
             *source.notes,
         ],
         augment=RandomView(),
         threads=True,
+        also_val=samples.get("also_val"),
     )
+    return data
 
 
-def _files(number: int) -> str:
-    return f"{grouped(number)} file{'' if number == 1 else 's'}"
-
-
-def _unmatched(names: list[str], skip_bad: bool) -> list[str]:
-    if names and not skip_bad:
-        raise ValueError(
-            f"{_files(len(names))} without a partner: {shorten(names)}. An image and its mask have the same name up to "
-            "the suffix; correct them, or give --skip-bad to go on without these."
-        )
-    return [f"skipped {_files(len(names))} without a partner: {shorten(names)}."] if names else []
-
-
-def _check_bands(found: Mapping[Pair, Found], in_chans: int) -> None:
-    wrong = [pair for pair, result in found.items() if not bands_fit(result.mode, result.bands, in_chans)]
-    if wrong:
-        bands = sorted({found[pair].bands for pair in wrong})
-        cure = f"give --in-chans {bands[0]}" if len(bands) == 1 else "want one number of bands in all images"
-        names = shorten([pair.image.name for pair in wrong])
-        counts = " or ".join(map(str, bands))
-        raise ValueError(f"{_files(len(wrong))} with {counts} bands, {in_chans} asked for ({names}): {cure}")
-
-
-def _choose_size(sizes: Sequence[tuple[int, int]], size: tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
-    """The size asked for, else the one that all images have, else a typical one; and a line when images change."""
-    distinct = set(sizes)
-    if size is None and len(distinct) == 1:
-        return sizes[0], []
-    told = "" if size else " (the median; --size changes it)"
-    height, width = size or (max(32, round(median(side) / 32) * 32) for side in zip(*sizes))
-    if distinct == {(height, width)}:
-        return (height, width), []
-    before = f"images of {len(distinct)} sizes" if len(distinct) > 1 else f"images of {sizes[0][0]}×{sizes[0][1]}"
-    line = f"{before} resized to {height}×{width}, height × width{told}."
-    worst = max(max(r, 1 / r) for r in ((h / w) * (width / height) for h, w in distinct))
-    if worst > 1.25:
-        line += f" Sides change by up to {worst:.2g} against each other."
-    return (height, width), [line]
+def _origin(wanted: Wanted) -> str:
+    if wanted.names is not None:
+        return f" (from {wanted.origin})"
+    if wanted.labels:
+        return " (from --labels)"
+    return " (no classes.txt: counted in the masks)" if wanted.count is None else " (as --classes says)"
 
 
 def _statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each band over up to 64 images, evenly spaced."""
     chosen = range(0, len(samples), -(-len(samples) // 64))
-    pixels = torch.cat([samples[i][0].flatten(1) for i in chosen], 1).double() / 255
-    return tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
-
-
-def _kinds(found: Collection[Found]) -> str:
-    """``images 512×512 RGB, masks 8-bit indexed``."""
-    sizes, modes = {f.size for f in found}, {f.mode for f in found}
-    size = "{}×{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"of {len(sizes)} sizes"
-    bands = {"L": "grey", "bands": f"of {max(f.bands for f in found)} bands", "I;16": "16-bit grey"}
-    words = sorted(bands.get(mode, mode) for mode in modes)
-    return (
-        f"images {size} {' and '.join(words)}, masks {' and '.join(sorted({mask_words(f.mask_mode) for f in found}))}"
-    )
-
-
-def _absent(
-    found: Mapping[Pair, Found],
-    train: Sequence[Pair],
-    val: Sequence[Pair],
-    labels: Mapping[int, int],
-    ignore: Sequence[int],
-    classes: Sequence[str],
-) -> list[str]:
-    """Classes that a split never shows: they cannot be learned, or are not judged."""
-    lines = []
-    for split, pairs in (("train", train), ("val", val)):
-        values = {value for pair in pairs for value in found[pair].values}
-        present = set(labels_of(values, labels, ignore).values())
-        if absent := [name for label, name in enumerate(classes) if label not in present]:
-            lines.append(f"never in {split}: {shorten(absent, 12)}.")
-    return lines
+    sums, squares, count = 0.0, 0.0, 0
+    for index in chosen:  # one at a time: all at once are gigabytes
+        pixels = samples[index][0].flatten(1).double() / 255
+        sums, squares, count = sums + pixels.sum(1), squares + pixels.square().sum(1), count + pixels.shape[1]
+    mean = torch.as_tensor(sums) / count
+    std = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())

@@ -11,7 +11,9 @@ Validation is one short clip: ``val="0001TP"``, ``"0006R0"`` or ``"0016E5"`` hol
 from pathlib import Path
 
 from lookfar.data._files import Source
-from lookfar.data.folder import hold_out, match, read_classes
+from lookfar.data._matching import Split, find_folder, hold_out, match
+from lookfar.data._words import cut, shown
+from lookfar.data.folder import read_classes
 from lookfar.data.scan import Pair
 
 CLASSES = [
@@ -21,50 +23,68 @@ VOID = 11
 
 
 def read_camvid(root: Path, val: str | None = None) -> Source:
-    """The source of a CamVid folder; ``val`` as in :func:`lookfar.data.folder.hold_out`."""
+    """The source of a CamVid folder; ``val`` as in :func:`lookfar.data._matching.hold_out`."""
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}")
-    classes = read_classes(root / "classes.txt") or CLASSES
-    origin = "classes.txt" if (root / "classes.txt").is_file() else "the SegNet tutorial"
+        raise FileNotFoundError(f"no folder {cut(shown(str(root)), 120)}")
+    found = read_classes(root / "classes.txt")
+    classes, table = (found.names, found.table) if found else (CLASSES, None)
     labels = {VOID: 255} if len(classes) <= VOID else {}
-    source = Source(root, [], [], classes, origin, labels)
+    source = Source(root, [], [], list(classes), "classes.txt" if found else "the SegNet tutorial", table, labels)
     source.task = f"Name every pixel of a street scene seen from a car, {len(classes)} classes."
-    source.train, source.unmatched = _read_split(root, "train")
+    source.find = lambda text: _find(root, text)
+    train = _read_split(root, "train")
+    source.train = train.pairs
+    source.leave(train)
     if val is None:
-        source.val, unmatched = _read_split(root, "val")
-        source.unmatched += unmatched
+        split = _read_split(root, "val")
     else:
-        hold_out(source, val, _find)
+        split, source.notes = hold_out(source.train, val, source.find)
+    source.val = split.pairs
+    source.leave(split)
     return source
 
 
-def _find(folder: Path) -> tuple[Path, Path] | None:
+def _folders(folder: Path) -> tuple[Path, Path] | None:
     masks = folder.with_name(f"{folder.name}annot")
-    return (folder, masks) if masks.is_dir() else None
+    return (folder, masks) if masks.is_dir() and folder.is_dir() else None
 
 
-def _read_split(root: Path, split: str) -> tuple[list[Pair], list[str]]:
+def _find(root: Path, text: str) -> Split | None:
+    if text in ("train", "val", "test") and (root / f"{text}.txt").is_file():
+        return _read_split(root, text)
+    folder = find_folder(root, text)
+    if folder is None:
+        return None
+    if (pair := _folders(folder)) is None:
+        raise ValueError(
+            f"no {cut(shown(folder.name), 60)}annot beside {cut(shown(str(folder)), 90)}, which is to judge"
+        )
+    return match(*pair)
+
+
+def _read_split(root: Path, split: str) -> Split:
     table = root / f"{split}.txt"
     if table.is_file():
         return _read_table(root, table)
-    folders = _find(root / split)
-    if folders is None or not folders[0].is_dir():
-        raise FileNotFoundError(f"no {table}, and no {split} with {split}annot in {root}")
+    folders = _folders(root / split)
+    if folders is None:
+        raise FileNotFoundError(f"no {cut(shown(str(table)), 90)}, and no {split} with {split}annot beside it")
     return match(*folders)
 
 
-def _read_table(root: Path, table: Path) -> tuple[list[Pair], list[str]]:
+def _read_table(root: Path, table: Path) -> Split:
     """Lines of an image's path and its mask's; what does not exist is left without a partner."""
     pairs, missing = [], []
-    for line in table.read_text(encoding="utf-8-sig").splitlines():
+    for line in table.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         if not line.strip():
             continue
         words = line.split()
         if len(words) != 2:
-            raise ValueError(f"{table}: {line.strip()!r}; want the paths of an image and of its mask")
+            text = cut(shown(line.strip()), 60)
+            raise ValueError(f"{table.name}: {text!r}; want the paths of an image and of its mask")
         image, mask = (root.joinpath(*Path(word).parts[-2:]) for word in words)
         if image.is_file() and mask.is_file():
-            pairs.append(Pair(image.stem, image, mask))
+            pairs.append(Pair(shown(image.stem), image, mask))
         else:
-            missing.append(f"{image.parent.name}/{image.name}")
-    return pairs, missing
+            missing.append(image)
+    return Split(pairs, missing)

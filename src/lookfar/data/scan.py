@@ -11,17 +11,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lookfar.data._base import IGNORE
-from lookfar.data._reading import READ_ERRORS, read_mask, read_picture
+from lookfar.data._reading import Mask, Picture, read_mask, read_picture
+from lookfar.data._words import name_of, shown
 
-VERSION = 1  # of what is remembered
+VERSION = 2  # of what is remembered
 PATIENCE = 2.0  # seconds after which a wait says what it waits for
+VALUES = 4096  # different ones in a mask; classes have fewer
 
 T = TypeVar("T")
 
@@ -37,39 +39,115 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """What one image and its mask hold; ``error`` says why they cannot be used."""
+    """What one image and its mask hold, whatever the options are; ``error`` says why they cannot be used.
+
+    Attributes:
+        size: Height and width of the image, as stored.
+        turn: Its EXIF orientation.
+        bands: Of the image.
+        mode: Pillow's word for them.
+        depth: Its kind of numbers: ``8-bit``, ``16-bit``, ``floating-point``.
+        peak: Largest value where the image is not 8-bit.
+        digest: Equal for equal images.
+        mask_size: Height and width of the mask, as stored.
+        mask_turn: Its EXIF orientation.
+        mask_mode: How it holds its values.
+        coloured: Values are colours, 0xRRGGBB.
+        values: In the mask, as they stand in the file, sorted.
+        counts: Pixels of each.
+        colours: Of each where they are indices of a palette.
+        palette: Equal for equal palettes.
+        error: Of the file that cannot be used; the mask's entries are filled where the image is at fault.
+    """
 
     size: tuple[int, int] = (0, 0)
+    turn: int = 1
     bands: int = 0
     mode: str = ""
-    peak: float = 255.0  # largest value where the image is not 8-bit
+    depth: str = "8-bit"
+    peak: float = 255.0
+    digest: str = ""
+    mask_size: tuple[int, int] = (0, 0)
+    mask_turn: int = 1
     mask_mode: str = ""
-    values: tuple[int, ...] = ()  # in the mask, as they stand in the file
+    coloured: bool = False
+    values: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    colours: tuple[int, ...] = ()
+    palette: str = ""
     error: str = ""
 
 
 def look(pair: Pair) -> Found:
     """Decode a pair completely; a truncated file shows only at its end."""
-    path = pair.mask
+    path, seen = pair.mask, {}
     try:
-        mask, mask_mode = read_mask(path)
+        mask = read_mask(path)
+        seen = describe_mask(mask)
         path = pair.image
-        picture = read_picture(path, mask.shape)
-    except READ_ERRORS as error:
-        return Found(error=f"{path.name} ({_reason(error)})")
-    pixels = picture.pixels
-    if pixels.shape[:2] != mask.shape:
-        sizes = [f"{h}×{w}" for h, w in (pixels.shape[:2], mask.shape)]
-        return Found(error=f"{path.name} (image {sizes[0]}, mask {sizes[1]})")
-    values = np.flatnonzero(np.bincount(mask.ravel())).tolist()
-    peak = 255.0 if pixels.dtype == np.uint8 else float(pixels.max())
-    height, width, bands = pixels.shape
-    return Found((height, width), bands, picture.mode, peak, mask_mode, tuple(values))
+        return Found(**seen, **_describe_image(read_picture(path, mask.values.shape)))
+    except Exception as error:  # decoders raise whatever they like, MemoryError and warnings as errors too
+        return Found(**seen, error=f"{name_of(path)} ({reason(error)})")
 
 
-def _reason(error: BaseException) -> str:
+def describe_mask(mask: Mask) -> dict[str, Any]:
+    """The entries of :class:`Found` that a mask fills."""
+    values, counts = tally(mask.values)
+    colours = () if mask.palette is None else tuple(mask.palette[values].tolist())
+    return {
+        "mask_size": mask.values.shape,
+        "mask_turn": mask.turn,
+        "mask_mode": mask.mode,
+        "coloured": mask.coloured,
+        "values": tuple(values.tolist()),
+        "counts": tuple(counts.tolist()),
+        "colours": colours,
+        "palette": "" if mask.palette is None else hashlib.blake2b(mask.palette.tobytes(), digest_size=8).hexdigest(),
+    }
+
+
+def _describe_image(picture: Picture) -> dict[str, Any]:
+    pixels = np.ascontiguousarray(picture.pixels)
+    digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
+    digest.update(pixels.data)
+    return {
+        "size": pixels.shape[:2],
+        "turn": picture.turn,
+        "bands": pixels.shape[-1],
+        "mode": picture.mode,
+        "depth": picture.depth,
+        "peak": 255.0 if pixels.dtype == np.uint8 else float(pixels.max()),
+        "digest": digest.hexdigest(),
+    }
+
+
+def tally(values: NDArray) -> tuple[NDArray, NDArray]:
+    """The different values of a mask and how often each occurs, without a wide copy of all of it."""
+    flat = values.ravel()
+    totals: dict[int, int] = {}
+    for start in range(0, len(flat), 2**20):
+        part = flat[start : start + 2**20]
+        if part.dtype.itemsize <= 2:  # counting is much quicker than sorting
+            counts = np.bincount(part)
+            found = np.flatnonzero(counts)
+            counts = counts[found]
+        else:
+            found, counts = np.unique(part, return_counts=True)
+        for value, count in zip(found, counts):
+            totals[int(value)] = totals.get(int(value), 0) + int(count)
+        if len(totals) > VALUES:
+            raise ValueError(f"more than {VALUES} different values; want the numbers or colours of classes")
+    order = sorted(totals)
+    return np.array(order, dtype=np.int64), np.array([totals[value] for value in order], dtype=np.int64)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be used, in a few printable words."""
     text = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-    return "no image" if text.startswith("cannot identify image file") else text
+    if isinstance(error, MemoryError):
+        text = "not enough memory"
+    text = shown(str(text))
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def scan(pairs: Sequence[Pair], root: Path, *, progress: bool = True) -> dict[Pair, Found]:
@@ -125,67 +203,6 @@ def _waiting(results: Iterable[T], total: int, progress: bool) -> Iterator[T]:
             bar.stop()
 
 
-def labels_of(values: Iterable[int], labels: Mapping[int, int], ignore: Sequence[int]) -> dict[int, int]:
-    """Value in the file -> label: ``ignore`` becomes 255, ``labels`` translates, others stay."""
-    return {v: IGNORE if v in ignore else labels.get(v, v) for v in values}
-
-
-def check_masks(
-    found: Mapping[Pair, Found], labels: Mapping[int, int], ignore: Sequence[int], classes: int | None
-) -> tuple[int, list[str]]:
-    """The number of classes, and what is to be said about the masks, one line each.
-
-    Args:
-        found: Of every usable pair.
-        labels: Value in the file -> label, where they differ.
-        ignore: Values without a label.
-        classes: Their number; without it, one more than the largest label.
-
-    Raises:
-        ValueError: Masks hold a label that does not exist, or fewer than two.
-    """
-    files: dict[int, list[str]] = {}
-    for pair, result in found.items():
-        for value in result.values:
-            files.setdefault(value, []).append(pair.mask.name)
-    meaning = labels_of(sorted(files), labels, ignore)
-    used = sorted({label for label in meaning.values() if label != IGNORE})
-    lines = [
-        f"mask value {value} in {_count(files[value], 'file')} → ignored."
-        for value, label in meaning.items()
-        if label == IGNORE
-    ]
-    beyond = [value for value, label in meaning.items() if label != IGNORE and label >= (classes or IGNORE)]
-    if beyond:
-        limit = "only 255 classes are possible" if classes is None else f"only {classes} classes given"
-        wrong = [f"mask value {v} in {_count(files[v], 'file')} ({shorten(files[v])}): {limit}." for v in beyond[:8]]
-        if len(beyond) > 8:
-            wrong.append(f"{len(beyond) - 8} further values.")
-        masks = len({name for value in beyond for name in files[value]})
-        cure = f"{_count(masks, 'mask')} {'holds' if masks == 1 else 'hold'} a class that does not exist. "
-        options = " ".join(f"--ignore {v}" for v in beyond[:8])
-        raise ValueError(" ".join([*lines, *wrong, f"{cure}Correct them, or give {options}."]))
-    if len(used) < 2:
-        hint = " Give the foreground the value 1: 255 means ignored." if set(files) == {0, IGNORE} else ""
-        raise ValueError(f"nothing to tell apart: the masks hold the values {sorted(files)}, want two classes.{hint}")
-    return classes or used[-1] + 1, lines
-
-
-def _count(what: Sequence[object] | int, word: str) -> str:
-    number = what if isinstance(what, int) else len(what)
-    return f"{grouped(number)} {word}{'' if number == 1 else 's'}"
-
-
-def grouped(number: int) -> str:
-    """Thousands apart: 1 204."""
-    return f"{number:,}".replace(",", " ")
-
-
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names."""
-    return ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
-
-
 def _key(pair: Pair) -> str:
     return f"{pair.image}|{pair.mask}"
 
@@ -194,7 +211,7 @@ def _stamp(pair: Pair) -> str:
     """Times and sizes of both files; empty where one is missing."""
     try:
         stats = [path.stat() for path in (pair.image, pair.mask)]
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
@@ -205,7 +222,7 @@ def _cache_file(root: Path) -> Path | None:
         folder = Path(base) if base else Path.home() / ".cache"
     except RuntimeError:  # no home
         return None
-    name = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
     return folder / "lookfar" / f"scan-{name}.json"
 
 
@@ -216,12 +233,15 @@ def _read_cache(path: Path | None) -> dict[str, tuple[str, Found]]:
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == VERSION:
-            entries = content["files"].items()
-            return {
-                key: (stamp, Found(**{**found, "size": tuple(found["size"]), "values": tuple(found["values"])}))
-                for key, (stamp, found) in entries
-            }
+            return {key: (stamp, _found(entries)) for key, (stamp, entries) in content["files"].items()}
     return {}
+
+
+def _found(entries: Mapping[str, Any]) -> Found:
+    names = {field.name for field in fields(Found)}
+    if entries.keys() != names:
+        raise ValueError("entries of another version")
+    return Found(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
 
 
 def _write_cache(path: Path | None, known: Mapping[str, tuple[str, Found]]) -> None:

@@ -8,6 +8,7 @@ from torchvision import datasets
 
 from lookfar.data._base import IGNORE
 from lookfar.data._files import Source
+from lookfar.data._words import shown
 from lookfar.data.scan import Pair
 
 VOC_CLASSES = [
@@ -42,7 +43,7 @@ def read_pets(root: Path, *, download: bool = False) -> Source:
             data = datasets.OxfordIIITPet(root, split, target_types="segmentation", download=download)
         splits.append(_pairs(data._images, data._segs))
     labels = {1: 0, 2: 1, 3: 2, 0: IGNORE}
-    return Source(root, splits[0], splits[1], list(PET_CLASSES), "Oxford-IIIT Pet", labels)
+    return Source(root, splits[0], splits[1], list(PET_CLASSES), "Oxford-IIIT Pet", labels=labels)
 
 
 def read_cityscapes(root: Path) -> Source:
@@ -55,11 +56,12 @@ def read_cityscapes(root: Path) -> Source:
     judged = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
     labels = {c.id: c.train_id if c.train_id in judged else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
     task = f"Name every pixel of a street scene, {len(judged)} classes."
-    return Source(root, splits[0], splits[1], [judged[i] for i in sorted(judged)], "Cityscapes", labels, task)
+    names = [judged[i] for i in sorted(judged)]
+    return Source(root, splits[0], splits[1], names, "Cityscapes", labels=labels, task=task)
 
 
 def _pairs(images: list[str] | list[Path], masks: list[str] | list[Path]) -> list[Pair]:
-    return [Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in zip(images, masks)]
+    return [Pair(shown(Path(image).stem), Path(image), Path(mask)) for image, mask in zip(images, masks)]
 
 
 @contextmanager
