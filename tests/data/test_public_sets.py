@@ -28,7 +28,9 @@ def save(path, values, *, palette=False):
 
 
 def save_image(path):
-    save(path, np.random.RandomState(sum(map(ord, f"{path.parent.parent.name} {path.stem}"))).randint(0, 256, (8, 12, 3)))
+    save(
+        path, np.random.RandomState(sum(map(ord, f"{path.parent.parent.name} {path.stem}"))).randint(0, 256, (8, 12, 3))
+    )
 
 
 def stripes(*values):

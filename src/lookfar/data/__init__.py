@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from lookfar._options import check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
@@ -21,7 +20,6 @@ KINDS = {
     "oxford-iiit-pet": "oxford-iiit-pet:PATH",
 }
 Value = int | str  # in a mask: a number, or a colour as "#rrggbb"
-Exif = Literal["apply", "ignore"]
 _DOWNLOADABLE = ("voc", "oxford-iiit-pet")
 
 
@@ -35,7 +33,7 @@ def open_data(
     ignore: Sequence[Value] | str = (),
     labels: Sequence[Value] | str = (),
     classes: int | None = None,
-    exif: Exif | None = None,
+    exif: str | None = None,
     skip_bad: bool = False,
     root: str | Path | None = None,
     download: bool = False,

@@ -152,8 +152,8 @@ class Data:
         get: Callable[[int], Sample] = judged.__getitem__
         for start in range(0, len(judged), batch_size):
             indices = range(start, min(start + batch_size, len(judged)))
-            samples = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
-            yield self._collate(list(samples))
+            batch = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
+            yield self._collate(list(batch))
 
     def _submit(self, seed: int, positions: range) -> list[Future[Sample]]:
         return [_pool(os.getpid()).submit(self._train_sample, seed, p) for p in positions]

@@ -9,7 +9,6 @@ import torch
 
 from lookfar.data import _judging as judging
 from lookfar.data._base import Data, Sample, Samples
-from lookfar.data._judging import Exif
 from lookfar.data._matching import Find, Split
 from lookfar.data._reading import read_mask, read_picture, to_bands
 from lookfar.data._stored import check_size, turned
@@ -72,7 +71,7 @@ class Options:
     ignore: tuple[Value, ...] = ()
     labels: tuple[Value, ...] = ()
     classes: int | None = None
-    exif: Exif | None = None
+    exif: str | None = None
     skip_bad: bool = False
 
 

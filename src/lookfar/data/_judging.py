@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 from lookfar.data._base import IGNORE, Samples
 from lookfar.data._reading import bands_fit, mask_words, read_mask
@@ -16,8 +15,6 @@ from lookfar.data.scan import Found, Pair, describe_mask, reason
 
 BRIGHTER = 2.0  # a val image so much brighter than train is on another scale, and would be white
 OUTLIER = 1000.0  # a largest value so far beyond the others makes all others black
-
-Exif = Literal["apply", "ignore"]
 
 
 # ---- files that cannot be used -----------------------------------------------------------------------------------
@@ -118,7 +115,7 @@ def check_lost(
 # ---- EXIF --------------------------------------------------------------------------------------------------------
 
 
-def choose_turns(found: Mapping[Pair, Found], exif: Exif | None) -> set[Pair]:
+def choose_turns(found: Mapping[Pair, Found], exif: str | None) -> set[Pair]:
     """The pairs to turn upright by their EXIF orientation: where mask and image fit only then, or where asked to."""
     upright, unclear = set(), []
     for pair, result in found.items():
@@ -236,8 +233,8 @@ def kinds(found: Collection[Found]) -> str:
     """``images 512×512 RGB, masks 8-bit indexed``."""
     sizes, modes = {f.size for f in found}, {f.mode for f in found}
     size = "{}×{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"of {len(sizes)} sizes"
-    bands = {"L": "grey", "bands": f"of {max(f.bands for f in found)} bands", "I;16": "16-bit grey"}
-    words = sorted(bands.get(mode, mode) for mode in modes)
+    bands = {"L": "grey", "bands": f"of {max(f.bands for f in found)} bands", "I": "16-bit grey", "F": "float grey"}
+    words = sorted({bands.get(mode.partition(";")[0], mode) for mode in modes})
     return (
         f"images {size} {' and '.join(words)}, masks {' and '.join(sorted({mask_words(f.mask_mode) for f in found}))}"
     )

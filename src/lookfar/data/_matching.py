@@ -45,8 +45,8 @@ def match(images: Path, masks: Path) -> Split:
             labels[plain] = labels.pop(stem)
     pairs = [Pair(shown(stem), pictures[stem], labels[stem]) for stem in sorted(pictures.keys() & labels.keys())]
     alone = sorted([*(pictures.keys() - labels.keys()), *(labels.keys() - pictures.keys())])
-    masks = [labels[stem] for stem in alone if stem in labels]
-    return Split(pairs, [pictures.get(stem) or labels[stem] for stem in alone], masks)
+    lone_masks = [labels[stem] for stem in alone if stem in labels]
+    return Split(pairs, [pictures.get(stem) or labels[stem] for stem in alone], lone_masks)
 
 
 def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:

@@ -241,7 +241,8 @@ def _found(entries: Mapping[str, Any]) -> Found:
     names = {field.name for field in fields(Found)}
     if entries.keys() != names:
         raise ValueError("entries of another version")
-    return Found(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+    values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in entries.items()}
+    return Found(**values)
 
 
 def _write_cache(path: Path | None, known: Mapping[str, tuple[str, Found]]) -> None:

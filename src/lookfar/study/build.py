@@ -19,7 +19,15 @@ def open_plan_data(plan: Plan) -> "Data":
     from lookfar.data import open_data
 
     return open_data(
-        plan.data, size=plan.size, val=plan.val, in_chans=plan.in_chans, ignore=plan.ignore, skip_bad=plan.skip_bad
+        plan.data,
+        size=plan.size,
+        val=plan.val,
+        in_chans=plan.in_chans,
+        ignore=plan.ignore,
+        labels=plan.labels,
+        classes=plan.classes,
+        exif=plan.exif,
+        skip_bad=plan.skip_bad,
     )
 
 

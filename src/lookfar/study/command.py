@@ -29,7 +29,7 @@ def run_command(
     from lookfar.study.running import Stopped, run
 
     values = {} if file is None else read_yaml(file)
-    values |= {name: value for name, value in options.items() if value is not None}
+    values |= {name: value for name, value in options.items() if value not in (None, [])}
     if file is not None and out is None:
         out = file.parent if (file.parent / "trials").is_dir() else Path("runs") / file.stem
     source = str(file) if file is not None else "the command line"

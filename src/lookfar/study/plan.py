@@ -122,7 +122,10 @@ class Plan:
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
         val: A folder or sequence for validation instead of the data set's own.
-        ignore: Mask values to ignore beside 255.
+        ignore: Mask values to ignore beside 255: numbers, or colours as ``#rrggbb``.
+        labels: The mask value of class 0, 1, 2 ..., in this order.
+        classes: How many there are, where no names say it.
+        exif: ``apply`` or ``ignore`` the orientation of images whose masks fit both ways.
         skip_bad: Skip damaged images instead of stopping.
         in_chans: Bands of the images.
         host: ``small`` or the name of a timm model.
@@ -157,7 +160,10 @@ class Plan:
     steps: int | None = None
     size: tuple[int, int] | None = None
     val: str | None = None
-    ignore: tuple[int, ...] = ()
+    ignore: tuple[int | str, ...] = ()
+    labels: tuple[int | str, ...] = ()
+    classes: int | None = None
+    exif: str | None = None
     skip_bad: bool = False
     in_chans: int = 3
     host: str | None = None
@@ -188,7 +194,7 @@ class Plan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
-        for name in ("seeds", "in_chans", "width", "output_stride"):  # settings of training check themselves
+        for name in ("seeds", "in_chans", "width", "output_stride", "classes"):  # settings of training check themselves
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -341,11 +347,11 @@ def _read(name: str, kind: str, value: Any) -> Any:
         if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
             return tuple(items)
         wanted = "names with commas between them, or a list"
-    elif kind == "tuple[int, ...]":
-        items = _numbers(value)
+    elif kind == "tuple[int | str, ...]":
+        items = _values(value)
         if items is not None:
             return tuple(items)
-        wanted = "whole numbers with commas between them, or a list"
+        wanted = "whole numbers, or colours as '#rrggbb', with commas between them, or a list"
     elif kind == "tuple[float, ...]":
         if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
             return tuple(float(v) for v in value)
@@ -377,6 +383,22 @@ def _numbers(value: Any) -> list[int] | None:
     if isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return list(value)
     return None
+
+
+def _values(value: Any) -> list[int | str] | None:
+    """Values of masks; :func:`lookfar.data.open_data` reads what they mean."""
+    items: list[int | str] = []
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, str):
+            words = [word.strip() for word in part.split(",")]
+            if not all(re.fullmatch(r"\d+(-\d+)?|#[0-9a-fA-F]+", word) for word in words):
+                return None
+            items += [int(word) if word.isdecimal() else word for word in words]
+        elif isinstance(part, int) and not isinstance(part, bool):
+            items.append(part)
+        else:
+            return None
+    return items
 
 
 def _accelerator() -> str:
