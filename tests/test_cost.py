@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from samples import samples
 from torch import nn
 
+from lookfar import ops
 from lookfar.blocks import create_block
-from lookfar.cost import count_flops, growth, measure_cost, measure_network, memory, peak_memory
+from lookfar.cost import count_flops, growth, handwritten, measure_cost, measure_network, memory, peak_memory
 from lookfar.ops import _blockwise
 
 
@@ -74,6 +75,109 @@ def test_scratch_of_fused_attention_is_seen():
     assert output + log_sums < seen < 1024 * 1024 * 4  # with the scratch of the blocks, without N x N
 
 
+def cells_seen(H, W, kernel_size, stride, dilation, border):
+    """Cells on the map that all queries of a map see, by unfolding a map of ones."""
+    (kh, kw), (lh, lw) = kernel_size, dilation
+    if border == "clamped":
+        return H * W * min(kh, H) * min(kw, W)
+    ones = F.pad(torch.ones(1, 1, H, W), (lw * (kw // 2),) * 2 + (lh * (kh // 2),) * 2)
+    return int(F.unfold(ones, kernel_size, dilation=dilation, stride=stride).sum())
+
+
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1), "mask"),
+    ((5, 3), (1, 1), (1, 1), "zeros"),
+    ((3, 5), (2, 3), (1, 1), "mask"),
+    ((3, 3), (2, 2), (2, 1), "zeros"),
+    ((7, 7), (1, 1), (3, 2), "mask"),
+    ((11, 13), (1, 1), (1, 1), "mask"),
+    ((5, 3), (1, 1), (1, 1), "clamped"),
+    ((11, 3), (1, 1), (1, 1), "clamped"),
+]
+
+
+@pytest.mark.parametrize("similarity", ["product", "squared"])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_flops_of_windows_are_those_of_cells_on_the_map(window, similarity):
+    kernel_size, stride, dilation, border = window
+    B, h, D, E, H, W = 2, 3, 4, 5, 9, 8
+    q = torch.randn(B, h, D, -(-H // stride[0]), -(-W // stride[1]), requires_grad=True)
+    k, v = (torch.randn(B, h, width, H, W, requires_grad=True) for width in (D, E))
+    options = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "border": border}
+
+    def run():
+        return ops.neighborhood(q, k, v, similarity=similarity, **options)
+
+    forward = 2 * B * h * cells_seen(H, W, *window) * (D + E)
+    assert count_flops(run) == forward
+    assert count_flops(lambda: run().sum().backward()) == 3 * forward  # each map gets its gradient by one pass
+
+
+def test_flops_of_windows_in_a_transform_of_torch_func():
+    q = torch.randn(1, 2, 4, 6, 5)
+
+    def run(q):
+        return ops.neighborhood(q, q, q, kernel_size=3).sum()
+
+    assert count_flops(torch.func.grad(run), q) >= count_flops(run, q) == 2 * 2 * (6 * 3 - 2) * (5 * 3 - 2) * 8
+
+
+@pytest.mark.parametrize(("groups", "k"), [(1, 3), (4, 3), (2, 1)])
+def test_flops_of_moved_samples(groups, k):
+    B, C, O, H, W = 2, 8, 6, 5, 4
+    x = torch.randn(B, C, H, W, requires_grad=True)
+    weights = torch.randn(B, groups * k * k, H, W, requires_grad=True)
+    offsets = torch.randn(B, 2 * k * k, H, W, requires_grad=True)
+    kernel = torch.randn(O, C, k, k, requires_grad=True)
+    samples = B * k * k * H * W
+
+    def read():
+        return ops.deformable_sum(weights.unflatten(1, (groups, k * k)), x, offsets)
+
+    def convolve():
+        return ops.deformable_convolution(x, kernel, offsets)
+
+    assert count_flops(read) == 2 * 4 * samples * C
+    assert count_flops(lambda: read().sum().backward()) == 3 * 2 * 4 * samples * C
+    assert count_flops(convolve) == 2 * samples * O * (C + 4)
+    # mixed again for the places' gradient, then the gradients of map and kernel
+    assert count_flops(lambda: convolve().sum().backward()) == 2 * samples * O * (4 * C + 3 * 4)
+
+
+def test_flops_of_ops_leave_no_trace():
+    before = [vars(owner)[name] for owner, name, _ in handwritten.WORK]
+    with pytest.raises(RuntimeError, match="stop"):
+        count_flops(lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert [vars(owner)[name] for owner, name, _ in handwritten.WORK] == before
+
+
+def test_flops_of_the_attention_of_torch():
+    """In evaluation it is one kernel without products inside, as far as a counter sees."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    x = torch.randn(2, 10, 32)
+    with torch.no_grad():
+        assert count_flops(layer, x) == 2 * (2 * 10 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 10**2 * 2 * 32)
+
+
+def test_flops_of_what_is_compiled_are_those_of_what_was_written():
+    module = create_block("stand_alone", 8, kernel_size=3, heads=2)
+    compiled, x = torch.compile(module, backend="eager"), torch.randn(1, 8, 6, 5)
+    with torch.no_grad():
+        compiled(x)
+        assert count_flops(compiled, x) == count_flops(module, x) > 0
+
+
+def test_flops_of_vectors_and_of_reading():
+    a, x = torch.randn(3, 8), torch.randn(8)
+    assert count_flops(lambda: a @ x) == 2 * 24
+    assert count_flops(lambda: torch.addmv(torch.zeros(3), a, x)) == 2 * 24
+    assert count_flops(lambda: torch.dot(x, x)) == 2 * 8
+    assert count_flops(lambda: torch.zeros(3, 3).addmm_(a, a.T)) == 2 * 3 * 3 * 8
+    assert count_flops(lambda: torch.zeros(2, 3, 3).baddbmm_(a.expand(2, 3, 8), a.T.expand(2, 8, 3))) == 2 * 2 * 9 * 8
+    image, grid = torch.randn(1, 3, 5, 5), torch.rand(1, 2, 7, 2)
+    assert count_flops(lambda: F.grid_sample(image, grid, align_corners=True)) == 2 * 4 * 3 * 2 * 7
+
+
 def test_one_nonlocal_block_costs_what_it_costs():
     """4.83 GMAC; counters that do not see fused attention report 0.54."""
     assert measure_cost("nonlocal", 256, (64, 64), repeats=1).flops == 2 * (4 * 4096 * 256 * 128 + 4096**2 * 256)
@@ -81,6 +185,7 @@ def test_one_nonlocal_block_costs_what_it_costs():
 
 C, D, N, H, W = 32, 16, 9 * 7, 9, 7
 S = K = 64
+K3, K7 = (9 * 3 - 2) * (7 * 3 - 2), (9 * 7 - 12) * (7 * 7 - 12)  # pairs of positions with cells on the map
 CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
     "nonlocal": 4 * N * C * D + N**2 * 2 * D,
     "nonlocal(heads=4)": 4 * N * C * D + N**2 * 2 * D,
@@ -95,8 +200,10 @@ CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
     "position_attention": N * C * (2 * C // 8 + C) + N**2 * (C // 8 + C),
     "channel_attention": 2 * N * C**2,
     "dual_attention": N * C * (2 * C // 8 + C) + N**2 * (C // 8 + C) + 2 * N * C**2,
-    "external_attention": 2 * N * C * S + 2 * C**2 * S,  # both convolutions are folded into the memories
+    "external_attention": 2 * N * C * S + 2 * C**2 * S + C * S,  # both convolutions, and a bias, go into the memories
     "squeeze_excitation": 2 * C * (C // 16),
+    "local_attention": 4 * N * C * D + K7 * 2 * D,
+    "carafe": N * C * 64 + N * 64 * 9 * 100 + 4 * (9 * 5 - 6) * (7 * 5 - 6) * C,
     "cbam": 2 * 2 * C * (C // 16) + N * 2 * 7**2,
 }
 
@@ -178,6 +285,41 @@ def test_modules_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), random_after)  # nothing drawn but the two examples
 
 
+class Takes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images, scale=None):
+        if isinstance(images, list):
+            images = torch.stack(images)
+        y = self.conv(images)
+        return {"out": [y if scale is None else y * scale]}
+
+
+@pytest.mark.parametrize(
+    ("example", "batch"),
+    [
+        ({"images": torch.randn(2, 3, 8, 8)}, 2),
+        ({"images": torch.randn(2, 3, 8, 8), "scale": torch.tensor(2.0)}, 2),
+        (([torch.randn(3, 8, 8)] * 3,), 3),
+        ([torch.randn(3, 8, 8)] * 3, 3),
+        ((torch.randn(2, 3, 8, 8), 0.5), 2),
+    ],
+    ids=["dict", "dict of two", "tuple with list", "list", "tuple"],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_networks_are_called_as_insertion_calls_them(example, batch, backward):
+    cost = measure_network(Takes(), example, backward=backward, repeats=1)
+    assert (cost.batch, cost.channels, cost.size) == (batch, 3, (8, 8))
+    assert cost.flops == (3 if backward else 1) * 2 * batch * 36 * 27 * 4
+
+
+def test_an_example_without_a_tensor():
+    with pytest.raises(ValueError, match="the example holds no tensor: 'picture"):
+        measure_network(Takes(), "picture.png")
+
+
 class Definition(nn.Module):
     def forward(self, x):
         t = x.flatten(2)
@@ -206,7 +348,7 @@ def test_growth_skips_what_would_take_too_long():
         ({"block": "positional_attention"}, "Did you mean position_attention"),
         ({"size": (0, 4)}, "positive whole numbers"),
         ({"size": ()}, "positive whole numbers"),
-        ({"repeats": 0}, "at least 1"),
+        ({"repeats": 0}, "repeats must be a positive integer, got 0"),
         ({"device": "meta"}, "'cpu' or 'cuda'"),
         ({"device": "gpu"}, "'cpu' or 'cuda'"),
     ],

@@ -1,19 +1,25 @@
-"""FLOPs of what really runs: torch's own counter with the attention kernels that it misses or inflates.
+"""FLOPs of what really runs: torch's own counter, and what it misses or inflates.
 
-One multiply-add is two FLOPs. Counted are matrix products, convolutions and attention kernels, in whatever order an
-exact fast path runs them; element-wise work, softmax, normalisation, sorting and prefix sums are not, as is usual.
+One multiply-add is two FLOPs. Counted are products that are summed up: matrix products, convolutions, attention
+kernels, windows, bilinear reading at computed places; in whatever order an exact fast path runs them. Element-wise
+work, softmax, normalisation, resizing, sorting and prefix sums are not, as is usual.
 
 Traps: before torch 2.14 the counter gives zero for ``scaled_dot_product_attention`` on CPU. Fused kernels want equal
 widths of queries and values, so ops fill the narrower one up with zeros; these products with zero are no work of the
-attention and are not counted here.
+attention and are not counted here. ``nn.MultiheadAttention`` has a path for inference that is one opaque kernel.
+Compiled code cannot be counted: what is compiled runs as it was written.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from lookfar.cost.handwritten import CORNERS, reported
 
 _SDPA = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -34,9 +40,25 @@ def count_flops(function: Callable[..., Any], *inputs: Any) -> int:
     >>> count_flops(torch.nn.Linear(8, 4, bias=False), torch.randn(3, 8))
     192
     """
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    found: list[int] = []
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with _as_written(), reported(found.append), counter:
         function(*inputs)
-    return counter.get_total_flops()
+    return counter.get_total_flops() + sum(found)
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Nothing compiled, no kernel for a whole layer."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            # the counter hangs a hook on all modules, of which what was compiled complains
+            warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
@@ -63,13 +85,28 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         pairs, D, E = widths(q, k, v)
         return 2 * pairs * (3 * D + 2 * E)  # q k^T again, dq, dk; dv, dweights
 
-    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.constant_pad_nd: pad}
+    aten = torch.ops.aten
+    formulas: dict[Any, Callable[..., int]] = {
+        aten.constant_pad_nd: pad,
+        aten.mv: lambda a, x, **_: 2 * a.numel(),
+        aten.dot: lambda a, b, **_: 2 * a.numel(),
+        aten.vdot: lambda a, b, **_: 2 * a.numel(),
+        aten.grid_sampler_2d: _reading,
+        aten.grid_sampler_2d_backward: lambda grad, x, grid, mode, *_, **__: 2 * _reading(x, grid, mode, out_val=grad),
+    }
+    for name in ("addmm", "addmv", "addbmm", "baddbmm"):
+        for packet in (getattr(aten, name), getattr(aten, f"{name}_")):  # torch's counter does not see the second
+            formulas[packet] = lambda y, a, b, **_: 2 * a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
     for name in _SDPA:
-        formulas[getattr(torch.ops.aten, name)] = forward
-        formulas[getattr(torch.ops.aten, f"{name}_backward")] = backward
+        formulas[getattr(aten, name)] = forward
+        formulas[getattr(aten, f"{name}_backward")] = backward
     for formula in formulas.values():
         formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  # the counter hands over tensors, not shapes
     return formulas
+
+
+def _reading(x: Tensor, grid: Tensor, mode: int, *_: Any, out_val: Tensor, **__: Any) -> int:
+    return 2 * CORNERS * out_val.numel() if mode == 0 else 0  # bilinear; the nearest is taken as it is
 
 
 def _storage(t: Tensor) -> int:

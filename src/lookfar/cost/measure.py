@@ -6,14 +6,15 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lookfar._options import positive
 from lookfar.blocks import create_block, parse_block, sample_inputs
 from lookfar.cost.flops import count_flops
 from lookfar.cost.memory import peak_memory
@@ -86,6 +87,35 @@ class Growth:
         }
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+
+    @property
+    def shape(self) -> tuple[int, int, tuple[int, ...]]:
+        """Batch, channels and size of the first tensor; images in a list have no axis for their batch."""
+        first = next(iter((*self.args, *self.kwargs.values())), None)
+        if isinstance(first, list) and first and isinstance(first[0], Tensor):
+            batch, shape = len(first), first[0].shape
+        elif self.tensors:
+            batch, *shape = self.tensors[0].shape or (1,)
+        else:
+            raise ValueError(f"the example holds no tensor: {first!r}")
+        channels, *size = shape or (1,)
+        return batch, channels, tuple(size)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same arguments with ``f`` of every tensor."""
+        return Inputs(*tree_map(lambda t: f(t) if isinstance(t, Tensor) else t, (self.args, self.kwargs)))
+
+
 def measure_cost(
     block: str | nn.Module,
     channels: int = 256,
@@ -122,26 +152,47 @@ def measure_cost(
         device = _device_of(block) if device is None else _checked_device(device)
         module = module if device == _device_of(block) else copy.deepcopy(block).to(device)
     with _seeded():
-        inputs = tuple(t.to(_device_of(module)) for t in sample_inputs(module, channels, tuple(size), batch=batch))
-    return _measure(name, module, inputs, channels=channels, size=size, backward=backward, repeats=repeats)
+        inputs = Inputs(sample_inputs(module, channels, size, batch=batch)).map(lambda t: t.to(_device_of(module)))
+    return _measure(
+        name, module, inputs, batch=inputs.shape[0], channels=channels, size=size, backward=backward, repeats=repeats
+    )
 
 
-def measure_network(
-    network: nn.Module, example: Tensor | tuple[Tensor, ...], *, backward: bool = False, repeats: int = 10
-) -> Cost:
+def measure_network(network: nn.Module, example: Any, *, backward: bool = False, repeats: int = 10) -> Cost:
     """Measure a whole network on ``example``, on the device where the network is.
 
     Args:
         network: Any module. It is left as it was: flags, buffers, gradients.
-        example: Its input or inputs; the first one's shape is reported.
+        example: Its input: a tensor, a tuple of arguments, or a dict of keyword arguments, as :func:`lookfar.insert`
+            takes it; a list is one argument, such as the images that detectors of torchvision take. The shape of the
+            first tensor is reported.
         backward: Measure forward and backward pass in training mode instead of the forward pass in evaluation.
         repeats: As in :func:`measure_cost`.
+
+    Raises:
+        ValueError: An example without a tensor; with ``backward`` an output that no gradient comes from.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    >>> cost = measure_network(network, torch.randn(1, 3, 16, 16), repeats=1)
+    >>> cost.size, cost.parameters, cost.flops
+    ((16, 16), 224, 110592)
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    inputs = tuple(t.detach().to(_device_of(network)) for t in inputs)
-    channels, *size = inputs[0].shape[1:]
+    if isinstance(example, Mapping):
+        inputs = Inputs((), dict(example))
+    else:
+        inputs = Inputs(example if isinstance(example, tuple) else (example,))
+    device = _device_of(network)
+    inputs = inputs.map(lambda t: t.detach().to(device))
+    batch, channels, size = inputs.shape
     return _measure(
-        type(network).__name__, network, inputs, channels=channels, size=tuple(size), backward=backward, repeats=repeats
+        type(network).__name__,
+        network,
+        inputs,
+        batch=batch,
+        channels=channels,
+        size=size,
+        backward=backward,
+        repeats=repeats,
     )
 
 
@@ -218,28 +269,28 @@ def parse_size(text: str) -> tuple[int, ...]:
 def _measure(
     name: str,
     module: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Inputs,
     *,
+    batch: int,
     channels: int,
     size: tuple[int, ...],
     backward: bool,
     repeats: int,
 ) -> Cost:
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    positive("repeats", repeats)
     device = _device_of(module)
     if backward:
         module = copy.deepcopy(module).requires_grad_()  # running statistics and gradients of the caller's stay
-        inputs = tuple(t.clone().requires_grad_(t.is_floating_point()) for t in inputs)
+        inputs = inputs.map(lambda t: t.clone().requires_grad_(t.is_floating_point()))
     with _mode(module, training=backward), _one_thread(device), _seeded():
 
         def call() -> None:
             if not backward:
                 with torch.no_grad():
-                    module(*inputs)
+                    module(*inputs.args, **inputs.kwargs)
                 return
-            _sum(module(*inputs)).backward()
-            for t in (*module.parameters(), *inputs):
+            _sum(module(*inputs.args, **inputs.kwargs)).backward()
+            for t in (*module.parameters(), *inputs.tensors):
                 t.grad = None
 
         flops = count_flops(call)  # the first call is the warm-up too
@@ -249,7 +300,7 @@ def _measure(
         name=name,
         channels=channels,
         size=size,
-        batch=inputs[0].shape[0],
+        batch=batch,
         backward=backward,
         parameters=sum(p.numel() for p in module.parameters()),
         flops=flops,
@@ -288,8 +339,18 @@ def _exponent(sizes: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def _sum(output: Any) -> Tensor:
-    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    tensors = [t for t in _tensors(output) if t.requires_grad]
+    if not tensors:
+        raise ValueError("no tensor of the output asks for a gradient: there is no backward pass to measure")
     return torch.stack([t.float().sum() for t in tensors]).sum()
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [t for part in output for t in _tensors(part)] if isinstance(output, list | tuple) else []
 
 
 @contextlib.contextmanager
