@@ -62,8 +62,7 @@ def leave_out(
                 lambda room: (
                     f"{counted(errors, 'file')} cannot be used: {listed(errors, room)}. "
                     "Repair or remove them, or give --skip-bad to go on without them"
-                ),
-                room=150,
+                )
             )
         )
     left = [bad[pair] for pair in sets["train"] if pair in bad]
@@ -73,8 +72,7 @@ def leave_out(
                 lambda room: (
                     f"--skip-bad would leave out {len(left)} of the {len(sets['train'])} images of train: "
                     f"{listed(left, room)}. Repair them"
-                ),
-                room=150,
+                )
             )
         )
     lines = [f"skipped {counted(alone, 'file')} without a partner: {shorten(alone)}."] if alone else []

@@ -195,7 +195,7 @@ def _numbers(values: NDArray) -> NDArray:
         return values.astype(np.uint8)
     if values.dtype.kind not in "uif":
         raise ValueError(f"{values.dtype} values; want the number of a class")
-    low, high = values.min(), values.max()
+    low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high < 65536):
         raise ValueError(f"values from {low:g} to {high:g}; want numbers of classes, 0 to 65535")
     if values.dtype.kind == "f" and (values != values.round()).any():

@@ -73,7 +73,9 @@ def read_stored(path: Path) -> Stored:
     if head[:2] in (b"P2", b"P3", b"P5", b"P6"):
         return _read_pnm(path, head)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # by its handle: of a name Pillow maps the file into memory, and takes its sides for each other where it is to
+        # be turned
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             check_size(image.size[1], image.size[0], len(image.getbands()))
             return _read_tiff(image, path) if image.format == "TIFF" else _read_with_pillow(image, path, head)
     except Image.UnidentifiedImageError:
@@ -229,9 +231,12 @@ def _whole_pages(pages: Sequence[_Page]) -> list[int]:
 
 def _read_tiff(image: Any, path: Path) -> Stored:
     pages = []
-    for index in range(image.n_frames):
-        image.seek(index)
-        pages.append(_Page(index, image.size, int(image.tag_v2.get(_KIND, 0))))
+    try:
+        for index in range(image.n_frames):
+            image.seek(index)
+            pages.append(_Page(index, image.size, int(image.tag_v2.get(_KIND, 0))))
+    except SyntaxError:  # a page of a kind that Pillow has no mode for
+        return _read_with_tifffile(path)
     whole = _whole_pages(pages)
     image.seek(whole[0])
     bits, samples = image.tag_v2.get(_BITS, (1,)), image.tag_v2.get(_SAMPLES, 1)

@@ -109,10 +109,10 @@ class Wanted:
             counts[f"--classes {self.count}"] = self.count
         if self.names is not None:
             counts[f"{self.origin} has {len(self.names)}"] = len(self.names)
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"how many classes: {', '.join(counts)}; want one number")
         if any(not 2 <= count <= MOST_CLASSES for count in counts.values()):
             raise ValueError(f"{', '.join(counts)}; want 2 to {MOST_CLASSES} classes")
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"how many classes: {', '.join(counts)}; want one number")
         if len({is_colour(value) for value in self.labels}) > 1:
             raise ValueError("--labels has numbers and colours; want one kind")
         if both := [str(value) for value in self.labels if value in self.ignore]:

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-MOST = 225  # characters of a message: three lines of 80 with the program's name
+MOST = 230  # characters of a message: three lines of 80 with the program's name
 
 
 def shown(text: str) -> str:
@@ -43,7 +43,7 @@ def listed(items: Sequence[str], room: int = 90) -> str:
     return text
 
 
-def fitted(write: Callable[[int], str], room: int = 90, most: int = MOST) -> str:
+def fitted(write: Callable[[int], str], room: int = 150, most: int = MOST) -> str:
     """A message with lists in it: ``write(room)`` with as much room for them as keeps it within ``most``."""
     while len(text := write(room)) > most and room > 12:
         room -= max(min(len(text) - most, 12), 1)

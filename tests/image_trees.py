@@ -1,0 +1,77 @@
+"""Small folders of images and masks for tests, with files of every kind written byte by byte where nobody else does."""
+
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+SIZE = (24, 32)
+
+
+def noise(number, *shape, top=256, dtype=np.uint8):
+    """Pixels of image ``number``, all different."""
+    return np.random.RandomState(number).randint(0, top, shape).astype(dtype)
+
+
+def stripes(*values, size=SIZE, dtype=np.uint8):
+    """Vertical stripes of the values."""
+    columns = np.array(values).repeat(-(-size[1] // len(values)))[: size[1]]
+    return np.tile(columns, (size[0], 1)).astype(dtype)
+
+
+def save(path, pixels, **options):
+    """With Pillow, or as ``.npy``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **options)
+    return path
+
+
+def make_tree(root, masks, *, val=None, classes=None, size=SIZE):
+    """train/ and val/ with one image per mask; a mask is an array, or a function that writes the file it is given."""
+    splits = {"train": masks, "val": val if val is not None else masks[:1]}
+    for number, (split, some) in enumerate(splits.items()):
+        for i, mask in enumerate(some):
+            save(root / split / "images" / f"{split}_{i}.png", noise(100 * number + i, *size, 3))
+            path = root / split / "masks" / f"{split}_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if callable(mask):
+                mask(path)
+            else:
+                save(path, mask)
+    if classes:
+        (root / "classes.txt").write_text("\n".join(classes) + "\n")
+    return root
+
+
+def png(pixels, bits, colour=0, *, interlaced=False, size=None):
+    """Bytes of a PNG of any depth and kind; Pillow writes few of them. ``size`` is what it says of itself."""
+    height, width = size or pixels.shape[:2]
+    parts = [pixels]
+    if interlaced:
+        starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+        parts = [pixels[y::dy, x::dx] for y, x, dy, dx in starts]
+    rows = [b"\0" + _packed(row, bits) for part in parts if part.size for row in part]
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, int(interlaced))
+    chunks = [(b"IHDR", header)]
+    if colour == 3:
+        chunks.append((b"PLTE", bytes(range(3 * 2 ** min(bits, 6)))))
+    chunks += [(b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, chunks))
+
+
+def _chunk(chunk):
+    kind, data = chunk
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _packed(row, bits):
+    if bits == 16:
+        return row.astype(">u2").tobytes()
+    if bits == 8:
+        return row.astype(np.uint8).tobytes()
+    flat = np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - bits :]
+    return np.packbits(flat.ravel()).tobytes()
