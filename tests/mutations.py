@@ -9,9 +9,11 @@ notice it run on the copy. First they run without any fault, since a test that f
 """
 
 import argparse
+import contextlib
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 300  # seconds: a fault may make a loop endless
-PASSED, FAILED = 0, 1  # exit statuses of pytest; others mean that it could not run the tests
+PATIENCE = 600  # seconds: a fault may make a loop endless
+PASSED, FAILED, ENDLESS = 0, 1, -1  # exit statuses of pytest, which has others where it could not run the tests; ours
+# loaded once, before processes are forked: a few seconds saved for each fault
+HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "scipy.stats", "PIL", "safetensors.torch", "pytest")
 
 
 def mutated(mutant: Mutant) -> str:
@@ -39,31 +43,45 @@ def mutated(mutant: Mutant) -> str:
     return text.replace(mutant.before, mutant.after)
 
 
-def tried(mutant: Mutant | None, tests: list[str]) -> tuple[int, str]:
-    """Exit status and output of pytest on a copy of ``src`` with this fault, -1 where it ran too long."""
+def tried(mutant: Mutant | None, tests: list[str], patience: float | None = PATIENCE) -> tuple[int, str]:
+    """Exit status and output of pytest on a copy of ``src`` with this fault."""
     with tempfile.TemporaryDirectory(prefix="lookfar-") as folder:
         shutil.copytree(ROOT / "src", f"{folder}/src")
         if mutant is not None:
             (Path(folder) / "src/lookfar" / mutant.file).write_text(mutated(mutant), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
-        environment = {**os.environ, "PYTHONPATH": f"{folder}/src", "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(
-                [*command, f"--basetemp={folder}/tests", *tests], cwd=ROOT, env=environment, capture_output=True,
-                text=True, timeout=PATIENCE, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return -1, ""
-    return done.returncode, done.stdout + done.stderr
+        process = multiprocessing.get_context("fork").Process(target=run_pytest, args=(folder, tests))
+        process.start()
+        process.join(patience)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return ENDLESS, ""
+        return process.exitcode or 0, Path(folder, "said").read_text(encoding="utf-8")
+
+
+def run_pytest(folder: str, tests: list[str]) -> None:
+    """In a process of its own: what it imports is the copy in ``folder``."""
+    import pytest
+
+    said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = f"{folder}/src"  # for the processes that tests start
+    sys.path.insert(0, f"{folder}/src")
+    quick = ["-x", "-q", "--no-header", "--tb=line", "--assert=plain", "-p", "no:cacheprovider"]
+    status = pytest.main([*quick, f"--basetemp={folder}/tests", *tests])
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def outcome(mutant: Mutant) -> tuple[str, str]:
-    """``killed``, ``survived`` or ``broken`` (the tests could not even be collected), and by which test, how fast."""
+    """``killed``, ``survived``, or what kept the tests from judging; and by which test, how fast."""
     started = time.monotonic()
     status, said = tried(mutant, mutant.tests.split())
-    word = {PASSED: "survived", FAILED: "killed", -1: "killed"}.get(status, "broken")
+    word = {PASSED: "survived", FAILED: "killed", ENDLESS: "endless"}.get(status, "broken")
     last = next((line for line in reversed(said.splitlines()) if line.startswith(("FAILED", "ERROR"))), "")
-    return word, f"{time.monotonic() - started:3.0f} s  {last[:120] if word == 'killed' else ''}"
+    return word, f"{time.monotonic() - started:3.0f} s  {last[:120]}"
 
 
 def main() -> int:
@@ -79,8 +97,12 @@ def main() -> int:
         return 0
     for m in chosen:
         mutated(m)  # all of them must apply before any is tried
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     tests = sorted({test for m in chosen for test in m.tests.split()})
-    status, said = tried(None, tests)
+    status, said = tried(None, tests, patience=None)
     if status != PASSED:
         print(said[-3000:], "The tests fail without any fault.", sep="\n")
         return 2

@@ -55,6 +55,20 @@ def test_the_random_state_of_the_caller_stays():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_every_position_has_an_augmentation_of_its_own():
+    drawn = []
+
+    def augment(image, mask, generator=None):
+        drawn.append(float(torch.rand(1, generator=generator)))
+        return image, mask
+
+    data = make_data(3, augment=augment)
+    for seed in (0, 1):
+        for step in range(4):
+            data.batch(seed, step, 3)
+    assert len(set(drawn)) == len(drawn) == 24
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_shares_of_processes_make_the_batch_of_one(threads):
     data = make_data(augment=RandomView(), threads=threads)
