@@ -287,6 +287,45 @@ def test_a_damaged_memory_is_forgotten(tmp_path, cache, content):
     assert open_data(str(root)).facts == want
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    """A share that was not mounted, a permission that was missing: the files have not changed."""
+    root = make_tree(tmp_path / "again")
+    monkeypatch.setattr(scan, "look", lambda pair: scan.Found(error=f"{pair.mask.name} (no permission)"))
+    with pytest.raises(ValueError, match="7 files cannot be used"):
+        open_data(str(root))
+    monkeypatch.undo()
+    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
+    assert len(open_data(str(root)).train) == 5
+
+
+def test_the_brightest_value_is_that_of_training(tmp_path):
+    """Validation images decide nothing; what is brighter there is cut off."""
+    root = make_tree(tmp_path / "bright")
+    for path in sorted(root.rglob("images/*.png")):
+        peak = 1000 if "train" in path.name else 1250
+        np.save(path.with_suffix(".npy"), np.linspace(0, peak, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint16))
+        path.unlink()
+    data = open_data(str(root))
+    assert data.train[0][0].max() == 255
+    assert data.train[0][0].float().mean() == pytest.approx(127.5, abs=1)
+    assert (data.val[0][0] == 255).float().mean() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_arrays_run_no_code(tmp_path, kind):
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path / "harm").touch, ()
+
+    root = make_tree(tmp_path / "tree")
+    path = root / "train" / kind / "train_0.png"
+    np.save(path.with_suffix(".npy"), np.array([Harm()], dtype=object), allow_pickle=True)
+    path.unlink()
+    with pytest.raises(ValueError, match="1 file cannot be used: train_0.npy"):
+        open_data(str(root))
+    assert not (tmp_path / "harm").exists()
+
+
 def test_a_memory_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "file"))
