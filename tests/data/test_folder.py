@@ -321,7 +321,7 @@ def test_arrays_run_no_code(tmp_path, kind):
     path = root / "train" / kind / "train_0.png"
     np.save(path.with_suffix(".npy"), np.array([Harm()], dtype=object), allow_pickle=True)
     path.unlink()
-    with pytest.raises(ValueError, match="1 file cannot be used: train_0.npy"):
+    with pytest.raises(ValueError, match=r"1 file cannot be used: train_0\.npy"):
         open_data(str(root))
     assert not (tmp_path / "harm").exists()
 
