@@ -315,10 +315,10 @@ def _count_classes(tally: _Tally, labels: Mapping[int, int], wanted: Wanted, lin
     used = sorted(key for key, label in labels.items() if label != IGNORE)
     if not used:
         return 2
-    if IGNORE in tally and IGNORE not in wanted.ignore:
-        _refuse_common_void(tally, used, wanted)
     count = used[-1] + 1
     _refuse_gaps(tally, used, wanted)
+    if IGNORE in tally and IGNORE not in wanted.ignore:
+        _refuse_common_void(tally, used, wanted)
     plateaus = [key for key in used if tally[key].pixels >= 0.01 * tally.total]
     plateaus += [IGNORE] if IGNORE in tally and tally.share([IGNORE]) >= 0.01 else []
     if len(used) > SMOOTH and len(plateaus) <= 8 and tally.share(plateaus) > 0.9:
