@@ -15,6 +15,8 @@ _HOME = {
     "insert": "lookfar.insertion",
     "remove": "lookfar.insertion",
     "describe": "lookfar.insertion",
+    "save": "lookfar.insertion",
+    "load": "lookfar.insertion",
     "measure_cost": "lookfar.cost",
 }
 _MODULES = {
@@ -36,7 +38,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
-    from lookfar.insertion import describe, insert, remove
+    from lookfar.insertion import describe, insert, load, remove, save
 
 
 def __getattr__(name: str) -> Any:

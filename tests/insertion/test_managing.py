@@ -16,7 +16,8 @@ def test_two_blocks_at_one_place_run_in_order_of_insertion() -> None:
     first = insert(net, "position_attention", at="layer3", example=images())
     wake(net)
     kept = run(net)
-    second = insert(net, "position_attention", at="layer3", example=images())
+    with pytest.warns(UserWarning, match="position_attention stands after layer3 already, and now twice: call"):
+        second = insert(net, "position_attention", at="layer3", example=images())
     assert first + second == ["layer3.1.position_attention", "layer3.1.position_attention_2"]
     assert_equal(run(net), kept)
     wake(net)
@@ -35,26 +36,14 @@ def test_two_blocks_at_one_place_run_in_order_of_insertion() -> None:
     assert_equal(run(net), only_second)
 
 
-def test_a_hook_added_while_switched_off_survives() -> None:
-    net = host("resnet18")
-    insert(net, Identical, at="layer3", example=images())
-    calls = []
-    with switched_off(net):
-        handle = net.layer3.register_forward_hook(lambda *_: calls.append(1))
-        run(net)
-    run(net)
-    assert len(calls) == 2
-    handle.remove()
-    assert len(net.layer3._forward_hooks) == 1
-
-
+@pytest.mark.filterwarnings("ignore:Identical stands after layer3 already")
 def test_blocks_of_another_process_are_not_replaced() -> None:
     """Hook ids start anew in each process: the id of an unpickled hook may be given out again."""
     net = host("resnet18")
     insert(net, Identical, at="layer3", example=images())
-    ((key, hook),) = net.layer3._forward_hooks.items()
-    del net.layer3._forward_hooks[key]
-    net.layer3._forward_hooks[torch.utils.hooks.RemovableHandle.next_id + 3] = hook
+    ((key, hook),) = net.layer3[1]._forward_hooks.items()
+    del net.layer3[1]._forward_hooks[key]
+    net.layer3[1]._forward_hooks[torch.utils.hooks.RemovableHandle.next_id + 3] = hook
     for _ in range(3):
         insert(net, Identical, at="layer3", example=images())
     assert len(insertions(net)) == 4

@@ -24,7 +24,8 @@ def test_globs_do_not_cross_dots(at: str | list[str], want: list[str]) -> None:
     insert(net, Identical, at=at, example=images())
     assert [found.place for found in insertions(net)] == want
     # what has been inserted is no place itself, and moves no other block
-    again = insert(net, Identical, at=at, example=images())
+    with pytest.warns(UserWarning, match="Identical stands after .* already, and now twice"):
+        again = insert(net, Identical, at=at, example=images())
     assert len(again) == len(want)
     assert len(remove(net)) == 2 * len(want)
 
@@ -63,7 +64,7 @@ class Odd(nn.Module):
         self.conv = nn.Conv2d(3, 8, 3)
         self.twice = nn.Conv2d(8, 8, 1)
         self.never = nn.Conv2d(8, 8, 1)
-        self.steps = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.steps = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.ReLU()])
         self.pair = Pair()
         self.classifier = nn.Linear(8, 2)
 
@@ -84,7 +85,7 @@ class Pair(nn.Module):
     [
         ("never", r"never \(Conv2d\) is never called in a forward pass"),
         ("twice", r"twice \(Conv2d\) is called 2 times in a forward pass, want once"),
-        ("steps", r"steps \(Sequential\) is never called .* may call its children instead \(steps.0, steps.1\)"),
+        ("steps", r"steps \(ModuleList\) is never called .* may call its children instead \(steps.0, steps.1\)"),
         ("pair", r"pair gives a tuple of 2, want one feature map"),
         ("classifier", r"classifier gives a tensor of shape \(2, 2\), want a feature map"),
         ("step", r"no module 'step'. Did you mean steps, "),
@@ -115,7 +116,7 @@ def test_blocks_that_do_not_fit() -> None:
         insert(net, "position_atention", at="layer3", example=images())
     with pytest.raises(TypeError, match="position_attention has no option 'bins'"):
         insert(net, "position_attention", at="layer3", example=images(), bins=2)
-    with pytest.raises(ValueError, match="position is last, every or branch, got 'first'"):
+    with pytest.raises(ValueError, match="position must be last, every or branch, got 'first'"):
         insert(net, Identical, at="layer3", example=images(), position="first")
     with pytest.raises(ValueError, match=r"layer3.1.conv1 \(Conv2d\) is no stage of several blocks"):
         insert(net, Identical, at="layer3.1.conv1", example=images(), position="every")
@@ -125,11 +126,10 @@ def test_blocks_that_do_not_fit() -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_tokens_are_no_map() -> None:
+def test_tokens_without_a_grid() -> None:
     class Tokens(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(2).transpose(1, 2)
 
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), Tokens())
-    with pytest.raises(ValueError, match=r"1 gives \(2, 4096, 8\): tokens"):
-        insert(net, Identical, at="1", example=images())
+    with pytest.raises(ValueError, match=r"0 gives \(2, 4096, 3\): tokens or a sequence, and no convolution before"):
+        insert(nn.Sequential(Tokens()), Identical, at="0", example=images())

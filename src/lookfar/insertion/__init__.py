@@ -1,7 +1,34 @@
 """Put a block into an existing network: output unchanged, checkpoints of the host still load, and it can be undone."""
 
-from lookfar.insertion.description import describe
-from lookfar.insertion.hanging import Gated, Insertion, block_name, insertions, remove, switched_off
-from lookfar.insertion.inserting import insert
+from typing import Any
 
-__all__ = ["Gated", "Insertion", "block_name", "describe", "insert", "insertions", "remove", "switched_off"]
+from lookfar.insertion.description import describe
+from lookfar.insertion.files import load, recipe, replay, save
+from lookfar.insertion.hanging import Gated, Insertion, block_name, insertions
+from lookfar.insertion.inserting import insert
+from lookfar.insertion.managing import remove, switched_off, verify
+
+__all__ = [
+    "LEAVES",
+    "Gated",
+    "Insertion",
+    "block_name",
+    "describe",
+    "insert",
+    "insertions",
+    "load",
+    "recipe",
+    "remove",
+    "replay",
+    "save",
+    "switched_off",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LEAVES":  # made when asked for: it imports every block
+        from lookfar.blocks import block_info, list_blocks
+
+        return [Gated, *(block_info(block).cls for block in list_blocks())]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,16 +4,19 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lookfar._tables import table
 from lookfar.blocks import block_info
-from lookfar.insertion.dry_run import example_inputs, pretrained_cfg, recorded, run, untouched
-from lookfar.insertion.hanging import Gated, block_name, insertions, switched_off
+from lookfar.insertion.dry_run import Seen, example_inputs, pretrained_cfg, untouched
+from lookfar.insertion.hanging import Gated, block_name, insertions
+from lookfar.insertion.managing import count_calls, switched_off
 
 
 def describe(network: nn.Module, *, example: Any = None) -> str:
     """A table of the inserted blocks: where, which, parameters, GFLOPs added on one example, growth with resolution.
+
+    A line below it names blocks that a forward pass does not call exactly once, as :func:`verify` does.
 
     Args:
         network: The network.
@@ -24,31 +27,44 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
     found = insertions(network)
     if not found:
         return "no block has been inserted"
-    seen: dict[str, list[Tensor]] = {}
+    seen: dict[str, Seen] = {}
     host_flops = None
     if example is not None or pretrained_cfg(network):
         inputs = example_inputs(network, example)
-        with recorded(network, [f.name for f in found], inputs=True) as seen:
-            run(network, inputs, train=False)
+        seen = count_calls(network, inputs)
+        images = next((one.sizes[0][0] for one in seen.values() if one.sizes), 1)
         with switched_off(network), untouched(network), torch.no_grad():
             network.eval()
-            images = seen[found[0].name][0].shape[0]
             host_flops = count_flops(lambda: network(*inputs[0], **inputs[1])) / images / 1e9
 
     rows: list[tuple[str | int | float | None, ...]] = []
     for one in found:
         size, flops = None, None
-        if seen.get(one.name):
-            x = seen[one.name][0]
-            size = "×".join(map(str, x.shape[1:]))
-            with untouched(one.module), torch.no_grad():
-                flops = count_flops(one.module.eval(), x[:1]) / 1e9
-        rows.append((one.place, block_name(one.module), size, _count(one.module), flops, _growth(one.module)))
+        if one.name in seen and seen[one.name].sizes:
+            size = "×".join(map(str, seen[one.name].sizes[0][1:]))
+            flops = sum(_flops(one.module, shape[1:]) for shape in seen[one.name].sizes)
+        name = block_name(one.module) + (f" ({layout})" if (layout := str(one.record.layout)) else "")
+        rows.append((one.place, name, size, _count(one.module), flops, _growth(one.module)))
     own = sum(_count(one.module) for one in found)
     added = sum(flops for *_, flops, _ in rows if isinstance(flops, float)) if host_flops is not None else None
     rows.append(("together", "", None, own, added, ""))
     rows.append(("the network without them", "", None, _count(network) - own, host_flops, ""))
-    return table(["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"], rows)
+    text = table(["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"], rows)
+    shared = {one.name for one in found if one.record.shared}
+    wrong = {n: one.calls for n, one in seen.items() if one.calls != 1 and not (n in shared and one.calls)}
+    return text + "".join(f"\n{name} is called {_times(calls)} in a forward pass" for name, calls in wrong.items())
+
+
+def _times(calls: int) -> str:
+    return f"{calls} times" if calls else "not once"
+
+
+def _flops(block: nn.Module, size: tuple[int, ...]) -> float:
+    from lookfar.cost import count_flops
+
+    like = next(block.parameters(), torch.empty(0))
+    with untouched(block), torch.no_grad():
+        return count_flops(block.eval(), torch.randn(1, *size).to(like)) / 1e9
 
 
 def _growth(module: nn.Module) -> str:

@@ -1,12 +1,17 @@
 """Run a network to see what it does, and leave no trace: flags, buffers and random state stay as they were."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import random
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
@@ -38,7 +43,7 @@ def example_inputs(network: nn.Module, example: Any) -> Inputs:
 
 @contextlib.contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Training flags, buffers and the random state are afterwards as they were."""
+    """Training flags, buffers and random states (torch's, numpy's, Python's) are afterwards as they were."""
     flags = [(module, module.training) for module in network.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -48,7 +53,7 @@ def untouched(network: nn.Module) -> Iterator[None]:
     ]
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=cuda), _other_random_states():
             torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed a CUDA that is not yet in use
             if cuda:
                 torch.cuda.manual_seed_all(0)
@@ -56,42 +61,143 @@ def untouched(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
+        for module, name, buffer, value in buffers:
+            with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 module._buffers[name] = buffer.copy_(value)
 
 
-def run(network: nn.Module, inputs: Inputs, *, train: bool) -> dict[str, Tensor]:
-    """Outputs and, after a pass in training, buffers; under one random state."""
+@contextlib.contextmanager
+def _other_random_states() -> Iterator[None]:
+    numpy = sys.modules.get("numpy")  # a host that draws from it has loaded it
+    kept, drawn = random.getstate(), numpy.random.get_state() if numpy else None
+    random.seed(0)
+    if numpy:
+        numpy.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(kept)
+        if numpy:
+            numpy.random.set_state(drawn)
+
+
+def run(network: nn.Module, inputs: Inputs, *, train: bool) -> list[Tensor]:
+    """All tensors that a forward pass gives, under one random state."""
     args, kwargs = inputs
-    with untouched(network), torch.no_grad():
+    with untouched(network), torch.no_grad(), _said(network):
         network.train(train)
-        leaves = tree_leaves(network(*args, **kwargs))
-        result = {f"output {n}": y.clone() for n, y in enumerate(leaves) if isinstance(y, Tensor)}
-        if train:
-            result |= {f"buffer {name}": b.clone() for name, b in network.named_buffers()}
-    return result
+        return [y.clone() for y in tree_leaves(network(*args, **kwargs)) if isinstance(y, Tensor)]
 
 
 @contextlib.contextmanager
-def recorded(network: nn.Module, names: Sequence[str], *, inputs: bool = False) -> Iterator[dict[str, list[Any]]]:
-    """What the named modules give, or take, a list entry a call; copies, since hosts work in place."""
-    seen: dict[str, list[Any]] = {name: [] for name in names}
-
-    def hook(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            value = args[0] if inputs else output
-            seen[name].append(value.clone() if isinstance(value, Tensor) else value)
-
-        return record
-
-    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in seen]
+def _said(network: nn.Module) -> Iterator[None]:
+    """On a terminal, say what is waited for after two seconds."""
+    text = f"lookfar: running {type(network).__name__} on the example …"
+    timer = threading.Timer(2.0, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if sys.stderr is not None and sys.stderr.isatty():
+        timer.start()
     try:
-        yield seen
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        timer.cancel()
+
+
+def only_tensor(value: Any) -> Tensor | None:
+    """The feature in a module's output: itself, or the one tensor in a tuple, as some transformers' layers give it."""
+    if isinstance(value, tuple | list):
+        tensors = [y for y in value if isinstance(y, Tensor)]
+        return tensors[0] if len(tensors) == 1 and type(value) in (tuple, list) else None
+    return value if isinstance(value, Tensor) else None
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any  # a copy, since hosts work in place
+    before: int  # how many of the modules whose shapes are noted had run
+
+
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+@contextlib.contextmanager
+def recorded(
+    network: nn.Module, names: Iterable[str], shapes_of: Iterable[str] = ()
+) -> Iterator[tuple[dict[str, list[Call]], Shapes]]:
+    """Calls of the named modules; names and output shapes of others, in the order of their calls."""
+    calls: dict[str, list[Call]] = {name: [] for name in names}
+    shapes: Shapes = []
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        copied = tree_map(lambda y: y.clone() if isinstance(y, Tensor) else y, output)
+        calls[name].append(Call(args, kwargs, copied, len(shapes)))
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes.append((name, tuple(output.shape)))
+
+    module = network.get_submodule
+    with contextlib.ExitStack() as stack:
+        for name in shapes_of:
+            stack.callback(module(name).register_forward_hook(partial(note, name)).remove)
+        for name in calls:
+            hook = partial(record, name)
+            stack.callback(module(name).register_forward_hook(hook, with_kwargs=True).remove)
+        yield calls, shapes
+
+
+@dataclass
+class Seen:
+    """What a block did in a forward pass.
+
+    Attributes:
+        entered: How often it was called.
+        calls: How often it came to its end.
+        off_by: The largest difference of its output from its input; None where they are equal bit for bit.
+        drew: It took random numbers.
+    """
+
+    entered: int = 0
+    calls: int = 0
+    off_by: float | None = None
+    drew: bool = False
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def watched(blocks: Iterable[nn.Module]) -> Iterator[list[Seen]]:
+    """What blocks do, one by one."""
+    seen: list[Seen] = []
+    before: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def enter(one: Seen, module: nn.Module, args: Any) -> None:
+        one.entered += 1
+        one.sizes.append(tuple(args[0].shape))
+        before[id(one)] = args[0].clone(), _random_states(args[0])
+
+    def leave(one: Seen, module: nn.Module, args: Any, output: Tensor) -> None:
+        x, states = before.pop(id(one))
+        one.calls += 1
+        one.drew = one.drew or not all(map(torch.equal, states, _random_states(x)))
+        if not bit_equal(x, output):
+            off_by = (output.double() - x.double()).abs().nan_to_num(float("inf")).max()
+            one.off_by = max(one.off_by or 0.0, float(off_by))
+
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            seen.append(Seen())
+            stack.callback(block.register_forward_pre_hook(partial(enter, seen[-1])).remove)
+            stack.callback(block.register_forward_hook(partial(leave, seen[-1])).remove)
+        yield seen
+
+
+def _random_states(x: Tensor) -> list[Tensor]:
+    return [torch.random.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
 
 
 def bit_equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    return a.shape == b.shape and (a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all()))

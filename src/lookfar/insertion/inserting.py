@@ -1,40 +1,47 @@
-"""Put a block into an existing network: output unchanged, checkpoints of the host still load, and it can be undone.
-
-A block is kept as a child of the place after which it runs (of its last child where the place runs all its children)
-and a forward hook on the place calls it. Hook and block survive deepcopy, pickle, compile and export.
-
-Traps:
-    A hook runs only when its module is called. A host that switches to gradient checkpointing after the insertion
-    calls the children of a stage instead of the stage. ``SyncBatchNorm.convert_sync_batchnorm`` replaces norm layers
-    and drops their hooks: convert first, insert then, where a block stands behind a norm (``position="branch"``);
-    :mod:`lookfar.training` converts by itself and keeps them.
-"""
+"""Put a block into a network, and check that what the network computes has not changed."""
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lookfar.blocks import block_info, create_block, parse_block
-from lookfar.insertion.dry_run import Inputs, bit_equal, example_inputs, recorded, run, untouched
-from lookfar.insertion.hanging import Gated, Slot, attach, block_name, detach, insertions
-from lookfar.insertion.places import blocks_of, branch_ends, find_modules, holders
+from lookfar._options import choice
+from lookfar.blocks import parse_block
+from lookfar.insertion.building import build, info_of
+from lookfar.insertion.dry_run import (
+    Call,
+    Inputs,
+    Seen,
+    Shapes,
+    bit_equal,
+    example_inputs,
+    only_tensor,
+    recorded,
+    run,
+    untouched,
+    watched,
+)
+from lookfar.insertion.hanging import attach, block_name, detach, insertions
+from lookfar.insertion.layouts import Layout, convolutions, find_layout, forget_grids
+from lookfar.insertion.places import blocks_of, branch_ends, find_modules, holders, refuse_host, spot_of
 
 Position = Literal["last", "every", "branch"]
 
 
+@torch.inference_mode(False)
 def insert(
     network: nn.Module,
     block: str | type[nn.Module] | nn.Module,
-    *,
     at: str | Sequence[str],
+    *,
     position: Position = "last",
     example: Any = None,
     raw: bool = False,
+    shared: bool = False,
     **options: Any,
 ) -> list[str]:
     """Put a block into a network, in place; what the network computes stays the same bit for bit, which is checked.
@@ -45,7 +52,7 @@ def insert(
     ['layer3.1.position_attention']
 
     Args:
-        network: Any module whose forward calls the named modules: a timm or torchvision network, one of your own.
+        network: Any module whose forward calls the named modules: of timm, torchvision, transformers, one of your own.
         block: Name of a block, with options or without (``"nonlocal"``, ``"nonlocal(mode=gaussian)"``), a class that
             takes channels first, or a module (for one place).
         at: Names of modules or globs in which ``*`` does not cross dots: ``"layer3"``, ``["layer*", "stem"]``.
@@ -56,51 +63,77 @@ def insert(
             default random images in the size of a timm network's ``pretrained_cfg``.
         raw: Leave a block that is not residual by nature (SE, CBAM, filters) as it is; the network's output changes.
             Otherwise it enters as x + gamma (block(x) - x) with gamma 0, see :class:`Gated`.
+        shared: The place may be called several times in a forward pass, as a head over the levels of a pyramid is.
         **options: The block's own options.
 
     Returns:
         Names of the inserted modules, in the network's order.
+
+    Shape: of the place's output (B, C, H, W), (B, C, L), (B, C, T, H, W). Maps (B, H, W, C) are permuted; tokens
+        (B, n + N, C) of a transformer are laid on the grid of its patches, the n class and register tokens pass by.
 
     Raises:
         ValueError: No such module; it is never called, or more than once; it gives no feature map; the block does not
             keep the map's shape; the output changed. The network is then as it was.
         TypeError: Unknown option.
     """
+    choice("position", position, ("last", "every", "branch"))
+    refuse_host(network)
     if isinstance(block, str):
         block, written = parse_block(block)
         options = {**written, **options}
-    hidden = [found.module for found in insertions(network)]
+    info = info_of(block)
+    present = insertions(network)
+    hidden = [one.module for one in present]
     stage_of = _places(network, at, position, hidden)
     places = list(stage_of)
     if isinstance(block, nn.Module) and len(places) > 1:
         raise ValueError(f"one module cannot stand at {len(places)} places ({', '.join(places)}): give its class")
     inputs = example_inputs(network, example)
 
-    with recorded(network, [*stage_of.values(), *places]) as outputs:
-        before = {False: run(network, inputs, train=False)}
-    features = {place: _feature(network, place, outputs[place]) for place in places}
-    for place, stage in stage_of.items():
-        if position == "every" and any(
-            isinstance(y, Tensor) and y.shape[1] != features[place].shape[1] for y in outputs[stage]
-        ):
-            raise ValueError(
-                f"the parts of {stage} give other channels than {stage} itself (as densenet's layers, which give only "
-                "what is new): position='last' works there"
-            )
-    with contextlib.suppress(Exception):  # a host that cannot train on this example is checked in eval alone
-        before[True] = run(network, inputs, train=True)
+    spots = {place: place if position == "branch" else spot_of(network, place, hidden) for place in places}
+    with recorded(network, {*stage_of.values(), *places, *spots.values()}, convolutions(network)) as (calls, shapes):
+        before = run(network, inputs, train=False)
+    for place in places:  # a Sequential's last child may be one that stands at several ends, such as a ReLU
+        if len(calls[spots[place]]) > len(calls[place]) > 0:
+            spots[place] = place
 
-    new = [Slot(place, _build(block, features[place], place, raw, options), features[place]) for place in places]
+    new: list[_Slot] = []
     try:
-        _settle(network, inputs, new, hidden)
-        _check_unchanged(network, inputs, new, before, block, raw or options.get("zero_init") is False)
+        for place in places:
+            features = _features(network, spots[place], place, calls, shared)
+            sequence = options.get("dims") == 1
+            tokens = info is not None and info.kind == "tokens"
+            layout = _layout(network, place, features, calls[spots[place]][0], shapes, tokens, sequence)
+            if position == "every":
+                _check_same_width(stage_of[place], calls[stage_of[place]], layout, features[0])
+            maps = [layout.enter(y) for y in features]
+            module = build(block, info, place, maps, layout, raw=raw, position=position, shared=shared, options=options)
+            module.inserted.order = 1 + max((one.record.order for one in present), default=0) + len(new)  # type: ignore[union-attr]
+            new.append(_Slot(place, spots[place], module, calls[spots[place]]))
+        _warn_of_twice(present, new)
+        meant = raw or options.get("zero_init") is False
+        _settle(network, inputs, new, hidden, before, given=isinstance(block, nn.Module), meant=meant)
     except BaseException:
         for slot in new:
-            detach(network, slot.name, slot.place)
+            _take_back(network, slot)
+            del slot.module.inserted
+        forget_grids(network, [one.record.layout.grid for one in insertions(network) if one.record.layout.grid])
         raise
     for slot in new:
-        slot.module.train(network.get_submodule(slot.place).training)
+        slot.module.train(network.get_submodule(slot.spot).training)
     return [slot.name for slot in new]
+
+
+@dataclass
+class _Slot:
+    """A block that is being inserted."""
+
+    place: str
+    spot: str
+    module: nn.Module
+    calls: list[Call]
+    name: str = ""
 
 
 def _places(
@@ -110,8 +143,6 @@ def _places(
     named = find_modules(network, at, hidden)
     if position == "last":
         return {name: name for name in named}
-    if position not in ("every", "branch"):
-        raise ValueError(f"position is last, every or branch, got {position!r}")
     places: dict[str, str] = {}
     for name in named:
         stage = network.get_submodule(name)
@@ -122,162 +153,182 @@ def _places(
     return places
 
 
-def _feature(network: nn.Module, place: str, outputs: list[Any]) -> Tensor:
-    """The one feature map that a place gives, or the reason why a block cannot stand there."""
+def _features(network: nn.Module, spot: str, place: str, calls: dict[str, list[Call]], shared: bool) -> list[Tensor]:
+    """The feature map that a place gives, at each call, or the reason why a block cannot stand there."""
     module = network.get_submodule(place)
-    if not outputs:
+    what = f"{place} ({type(module).__name__})"
+    if not calls[spot]:
+        if isinstance(network, torch.fx.GraphModule) or any(
+            isinstance(m, torch.fx.GraphModule) for m in network.modules()
+        ):
+            raise ValueError(f"{what} is not called by a network that torch.fx has traced: insert first, trace then")
         inside = [f"{place}.{name}" for name, _ in module.named_children()]
         hint = f"; the network may call its children instead ({', '.join(inside[:6])})" if inside else ""
-        raise ValueError(f"{place} ({type(module).__name__}) is never called in a forward pass{hint}")
-    if len(outputs) > 1:
-        raise ValueError(
-            f"{place} ({type(module).__name__}) is called {len(outputs)} times in a forward pass, want once"
+        raise ValueError(f"{what} is never called in a forward pass{hint}")
+    if len(calls[spot]) > 1 and not shared:
+        outer = place.rpartition(".")[0]
+        inner = (
+            f"insert(network.{outer}, ...)"
+            if outer and all(part.isidentifier() for part in outer.split("."))
+            else "insert"
         )
-    y = outputs[0]
-    if not isinstance(y, Tensor):
-        many = f" of {len(y)}" if isinstance(y, list | tuple | dict) else ""
-        raise ValueError(f"{place} gives a {type(y).__name__}{many}, want one feature map (B, C, H, W)")
-    parents = [network.get_submodule(place.rsplit(".", n)[0]) for n in range(place.count(".") + 1)]
-    if any(str(getattr(parent, "output_fmt", "")).endswith("NHWC") for parent in [network, *parents]):
-        raise ValueError(f"{place} gives maps (B, H, W, C); blocks take (B, C, H, W)")
-    if y.dim() < 3:
-        raise ValueError(f"{place} gives a tensor of shape {tuple(y.shape)}, want a feature map (B, C, H, W)")
-    return y
+        raise ValueError(
+            f"{what} is called {len(calls[spot])} times in a forward pass, want once. Where what is called that often "
+            f"is a network of its own, insert into that ({inner}); shared=True puts one block behind all calls"
+        )
+    features = []
+    for call in calls[spot]:
+        y = only_tensor(call.output)
+        if y is None:
+            many = f" of {len(call.output)}" if isinstance(call.output, list | tuple | dict) else ""
+            raise ValueError(f"{place} gives a {type(call.output).__name__}{many}, want one feature map (B, C, H, W)")
+        if y.dim() < 3:
+            raise ValueError(f"{place} gives a tensor of shape {tuple(y.shape)}, want a feature map (B, C, H, W)")
+        features.append(y)
+    return features
 
 
-def _build(block: Any, x: Tensor, place: str, raw: bool, options: dict[str, Any]) -> nn.Module:
-    dd: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
-    try:
-        info = block_info(block)
-    except ValueError:
-        if isinstance(block, str):
-            raise
-        info = None
-    if info is not None and info.kind != "context":
-        raise ValueError(f"{info.name} is of kind {info.kind}: only blocks of kind context keep the shape of their map")
-    dims = x.dim() - 2
-    if dims == 1 and options.get("dims") != 1:
-        raise ValueError(f"{place} gives {tuple(x.shape)}: tokens or a sequence (the latter needs dims=1), no map")
-    if isinstance(block, nn.Module):
-        if options:
-            raise TypeError(f"a module that is already built takes no options, got {', '.join(options)}")
-        module = block
-    elif info is not None:
-        if "dims" in info.options:
-            options = {"dims": dims, **options}
-        elif dims != 2:
-            raise ValueError(f"{info.name} takes maps (B, C, H, W), {place} gives {tuple(x.shape)}")
-        module = create_block(info.name, x.shape[1], **dd, **options)
-    else:
-        takes = inspect.signature(block).parameters
-        module = block(x.shape[1], **{k: v for k, v in dd.items() if k in takes}, **options).to(**dd)
-
-    name = block_name(module)
-    try:
-        with untouched(module), torch.no_grad():
-            y = module.eval()(x)
-    except Exception as error:
-        raise ValueError(f"{name} does not run on the output of {place}, {tuple(x.shape)}: {error}") from error
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"{name} gives {got} for {tuple(x.shape)}: only a block that keeps the shape can be inserted")
-    as_given = info is not None and info.residual and (module is block or options.get("zero_init") is False)
-    return module if raw or as_given or torch.equal(y, x) else Gated(module, **dd)
+def _layout(
+    network: nn.Module, place: str, features: list[Tensor], call: Call, shapes: Shapes, tokens: bool, sequence: bool
+) -> Layout:
+    seen = shapes[: call.before]
+    return find_layout(network, place, features[0], tokens=tokens, sequence=sequence, seen=seen)
 
 
-def _settle(network: nn.Module, inputs: Inputs, new: list[Slot], hidden: Collection[nn.Module]) -> None:
-    """Keep each block where it runs exactly once a forward, on what the place gave, and decides what the place gives.
+def _check_same_width(stage: str, calls: list[Call], layout: Layout, feature: Tensor) -> None:
+    outputs = [only_tensor(call.output) for call in calls]
+    if any(y is not None and layout.channels(y) != layout.channels(feature) for y in outputs):
+        raise ValueError(
+            f"the parts of {stage} give other channels than {stage} itself (as densenet's layers, which give only "
+            "what is new): position='last' works there"
+        )
 
-    With zero factors a block that runs twice looks like one that runs once: this is tried with random weights.
+
+def _warn_of_twice(present: list[Any], new: list[_Slot]) -> None:
+    def what(record: Any) -> tuple[Any, ...]:
+        return record.block, repr(record.options), record.position
+
+    have = {(one.place, what(one.record)) for one in present}
+    again = [slot.place for slot in new if (slot.place, what(slot.module.inserted)) in have]
+    if again:
+        warnings.warn(
+            f"{block_name(new[0].module)} stands after {', '.join(again[:3])} already, and now twice: call "
+            "lookfar.remove(network) first if a cell was run again",
+            stacklevel=3,
+        )
+
+
+def _settle(
+    network: nn.Module,
+    inputs: Inputs,
+    new: list[_Slot],
+    hidden: Collection[nn.Module],
+    before: list[Tensor],
+    *,
+    given: bool,
+    meant: bool,
+) -> None:
+    """Keep each block where it runs exactly once for a call of its place; check that nothing has changed.
+
+    The network has run once. It runs once more in eval, where its outputs are compared, and once in training, where
+    each block is asked: if it gives back what it takes and draws no random numbers, the network cannot notice it.
     """
     modules = [*hidden, *(slot.module for slot in new)]
-    choices = {slot.place: holders(network, slot.place, modules) for slot in new}
-    wrong = new
-    error: Exception | None = None
-    while wrong:
+    choices = {id(slot): holders(network, slot.spot, modules) for slot in new}
+    for slot in new:
+        _attach_somewhere(network, slot, choices[id(slot)])
+    after: list[Tensor] | None = None
+    seen: list[Seen] = []
+    while after is None:
+        error, wrong = None, new
+        with watched(slot.module for slot in new) as seen:
+            try:
+                after = run(network, inputs, train=False)
+            except Exception as raised:  # as from a block that runs once more where it does not fit
+                error = raised
+            else:
+                wrong = [slot for slot, one in zip(new, seen) if one.calls != len(slot.calls)]
         for slot in wrong:
-            holder = next(choices[slot.place], None)
-            if holder is None:
-                reason = f" ({error})" if error else ""
-                raise ValueError(
-                    f"{slot.place} ({type(network.get_submodule(slot.place)).__name__}) runs whatever it contains: a "
-                    f"block kept inside would run twice. Name a module around it or inside it{reason}"
-                )
-            attach(network, slot, holder)
-        error = None
-        try:
-            with _randomised(new):
-                names = [slot.name for slot in new]
-                with (
-                    recorded(network, [slot.place for slot in new]) as gave,
-                    recorded(network, names) as outs,
-                    recorded(network, names, inputs=True) as ins,
-                ):
-                    run(network, inputs, train=False)
-        except Exception as raised:
-            error, wrong = raised, new
-        else:
-            wrong = [
-                slot
-                for slot in new
-                if len(outs[slot.name]) != 1
-                or not bit_equal(gave[slot.place][0], outs[slot.name][0])
-                or (len(new) == 1 and not bit_equal(ins[slot.name][0], slot.feature))
-            ]
-        for slot in wrong:
-            detach(network, slot.name, slot.place)
-            slot.name = ""
-
-
-@contextlib.contextmanager
-def _randomised(new: list[Slot]) -> Iterator[None]:
-    kept = [(p, p.detach().clone()) for slot in new for p in slot.module.parameters()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for p, value in kept:
-                scale = max(value[0].numel(), 1) ** -0.5 if p.dim() > 1 else 0.5
-                p.copy_(value + scale * torch.randn(p.shape).to(p))
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in kept:
-                p.copy_(value)
-
-
-def _check_unchanged(
-    network: nn.Module, inputs: Inputs, new: list[Slot], before: dict[bool, dict[str, Tensor]], block: Any, meant: bool
-) -> None:
-    """Outputs and the host's buffers are what they were, in eval and in training; else say where they differ."""
-    if meant:
+            after = None
+            _take_back(network, slot)
+            _attach_somewhere(network, slot, choices[id(slot)], error)
+    if meant or _differs(network, new, seen, before, after, given=given):
         return
-    for train, want in before.items():
+    with watched(slot.module for slot in new) as seen:
         try:
-            if train and any(_draws(slot) for slot in new):
-                continue  # the host's own random numbers are then others
-            got = run(network, inputs, train=train)
+            run(network, inputs, train=True)
         except Exception as error:
-            raise ValueError(
-                f"with {block_name(new[0].module)} the network does not train on the example: {error}. Give "
-                "example= with more images"
-            ) from error
-        changed = [key for key, value in want.items() if not bit_equal(got[key], value)]
-        if changed:
-            largest = max(float((got[key].double() - want[key].double()).abs().max()) for key in changed)
-            message = (
-                f"{block_name(new[0].module)} after {', '.join(slot.place for slot in new)} changes the network in "
-                f"{'training' if train else 'eval'} mode: {', '.join(changed[:3])} by up to {largest:.2g}"
-            )
-            if not isinstance(block, nn.Module):
-                raise ValueError(f"{message}. The network is as it was")
-            warnings.warn(message, stacklevel=3)
+            if any(one.entered > one.calls for one in seen):
+                raise ValueError(
+                    f"with {block_name(new[0].module)} the network does not train on the example: {error}. Give "
+                    "example= with more images"
+                ) from error
+            return  # a host that cannot train on this example is checked in eval alone
+    changed = [(slot, one) for slot, one in zip(new, seen) if one.off_by is not None]
+    if changed:
+        _tell(_changed(changed, "training"), given)
+
+
+def _differs(
+    network: nn.Module,
+    new: list[_Slot],
+    seen: list[Seen],
+    before: list[Tensor],
+    after: list[Tensor],
+    *,
+    given: bool,
+) -> bool:
+    """Whether a block changes the network in eval, which is told."""
+    changed = [(slot, one) for slot, one in zip(new, seen) if one.off_by is not None]
+    if changed:
+        _tell(_changed(changed, "eval"), given)
+        return True
+    drew = [slot for slot, one in zip(new, seen) if one.drew]
+    if len(before) != len(after) or not all(map(bit_equal, before, after)):
+        if drew:
+            _tell(f"{block_name(drew[0].module)} after {drew[0].place} draws random numbers in eval mode", given)
+            return True
+        warnings.warn(
+            f"{type(network).__name__} itself gives other outputs each time it runs in eval mode (it counts its calls, "
+            "or draws its own random numbers): the blocks were checked alone, where each gives back what it takes",
+            stacklevel=4,
+        )
+    return False
+
+
+def _changed(changed: list[tuple[_Slot, Seen]], mode: str) -> str:
+    largest = max(one.off_by or 0.0 for _, one in changed)
+    places = ", ".join(slot.place for slot, _ in changed[:3])
+    return (
+        f"{block_name(changed[0][0].module)} after {places} changes the network in {mode} mode: what it gives "
+        f"differs from what it takes by up to {largest:.2g}"
+    )
+
+
+def _tell(message: str, given: bool) -> None:
+    """A module that came built may have been trained: then a change is no error."""
+    if not given:
+        raise ValueError(f"{message}. The network is as it was")
+    warnings.warn(message, stacklevel=5)
+
+
+def _attach_somewhere(network: nn.Module, slot: _Slot, choices: Iterator[str], error: Exception | None = None) -> None:
+    """In the first holder under which the spot, run alone, calls the block as often as itself."""
+    for holder in choices:
+        slot.name = attach(network, slot.module, place=slot.place, spot=slot.spot, holder=holder)
+        call, module = slot.calls[0], network.get_submodule(slot.spot)
+        with watched([slot.module]) as (one,), contextlib.suppress(Exception), untouched(module), torch.no_grad():
+            module.eval()(*call.args, **call.kwargs)
+        if one.entered <= 1:
             return
+        _take_back(network, slot)
+    raise ValueError(
+        f"{slot.place} ({type(network.get_submodule(slot.place)).__name__}) runs whatever it contains: a block kept "
+        f"inside would run twice. Name a module around it or inside it{f' ({error})' if error else ''}"
+    ) from error
 
 
-def _draws(slot: Slot) -> bool:
-    """Whether the block takes random numbers in training."""
-    if slot.feature.is_cuda:
-        return True  # not cheap to know there; eval has been checked
-    with untouched(slot.module), torch.no_grad():
-        state = torch.random.get_rng_state()
-        slot.module.train()(slot.feature)
-        return not torch.equal(state, torch.random.get_rng_state())
+def _take_back(network: nn.Module, slot: _Slot) -> None:
+    if slot.name:
+        detach(network, slot.name)
+        slot.name = ""

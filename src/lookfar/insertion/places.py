@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 from collections.abc import Collection, Iterator, Sequence
 
+import torch
 from torch import nn
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -135,18 +136,81 @@ def _branch(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
     return next((_BRANCHES[name] for name in names if name in _BRANCHES), ((), None))
 
 
-def holders(network: nn.Module, place: str, hidden: Collection[nn.Module] = ()) -> Iterator[str]:
-    """Modules on which a block for ``place`` may be kept, best first.
+def spot_of(network: nn.Module, place: str, hidden: Collection[nn.Module] = ()) -> str:
+    """The module after which a block for ``place`` runs: a Sequential gives what its innermost last child gives.
+
+    That child is called by whoever runs the children one by one, where the Sequential itself is not.
+    """
+    while type(network.get_submodule(place)).forward is nn.Sequential.forward:
+        children = [name for name, child in network.get_submodule(place).named_children() if child not in hidden]
+        if not children:
+            break
+        place = f"{place}.{children[-1]}"
+    return place
+
+
+def holders(network: nn.Module, spot: str, hidden: Collection[nn.Module] = ()) -> Iterator[str]:
+    """Modules in which a block that runs after ``spot`` may be kept, best first.
 
     Never a container, since it would run the block as one more child; where a class of its own turns out to do the
-    same (timm's RegStage, DenseBlock), the next name is a deeper one.
+    same (timm's RegStage, DenseBlock), the next name is another one. What may be replaced (a norm, an activation, a
+    layer) keeps no block either: the module around it does.
     """
-    module = network.get_submodule(place)
+    inside = list(_last_children(network, spot, hidden))
+    keeps = [name for name in inside if not isinstance(network.get_submodule(name), CONTAINERS)]
+    if not keeps or _may_be_replaced(network.get_submodule(keeps[0]), hidden):
+        name = spot
+        while name:
+            name = name.rpartition(".")[0]
+            if not isinstance(network.get_submodule(name), CONTAINERS):
+                yield name
+    yield from keeps
+
+
+def _last_children(network: nn.Module, name: str, hidden: Collection[nn.Module] = ()) -> Iterator[str]:
+    """The module's name, its last child's, that one's last child's, and so on."""
+    module = network.get_submodule(name)
     while True:
-        if not isinstance(module, CONTAINERS):
-            yield place
-        children = [(name, child) for name, child in module.named_children() if child not in hidden]
+        yield name
+        children = [(own, child) for own, child in module.named_children() if child not in hidden]
         if not children:
             return
-        name, module = children[-1]
-        place = f"{place}.{name}"
+        own, module = children[-1]
+        name = f"{name}.{own}"
+
+
+def _may_be_replaced(module: nn.Module, hidden: Collection[nn.Module]) -> bool:
+    return is_norm(module) or all(child in hidden for child in module.children())
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises and does nothing before it: torch's norms, and others by their name."""
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
+        return True
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    return "Norm" in type(module).__name__ and not any(isinstance(m, layers) for m in module.modules())
+
+
+def refuse_host(network: nn.Module) -> None:
+    """Raise a ValueError where a block would be left out of what has been made of the network already."""
+    for name, module in network.named_modules():
+        what = next((text for is_one, text in _MADE if is_one(module)), None)
+        if what is not None:
+            raise ValueError(f"{name or 'the network'} ({type(module).__name__}) {what}")
+
+
+_MADE = (
+    (lambda m: isinstance(m, torch.jit.ScriptModule), "is a ScriptModule, which takes no block: insert, then trace it"),
+    (
+        lambda m: type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None,
+        "is compiled and would not see a block: insert first, compile then",
+    ),
+    (
+        lambda m: isinstance(m, nn.parallel.DistributedDataParallel),
+        "would not synchronise a block's gradients: insert first, wrap then",
+    ),
+    (
+        lambda m: any(type(p).__name__ == "DTensor" for p in m._parameters.values()),
+        "has sharded parameters: insert first, shard then (fully_shard)",
+    ),
+)

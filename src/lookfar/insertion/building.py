@@ -1,0 +1,137 @@
+"""The block for a place: which constructor, how many channels, and whether it needs a gate to enter as the identity."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks import BlockInfo, block_info, create_block
+from lookfar.insertion.dry_run import bit_equal, untouched
+from lookfar.insertion.hanging import Gated, Record, block_name
+from lookfar.insertion.layouts import Layout
+
+KINDS = ("context", "tokens")
+
+
+def info_of(block: Any) -> BlockInfo | None:
+    """The facts of a block by name, class or module; None for a stranger's class or module.
+
+    Raises:
+        ValueError: No block has the name, or its kind is not one that keeps the shape.
+    """
+    try:
+        info = block_info(block)
+    except ValueError:
+        if isinstance(block, str):
+            raise
+        return None
+    if info.kind not in KINDS:
+        raise ValueError(
+            f"{info.name} is of kind {info.kind}: only blocks of kind context, and on tokens of kind tokens, keep the "
+            "shape of their input"
+        )
+    return info
+
+
+def build(
+    block: Any,
+    info: BlockInfo | None,
+    place: str,
+    maps: Sequence[Tensor],
+    layout: Layout,
+    *,
+    raw: bool,
+    position: str,
+    shared: bool,
+    options: dict[str, Any],
+) -> nn.Module:
+    """A block for ``place``, with its record; gated where it is not residual by what it is.
+
+    Args:
+        block: Name, class or module.
+        info: As :func:`info_of` gives it.
+        place: Where it will stand.
+        maps: What it will take, an entry a call.
+        layout: How the maps come from the place's output.
+        raw: Without a gate.
+        position: For the record.
+        shared: For the record.
+        options: For the constructor.
+    """
+    on_meta = maps[0].is_meta
+    if on_meta:  # built and asked on the CPU, then taken there
+        maps = [_random(x, device="cpu") for x in maps]
+    x = maps[0]
+    channels = layout.channels(x) if layout.kind == "tokens" else x.shape[1]
+    dd: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
+    if isinstance(block, nn.Module):
+        if options:
+            raise TypeError(f"a module that is already built takes no options, got {', '.join(options)}")
+        if getattr(block, "inserted", None) is not None:
+            raise ValueError(f"this {block_name(block)} has been inserted already: copy it, or remove it there first")
+        module = block
+    elif info is not None:
+        if layout.kind != "tokens":
+            options = _with_dims(info, options, x.dim() - 2, place, x)
+        module = create_block(info.name, channels, **dd, **options)
+    else:
+        takes = inspect.signature(block).parameters
+        module = block(channels, **{k: v for k, v in dd.items() if k in takes}, **options)
+        module = module.to(**dd)
+
+    _check_runs(module, place, maps)
+    meant = info is not None and info.residual and (module is block or options.get("zero_init") is False)
+    if not raw and not meant and (not _is_residual(info) or not _is_identity(module, x)):
+        module = Gated(module, **dd)
+    if on_meta:
+        module = module.to("meta")
+    what = info.name if info is not None else _path_of(block)
+    module.inserted = Record(  # type: ignore[assignment]
+        what, dict(options), None if module is block else channels, position, layout, shared=shared
+    )
+    return module
+
+
+def _with_dims(info: BlockInfo, options: dict[str, Any], dims: int, place: str, x: Tensor) -> dict[str, Any]:
+    if "dims" in info.options:
+        return {"dims": dims, **options}
+    if dims != 2:
+        raise ValueError(f"{info.name} takes maps (B, C, H, W), {place} gives {tuple(x.shape)}")
+    return options
+
+
+def _check_runs(module: nn.Module, place: str, maps: Sequence[Tensor]) -> None:
+    name = block_name(module)
+    for x in {tuple(x.shape): x for x in maps}.values():
+        try:
+            with untouched(module), torch.no_grad():
+                y = module.eval()(x)
+        except Exception as error:
+            raise ValueError(f"{name} does not run on the output of {place}, {tuple(x.shape)}: {error}") from error
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"{name} gives {got} for {tuple(x.shape)}: only a block that keeps the shape can be inserted"
+            )
+
+
+def _is_residual(info: BlockInfo | None) -> bool:
+    return info is None or info.residual
+
+
+def _is_identity(module: nn.Module, like: Tensor) -> bool:
+    """Whether the block gives back what it takes: asked of random numbers, not of the host's, which may be zero."""
+    x = _random(like, device=like.device)
+    with untouched(module), torch.no_grad():
+        return bit_equal(module.eval()(x), x)
+
+
+def _random(like: Tensor, *, device: Any) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=like.dtype)
+
+
+def _path_of(block: Any) -> str:
+    cls = type(block) if isinstance(block, nn.Module) else getattr(block, "func", block)
+    return f"{cls.__module__}:{getattr(cls, '__qualname__', type(cls).__name__)}"
