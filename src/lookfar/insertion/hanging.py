@@ -164,13 +164,18 @@ def detach(network: nn.Module, name: str) -> None:
     block: nn.Module = getattr(keeper, child)
     record: Record = block.inserted  # type: ignore[assignment]
     spot = resolve(holder, record.spot)
-    with_spot = [m for n, m in network.named_modules() if n == spot]  # gone, where a conversion took it away
-    for module in with_spot:
-        path = relative(spot, name)
-        _drop(module._forward_hooks, call_inside, path=path[1])
-        _drop(module._forward_hooks, call_kept, block=block)
-        if not any(_is(hook, call_kept) for hook in module._forward_hooks.values()):
-            module.__dict__.pop("__module__", None)
+    path = relative(spot, name)[1]
+    alive = {id(module) for module in network.modules()}
+    for other, module in network.named_modules():  # conversions carry hooks, and copies of blocks in them, elsewhere
+        if other == spot:
+            _drop(module._forward_hooks, call_inside, path=path)
+        hooks: dict[int, Any] = module._forward_hooks
+        for key, hook in list(hooks.items()):
+            mine = _is(hook, call_kept, block=block)
+            if mine or (_is(hook, call_kept, name=child) and id(hook.keywords["block"]) not in alive):
+                del hooks[key]
+        if not any(_is(hook, call_kept) for hook in hooks.values()) and _is_marked(module):
+            del module.__module__
             _drop(module._forward_pre_hooks, refuse_tracing)
     _drop(keeper._forward_pre_hooks, watch, name=child)
     around, _, own = spot.rpartition(".")
@@ -232,7 +237,7 @@ def announce(module: nn.Module, args: Any, *, child: str) -> None:
     """
     if any(isinstance(x, Proxy) for x in args):
         spot = module.get_submodule(child)
-        if "__module__" in spot.__dict__:
+        if _is_marked(spot):
             spot.forward = functools.partial(_traced_as_one, spot)  # type: ignore[method-assign]
 
 
@@ -284,6 +289,10 @@ def _traced_as_one(module: nn.Module, x: Proxy) -> Any:
     blocks = [hook.keywords["block"] for hook in hooks.values() if _is(hook, call_kept)]
     parts = [tracer.create_proxy("get_attr", tracer.path_of_module(m), (), {}) for m in (module, *blocks)]  # type: ignore[attr-defined]
     return tracer.create_proxy("call_function", with_blocks, (x, *parts), {})
+
+
+def _is_marked(module: nn.Module) -> bool:
+    return module.__dict__.get("__module__") == __name__
 
 
 def _depends_on_mode(module: nn.Module) -> bool:

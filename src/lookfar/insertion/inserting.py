@@ -238,7 +238,6 @@ def _settle(
     for slot in new:
         _attach_somewhere(network, slot, choices[id(slot)])
     after: list[Tensor] | None = None
-    seen: list[Seen] = []
     while after is None:
         error, wrong = None, new
         with watched(slot.module for slot in new) as seen:
@@ -252,8 +251,8 @@ def _settle(
             after = None
             _take_back(network, slot)
             _attach_somewhere(network, slot, choices[id(slot)], error)
-    if meant or _differs(network, new, seen, before, after, given=given):
-        return
+        if after is not None and (meant or _differs(network, new, seen, before, after, given=given)):
+            return
     with watched(slot.module for slot in new) as seen:
         try:
             run(network, inputs, train=True)
