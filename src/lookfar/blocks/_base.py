@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from torch import Tensor, nn
 
 from lookfar import ops
+from lookfar._options import check_arguments, nearest
 
 Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
 Family = Literal[
@@ -127,9 +128,30 @@ def block(
             differences, dict(author_keys or {}), cls,
         )  # fmt: skip
         _ALIASES.update(dict.fromkeys(aliases, name))
+        cls.__init__ = _checked(cls.__init__, _BLOCKS[name])
         return cls
 
     return record
+
+
+def _checked(build: Callable[..., None], info: BlockInfo) -> Callable[..., None]:
+    """A constructor that holds what it is given against its own annotations before it builds anything."""
+    signature, hints = inspect.signature(build), get_type_hints(build, include_extras=True)
+    hints["channels"] = int
+
+    @functools.wraps(build)
+    def checked(self: nn.Module, *args: Any, **options: Any) -> None:
+        _check_known(info, options)
+        check_arguments(signature, hints, (self, *args), options)
+        build(self, *args, **options)
+
+    return checked
+
+
+def _check_known(info: BlockInfo, options: Mapping[str, Any]) -> None:
+    unknown = [option for option in options if option not in (*info.options, "channels", "device", "dtype")]
+    if unknown:
+        raise TypeError(_explain(info, unknown[0]))
 
 
 @functools.cache
@@ -191,16 +213,10 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
         **options: The block's own options, ``device`` and ``dtype``.
 
     Raises:
-        ValueError: Unknown name, channels that are no positive integer.
+        ValueError: Unknown name, channels that are no positive integer, an option's value that the block does not take.
         TypeError: Unknown option; the message names those that the block takes.
     """
-    info = block_info(name)
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-        raise ValueError(f"channels must be a positive integer, got {channels!r}")
-    unknown = [option for option in options if option not in (*info.options, "device", "dtype")]
-    if unknown:
-        raise TypeError(_explain(info, unknown[0]))
-    return info.cls(channels, **options)
+    return block_info(name).cls(channels, **options)
 
 
 def parse_block(text: str) -> tuple[str, dict[str, Any]]:
@@ -262,8 +278,8 @@ def _explain(info: BlockInfo, option: str) -> str:
     if option in _TRANSLATIONS:
         message += f" Here it is called {_TRANSLATIONS[option]}."
     else:
-        near = difflib.get_close_matches(option, info.options, n=1)
-        message += f" Did you mean {near[0]}?" if near else ""
+        near = nearest(option, info.options)
+        message += f" Did you mean {near}?" if near else ""
     return f"{message} It takes: {', '.join(info.options) or 'no options'}."
 
 

@@ -1,49 +1,62 @@
-"""Queries, keys and values of a block, by the options that the family shares.
+"""Queries, keys and values of a block, by the options that the family shares, and what follows the weighted sums.
 
 ``projections="inside"`` has one for each, the first two of which may be one (``share_query_key``). ``"around"`` has
 none of them: one 1x1 convolution before, ``embed``, gives what serves as all three, and one after, ``project``, leads
-back to the block's channels.
+back to the block's channels. Where a block has no projection of a kind, its input itself is meant.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from lookfar._options import divides
 from lookfar.blocks._layers import wide
-from lookfar.ops._layout import to_tokens
+from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 
 Projections = Literal["inside", "around"]
+Maker = Callable[[], nn.Module]
 
 
-def check_projections(projections: str, share_query_key: bool | None = False) -> None:
-    if projections not in ("inside", "around"):
-        raise ValueError(f"projections is inside or around, got {projections!r}")
-    if share_query_key and projections == "around":
-        raise ValueError("share_query_key: with projections='around' there is one projection for all three")
+@dataclass(frozen=True)
+class Switches:
+    """What studies vary within one block; the options of the same names, see :mod:`lookfar.blocks._texts`.
 
+    Raises:
+        ValueError: Queries and keys are to share a projection where there is one for all three.
+    """
 
-def check_heads(heads: int, **widths: int) -> None:
-    if heads < 1 or any(width % heads for width in widths.values()):
-        got = ", ".join(f"{name}={width}" for name, width in {"heads": heads, **widths}.items())
-        raise ValueError(f"heads must divide the channels, got {got}")
+    heads: int = 1
+    normalization: Any = "softmax"  # one of those that the block's op has
+    share_query_key: bool = False
+    projections: Projections = "inside"
+
+    def __post_init__(self) -> None:
+        if self.share_query_key and self.projections == "around":
+            raise ValueError("share_query_key: with projections='around' there is one projection for all three")
+
+    @property
+    def inside(self) -> bool:
+        return self.projections == "inside"
 
 
 def reduced(channels: int, reduction: int, heads: int = 1) -> int:
     """``channels // reduction``, rounded down to what the heads divide, at least 1 a head."""
-    check_heads(heads)
+    if heads > channels:
+        raise ValueError(f"heads must be at most {channels=}, got {heads}")
     return heads * max(channels // reduction // heads, 1)
 
 
-def value_width(value_channels: int | None, default: int, inner: int, projections: str) -> int:
+def value_width(value_channels: int | None, default: int, inner: int, switches: Switches) -> int:
     """Channels of the values: those asked for or the default, and those of the keys where one projection is all."""
-    if projections == "inside":
-        return value_channels or default
-    if value_channels not in (None, inner):
+    if not switches.inside and value_channels not in (None, inner):
         raise ValueError(f"projections='around': values are as wide as keys, {inner}; got {value_channels=}")
-    return inner
+    width = (value_channels or default) if switches.inside else inner
+    divides("heads", switches.heads, inner_channels=inner, value_channels=width)
+    return width
 
 
 def after_mixing(project: nn.Module | None, y: Tensor, normalization: str) -> Tensor:
@@ -62,93 +75,102 @@ def after_mixing(project: nn.Module | None, y: Tensor, normalization: str) -> Te
 
 
 class QueryKeyValue(nn.Module):
-    """Has the projections, and applies each of them once. Subclasses say with :meth:`_split` how heads part."""
+    """Has the projections, and applies each of them once.
 
-    heads: int = 1
-    normalization: Any = "softmax"  # one of those that the block's op has
+    Args:
+        switches: The shared options.
+        for_key: Makes the projection of keys, and that of queries; None where a block has neither.
+        for_value: Makes the projection of values; None where a block has none.
+        for_query: Makes that of queries, where it is another.
+        kept: The name of the one that both share.
+    """
+
     embed: nn.Module | None
     query: nn.Module | None
     key: nn.Module | None
     value: nn.Module | None
 
-    def _add_projections(
+    def __init__(
         self,
-        for_key: Callable[[], nn.Module],
-        for_value: Callable[[], nn.Module],
+        switches: Switches,
+        for_key: Maker | None,
+        for_value: Maker | None,
         *,
-        for_query: Callable[[], nn.Module] | None = None,
-        share_query_key: bool = False,
-        projections: Projections = "inside",
+        for_query: Maker | None = None,
         kept: Literal["query", "key"] = "query",
     ) -> None:
-        """Build them, queries as keys unless told otherwise; ``kept`` is the name of the one that both share."""
-        check_projections(projections, share_query_key)
-        inside = projections == "inside"
-        self.embed = None if inside else for_key()
-        makers = {"query": for_query or for_key, "key": for_key}
-        for name in sorted(makers, key=lambda name: name != kept):  # the one that is kept is built first
-            wanted = inside and (name == kept or not share_query_key)
-            setattr(self, name, makers[name]() if wanted else None)
-        self.value = for_value() if inside else None
+        super().__init__()
+        self.heads, self.normalization = switches.heads, switches.normalization
+        for_query = for_query or for_key
+        makers = {"embed": None, "query": for_query, "key": for_key, "value": for_value}
+        if not switches.inside:
+            makers = {"embed": for_key or for_value}
+        elif switches.share_query_key:
+            makers["key" if kept == "query" else "query"] = None
+        for name in ("embed", "query", "key", "value"):
+            make = makers.get(name)
+            setattr(self, name, make() if make else None)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """What a key bias adds to all logits of a query softmax does not see; nor, by columns, double a query's."""
+        """A key's bias shifts all logits of a query equally, so softmax cancels it; double: a query's, by columns."""
         name = {"softmax": "key", "double": "query"}.get(self.normalization, "")
         apart = self.query is not None and self.key is not None
         return (f"{name}.bias",) if apart and getattr(getattr(self, name, None), "bias", None) is not None else ()
 
     def _split(self, t: Tensor) -> Tensor:
+        """Part the heads of what a projection gives."""
         return to_tokens(t, self.heads)
 
-    @property
-    def _projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What makes queries, keys and values."""
-        of_queries, of_keys = self.query or self.key or self.embed, self.key or self.query or self.embed
-        return cast(nn.Module, of_queries), cast(nn.Module, of_keys), cast(nn.Module, self.value or self.embed)
-
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        of_queries, of_keys, _ = self._projections
-        q = self._split(of_queries(x))
-        return q, q if of_keys is of_queries else self._split(of_keys(x))
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the projections give for queries, keys and values: one tensor where one serves several."""
+        layers = (self.query or self.key or self.embed, self.key or self.query or self.embed, self.value or self.embed)
+        found = {layer: x if layer is None else layer(x) for layer in dict.fromkeys(layers)}
+        return found[layers[0]], found[layers[1]], found[layers[2]]
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k = self._queries_and_keys(x)
-        return q, k, self._wide_enough(q) if self.value is None else self._values(x)
-
-    def _values(self, x: Tensor) -> Tensor:
-        return self._wide_enough(self._split(self._projections[2](x)))
-
-    def _wide_enough(self, v: Tensor) -> Tensor:
-        # what is no average may leave the range of half precision
-        return widened(v) if self.normalization == "none" else v
+        """The three with their heads parted, in the layout of the block's op."""
+        query, key, value = self._maps(x)
+        q = self._split(query)
+        k = q if key is query else self._split(key)
+        v = k if value is key else self._split(value)
+        return q, k, widened(v) if self.normalization == "none" else v  # no average: half precision may overflow
 
 
 class PairwiseAttention(QueryKeyValue):
-    """Attention of every position to every position: all of a block but its projections and what it does with the sums.
+    """Attention of every position to every position, then a projection, a norm, a factor and the input, if there.
 
-    Subclasses define ``finish(x, mixed)``.
+    y = x + gamma norm(project(sum_j w_ij v_j)). Subclasses set ``scale``, ``project``, ``norm``, ``gamma``.
     """
 
-    scale: float = 1.0
+    def __init__(self, *makers: Any, **options: Any) -> None:
+        super().__init__(*makers, **options)
+        self.scale = 1.0
+        self.project: nn.Module | None = None
+        self.norm: nn.Module | None = None
+        self.gamma: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, self._mixed(x))
-
-    def _mixed(self, x: Tensor) -> Tensor:
-        """The weighted sums ``(B, h, N, E)`` of the values for every position."""
-        return attention(*self._queries_keys_values(x), scale=self.scale, normalization=self.normalization)
+        q, k, v = self._queries_keys_values(x)
+        return self.finish(x, attention(q, k, v, scale=self.scale, normalization=self.normalization))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-        q, k = self._queries_and_keys(x)
+        """Weights ``(B, h, Q, M)`` of the flat query positions ``(Q,)``, of all when None."""
+        q, k, _ = self._queries_keys_values(x)
         some = q if queries is None else q[..., queries, :]
         return attention_weights(some, k, scale=self.scale, normalization=self.normalization, all_queries=q)
 
     def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, h, N, E)``."""
-        return self._values(x)
+        """What is mixed, ``(B, h, M, E)``."""
+        return self._queries_keys_values(x)[2]
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the input and the weighted sums ``(B, h, N, E)``."""
-        raise NotImplementedError
+        """The block's output from its input and the weighted sums ``(B, h, N, E)``."""
+        return self._finish_map(x, to_map(mixed, x))
+
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
+        """What follows the weighted sums, when they are a map ``(B, h E, *S)``."""
+        y = after_mixing(self.project, y, self.normalization)
+        y = y if self.norm is None else self.norm(y)
+        y = y if self.gamma is None else self.gamma.to(y.dtype) * y
+        return x + y.to(x.dtype)
