@@ -23,7 +23,7 @@ from samples import (
 from torch import Tensor, nn
 from variants import WIDE
 
-from lookfar.blocks import create_block
+from lookfar.blocks import create_block, sample_inputs
 from lookfar.ops._layout import memory_format
 
 every_block = samples()
@@ -373,15 +373,34 @@ def test_unknown_option_names_the_known(sample: Sample) -> None:
 
 
 @every_default
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("heads", 0), ("heads", -2), ("normalization", "soft"), ("projections", "outside"), ("form", "paper")],
-)
-def test_what_an_option_does_not_take_is_told(sample: Sample, option: str, value: object) -> None:
-    if option not in sample.info.options:
-        return
-    with pytest.raises(ValueError, match=f"{option}.*{value}"):
-        create_block(sample.name, sample.channels, **{option: value})
+def test_an_odd_value_is_refused_by_name_or_works(sample: Sample) -> None:
+    """Nothing foreign, when built or in forward, and nothing that gives NaN: option, value, what is accepted."""
+    for option, parameter in sample.info.options.items():
+        for value in (0, -1, 1.5, "x", None, True, (), (0,), float("nan")):
+            try:
+                m = create_block(sample.name, 16, **{option: value}).eval()
+                got = outputs(m, sample_inputs(m, 16, (6, 5)))
+            except ValueError as refusal:
+                message = str(refusal)
+                assert option in message, f"{option}={value!r}: {message}"
+                assert repr(value) in message or value is True, f"{option}={value!r}: {message}"
+                assert len(message) <= 240
+                continue
+            assert value not in ("x", (), (0,)), f"{option}={value!r} is taken in silence"
+            assert value == value, f"{option}=nan is taken in silence"
+            assert not isinstance(value, bool) or "bool" in str(parameter.annotation), f"{option}=True"
+            assert all(y.isfinite().all() for y in got), f"{option}={value!r}"
+
+
+@every_default
+def test_defaults_fit_every_number_of_channels(sample: Sample) -> None:
+    """Counts of groups and heads that the paper fixed are the largest that divide, where its own do not."""
+    for channels in (*range(1, 65), 100, 152, 1000):
+        create_block(sample.name, channels, device="meta")
+    for channels in (1, 5, 12):
+        m = create_block(sample.name, channels).eval()
+        for y in outputs(m, sample_inputs(m, channels, (6, 5))):
+            assert y.isfinite().all()
 
 
 @every_default

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -28,11 +28,20 @@ class Range:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Why one value is not among the choices of an annotation, though a reader may expect it there."""
+
+    value: str
+    why: str
+
+
 Natural = Annotated[int, Range(0)]
 Odd = Annotated[int, Range(1, odd=True, why="a window has a centre")]
 Steps = Annotated[int, Range(1, 1000)]  # of an inner loop: more would look like a program that hangs
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
 
 _COUNT, _FINITE = Range(1), Range()
 
@@ -58,8 +67,8 @@ def divides(name: str, value: Any, **widths: int) -> None:
     positive(name, value)
     left = [f"{width}={n}" for width, n in widths.items() if n % value]
     if left:
-        near = {d for d in range(1, value + 1) if not any(n % d for n in widths.values())}
-        raise ValueError(f"{name} must divide {' and '.join(left)}, got {value!r}: {max(near)} does")
+        near = largest_divisor(min(value, *widths.values()), *widths.values())
+        raise ValueError(f"{name} must divide {' and '.join(left)}, got {value!r}: {near} does")
 
 
 def largest_divisor(most: int, *widths: int) -> int:
@@ -76,9 +85,11 @@ def check(name: str, value: Any, annotation: Any) -> None:
     ValueError: mode must be mean or max, got 'sum'
     """
     if not _fits(value, annotation):
-        words = [word for word in _literals(annotation) if isinstance(word, str)]
-        why = next((r.why for r in _ranges(annotation) if r.why and isinstance(value, Real)), "")
-        raise ValueError(_refusal(name, value, _described(annotation), why, nearest(value, words)))
+        marks = list(_marks(annotation))
+        reasons = [m.why for m in marks if isinstance(m, Range) and isinstance(value, Real)]
+        reasons += [m.why for m in marks if isinstance(m, Refused) and m.value == value]
+        near = nearest(value, [m for m in marks if isinstance(m, str)])
+        raise ValueError(_refusal(name, value, _described(annotation), next(filter(None, reasons), ""), near))
 
 
 def check_arguments(signature: inspect.Signature, hints: Mapping[str, Any], args: Any, kwargs: Any) -> None:
@@ -139,7 +150,11 @@ def _is_within(value: Any, within: Range) -> bool:
 
 
 def _described(wanted: Any) -> str:
-    return _listed(list(dict.fromkeys(_parts(wanted))))
+    parts = list(dict.fromkeys(_parts(wanted)))
+    alone = [part for part in parts if ", each " not in part and part != "None"]
+    if alone:
+        parts = [part.replace(f", each {_listed(alone)}", " of these") for part in parts]
+    return _listed(parts)
 
 
 def _parts(wanted: Any, within: Range | None = None) -> list[str]:
@@ -152,8 +167,8 @@ def _parts(wanted: Any, within: Range | None = None) -> list[str]:
         return [word if isinstance(word, str) else repr(word) for word in inside]
     if origin in (tuple, list, Sequence):
         if origin is tuple and inside[-1] is not Ellipsis:
-            return [f"a tuple of {len(inside)}, {', '.join(dict.fromkeys(map(_described, inside)))} each"]
-        return [f"a tuple, {_described(inside[0])} each"]
+            return [f"a tuple of {len(inside)}, each {' or '.join(dict.fromkeys(map(_described, inside)))}"]
+        return [f"a tuple, each {_described(inside[0])}"]
     if origin is Callable or origin is type:
         return ["a class or function that makes it, such as nn.BatchNorm2d"]
     if wanted in (None, type(None)):
@@ -187,12 +202,8 @@ def _listed(accepted: Collection[Any]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _literals(wanted: Any) -> list[Any]:
-    if get_origin(wanted) is Literal:
-        return list(get_args(wanted))
-    return [word for one in get_args(wanted) for word in _literals(one)]
-
-
-def _ranges(wanted: Any) -> list[Range]:
-    own = [wanted] if isinstance(wanted, Range) else []
-    return own + [found for one in get_args(wanted) for found in _ranges(one)]
+def _marks(wanted: Any) -> Iterator[Any]:
+    """What stands in an annotation at any depth: ranges, reasons, words."""
+    for one in get_args(wanted):
+        yield one
+        yield from _marks(one)

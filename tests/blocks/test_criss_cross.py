@@ -47,7 +47,7 @@ def test_shared_projection_gives_a_symmetric_similarity():
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="heads=3, channels=16"):
+    with pytest.raises(ValueError, match="heads must divide channels=16, got 3"):
         create_block("criss_cross", 16, heads=3)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="recurrence must be an integer from 1 to 1000, got 0"):
         create_block("criss_cross", 16, recurrence=0)

@@ -128,8 +128,8 @@ def test_starts_of_the_authors_and_for_insertion():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"terms": "all"}, "terms must be one of both, pairwise, unary, joint, got 'all'"),
-        ({"whiten": "in_nostd"}, "whiten must be one of channel"),
+        ({"terms": "all"}, "terms must be both, pairwise, unary or joint, got 'all'"),
+        ({"whiten": "in_nostd"}, "whiten must be channel, .*norm_affine, a tuple of these or None, got 'in_nostd'"),
         ({"combine": "multiply", "mode": "dot_product"}, "a softmax, which mode='dot_product' has not"),
         ({"combine": "multiply", "terms": "pairwise"}, "wants terms='both'"),
         ({"unary": "key", "whiten": None}, "mean query"),

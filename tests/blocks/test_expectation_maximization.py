@@ -150,10 +150,10 @@ def test_bases_are_averaged_over_processes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "heads=3, channels=16"),
-        ({"variant": "paper"}, "authors, mmseg; got 'paper'"),
-        ({"gradient": True}, "none, last, full; got True"),
-        ({"iterations": 0}, "at least 1, got 0"),
+        ({"heads": 3}, "heads must divide channels=16, got 3"),
+        ({"variant": "paper"}, "variant must be authors or mmseg, got 'paper'"),
+        ({"gradient": True}, "gradient must be none, last or full, got True"),
+        ({"iterations": 0}, "iterations must be an integer from 1 to 1000, got 0"),
     ],
 )
 def test_options_are_checked(options, message):

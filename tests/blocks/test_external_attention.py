@@ -74,5 +74,5 @@ def test_published_weights_bring_the_final_relu():
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="double, softmax, l1, sigmoid, none, got 'twice'"):
+    with pytest.raises(ValueError, match="double, softmax, l1, sigmoid or none, got 'twice'"):
         create_block("external_attention", 8, normalization="twice")

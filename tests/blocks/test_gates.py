@@ -74,9 +74,9 @@ def test_cbam_options():
     assert one.norm.momentum == 0.01
     bare = create_block("cbam", 8, spatial_gate=False)
     assert not any(key.startswith(("spatial", "norm")) for key in bare.state_dict())
-    with pytest.raises(ValueError, match="avg, max, lp, lse; got 'mean'"):
+    with pytest.raises(ValueError, match="pooling must be avg, max, lp, lse or a tuple of these, got 'mean'"):
         create_block("cbam", 8, pooling="mean")
-    with pytest.raises(ValueError, match="odd, got 4"):
+    with pytest.raises(ValueError, match="kernel_size must be an odd positive integer, got 4: a window has a centre"):
         create_block("cbam", 8, kernel_size=4)
     with pytest.raises(ValueError, match=r"got \(\)"):
         create_block("cbam", 8, pooling=())

@@ -54,13 +54,12 @@ def test_the_stem_refuses_sizes_that_its_blocks_do_not_divide():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("stand_alone", {"heads": 3}, "heads=3"),
-        ("stand_alone", {"heads": 8}, "halved for row and column, got 1"),
+        ("stand_alone", {"heads": 3}, "heads must divide out_channels=8, got 3: 2 does"),
         ("local_relation", {"similarity": "cosine"}, "squared, got 'cosine'"),
-        ("local_relation", {"groups": 3}, "groups=3"),
-        ("attention_augmented", {"heads": 3, "value_channels": 9}, "9 of 8"),
+        ("local_relation", {"groups": 3}, "groups must divide channels=8, got 3"),
+        ("attention_augmented", {"heads": 3, "value_channels": 9}, "part of 8 out_channels, got 9"),
         ("carafe", {"encoder_kernel": 2}, "got 2"),
-        ("local_attention", {"kernel_size": 4}, "odd, got 4"),
+        ("local_attention", {"kernel_size": 4}, "kernel_size must be an odd positive integer, got 4"),
         ("atrous_attention", {"dilation": 0}, "got 0"),
     ],
 )

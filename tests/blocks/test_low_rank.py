@@ -155,7 +155,7 @@ def test_ocr_without_relation_gives_regions_back_by_the_first_guess() -> None:
     assert_same("maps", m.maps(x, logits)[:, 0], logits.flatten(2).softmax(1).transpose(1, 2))
     with pytest.raises(ValueError, match="without reasoning there is no attention to have heads=2"):
         create_block("object_contextual", 8, reasoning=False, heads=2)
-    with pytest.raises(ValueError, match="double, l1, sigmoid, none, got 'twice'"):
+    with pytest.raises(ValueError, match="double, l1, sigmoid or none, got 'twice'"):
         create_block("object_contextual", 8, normalization="twice")
 
 
@@ -189,7 +189,7 @@ def test_double_attention_normalised_otherwise(normalization: str) -> None:
     }[normalization]
     bag = a @ gathering.transpose(1, 2)
     assert_same("y", m(x), x + m.project((bag @ share).unflatten(2, (4, 3))))
-    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid, none, got 'twice'"):
+    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid or none, got 'twice'"):
         create_block("double_attention", 8, normalization="twice")
 
 

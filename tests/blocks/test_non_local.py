@@ -143,15 +143,21 @@ def test_scores_beyond_half_precision():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "gausian"}, "mode must be one of gaussian, .*got 'gausian'"),
+        ({"mode": "gausian"}, "mode must be gaussian, .*got 'gausian'. Did you mean gaussian"),
         ({"normalization": "l1"}, "exponentials are positive: l1 is softmax"),
         ({"mode": "dot_product", "normalization": "softmax"}, "that is mode='embedded_gaussian'"),
-        ({"mode": "concatenation", "normalization": "double"}, "takes the normalizations none, l1, got 'double'"),
-        ({"mode": "concatenation", "scale": 2.0}, "no scale"),
-        ({"mode": "gaussian", "share_query_key": True}, "other than gaussian"),
-        ({"heads": 3}, "heads must divide the channels, got heads=3, inner_channels=4"),
-        ({"mode": "gaussian", "heads": 3}, "heads must divide the channels, got heads=3, channels=8, inner_channels=4"),
-        ({"subsample": 0}, "subsample is a stride"),
+        (
+            {"mode": "concatenation", "normalization": "double"},
+            "must be none or l1, got 'double'",
+        ),
+        (
+            {"mode": "concatenation", "scale": 2.0},
+            "learned weights in its place, got 2.0",
+        ),
+        ({"mode": "gaussian", "share_query_key": True}, "no projections of queries and keys"),
+        ({"heads": 3, "inner_channels": 4}, "heads must divide inner_channels=4, got 3: 2 does"),
+        ({"mode": "gaussian", "heads": 3}, "heads must divide channels=8, got 3"),
+        ({"subsample": 0}, "subsample must be a positive integer, got 0"),
         ({"subsample_order": "first"}, "before or after"),
         ({"projections": "outside"}, "inside or around"),
         ({"dims": 4}, "dims must be 1, 2 or 3"),

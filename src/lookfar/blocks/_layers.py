@@ -1,7 +1,7 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +78,6 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
 
 def projection(form: Form, out_channels: int, channels: int, *, zero_init: bool, **dd: Any) -> nn.Conv2d | None:
     """P of a block ``x + P(published(x))``, a 1x1 convolution that starts at zero; None where ``form="published"``."""
-    if form not in get_args(Form):
-        raise ValueError(f"form is block or published, got {form!r}")
     if form == "published":
         return None
     project = nn.Conv2d(out_channels, channels, 1, **dd)
@@ -91,8 +89,10 @@ def projected(project: nn.Module | None, x: Tensor, y: Tensor) -> Tensor:
     return match_format(y if project is None else x + project(y), x)
 
 
-def normed(norm: nn.Module, y: Tensor) -> Tensor:
+def normed(norm: nn.Module | None, y: Tensor) -> Tensor:
     """``norm(y)`` in the memory format of ``y``, with the right gradient for a batch of one, see :func:`readable`."""
+    if norm is None:
+        return y
     if _may_misread(y) and [m for m in norm.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]:
         # of one image torch's instance norm on CPU misreads a channels_last gradient, whatever its input's strides
         return match_format(norm(torch.cat([y, y]))[:1], y)

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lookfar._options import divides
-from lookfar.blocks._layers import wide
+from lookfar.blocks._layers import max_pool, normed, wide
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
@@ -33,6 +33,8 @@ class Switches:
     normalization: Any = "softmax"  # one of those that the block's op has
     share_query_key: bool = False
     projections: Projections = "inside"
+    subsample: int = 1
+    subsample_order: Literal["before", "after"] = "before"
 
     def __post_init__(self) -> None:
         if self.share_query_key and self.projections == "around":
@@ -74,6 +76,11 @@ def after_mixing(project: nn.Module | None, y: Tensor, normalization: str) -> Te
     return wide(y, weight, bias).to(weight.dtype)
 
 
+def applied(layer: nn.Module | None, x: Tensor) -> Tensor:
+    """What ``layer`` gives for x; x itself where there is none."""
+    return x if layer is None else layer(x)
+
+
 class QueryKeyValue(nn.Module):
     """Has the projections, and applies each of them once.
 
@@ -101,6 +108,7 @@ class QueryKeyValue(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.normalization = switches.heads, switches.normalization
+        self.subsample, self.subsample_order = switches.subsample, switches.subsample_order
         for_query = for_query or for_key
         makers = {"embed": None, "query": for_query, "key": for_key, "value": for_value}
         if not switches.inside:
@@ -122,11 +130,23 @@ class QueryKeyValue(nn.Module):
         """Part the heads of what a projection gives."""
         return to_tokens(t, self.heads)
 
+    @property
+    def _layers(self) -> tuple[nn.Module | None, nn.Module | None, nn.Module | None]:
+        """What makes queries, keys and values."""
+        return self.query or self.key or self.embed, self.key or self.query or self.embed, self.value or self.embed
+
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the projections give for queries, keys and values: one tensor where one serves several."""
-        layers = (self.query or self.key or self.embed, self.key or self.query or self.embed, self.value or self.embed)
-        found = {layer: x if layer is None else layer(x) for layer in dict.fromkeys(layers)}
-        return found[layers[0]], found[layers[1]], found[layers[2]]
+        """Queries ``(B, D, *S)``, keys and values ``(B, D, *S / subsample)``: one tensor where one serves several."""
+        of_queries, of_keys, of_values = self._layers
+        query = applied(of_queries, x)
+        key = query if of_keys is of_queries and self.subsample == 1 else self._pooled(of_keys, x)
+        return query, key, key if of_values is of_keys else self._pooled(of_values, x)
+
+    def _pooled(self, layer: nn.Module | None, x: Tensor) -> Tensor:
+        """What ``layer`` gives for x, maxima of blocks taken before it or after it."""
+        if self.subsample_order == "before":
+            return applied(layer, max_pool(x, self.subsample))
+        return max_pool(applied(layer, x), self.subsample)
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three with their heads parted, in the layout of the block's op."""
@@ -171,6 +191,6 @@ class PairwiseAttention(QueryKeyValue):
     def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         """What follows the weighted sums, when they are a map ``(B, h E, *S)``."""
         y = after_mixing(self.project, y, self.normalization)
-        y = y if self.norm is None else self.norm(y)
+        y = normed(self.norm, y)
         y = y if self.gamma is None else self.gamma.to(y.dtype) * y
         return x + y.to(x.dtype)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Share
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, pointwise, projected, projection, wide, zero_
-from lookfar.blocks._projections import Projections, QueryKeyValue, check_heads, value_width
+from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, applied, value_width
 from lookfar.ops._layout import to_tokens
-from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention_weights
+from lookfar.ops.attention import Normalization, attention_weights
 
 
 @block(
@@ -104,36 +104,30 @@ class AsymmetricNonlocal(QueryKeyValue):
         projections: Projections = "inside",
         bins: Sequence[int] = (1, 3, 6, 8),
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if mode not in ("pyramid", "fusion"):
-            raise ValueError(f"mode is pyramid or fusion, got {mode!r}")
-        inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
-        check_normalization(normalization, NORMALIZATIONS)
-        inside = projections == "inside"
-        values = value_width(value_channels, inner, inner, projections)
-        share = mode == "pyramid" and inside if share_query_key is None else share_query_key
-        check_heads(heads, inner_channels=inner, value_channels=values)
-        if (share or not inside) and low != channels:
-            cure = "projections='inside', share_query_key=False"
-            raise ValueError(f"one projection cannot serve maps of {channels} and {low} channels: {cure}")
-        self.heads, self.normalization, self.bins = heads, normalization, tuple(bins)
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, **dd}
-        self._add_projections(
+        inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
+        share = mode == "pyramid" and projections == "inside" if share_query_key is None else share_query_key
+        switches = Switches(heads, normalization, share, projections)
+        values = value_width(value_channels, inner, inner, switches)
+        if (share or not switches.inside) and low != channels:
+            cure = "projections='inside', share_query_key=False"
+            raise ValueError(f"low_channels: one projection cannot serve {channels} and {low} channels: {cure}")
+        super().__init__(
+            switches,
             partial(ConvNorm, low, inner, act_layer=nn.ReLU, **layers),
             partial(nn.Conv2d, low, values, 1, **dd),
             for_query=partial(ConvNorm, channels, inner, act_layer=nn.ReLU, **layers),
-            share_query_key=share,
-            projections=projections,
             kept="key",
         )
+        self.bins = tuple(bins)
         self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
         act = nn.ReLU if mode == "pyramid" else None
         self.fuse = ConvNorm(self.mix.out_channels + channels, out, act_layer=act, **layers)
@@ -147,9 +141,11 @@ class AsymmetricNonlocal(QueryKeyValue):
         return {k: v for k, v in state.items() if self.query is not None or not k.startswith("query.")}
 
     def forward(self, x: Tensor, low: Tensor | None = None) -> Tensor:
-        q, keys = self._queries_and_pooled_keys(x, x if low is None else low)
+        low = x if low is None else low
+        q, keys = self._queries_and_pooled_keys(x, low)
         weights = attention_weights(q, keys, scale=q.shape[-1] ** -0.5, normalization=self.normalization)
-        return self._finish(x, weights, keys if self.value is None else self._pooled_values(x if low is None else low))
+        values = keys if self.value is None else self._pooled_values(low)
+        return self._finish_map(x, self._mixed_columns(weights, values))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, S)`` of the queries over the pooled keys."""
@@ -166,12 +162,12 @@ class AsymmetricNonlocal(QueryKeyValue):
         """The output from the weighted sums ``(B, h, N, E)``."""
         context = mixed.transpose(2, 3).flatten(1, 2)  # (B, h E, N)
         left, _ = self._halves()
-        return self._end(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
+        return self._finish_map(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
 
     def _queries_and_pooled_keys(self, x: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        of_queries, of_keys, _ = self._projections
-        query = of_queries(x)
-        key = query if self.value is None and low is x else of_keys(low)
+        of_queries, of_keys, _ = self._layers
+        query = applied(of_queries, x)
+        key = query if self.value is None and low is x else applied(of_keys, low)
         return to_tokens(query, self.heads), self._pool(key).unflatten(1, (self.heads, -1)).transpose(2, 3)
 
     def _pooled_values(self, low: Tensor) -> Tensor:
@@ -184,18 +180,19 @@ class AsymmetricNonlocal(QueryKeyValue):
         """``(B, C, H, W) -> (B, C, S)``."""
         return torch.cat([adaptive_average(x, b).flatten(2) for b in self.bins], 2)
 
-    def _finish(self, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    def _mixed_columns(self, weights: Tensor, values: Tensor) -> Tensor:
+        """The fusing convolution's part for the context, ``(B, O, N)``."""
         left, _ = self._halves()
-        with without_autocast(x):
+        with without_autocast(values):
             # each head's values pass its part of the convolutions: S vectors instead of N
             mix = self.mix.weight.flatten(1).to(values.dtype).unflatten(1, (self.heads, -1))  # (O, h, E)
             columns = torch.einsum("bhse,ohe->bhso", values, mix) @ left.flatten(1).to(values.dtype).T
             context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2).to(weights.dtype)  # (B, N, O)
             if self.mix.bias is not None:
                 context = context + left.flatten(1).to(values.dtype) @ self.mix.bias.to(values.dtype)
-        return self._end(x, context.transpose(1, 2))
+        return context.transpose(1, 2)
 
-    def _end(self, x: Tensor, context: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, context: Tensor) -> Tensor:
         """From the fusing convolution's part for the context, ``(B, O, N)``, to the output."""
         _, right = self._halves()
         own = wide(x, right, self.fuse.conv.bias)

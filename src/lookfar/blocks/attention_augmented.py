@@ -4,19 +4,18 @@ Traps: the scale is applied to the queries, so to the relative logits as well; t
 the tables of relative positions belong to one map size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Natural, Odd, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import Projections, after_mixing, check_heads, check_projections
+from lookfar.blocks._projections import Projections, Switches, after_mixing
 from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops._normalization import ROW_NORMALIZATIONS, check_normalization
 from lookfar.ops._precision import widened
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.relative_attention import WHY_NOT_DOUBLE, relative_attention, relative_attention_weights
 
 
@@ -55,7 +54,8 @@ class AttentionAugmented(nn.Module):
             None.
         value_channels: Width E of the values, all heads together; a tenth of the output, at least 1 a head, when None.
             0 leaves the convolution alone, O the attention alone.
-        heads: Groups of channels that attend by themselves.
+        heads: Groups of channels that attend by themselves; None is the published 8, or one a channel where there are
+            fewer.
         normalization: Of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and without
             ``relative`` also ``double``.
         share_query_key: One projection for queries and keys.
@@ -76,54 +76,47 @@ class AttentionAugmented(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
-        kernel_size: int = 3,
+        kernel_size: Odd = 3,
         stride: int = 1,
         key_channels: int | None = None,
-        value_channels: int | None = None,
-        heads: int = 8,
+        value_channels: Natural | None = None,
+        heads: int | None = None,
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         relative: bool = True,
-        size: int | Sequence[int] = 14,
+        size: int | tuple[int, int] = 14,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
-        check_heads(heads)
+        heads = min(8, out) if heads is None else heads
         keys = heads * max(round(0.2 * out / heads), 20) if key_channels is None else key_channels
         values = heads * max(round(0.1 * out / heads), 1) if value_channels is None else value_channels
-        H, W = (size, size) if isinstance(size, int) else size
-        if keys < 1 or values < 0:
-            raise ValueError(f"want keys and no fewer than 0 values, got key_channels={keys}, value_channels={values}")
-        check_heads(heads, key_channels=keys, value_channels=values)
+        divides("heads", heads, key_channels=keys, value_channels=values)
         if values > out:
-            raise ValueError(
-                f"value_channels are a part of out_channels, got {values} of {out}; fewer heads need fewer"
-            )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd to keep the map's size, got {kernel_size}")
-        if stride < 1 or min(H, W) < 1:
-            raise ValueError(f"stride and size are at least 1, got {stride=}, {size=}")
-        check_normalization(normalization, ROW_NORMALIZATIONS if relative else NORMALIZATIONS, WHY_NOT_DOUBLE)
-        check_projections(projections, share_query_key)
-        around = projections == "around"
-        self.split = (keys,) if around else (keys, values) if share_query_key else (keys, keys, values)
-        self.heads = heads
-        self.normalization: Any = normalization
-        self.stride = stride
+            raise ValueError(f"value_channels are a part of {out} out_channels, got {values}; fewer heads need fewer")
+        if relative and normalization == "double":
+            raise ValueError(f"normalization='double' has no form with relative=True: {WHY_NOT_DOUBLE}")
+        inside = Switches(heads, normalization, share_query_key, projections).inside
+        self.split = (keys,) if not inside else (keys, values) if share_query_key else (keys, keys, values)
+        self.heads, self.normalization, self.stride = heads, normalization, stride
         self.conv = self.qkv = self.attn_out = self.key_rel_w = self.key_rel_h = None
         self.attends = "weights" if values else "none"
         if values < out:
-            padding = kernel_size // 2
-            self.conv = nn.Conv2d(channels, out - values, kernel_size, stride, padding, **dd)
+            self.conv = nn.Conv2d(channels, out - values, kernel_size, stride, kernel_size // 2, **dd)
         if values:
-            self.qkv = nn.Conv2d(channels, sum(self.split), 1, **dd)
-            self.attn_out = nn.Conv2d(self.split[-1], values, 1, **dd)
-        if values and relative:
-            d = keys // heads
+            self._add_attention(channels, values, size if relative else None, **dd)
+
+    def _add_attention(self, channels: int, values: int, size: int | tuple[int, int] | None, **dd: Any) -> None:
+        """One layer for queries, keys and values, one behind them, embeddings of the distances on a map of ``size``."""
+        self.qkv = nn.Conv2d(channels, sum(self.split), 1, **dd)
+        self.attn_out = nn.Conv2d(self.split[-1], values, 1, **dd)
+        if size is not None:
+            H, W = (size, size) if isinstance(size, int) else size
+            d = self.split[0] // self.heads
             self.key_rel_w = nn.Parameter(torch.randn(2 * W - 1, d, **dd).mul_(d**-0.5))
             self.key_rel_h = nn.Parameter(torch.randn(2 * H - 1, d, **dd).mul_(d**-0.5))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened
@@ -58,7 +59,7 @@ class Carafe(nn.Module):
         channels: int,
         *,
         scale_factor: int = 2,
-        kernel_size: int = 5,
+        kernel_size: Odd = 5,
         groups: int = 1,
         encoder_kernel: int = 3,
         encoder_dilation: int = 1,
@@ -68,17 +69,10 @@ class Carafe(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
-        if encoder_kernel < 1 or (encoder_kernel - 1) * encoder_dilation % 2:
+        if (encoder_kernel - 1) * encoder_dilation % 2:
             raise ValueError(f"encoder_kernel must be odd to keep the map's size, got {encoder_kernel}")
-        if groups < 1 or channels % groups:
-            raise ValueError(f"groups must divide channels, got {groups=}, {channels=}")
-        if scale_factor < 1:
-            raise ValueError(f"scale_factor is a whole number, at least 1; got {scale_factor}")
-        self.scale_factor = scale_factor
-        self.kernel_size = kernel_size
-        self.groups = groups
+        divides("groups", groups, channels=channels)
+        self.scale_factor, self.kernel_size, self.groups = scale_factor, kernel_size, groups
         self.compressor = nn.Conv2d(channels, compressed_channels, 1, **dd)
         self.encoder = nn.Conv2d(
             compressed_channels,

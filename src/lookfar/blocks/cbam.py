@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Odd
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, normed
 from lookfar.ops._precision import widened
@@ -81,19 +82,13 @@ class CBAM(nn.Module):
         pooling: Pooling | Sequence[Pooling] = ("avg", "max"),
         spatial_gate: bool = True,
         order: Literal["channel", "spatial", "parallel"] = "channel",
-        kernel_size: int = 7,
+        kernel_size: Odd = 7,
         norm_layer: Norm = SLOW_BATCH_NORM,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         self.pooling: tuple[str, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        if not self.pooling or any(p not in _POOLS for p in self.pooling):
-            raise ValueError(f"pooling is one or several of {', '.join(_POOLS)}; got {pooling!r}")
-        if order not in ("channel", "spatial", "parallel"):
-            raise ValueError(f"order is channel, spatial or parallel, got {order!r}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, **dd)

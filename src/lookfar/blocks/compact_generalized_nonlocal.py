@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
@@ -51,7 +52,8 @@ class CompactGeneralizedNonlocal(nn.Module):
     Args:
         channels: Channels C of input and output; ``groups`` must divide it.
         inner_channels: Channels of t, p and g; half of ``channels`` by default.
-        groups: Groups of channels that are related among themselves.
+        groups: Groups of channels that are related among themselves; None is the published 8, or the largest divisor
+            below it.
         mode: The kernel between entries: ``dot_product`` or ``gaussian`` (by its Taylor series).
         order: Of the Taylor series; the authors' networks use 3.
         gamma: Of the Gaussian.
@@ -70,10 +72,10 @@ class CompactGeneralizedNonlocal(nn.Module):
         channels: int,
         *,
         inner_channels: int | None = None,
-        groups: int = 8,
+        groups: int | None = None,
         mode: Literal["dot_product", "gaussian"] = "dot_product",
-        order: int = 3,
-        gamma: float = 1e-4,
+        order: Steps = 3,
+        gamma: Positive = 1e-4,
         decay: bool = False,
         share_query_key: bool = False,
         scale: bool = False,
@@ -84,13 +86,11 @@ class CompactGeneralizedNonlocal(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = inner_channels or channels // 2
-        if channels % groups or inner % groups or not inner:
-            raise ValueError(f"groups must divide channels and inner channels, got {groups=}, {channels=} and {inner=}")
-        if mode not in ("dot_product", "gaussian"):
-            raise ValueError(f"mode is dot_product or gaussian, got {mode!r}")
+        inner = inner_channels or max(channels // 2, 1)
+        groups = largest_divisor(8, channels, inner) if groups is None else groups
+        divides("groups", groups, channels=channels, inner_channels=inner)
         if decay and mode != "gaussian":
-            raise ValueError(f'decay is of mode="gaussian", got {mode=}')
+            raise ValueError(f"decay must be False in {mode=}, it belongs to mode='gaussian'; got {decay!r}")
         self.groups, self.mode, self.order, self.gamma, self.scale = groups, mode, order, gamma, scale
         self.decay = decay
         self.query = nn.Conv2d(channels, inner, 1, bias=False, **dd)

@@ -4,15 +4,16 @@ Traps: the own position counts once; similarities are not divided by sqrt(D); th
 """
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Refused, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads, reduced
-from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops._normalization import RowNormalization, check_normalization
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
+from lookfar.ops._layout import to_tokens
+from lookfar.ops._normalization import RowNormalization
 from lookfar.ops.criss_cross import WHY_NOT_DOUBLE, criss_cross, criss_cross_weights
 
 
@@ -41,7 +42,7 @@ from lookfar.ops.criss_cross import WHY_NOT_DOUBLE, criss_cross, criss_cross_wei
         r"gamma\.scale": "gamma",
     },
 )
-class CrissCross(QueryKeyValue):
+class CrissCross(PairwiseAttention):
     """Adds to every position a learned share of what its row and column hold, weighted by similarity; R times.
 
     x <- x + gamma sum_{j in cross(i)} softmax_j(q_i . k_j) v_j, with the same parameters in each of the R steps.
@@ -70,30 +71,24 @@ class CrissCross(QueryKeyValue):
         channels: int,
         *,
         reduction: int = 8,
-        recurrence: int = 2,
+        recurrence: Steps = 2,
         heads: int = 1,
-        normalization: RowNormalization = "softmax",
+        normalization: Annotated[RowNormalization, Refused("double", WHY_NOT_DOUBLE)] = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        if recurrence < 1:
-            raise ValueError(f"recurrence counts the applications and is at least 1, got {recurrence}")
-        check_heads(heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = reduced(channels, reduction, heads)
-        self.recurrence, self.heads = recurrence, heads
-        self.normalization = normalization
-        check_normalization(normalization, why=WHY_NOT_DOUBLE)
-        self._add_projections(
+        divides("heads", heads, channels=channels)
+        super().__init__(
+            Switches(heads, normalization, share_query_key, projections),
             partial(nn.Conv2d, channels, inner, 1, **dd),
             partial(nn.Conv2d, channels, channels, 1, **dd),
-            share_query_key=share_query_key,
-            projections=projections,
         )
+        self.recurrence = recurrence
         self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
@@ -104,27 +99,23 @@ class CrissCross(QueryKeyValue):
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the last recurrence for flat query positions ``(Q,)``: zero off the cross."""
-        q, k = self._queries_and_keys(self._last_input(x))
+        q, k, _ = self._queries_keys_values(self._last_input(x))
         return criss_cross_weights(q, k, queries, normalization=self.normalization)
 
     def values(self, x: Tensor) -> Tensor:
         """What the last recurrence mixes, ``(B, h, N, E)``."""
-        return self._values(self._last_input(x)).flatten(2, 3)
+        return self._queries_keys_values(self._last_input(x))[2].flatten(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, E)`` of the last recurrence."""
-        return self._add(self._last_input(x), mixed)
+        return super().finish(self._last_input(x), mixed)
 
     def _split(self, t: Tensor) -> Tensor:
         return to_tokens(t, self.heads).unflatten(2, t.shape[2:])  # (B, h, H, W, D)
 
     def _step(self, x: Tensor) -> Tensor:
         y = criss_cross(*self._queries_keys_values(x), normalization=self.normalization)
-        return self._add(x, y.flatten(2, 3))
-
-    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
-        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
-        return x + (self.gamma.to(y.dtype) * y).to(x.dtype)
+        return super().finish(x, y.flatten(2, 3))
 
     def _last_input(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence - 1):

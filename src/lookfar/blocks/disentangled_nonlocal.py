@@ -6,22 +6,25 @@ sqrt(D) and 0.05, narrow values, an output convolution that both terms share, no
 """
 
 import math
-from typing import Any, Literal, cast, get_args
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import NotNegative, Positive, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_
 from lookfar.blocks._projections import (
     Projections,
+    QueryKeyValue,
+    Switches,
     after_mixing,
-    check_heads,
-    check_projections,
+    applied,
     reduced,
     value_width,
 )
-from lookfar.blocks.non_local import Mode, normalization_of
+from lookfar.blocks.non_local import Mode, normalization_of, pair_vectors, scale_of
 from lookfar.ops._layout import split_heads, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import Normalization, attention, attention_weights
@@ -77,7 +80,7 @@ _AXES = {"channel": (-2,), "layer": (-2, -1), "batch": (0, -2, -1), "position": 
         "key_bn_affine": "key_norm_affine",
     },
 )
-class DisentangledNonLocal(nn.Module):
+class DisentangledNonLocal(QueryKeyValue):
     """Adds to every position a pairwise and a unary attention over all positions, each with its own softmax.
 
     y_i = x_i + gamma sum_j softmax_j((q_i - mean q) . (k_j - mean k)) v_j + sum_j softmax_j(w . x_j) v_j
@@ -129,10 +132,10 @@ class DisentangledNonLocal(nn.Module):
         combine: Literal["add", "multiply"] = "add",
         unary: Literal["mask", "key", "both"] = "mask",
         whiten: Whitening | tuple[Whitening, ...] | None = "channel",
-        eps: float = 1e-5,
+        eps: NotNegative = 1e-5,
         mode: Mode = "embedded_gaussian",
         scale: bool | float | None = None,
-        temperature: float | None = None,
+        temperature: Positive | None = None,
         heads: int = 1,
         normalization: Normalization | None = None,
         share_query_key: bool = False,
@@ -144,50 +147,64 @@ class DisentangledNonLocal(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner, mmseg = inner_channels or reduced(channels, reduction, heads), variant == "mmseg"
         steps = (whiten,) if isinstance(whiten, str) else tuple(whiten or ())
-        self.normalization: Normalization = normalization_of(mode, normalization)
-        _check(terms, combine, unary, steps, mode, share_query_key, variant, self.normalization)
-        check_projections(projections, share_query_key)
-        inner = inner_channels or reduced(channels, reduction, heads)
-        mmseg, inside = variant == "mmseg", projections == "inside"
-        self.terms, self.combine, self.mode, self.eps, self.heads = terms, combine, mode, eps, heads
-        self.whiten: tuple[str, ...] = () if terms == "joint" else steps
-        self.unary = unary if terms in ("both", "unary") else None
-        self.subsample = subsample
-        scale = mmseg if scale is None else scale
-        temperature = (0.05 if mmseg else 1.0) if temperature is None else temperature
-        self.scale = (
-            (inner // heads) ** -0.5 if scale is True else 1.0 if scale is False else float(scale)
-        ) / temperature
+        switches = Switches(heads, normalization_of(mode, normalization), share_query_key, projections, subsample)
+        _check(terms, combine, unary, steps, mode, switches)
+        self._add_projections(channels, inner, inner if mmseg else value_channels, terms, unary, mode, switches, **dd)
+        self.terms, self.combine, self.mode, self.eps = terms, combine, mode, eps
+        self.scale = scale_of(mmseg if scale is None else scale, inner // heads)
+        self.scale /= temperature or (0.05 if mmseg else 1.0)
+        self._add_whitening(inner, () if terms == "joint" else steps, **dd)
+        self._add_output(channels, norm_layer, mmseg, zero_init, **dd)
+
+    def _add_projections(
+        self,
+        channels: int,
+        inner: int,
+        value_channels: int | None,
+        terms: str,
+        unary: Literal["mask", "key", "both"],
+        mode: Mode,
+        switches: Switches,
+        **dd: Any,
+    ) -> None:
+        """Of queries and keys where a term asks for them, of values, and of the mask."""
+        related, heads = terms != "unary" or unary != "mask", switches.heads
+        keys = channels if mode == "gaussian" and switches.inside else inner
+        if related:
+            divides("heads", heads, inner_channels=keys)
+        values = value_width(value_channels, channels, heads if not related else inner, switches)
+        self.narrow = not switches.inside or value_channels is not None
 
         def projection(width: int, bias: bool = True) -> nn.Conv2d:
             return normal_(nn.Conv2d(channels, width, 1, bias=bias, **dd))
 
-        related = terms != "unary" or unary != "mask"  # somebody needs queries and keys
         embedded = related and mode != "gaussian"
-        values = value_width(inner if mmseg else value_channels, channels, inner, projections)
-        narrow = mmseg or not inside or value_channels is not None
-        keys = channels if mode == "gaussian" and inside else inner
-        check_heads(heads, value_channels=values, **({"inner_channels": keys} if related else {}))
-        self.embed = None if inside else projection(inner)
-        self.query = projection(inner) if embedded and inside else None
-        self.key = projection(inner) if embedded and inside and not share_query_key else None
-        self.pair = nn.Parameter(torch.empty(heads, 2 * inner // heads, **dd)) if mode == "concatenation" else None
+        super().__init__(
+            switches, partial(projection, inner) if embedded else None, partial(projection, values, self.narrow)
+        )
+        self.value_channels = values
+        self.unary = unary if terms in ("both", "unary") else None
+        self.mask = projection(heads) if self.unary in ("mask", "both") else None
+        self.pair = pair_vectors(heads, inner, **dd) if mode == "concatenation" else None
+
+    def _add_whitening(self, inner: int, steps: tuple[str, ...], **dd: Any) -> None:
+        self.whiten = steps
+        related = self.terms != "unary" or self.unary != "mask"
         for step in ("norm", "norm_affine"):
             for side in ("query", "key"):
-                wanted = step in self.whiten and related
+                wanted = step in steps and related
                 norm = nn.BatchNorm1d(inner, affine=step == "norm_affine", **dd) if wanted else None
                 self.add_module(f"{side}_{step}", norm)
-        self.mask = projection(heads) if self.unary in ("mask", "both") else None
-        self.value = projection(values, bias=narrow) if inside else None
+
+    def _add_output(self, channels: int, norm_layer: Norm | None, mmseg: bool, zero_init: bool, **dd: Any) -> None:
         self.norm = norm_layer(channels, **dd) if norm_layer else None
-        project_bias = mmseg and self.norm is None
-        self.project = normal_(nn.Conv2d(values, channels, 1, bias=project_bias, **dd)) if narrow else None
-        self.gamma = None if mmseg or terms == "unary" else nn.Parameter(torch.full((1,), float(zero_init), **dd))
-        if self.pair is not None:
-            nn.init.uniform_(self.pair, -((2 * inner / heads) ** -0.5), (2 * inner / heads) ** -0.5)
+        bias = mmseg and self.norm is None
+        self.project = normal_(nn.Conv2d(self.value_channels, channels, 1, bias=bias, **dd)) if self.narrow else None
+        plain = mmseg or self.terms == "unary"
+        self.gamma = None if plain else nn.Parameter(torch.full((1,), float(zero_init), **dd))
         if zero_init:
             norm = self.norm if getattr(self.norm, "weight", None) is not None else None
             zero_(cast(nn.Module, norm or self.project or self.value))
@@ -231,29 +248,27 @@ class DisentangledNonLocal(nn.Module):
         return {k: v for k, v in state.items() if k != "gamma" or self.gamma is not None}
 
     def forward(self, x: Tensor) -> Tensor:
-        source = max_pool(x, self.subsample)
         if self.terms == "unary" and self.unary == "mask":  # pool first: the rest acts on one vector
             assert self.mask is not None
+            source = max_pool(x, self.subsample)
             tokens = source.flatten(2).transpose(1, 2).unsqueeze(1)
             pooled = unary_attention(self.mask(source).flatten(2), tokens)  # (B, h, 1, C)
-            found = to_tokens(self._of_values(pooled.transpose(1, 3)), self.heads)  # every head's values of every mask
-            return self._add(x, None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)])
-        q, k, logits, key = self._similar(x, source)
-        v = to_tokens(key if self.value is None else self.value(source), self.heads)
+            of_values = self._layers[2]
+            found = to_tokens(applied(of_values, pooled.transpose(1, 3)), self.heads)  # every head's of every mask
+            return self._finish_terms(x, None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)])
+        q, k, v, logits = self._similar(x)
         if self.combine == "multiply" and logits:
-            return self._add(x, multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale), [])
-        pairwise = None
-        if self.terms != "unary":
-            pairwise = self._pairwise(q, k, v)
-        return self._add(x, pairwise, [unary_attention(l, v) for l in logits])
+            together = multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale)
+            return self._finish_terms(x, together, [])
+        pairwise = None if self.terms == "unary" else self._pairwise(q, k, v)
+        return self._finish_terms(x, pairwise, [unary_attention(l, v) for l in logits])
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, t h, Q, M)`` of the flat query positions ``(Q,)``, of all when None.
 
         t counts the maps that are added: each head's pairwise, then unary (the same for every query).
         """
-        source = max_pool(x, self.subsample)
-        q, k, logits, _ = self._similar(x, source)
+        q, k, _, logits = self._similar(x)
         some = q if queries is None else q[..., queries, :]
         if self.combine == "multiply" and logits:
             return multiplied_attention_weights(some, k, sum(logits[1:], logits[0]), scale=self.scale)
@@ -269,9 +284,8 @@ class DisentangledNonLocal(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, t h, M, E/h)``: the same values for each of the maps."""
-        maps = (self.terms != "unary") + len(self._unary_sources)
-        maps = 1 if self.combine == "multiply" else maps
-        v = to_tokens(self._of_values(max_pool(x, self.subsample)), self.heads)
+        maps = 1 if self.combine == "multiply" else (self.terms != "unary") + len(self._unary_sources)
+        v = to_tokens(self._maps(x)[2], self.heads)
         v = widened(v) if self.normalization == "none" else v
         return v.unsqueeze(1).expand(-1, maps, -1, -1, -1).flatten(1, 2)
 
@@ -279,30 +293,23 @@ class DisentangledNonLocal(nn.Module):
         """The block's output from its input and the weighted sums ``(B, t h, N, E/h)``."""
         parts = list(mixed.unflatten(1, (-1, self.heads)).unbind(1))
         if self.terms == "unary":
-            return self._add(x, None, parts)
-        return self._add(x, parts[0], parts[1:])
+            return self._finish_terms(x, None, parts)
+        return self._finish_terms(x, parts[0], parts[1:])
 
     @property
     def _unary_sources(self) -> tuple[str, ...]:
         return {None: (), "both": ("key", "mask")}.get(self.unary, (self.unary or "",))
 
-    @property
-    def _of_values(self) -> nn.Module:
-        return cast(nn.Module, self.value or self.embed)
-
-    def _similar(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """Whitened queries ``(B, h, N, D/h)``, keys ``(B, h, M, D/h)``, unary logits ``(B, h, M)`` and the keys' map.
+    def _similar(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Whitened queries ``(B, h, N, D/h)`` and keys ``(B, h, M, D/h)``, values, unary logits ``(B, h, M)``.
 
         There is one tensor of logits a source.
         """
-        of_queries = self.query or self.embed
-        of_keys = self.key or of_queries
-        query = x if of_queries is None else of_queries(x)
-        again = source is not x or of_keys is not of_queries
-        key = query if not again else source if of_keys is None else of_keys(source)
+        query, key, value = self._maps(x)
+        v = to_tokens(value, self.heads)
         q, k = to_tokens(query), to_tokens(key)
         if self.normalization == "none":
-            q, k = widened(q), widened(k)
+            q, k, v = widened(q), widened(k), widened(v)
         q, mean = self._whitened(q, "query")
         # what is the same for all keys drops out of a softmax: only their deviation, or a sum without softmax, needs it
         if not (self.normalization == "softmax" and set(self.whiten) <= {"channel", "layer", "batch"}):
@@ -312,7 +319,7 @@ class DisentangledNonLocal(nn.Module):
         for kind in self._unary_sources:
             if kind == "mask":
                 assert self.mask is not None
-                logits.append(self.mask(source).flatten(2))
+                logits.append(self._pooled(self.mask, x).flatten(2))
             else:
                 assert mean is not None
                 asked = (
@@ -320,7 +327,7 @@ class DisentangledNonLocal(nn.Module):
                 )  # of a layer it is one number
                 shared = (split_heads(asked, self.heads) * widened(k)).sum(-1)
                 logits.append(self.scale * shared if self.combine == "multiply" else shared)
-        return q, k, logits, key
+        return q, k, v, logits
 
     def _whitened(self, t: Tensor, side: str) -> tuple[Tensor, Tensor | None]:
         """``(B, 1, N, D)`` after all steps, and the mean that the last of them that has one took off."""
@@ -345,13 +352,12 @@ class DisentangledNonLocal(nn.Module):
         return (q * for_query).sum(-1), (k * for_key).sum(-1)
 
     def _pairwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        v = widened(v) if self.normalization == "none" else v
         if self.pair is not None:
             a, b = self._scores(q, k)
             return concatenation(a, b, v, normalization=self.normalization)  # type: ignore[arg-type]
         return attention(q, k, v, scale=self.scale, normalization=self.normalization)
 
-    def _add(self, x: Tensor, pairwise: Tensor | None, unary: list[Tensor]) -> Tensor:
+    def _finish_terms(self, x: Tensor, pairwise: Tensor | None, unary: list[Tensor]) -> Tensor:
         """x and the terms ``(B, h, N or 1, E/h)`` that are added to it."""
         if pairwise is not None and self.gamma is not None:
             pairwise = self.gamma * pairwise
@@ -359,33 +365,14 @@ class DisentangledNonLocal(nn.Module):
         t = sum(terms[1:], terms[0])
         one = t.shape[2] == 1  # one vector for all positions, or a map
         y = t.transpose(2, 3).flatten(1, 2).unsqueeze(3) if one else to_map(t, x)
-        y = after_mixing(self.project, y, self.normalization)
-        return x + (y if self.norm is None else normed(self.norm, y)).to(x.dtype)
+        return x + normed(self.norm, after_mixing(self.project, y, self.normalization)).to(x.dtype)
 
 
-def _check(
-    terms: str,
-    combine: str,
-    unary: str,
-    steps: tuple[str, ...],
-    mode: str,
-    share_query_key: bool,
-    variant: str,
-    normalization: str,
-) -> None:
-    for option, got, allowed in (
-        ("terms", terms, ("both", "pairwise", "unary", "joint")),
-        ("combine", combine, ("add", "multiply")),
-        ("unary", unary, ("mask", "key", "both")),
-        ("variant", variant, ("authors", "mmseg")),
-        *(("whiten", step, get_args(Whitening)) for step in steps),
-    ):
-        if got not in allowed:
-            raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {got!r}")
+def _check(terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, switches: Switches) -> None:
     if combine == "multiply" and "gaussian" not in mode:
-        raise ValueError(f"combine='multiply' adds logits of a softmax, which mode={mode!r} has not")
-    if combine == "multiply" and normalization != "softmax":
-        raise ValueError(f"combine='multiply' adds logits of a softmax, got {normalization=}")
+        raise ValueError(f"combine='multiply' adds logits of a softmax, which {mode=} has not")
+    if combine == "multiply" and switches.normalization != "softmax":
+        raise ValueError(f"combine='multiply' adds logits of a softmax, got normalization={switches.normalization!r}")
     if combine == "multiply" and terms != "both":
         raise ValueError(f"combine='multiply' wants terms='both', got {terms!r}")
     means = [step for step in steps if not step.startswith("norm")]
@@ -394,7 +381,7 @@ def _check(
             f"unary={unary!r} takes the mean query that whitening removes last: want one over positions, "
             f"as of whiten='channel' or 'layer'; got {steps!r}"
         )
-    if share_query_key and mode == "gaussian":
+    if switches.share_query_key and mode == "gaussian":
         raise ValueError("share_query_key: mode='gaussian' has no projections of queries and keys")
     if mode == "gaussian" and {"norm", "norm_affine"} & set(steps):
         raise ValueError("whiten='norm' normalises projected queries and keys, which mode='gaussian' has not")

@@ -6,14 +6,13 @@ Traps: the gathering maps are softmaxed over the positions, the mixtures over th
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
-from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
 
@@ -82,7 +81,7 @@ class DoubleAttention(nn.Module):
         nodes: int | None = None,
         share_query_key: bool = False,
         normalization: Normalization = "softmax",
-        dims: int = 2,
+        dims: Literal[1, 2, 3] = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         residual: bool = True,
         zero_init: bool = True,
@@ -90,7 +89,6 @@ class DoubleAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        check_normalization(normalization, get_args(Normalization))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)
@@ -128,7 +126,7 @@ class DoubleAttention(nn.Module):
             bag = pointwise(self.value, bag, bias=False)
             bag = bag + self._bias(bag)[:, None] * gathering.sum(2)[:, None]
             bag = pointwise(self.project, bag, bias=False)
-            return self._end(x, bag @ mixture)
+            return self._finish_map(x, bag @ mixture)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, 1, Q, N)`` of rank K, a mixture of the gathering maps; under softmax rows sum to one."""
@@ -143,7 +141,7 @@ class DoubleAttention(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, 1, N, D)``."""
         with without_autocast(x):
-            return self._end(x, pointwise(self.project, mixed[:, 0].transpose(1, 2), bias=False))
+            return self._finish_map(x, pointwise(self.project, mixed[:, 0].transpose(1, 2), bias=False))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gathering maps (B, K, N), normalised over N, and mixtures (B, K, N), softmax over K."""
@@ -155,7 +153,7 @@ class DoubleAttention(nn.Module):
         assert self.value.bias is not None
         return self.value.bias.to(like.dtype)
 
-    def _end(self, x: Tensor, y: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         if self.project.bias is not None:
             y = y + self.project.bias.to(y.dtype)[:, None]
         y = normed(self.norm, y.unflatten(2, x.shape[2:]).to(x.dtype))

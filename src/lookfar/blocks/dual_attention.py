@@ -11,17 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import (
-    PairwiseAttention,
-    Projections,
-    after_mixing,
-    check_heads,
-    reduced,
-)
-from lookfar.ops._layout import match_format, positions, to_map
-from lookfar.ops._normalization import check_normalization
-from lookfar.ops.attention import NORMALIZATIONS, Normalization
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
+from lookfar.ops._layout import match_format, positions
+from lookfar.ops.attention import Normalization
 from lookfar.ops.channel_attention import channel_attention
 
 
@@ -82,26 +76,16 @@ class PositionAttention(PairwiseAttention):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        check_normalization(normalization, NORMALIZATIONS)
-        check_heads(heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or reduced(channels, reduction, heads)
-        check_heads(heads, inner_channels=inner)
-        self.heads, self.normalization = heads, normalization
-        self._add_projections(
+        divides("heads", heads, channels=channels, inner_channels=inner)
+        super().__init__(
+            Switches(heads, normalization, share_query_key, projections),
             partial(nn.Conv2d, channels, inner, 1, **dd),
             partial(nn.Conv2d, channels, channels, 1, **dd),
-            share_query_key=share_query_key,
-            projections=projections,
         )
         self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, h, N, E)``."""
-        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
-        return x + (self.gamma.to(y.dtype) * y).to(x.dtype)
 
 
 @block(
@@ -156,8 +140,6 @@ class ChannelAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if similarity not in ("least", "most"):
-            raise ValueError(f"similarity is least or most, got {similarity!r}")
         self.sign, self.scale = (-1.0 if similarity == "least" else 1.0), scale
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, device=device, dtype=dtype))
 

@@ -7,12 +7,13 @@ the samples that filters are predicted from too, and with affinities leaves its 
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm
 from lookfar.ops._layout import match_format, to_map, to_tokens
@@ -127,7 +128,7 @@ class DynamicMessagePassing(nn.Module):
 
     Args:
         channels: Channels C of input and output.
-        groups: G, groups of channels with filters of their own.
+        groups: G, groups of channels with filters of their own; None is the published 4, or the largest divisor below.
         dilation: Distances of the samples, one or several; they may exceed the map.
         walks: Move the samples by predicted offsets; else they stay on the grid.
         affinity: Rescale the filters by weights over the samples that all groups share. ``published``: the fourth
@@ -152,7 +153,7 @@ class DynamicMessagePassing(nn.Module):
         self,
         channels: int,
         *,
-        groups: int = 4,
+        groups: int | None = None,
         dilation: int | Sequence[int] = (1, 4, 8, 12),
         walks: bool = True,
         affinity: Affinity = "published",
@@ -166,25 +167,15 @@ class DynamicMessagePassing(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         dilations = (dilation,) if isinstance(dilation, int) else tuple(dilation)
-        inner = channels // reduction if reduction > 0 else 0
-        rigorous = variant == "rigorous"
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant is rigorous or fast, got {variant!r}")
-        if affinity not in get_args(Affinity):
-            raise ValueError(f"affinity is published, own or none, got {affinity!r}")
-        if not dilations or min(dilations) < 1:
-            raise ValueError(f"dilation is one or several positive integers, got {dilation!r}")
-        if inner < 1:
-            raise ValueError(f"reduction is from 1 to the {channels} channels, got {reduction}")
-        if groups < 1 or inner % groups:
-            raise ValueError(f"groups must divide the {inner} channels of the graph, got {groups}")
+        inner, rigorous = max(channels // reduction, 1), variant == "rigorous"
+        groups = largest_divisor(4, inner) if groups is None else groups
+        divides("groups", groups, graph_channels=inner)
         if not rigorous and walks and affinity == "none" and groups > 1:
             raise ValueError(
                 f'variant="fast" with walks and affinity="none" has filters for groups=1 alone, got {groups}; '
                 'variant="rigorous" takes any'
             )
-        self.groups = groups
-        self.walks = walks
+        self.groups, self.walks = groups, walks
 
         def layer(before: int, after: int, bias: bool = False) -> ConvNorm:
             norm = norm_layer or _group_norm

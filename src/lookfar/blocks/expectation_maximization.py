@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, normed
-from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
@@ -100,10 +100,10 @@ class ExpectationMaximization(nn.Module):
         channels: int,
         *,
         bases: int = 64,
-        iterations: int = 3,
-        eval_iterations: int | None = None,
+        iterations: Steps = 3,
+        eval_iterations: Steps | None = None,
         heads: int = 1,
-        momentum: float = 0.1,
+        momentum: Share = 0.1,
         variant: Variant = "authors",
         gradient: Gradient = "none",
         reasoning: bool = True,
@@ -114,20 +114,10 @@ class ExpectationMaximization(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        check_heads(heads, channels=channels)
-        for what, value, known in (
-            ("variant", variant, ("authors", "mmseg")),
-            ("gradient", gradient, ("none", "last", "full")),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} is one of {', '.join(known)}; got {value!r}")
-        eval_iterations = iterations if eval_iterations is None else eval_iterations
-        if min(iterations, eval_iterations) < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}, in eval {eval_iterations}")
+        divides("heads", heads, channels=channels)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.iterations, self.eval_iterations = iterations, eval_iterations
-        self.heads = heads
-        self.momentum = momentum
+        self.iterations, self.eval_iterations = iterations, eval_iterations or iterations
+        self.heads, self.momentum = heads, momentum
         self.variant: Variant = variant
         self.gradient: Gradient = gradient
         self.reasoning = reasoning

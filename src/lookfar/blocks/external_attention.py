@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, normed
 from lookfar.ops._layout import to_map
-from lookfar.ops._normalization import check_normalization
-from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention
+from lookfar.ops.external_attention import Normalization, external_attention
 
 
 @block(
@@ -76,7 +75,6 @@ class ExternalAttention(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.normalization: Normalization = normalization
         self.final_act = final_act

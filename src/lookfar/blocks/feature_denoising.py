@@ -4,18 +4,19 @@ Traps: the value is the map itself, so the convolution is C x C; the paper state
 (here cells outside do not exist; the median repeats the border).
 """
 
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normal_, normed, zero_
-from lookfar.blocks._projections import after_mixing, check_heads, reduced
-from lookfar.ops._layout import match_format, to_map, to_tokens
+from lookfar.blocks._layers import Norm, normal_, zero_
+from lookfar.blocks._projections import PairwiseAttention, Switches, reduced
+from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened
-from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
 
 Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean", "median", "none"]
@@ -49,7 +50,7 @@ Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean
         "bn": "norm",
     },
 )
-class FeatureDenoising(nn.Module):
+class FeatureDenoising(PairwiseAttention):
     """Adds a filtered map, its channels mixed: z = x + norm(W f(x)).
 
     - ``gaussian``: f_i = sum_j softmax_j(q_i . k_j / sqrt(D)) x_j; ``dot``: 1/N sum_j (q_i . k_j) x_j
@@ -86,31 +87,27 @@ class FeatureDenoising(nn.Module):
         inner_channels: int | None = None,
         heads: int = 1,
         share_query_key: bool = False,
-        kernel_size: int = 3,
+        kernel_size: Odd = 3,
         norm_layer: Norm = nn.BatchNorm2d,
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        if filter not in get_args(Filter):
-            raise ValueError(f"filter must be one of {', '.join(get_args(Filter))}, got {filter!r}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         weighs = filter not in ("mean", "median", "none")
         embed = embed and weighs
         inner = (inner_channels or reduced(channels, 2, heads)) if embed else channels
-        check_heads(heads, channels=channels, inner_channels=inner)
+        divides("heads", heads, channels=channels, inner_channels=inner)
         if heads > 1 and not weighs:
-            raise ValueError(f"filter={filter!r} treats every channel alike or by itself: it has no heads, got {heads}")
+            raise ValueError(f"heads: {filter=} treats every channel alike or by itself and has none, got {heads}")
         if share_query_key and not embed:
             raise ValueError(f"share_query_key: {filter=}, {embed=} has no projections of queries and keys")
-        self.filter, self.heads = filter, heads
+        switches = Switches(heads, "none" if filter.endswith("dot") else "softmax", share_query_key)
+        layer = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
+        super().__init__(switches, (lambda: normal_(layer())) if embed else None, None)
+        self.filter = filter
+        self.scale = 1.0 if filter.endswith("dot") else (inner // heads) ** -0.5
         self.kernel_size = 1 if filter == "none" else kernel_size
-        self.query = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if embed else None
-        apart = embed and not share_query_key
-        self.key = normal_(nn.Conv2d(channels, inner, 1, bias=False, **dd)) if apart else None
         self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
         self.norm = norm_layer(channels, **dd)
@@ -123,51 +120,28 @@ class FeatureDenoising(nn.Module):
         """TensorFlow's kernels are (1, 1, in, out)."""
         return {k: v.permute(3, 2, 0, 1) if v.dim() == 4 and v.shape[:2] == (1, 1) else v for k, v in state.items()}
 
-    @property
-    def _dot(self) -> bool:
-        return self.filter.endswith("dot")
-
     def forward(self, x: Tensor) -> Tensor:
         if self.filter in ("mean", "none"):
             k = self.kernel_size
-            return self._finish(x, F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False))
+            return self._finish_map(x, F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False))
         if self.filter == "median":
             cells = self._cells(x)
-            return self._finish(x, cells.topk(cells.shape[0] // 2 + 1, 0).values[-1])
-        q, k, v = self._maps(x)
-        if self.filter.startswith("bilateral"):
-            y = neighborhood(
-                *(self._groups(t) for t in (q, k, v)), kernel_size=self.kernel_size, scale=self._scale(q),
-                normalization=self._normalization,
-            )  # fmt: skip
-            return self._finish(x, y.flatten(1, 2))
-        tokens = (to_tokens(t, self.heads) for t in (q, k, v))
-        return self.finish(x, attention(*tokens, scale=self._scale(q), normalization=self._normalization))
+            return self._finish_map(x, cells.topk(cells.shape[0] // 2 + 1, 0).values[-1])
+        if not self.filter.startswith("bilateral"):
+            return super().forward(x)
+        q, k, v = (t.unflatten(1, (self.heads, -1)) for t in self._maps(x))
+        return self._finish_map(x, neighborhood(q, k, v, **self._window()).flatten(1, 2))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
-        q, k, _ = self._maps(x)
         if self.filter in ("gaussian", "dot"):
-            scale = self._scale(q)
-            q, k = to_tokens(q, self.heads), to_tokens(k, self.heads)
-            q = q if queries is None else q[..., queries, :]
-            return attention_weights(q, k, scale=scale, normalization=self._normalization)
+            return super().attention(x, queries)
+        q, k, _ = self._maps(x)
         if self.filter in ("mean", "none"):
             q = k = torch.zeros_like(x[:, :1])
-        k_size = self.kernel_size
-        weights = neighborhood_weights(
-            self._groups(q), self._groups(k), scale=self._scale(q), normalization=self._normalization,
-            kernel_size=k_size,
-        )  # fmt: skip
-        return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, kernel_size=k_size)
-
-    def values(self, x: Tensor) -> Tensor:
-        """What is mixed, ``(B, h, N, C/h)``: the map itself."""
-        return to_tokens(widened(x) if self._dot else x, self.heads)
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the weighted sums ``(B, h, N, C/h)``."""
-        return self._finish(x, to_map(mixed, x))
+        q, k = (t.unflatten(1, (self.heads, -1)) for t in (q, k))
+        weights = neighborhood_weights(q, k, **self._window())
+        return neighborhood_rows(weights, (x.shape[2], x.shape[3]), queries=queries, kernel_size=self.kernel_size)
 
     def maps(self, x: Tensor) -> Tensor:
         """The share of channels whose median stands in each cell of the window, ``(B, k^2, N)``."""
@@ -175,22 +149,13 @@ class FeatureDenoising(nn.Module):
         chosen = cells.topk(cells.shape[0] // 2 + 1, 0).indices[-1]
         return F.one_hot(chosen, cells.shape[0]).to(x.dtype).mean(1).flatten(1, 2).transpose(1, 2)
 
-    @property
-    def _normalization(self) -> Any:
-        found: Normalization = "none" if self._dot else "softmax"
-        return found
-
-    def _scale(self, q: Tensor) -> float:
-        return 1.0 if self._dot else (q.shape[1] // self.heads) ** -0.5
-
-    def _groups(self, t: Tensor) -> Tensor:
-        return t.unflatten(1, (self.heads, -1))  # (B, h, C/h, H, W)
+    def _window(self) -> dict[str, Any]:
+        return {"kernel_size": self.kernel_size, "scale": self.scale, "normalization": self.normalization}
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = x if self.query is None else self.query(x)
-        k = q if self.key is None else self.key(x)
         # products are not averages: in half precision they may only become small enough after the convolution
-        return (widened(q), widened(k), widened(x)) if self._dot else (q, k, x)
+        query, key, value = super()._maps(x)
+        return (widened(query), widened(key), widened(value)) if self.normalization == "none" else (query, key, value)
 
     def _cells(self, x: Tensor) -> Tensor:
         """The window's cells as shifted maps, ``(k^2, B, C, H, W)``, the border repeated."""
@@ -198,6 +163,6 @@ class FeatureDenoising(nn.Module):
         padded = F.pad(x, (k // 2,) * 4, mode="replicate")
         return torch.stack([padded[:, :, i : i + H, j : j + W] for i in range(k) for j in range(k)])
 
-    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
-        y = after_mixing(self.project, y if self._dot else y.to(x.dtype), self._normalization)
-        return match_format(x + normed(self.norm, y), x)
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
+        y = y if self.normalization == "none" else y.to(x.dtype)
+        return match_format(super()._finish_map(x, y), x)

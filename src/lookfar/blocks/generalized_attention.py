@@ -4,6 +4,7 @@ Traps: energies are not divided by sqrt(d); coordinates need float32; sub-sampli
 code of mmcv is wrong for query content and position without the position-only term; the blocks here are right there.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lookfar._options import Natural
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import zero_
-from lookfar.blocks._projections import Projections, check_projections
+from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -48,7 +50,7 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_w
         "proj_conv": "project",
     },
 )
-class GeneralizedAttention(nn.Module):
+class GeneralizedAttention(QueryKeyValue):
     """Attention whose energy is the sum of up to four terms, of contents and of relative positions.
 
     y_i = x_i + gamma W sum_j softmax_j(q_i . k_j + q_i . p_ij + u . k_j + r . p_ij) v_j, p_ij a learned function of
@@ -57,7 +59,8 @@ class GeneralizedAttention(nn.Module):
     Args:
         channels: Channels C of input and output.
         terms: Which of the four are on, in this order, as in ``"0011"``.
-        heads: h; each has ``channels // heads`` channels.
+        heads: h, of ``channels // heads`` channels each; None is the published 8, or one a channel where there are
+            fewer.
         q_stride: Queries at every such position; the result is resized.
         kv_stride: Keys and values at every such position.
         share_query_key: One projection for queries and keys, where the terms have both.
@@ -79,62 +82,55 @@ class GeneralizedAttention(nn.Module):
         channels: int,
         *,
         terms: str = "1111",
-        heads: int = 8,
+        heads: int | None = None,
         q_stride: int = 1,
         kv_stride: int = 2,
         share_query_key: bool = False,
         projections: Projections = "inside",
         position_channels: int | None = None,
         position_magnitude: float = 1.0,
-        spatial_range: int | None = None,
+        spatial_range: Natural | None = None,
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        terms = str(terms)
-        if len(terms) != 4 or set(terms) - set("01") or "1" not in terms:
-            raise ValueError(f'terms are four bits, at least one of them 1, as in "0011"; got {terms!r}')
-        if not 1 <= heads <= channels:
-            raise ValueError(f"heads must be between 1 and {channels=}, got {heads}")
-        width = position_channels or max(channels // 4 * 4, 4)
-        if width % 4:
-            raise ValueError(f"position_channels is a multiple of 4, got {position_channels}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = heads * (channels // heads)
-        pair, query_position, key, position = (bit == "1" for bit in terms)
-        self.heads, self.q_stride, self.kv_stride, self.spatial_range = heads, q_stride, kv_stride, spatial_range
-        self.position_channels, self.position_magnitude = width, position_magnitude
-        self.pair, self.query_position = pair, query_position
-        self.asks, self.answers = pair or query_position, pair or key  # contents of queries, of keys
-        check_projections(projections, share_query_key)
-        if share_query_key and not (self.asks and self.answers):
+        heads = min(8, channels) if heads is None else heads
+        inner = reduced(channels, 1, heads)
+        pair, query_position, key, position = (bit == "1" for bit in _checked(terms))
+        asks, answers = pair or query_position, pair or key  # contents of queries, of keys
+        if share_query_key and not (asks and answers):
             raise ValueError(f"share_query_key: {terms=} has not the contents of both queries and keys")
-        inside = projections == "inside"
-
-        def conv() -> nn.Conv2d:
-            return nn.Conv2d(channels, inner, 1, bias=False, **dd)
-
-        def vector() -> nn.Parameter:
-            bound = (2 * (channels // heads)) ** -0.5
-            return nn.Parameter(nn.init.uniform_(torch.empty(inner, **dd), -bound, bound))
-
-        self.embed = None if inside else conv()
-        self.query = conv() if self.asks and inside else None
-        self.key = conv() if self.answers and inside and not share_query_key else None
-        self.value = conv() if inside else None
-        placed = query_position or position
-        self.columns = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
-        self.rows = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
-        self.key_vector = vector() if key else None
-        self.position_vector = vector() if position else None
+        conv = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
+        super().__init__(Switches(heads, "softmax", share_query_key, projections), conv, conv)
+        self.query, self.key = self.query if asks else None, self.key if answers else None
+        self.pair, self.query_position, self.asks, self.answers = pair, query_position, asks, answers
+        self.q_stride, self.kv_stride, self.spatial_range = q_stride, kv_stride, spatial_range
+        width = position_channels or max(channels // 4 * 4, 4)
+        self._add_vectors(inner, width, position_magnitude, key, position, **dd)
         self.project = zero_(nn.Conv2d(inner, channels, 1, **dd))
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
         for layer in (self.embed, self.query, self.key, self.value, self.columns, self.rows, self.project):
             if layer is not None:
-                nn.init.kaiming_uniform_(layer.weight, a=1)
+                nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
         if q_stride > 1:
             self.attends = "maps"
+
+    def _add_vectors(self, inner: int, width: int, magnitude: float, key: bool, position: bool, **dd: Any) -> None:
+        """What positions are compared by, and what is asked of all keys and of all positions alike."""
+        if width % 4:
+            raise ValueError(f"position_channels must be a multiple of 4, got {width}")
+
+        def vector() -> nn.Parameter:
+            bound = (2 * (inner // self.heads)) ** -0.5
+            return nn.Parameter(nn.init.uniform_(torch.empty(inner, **dd), -bound, bound))
+
+        self.position_channels, self.position_magnitude = width, magnitude
+        placed = self.query_position or position
+        self.columns = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
+        self.rows = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
+        self.key_vector = vector() if key else None
+        self.position_vector = vector() if position else None
         if placed:
             self.position_dependent = "two of its terms are learned functions of signed distances"
 
@@ -194,8 +190,8 @@ class GeneralizedAttention(nn.Module):
         )
         return q, r, k, v
 
-    def _projected(self, conv: nn.Conv2d | None, x: Tensor) -> Tensor:
-        assert conv is not None
+    def _projected(self, conv: nn.Module | None, x: Tensor) -> Tensor:
+        assert isinstance(conv, nn.Conv2d)
         return to_tokens(F.conv2d(widened(x), widened(conv.weight)), self.heads)
 
     def _mixed(self, x: Tensor) -> Tensor:
@@ -263,3 +259,9 @@ class GeneralizedAttention(nn.Module):
         angles = self.position_magnitude * distance[:, None] / slow
         found = F.linear(torch.cat([angles.sin(), angles.cos()], 1), widened(layer.weight)) / 2**0.5
         return found.unflatten(1, (self.heads, -1))
+
+
+def _checked(terms: str) -> str:
+    if len(terms) != 4 or set(terms) - set("01") or "1" not in terms:
+        raise ValueError(f'terms must be four bits, at least one of them 1, as in "0011", got {terms!r}')
+    return terms

@@ -88,10 +88,6 @@ class GlobalContext(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if pooling not in ("att", "avg"):
-            raise ValueError(f"pooling must be att or avg, got {pooling!r}")
-        if fusion not in ("add", "mul", "both"):
-            raise ValueError(f"fusion must be add, mul or both, got {fusion!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // reduction, 2)
 
@@ -217,4 +213,4 @@ class SimplifiedNonLocal(nn.Module):
         if self.project is not None:
             y = self.project(y)
         y = _spread(y, x)
-        return x + (y if self.norm is None else normed(self.norm, y))
+        return x + (normed(self.norm, y))

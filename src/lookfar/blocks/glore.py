@@ -5,7 +5,7 @@ Traps: the projections are signed, there is no softmax; the graph mixes nodes fi
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ class GloRe(nn.Module):
         inner_channels: int | None = None,
         normalize: bool = False,
         reasoning: bool = True,
-        dims: int = 2,
+        dims: Literal[1, 2, 3] = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         zero_init: bool = True,
         device=None,

@@ -5,15 +5,16 @@ published gradient differentiates the last update alone; mmsegmentation's goes t
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import NotNegative, Positive, Share, Steps, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, normed, zero_
-from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -53,11 +54,7 @@ class Ham(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        check_heads(heads, inner_channels=channels)
-        if gradient not in ("one_step", "full"):
-            raise ValueError(f"gradient is one_step or full, got {gradient!r}")
-        if random_bases not in ("train", "always", "never"):
-            raise ValueError(f"random_bases is train, always or never, got {random_bases!r}")
+        divides("heads", heads, inner_channels=channels)
         self.rank, self.heads, self.spatial = bases, heads, spatial
         self.method: Method = method
         self.iterations, self.eval_iterations = iterations, eval_iterations
@@ -228,13 +225,13 @@ class Hamburger(nn.Module):
         dual: bool = True,
         spatial: bool = True,
         squeeze: int = 1,
-        iterations: int = 6,
-        eval_iterations: int = 7,
-        inverse_temperature: float = 100.0,
-        ridge: float = 0.1,
+        iterations: Steps = 6,
+        eval_iterations: Steps = 7,
+        inverse_temperature: Positive = 100.0,
+        ridge: NotNegative = 0.1,
         gradient: Literal["one_step", "full"] = "one_step",
         random_bases: Literal["train", "always", "never"] = "train",
-        momentum: float = 0.9,
+        momentum: Share = 0.9,
         reasoning: bool = True,
         norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
         final_act: bool = False,
@@ -244,33 +241,48 @@ class Hamburger(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if variant not in ("v1", "v2", "v2plus"):
-            raise ValueError(f"variant is v1, v2 or v2plus, got {variant!r}")
-        inner = inner_channels or channels
-        parts = 2 if variant == "v2plus" and dual else 1
-        if not spatial and parts == 2:
-            raise ValueError("spatial=False is of a single factorisation: dual=False, or another variant")
+        ham = partial(
+            Ham, bases=bases, heads=heads, method=method, iterations=iterations, eval_iterations=eval_iterations,
+            inverse_temperature=inverse_temperature, ridge=ridge, gradient=gradient, random_bases=random_bases,
+            momentum=momentum, **dd,
+        )  # fmt: skip
         self.reasoning, self.final_act, self.rectify = reasoning, final_act, method == "nmf"
         # soft quantisation takes the length of x for a constant, as published, even in the full gradient
         self.exact_gradient = not reasoning or (gradient == "full" and method != "vq")
+        self._add_hams(channels, inner_channels or channels, variant == "v2plus" and dual, spatial, ham, **dd)
+        self._add_output(channels, squeeze, variant, norm_layer, zero_init, **dd)
+
+    def _add_hams(
+        self, channels: int, inner: int, dual: bool, spatial: bool, ham: Callable[..., Ham], **dd: Any
+    ) -> None:
+        """What is factorised, and the one or two factorisations."""
+        if dual and not spatial:
+            raise ValueError("spatial=False is of a single factorisation: dual=False, or another variant")
+        parts = 2 if dual else 1
+        self.inner_channels = inner
         self.value = nn.Conv2d(channels, parts * inner, 1, **dd)
-        self.hams = nn.ModuleList(
-            Ham(
-                inner, bases=bases, heads=heads, method=method, iterations=iterations, eval_iterations=eval_iterations,
-                inverse_temperature=inverse_temperature, ridge=ridge, gradient=gradient, random_bases=random_bases,
-                momentum=momentum, spatial=spatial and n == 0, **dd,
-            )
-            for n in range(parts)
-        )  # fmt: skip
-        width = inner // squeeze if variant == "v2plus" else inner
-        self.mix = None
+        self.hams = nn.ModuleList(ham(inner, spatial=spatial and n == 0) for n in range(parts))
+
+    def _add_output(
+        self,
+        channels: int,
+        squeeze: int,
+        variant: str,
+        norm_layer: Callable[..., nn.Module] | None,
+        zero_init: bool,
+        **dd: Any,
+    ) -> None:
+        """What leads the factorised maps back: in v1 a convolution and a norm, later two convolutions."""
+        width = self.inner_channels
+        divides("squeeze", squeeze, inner_channels=width)
+        width = width // squeeze if variant == "v2plus" else width
+        self.mix = self.norm = self.gamma = self.shortcut = None
         if variant != "v1":
             norm = norm_layer or nn.Identity
-            self.mix = ConvNorm(parts * inner, width, norm_layer=norm, act_layer=nn.ReLU, **dd)
-        last_norm = norm_layer if variant == "v1" else None
+            self.mix = ConvNorm(self.value.out_channels, width, norm_layer=norm, act_layer=nn.ReLU, **dd)
+        elif norm_layer:
+            self.norm = norm_layer(channels, **dd)
         self.project = nn.Conv2d(width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
-        self.norm = last_norm(channels, **dd) if last_norm else None
-        self.gamma = self.shortcut = None
         if variant == "v2plus":
             self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
             self.shortcut = nn.Parameter(torch.ones(1, **dd))
@@ -309,7 +321,7 @@ class Hamburger(nn.Module):
             y = self.mix.conv(y)
         if self.mix is not None:
             y = self.project(self.mix.after(y))
-        y = y if self.norm is None else normed(self.norm, y)
+        y = normed(self.norm, y)
         y = x + y if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
         return match_format(y.relu() if self.final_act else y, x)
 

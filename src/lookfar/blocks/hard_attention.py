@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Positive
 from lookfar.blocks._base import block
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -88,15 +89,11 @@ class HardAttention(nn.Module):
         hard: bool = True,
         kernel_size: int = 8,
         inner_channels: int = 16,
-        sigma: float = 0.1,
+        sigma: Positive = 0.1,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        if selection not in ("items", "place"):
-            raise ValueError(f"selection is items or place, got {selection!r}")
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.selection, self.hard, self.kernel_size, self.sigma = selection, hard, kernel_size, sigma
         # a baseline that sees x as a constant: no derivative of the output is its gradient

@@ -13,25 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Share
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
-from lookfar.blocks._projections import (
-    PairwiseAttention,
-    Projections,
-    after_mixing,
-    check_heads,
-    check_projections,
-    value_width,
-)
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.ops._layout import from_blocks, to_blocks
-from lookfar.ops._normalization import check_normalization
-from lookfar.ops.attention import NORMALIZATIONS, Normalization
+from lookfar.ops.attention import Normalization
 
 Pair = tuple[int, int]
 
 
 class GroupAttention(PairwiseAttention):
     """Self-attention within groups of positions; projections act before the grouping, since they are pointwise."""
+
+    project: ConvNorm
 
     def __init__(
         self,
@@ -42,25 +37,19 @@ class GroupAttention(PairwiseAttention):
         factor: Pair,
         *,
         far: bool,
-        heads: int,
-        normalization: Normalization,
-        share_query_key: bool,
-        projections: Projections,
+        switches: Switches,
         norm_layer: Norm | None,
         value_bias: bool,
         **dd: Any,
     ) -> None:
-        super().__init__()
-        self.factor, self.far = factor, far
-        self.heads, self.normalization = heads, normalization
-        self.scale = (inner // heads) ** -0.5
         layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
-        self._add_projections(
+        super().__init__(
+            switches,
             lambda: nn.Sequential(ConvNorm(channels, inner, **layers), ConvNorm(inner, inner, **layers)),
             partial(nn.Conv2d, channels, value_channels, 1, bias=value_bias, **dd),
-            share_query_key=share_query_key,
-            projections=projections,
         )
+        self.factor, self.far = factor, far
+        self.scale = (inner // switches.heads) ** -0.5
         self.project = ConvNorm(value_channels, out_channels, **layers)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -200,7 +189,7 @@ class Interlaced(nn.Module):
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
@@ -212,31 +201,22 @@ class Interlaced(nn.Module):
         single = isinstance(down_factor[0], int)
         factors: list[Pair] = [tuple(f) for f in ([down_factor] if single else down_factor)]  # type: ignore[misc]
         inner, out = inner_channels or max(channels // 2, 1), out_channels or channels
-        check_normalization(normalization, NORMALIZATIONS)
-        check_projections(projections, share_query_key)
-        values = value_width(value_channels, channels, inner, projections)
-        check_heads(heads, inner_channels=inner, value_channels=values)
-        choices: dict[str, Any] = {
-            "heads": heads,
-            "normalization": normalization,
-            "share_query_key": share_query_key,
-            "projections": projections,
-            "norm_layer": norm_layer,
-            "value_bias": value_bias,
-        }
+        switches = Switches(heads, normalization, share_query_key, projections)
+        values = value_width(value_channels, channels, inner, switches)
+        layers: dict[str, Any] = {"norm_layer": norm_layer, **dd}
         self.contexts = nn.ModuleList(
-            InterlacedAttention(channels, inner, values, out, f, **choices, **dd) for f in factors
+            InterlacedAttention(channels, inner, values, out, f, switches=switches, value_bias=value_bias, **layers)
+            for f in factors
         )
-        width = channels if len(factors) == 1 else out * len(factors)
-        self.widen = (
-            None if len(factors) == 1 else ConvNorm(channels, width, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
-        )
-        self.fuse = ConvNorm(width + out * len(factors), out, norm_layer=norm_layer, act_layer=nn.ReLU, **dd)
+        several = len(factors) > 1
+        width = out * len(factors) if several else channels
+        self.widen = ConvNorm(channels, width, act_layer=nn.ReLU, **layers) if several else None
+        self.fuse = ConvNorm(width + out * len(factors), out, act_layer=nn.ReLU, **layers)
         self.dropout = nn.Dropout2d(dropout)
         self.project = projection(form, out, channels, zero_init=zero_init, **dd)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """mmsegmentation, told by its biases, fuses the context and then x, the authors x and then the context."""
+        """mmsegmentation, recognised by its biases, fuses the context, then x; the authors x, then the context."""
         weight = state.get("fuse.conv.weight")
         if weight is None or "contexts.0.far.value.bias" not in state:
             return state

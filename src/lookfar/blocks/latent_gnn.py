@@ -82,8 +82,6 @@ class LatentGNN(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
-        if not nodes:
-            raise ValueError("nodes needs one number a kernel, got none")
         inner = max(channels // reduction, 1)
         self.normalize, self.reasoning, self.symmetric = normalize, reasoning, symmetric
 

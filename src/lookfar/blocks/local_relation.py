@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._projections import after_mixing
 from lookfar.ops._layout import match_format
@@ -49,7 +50,8 @@ class LocalRelation(nn.Module):
         kernel_size: Odd extent k of the window; no parameter depends on it.
         stride: Step between output positions.
         dilation: Step between the cells of a window.
-        groups: Groups of channels with weights of their own; eight channels a group when None.
+        groups: Groups of channels with weights of their own; None is eight channels a group, or the next number that
+            divides.
         hidden_channels: Width of the geometry prior, a two-layer network on the offset.
         prior: Add that prior; off, all places of a window count alike.
         similarity: ``squared`` -(q - k)^2, ``absolute`` -|q - k|, ``product``, ``key``, ``absolute_ratio``,
@@ -70,7 +72,7 @@ class LocalRelation(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
-        kernel_size: int = 7,
+        kernel_size: Odd = 7,
         stride: int = 1,
         dilation: int = 1,
         groups: int | None = None,
@@ -85,19 +87,14 @@ class LocalRelation(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        groups = max(channels // 8, 1) if groups is None else groups
-        if groups < 1 or channels % groups:
-            raise ValueError(f"groups must divide channels, got {groups=}, {channels=}")
-        self.groups = groups
+        groups = largest_divisor(max(channels // 8, 1), channels) if groups is None else groups
+        divides("groups", groups, channels=channels)
+        self.groups, self.scale = groups, scale
         self.similarity: Similarity = similarity
-        self.scale = scale
         self.normalization: RowNormalization = normalization
-        self.window: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "dilation": dilation,
-            "border": "zeros" if normalization == "softmax" else "mask",
-        }
+        border = "zeros" if normalization == "softmax" else "mask"
+        sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        self.window: dict[str, Any] = {**sizes, "border": border}
         self.query = nn.Conv2d(channels, groups, 1, **dd)
         self.key = None if share_query_key else nn.Conv2d(channels, groups, 1, **dd)
         self.geometry = None
@@ -106,9 +103,6 @@ class LocalRelation(nn.Module):
                 nn.Conv2d(2, hidden_channels, 1, **dd), nn.ReLU(), nn.Conv2d(hidden_channels, groups, 1, **dd)
             )
         self.out = nn.Conv2d(channels, out_channels or channels, 1, bias=False, **dd)
-        some = torch.empty(1, 1, 1, 1, 1)
-        # unknown choices raise here
-        neighborhood(some, some, some, similarity=similarity, normalization=normalization, **self.window)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
@@ -126,7 +120,7 @@ class LocalRelation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = neighborhood(*self._queries_and_keys(x), self._cells(x), **self._options())
-        return self._project(x, y.flatten(1, 2))
+        return self._finish_map(x, y.flatten(1, 2))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, G, Q, N)`` of the flat output positions ``(Q,)``, of all when None; 0 off the window."""
@@ -141,9 +135,9 @@ class LocalRelation(nn.Module):
         """The layer's output from its input and the weighted sums ``(B, G, Q, C/G)``."""
         stride = self.window["stride"]
         grid = [(n + stride - 1) // stride for n in x.shape[2:]]
-        return self._project(x, mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
+        return self._finish_map(x, mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
 
-    def _project(self, x: Tensor, y: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         y = after_mixing(self.out, match_format(y, x), self.normalization)
         return y.to(x.dtype) if self.normalization == "none" else y
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import check_heads
 from lookfar.ops._layout import merge_heads, split_heads
-from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.external_attention import NORMALIZATIONS, Normalization, external_attention_weights
+from lookfar.ops.external_attention import Normalization, external_attention_weights
 
 
 @block(
@@ -46,7 +45,8 @@ class MultiHeadExternal(nn.Module):
 
     Args:
         channels: Channels C of the tokens.
-        heads: Heads before the expansion, as the authors count.
+        heads: Heads before the expansion, as the authors count; None is their 8, or the largest divisor
+            of the width below it.
         expansion: ``coef`` of the code: the tokens are widened by it, and so many times more heads look.
         bases: Slots S of the memories, which all heads share.
         out_channels: Width of the output and, times ``expansion``, inside; C by default.
@@ -64,7 +64,7 @@ class MultiHeadExternal(nn.Module):
         self,
         channels: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         expansion: int = 4,
         bases: int = 64,
         out_channels: int | None = None,
@@ -75,8 +75,8 @@ class MultiHeadExternal(nn.Module):
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
-        check_heads(heads, out_channels=out)
-        check_normalization(normalization, NORMALIZATIONS)
+        heads = largest_divisor(8, out) if heads is None else heads
+        divides("heads", heads, out_channels=out)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.heads = channels, heads * expansion
         self.normalization: Normalization = normalization

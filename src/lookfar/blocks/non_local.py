@@ -5,17 +5,18 @@ their results; these are different functions (``subsample_order``). mmcv's conca
 division of a ReLU's output). Time is never sub-sampled, and axes of length 1 are left alone.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import choice, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, normed, wide, zero_
-from lookfar.blocks._projections import Projections, after_mixing, check_heads, check_projections
-from lookfar.ops._layout import to_map, to_tokens
+from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
+from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.attention import Normalization, attention, attention_weights
+from lookfar.ops.attention import Normalization
 from lookfar.ops.concatenation import concatenation, concatenation_weights
 
 Mode = Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
@@ -83,7 +84,7 @@ _WHY_NOT = {
         r"\w+_bn_riv": "norm.running_var",
     },
 )
-class NonLocal(nn.Module):
+class NonLocal(PairwiseAttention):
     """Adds to every position a weighted sum over all positions, weighted by a function of the two features.
 
     z_i = x_i + norm(W_z 1/Z sum_j f(x_i, x_j) g(x_j)), where q, k, g are 1x1 convolutions and f is
@@ -141,49 +142,29 @@ class NonLocal(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = inner_channels or max(channels // reduction, 1)
-        self.normalization: Normalization = normalization_of(mode, normalization)
-        _check(channels, inner, mode, dims, heads, subsample, subsample_order, scale, share_query_key, projections)
-        self.mode = mode
-        self.heads = heads
-        self.subsample = subsample
-        self.subsample_order = subsample_order
-        self.share_query_key = share_query_key
-        self.projections = projections
-        conv = CONV[dims]
+        inner, conv = inner_channels or reduced(channels, reduction, heads), CONV[dims]
+        how = normalization_of(mode, normalization)
+        switches = Switches(heads, how, share_query_key, projections, subsample, subsample_order)
+        _check(channels, inner, mode, scale, switches)
 
         def projection() -> nn.Module:
             return normal_(conv(channels, inner, 1, bias=bias, **dd))
 
-        inside, embedded = projections == "inside", mode != "gaussian"
-        self.embed = None if inside else projection()
-        self.query = projection() if inside and embedded else None
-        self.key = projection() if inside and embedded and not share_query_key else None
-        self.value = projection() if inside else None
-        self.pair = nn.Parameter(torch.empty(heads, 2 * inner // heads, **dd)) if mode == "concatenation" else None
-        project = conv(inner, channels, 1, bias=bias if project_bias is None else project_bias, **dd)
-        self.project = normal_(project)
-        norm = BATCH_NORM[dims] if norm_layer is True else norm_layer or None
+        super().__init__(switches, None if mode == "gaussian" else projection, projection)
+        self.mode = mode
+        self.pair = pair_vectors(heads, inner, **dd) if mode == "concatenation" else None
+        self.scale = scale_of(scale, inner // heads if mode == "embedded_gaussian" else 1)
+        self.project = normal_(conv(inner, channels, 1, bias=bias if project_bias is None else project_bias, **dd))
+        norm = BATCH_NORM[dims] if norm_layer is True else norm_layer
         self.norm = norm(channels, **dd) if norm else None
-
-        if scale is True:
-            self.scale = (inner // heads) ** -0.5 if mode == "embedded_gaussian" else 1.0
-        else:
-            self.scale = 1.0 if scale is False else float(scale)
-        if self.pair is not None:
-            nn.init.uniform_(self.pair, -((2 * inner / heads) ** -0.5), (2 * inner / heads) ** -0.5)
         if zero_init:
-            zero_(self.project if self.norm is None or getattr(self.norm, "weight", None) is None else self.norm)
+            zero_(self.project if getattr(self.norm, "weight", None) is None else self.norm)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """Biases that add the same number to all logits of a softmax, or that batch statistics take off again."""
-        names = []
-        if self.query is not None and self.key is not None:
-            # double normalisation: what a query adds to all its logits, every key has in its popularity
-            names += {"softmax": ["key.bias"], "double": ["query.bias"]}.get(self.normalization, [])
+        """Biases that shift all logits of a softmax equally, or that batch statistics take off again."""
+        names = list(super().inert_parameters)
         if self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
             names += ["project.bias"]
             if self.normalization in ("softmax", "double"):
@@ -192,58 +173,21 @@ class NonLocal(nn.Module):
         return tuple(name for name in names if name in own)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pair is not None:
-            a, b, v = self._scores(x)
-            return self.finish(x, concatenation(a, b, v, normalization=self.normalization))  # type: ignore[arg-type]
-        q, k, v = self._tokens(x)
-        return self.finish(x, attention(q, k, v, scale=self.scale, normalization=self.normalization))
+        if self.pair is None:
+            return super().forward(x)
+        a, b, v = self._scores(x)
+        return self.finish(x, concatenation(a, b, v, normalization=self.normalization))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, M)`` of the flat query positions ``(Q,)``, all when None; M keys after sub-sampling."""
-        if self.pair is not None:
-            a, b, _ = self._scores(x)
-            a = a if queries is None else a[..., queries]
-            return concatenation_weights(a, b, normalization=self.normalization)  # type: ignore[arg-type]
-        q, k, _ = self._tokens(x)
-        some = q if queries is None else q[..., queries, :]
-        return attention_weights(some, k, scale=self.scale, normalization=self.normalization, all_queries=q)
+        if self.pair is None:
+            return super().attention(x, queries)
+        a, b, _ = self._scores(x)
+        return concatenation_weights(a if queries is None else a[..., queries], b, normalization=self.normalization)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, M, D/h)``."""
-        return self._tokens(x)[2]
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
-        y = after_mixing(self.project, to_map(mixed, x), self.normalization)
-        return x + (y if self.norm is None else normed(self.norm, y))
-
-    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps of queries ``(B, D, *S)``, keys and values ``(B, D, *S / subsample)``."""
-        before = self.subsample_order == "before"
-        source = max_pool(x, self.subsample) if before else x
-        query = self._embed_query(x)
-        if self.mode != "gaussian" and self.key is not None:
-            key = self.key(source)
-        else:
-            key = query if source is x else self._embed_query(source)
-        value = key if self.value is None else self.value(source)
-        if before:
-            return query, key, value
-        pooled = max_pool(key, self.subsample)
-        return query, pooled, pooled if value is key else max_pool(value, self.subsample)
-
-    def _embed_query(self, x: Tensor) -> Tensor:
-        embed = self.embed or self.query
-        return x if embed is None else embed(x)
-
-    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = self._maps(x)
-        q = to_tokens(query, self.heads)
-        k = q if key is query else to_tokens(key, self.heads)
-        v = k if value is key else to_tokens(value, self.heads)
-        if self.normalization == "none":
-            q, k, v = widened(q), widened(k), widened(v)
-        return q, k, v
+        return super().values(x) if self.pair is None else self._scores(x)[2]
 
     def _scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The two halves of w . [q_i, k_j], ``(B, h, N)`` and ``(B, h, M)``, and the values ``(B, h, M, D/h)``.
@@ -253,79 +197,57 @@ class NonLocal(nn.Module):
         """
         assert self.pair is not None
         for_query, for_key = self.pair.chunk(2, 1)
-        pooled_after = self.subsample > 1 and self.subsample_order == "after"
-        if self.projections == "around":
-            query, key, value = self._maps(x)
-            a, b = self._score(query, for_query), self._score(key, for_key)
+        of_queries, of_keys, of_values = self._layers
+        a = _score(x, for_query, of_queries)
+        if self.subsample > 1 and self.subsample_order == "after":
+            b = _score(self._pooled(of_keys, x), for_key)
         else:
-            assert self.query is not None
-            assert self.value is not None
-            source = max_pool(x, self.subsample) if self.subsample_order == "before" else x
-            key_projection = self.key or self.query
-            a = self._score(x, for_query, self.query)
-            if pooled_after:
-                b = self._score(max_pool(key_projection(x), self.subsample), for_key)
-            else:
-                b = self._score(source, for_key, key_projection)
-            value = self.value(source)
-            value = max_pool(value, self.subsample) if pooled_after else value
-        v = to_tokens(value, self.heads)
+            b = _score(max_pool(x, self.subsample), for_key, of_keys)
+        v = to_tokens(self._pooled(of_values, x), self.heads)
         return a, b, widened(v) if self.normalization == "none" else v
 
-    def _score(self, x: Tensor, w: Tensor, projection: nn.Module | None = None) -> Tensor:
-        """w_t . (projection of x in head t): ``(B, C, *S), (h, D/h) -> (B, h, N)``, in float32 at least."""
-        with without_autocast(x):
-            w = widened(w)
-            h, d = w.shape
-            bias = None
-            if projection is None:  # a convolution of each head's channels to one
-                weight = torch.block_diag(*w) if h > 1 else w
-            else:
-                weight = (w.unsqueeze(-1) * widened(projection.weight).view(h, d, -1)).sum(1)  # type: ignore[arg-type]
-                if projection.bias is not None:
-                    bias = (w * widened(projection.bias).view(h, d)).sum(1)  # type: ignore[arg-type]
-            return wide(x, weight, bias).flatten(2)
+
+def _score(x: Tensor, w: Tensor, projection: nn.Module | None = None) -> Tensor:
+    """w_t . (projection of x in head t): ``(B, C, *S), (h, D/h) -> (B, h, N)``, in float32 at least."""
+    with without_autocast(x):
+        w, bias = widened(w), None
+        h, d = w.shape
+        if projection is None:  # a convolution of each head's channels to one
+            weight = torch.block_diag(*w) if h > 1 else w
+        else:
+            weight = (w.unsqueeze(-1) * widened(projection.weight).view(h, d, -1)).sum(1)  # type: ignore[arg-type]
+            if projection.bias is not None:
+                bias = (w * widened(projection.bias).view(h, d)).sum(1)  # type: ignore[arg-type]
+        return wide(x, weight, bias).flatten(2)
 
 
-def normalization_of(mode: str, normalization: Normalization | None) -> Normalization:
+def scale_of(scale: bool | float, width: int) -> float:
+    """The factor on similarities: True is ``width ** -0.5``, False is 1."""
+    if isinstance(scale, bool):
+        return width**-0.5 if scale else 1.0
+    return float(scale)
+
+
+def pair_vectors(heads: int, inner: int, **dd: Any) -> nn.Parameter:
+    """w of ``mode="concatenation"``, a vector for queries beside one for keys in each head: ``(h, 2 D/h)``."""
+    bound = (2 * inner / heads) ** -0.5
+    return nn.Parameter(nn.init.uniform_(torch.empty(heads, 2 * inner // heads, **dd), -bound, bound))
+
+
+def normalization_of(mode: Mode, normalization: Normalization | None) -> Normalization:
     """That of the mode when None; a ValueError for one that the mode does not have."""
-    if mode not in NORMALIZATIONS:
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     allowed = NORMALIZATIONS[mode]
     if normalization is None:
         return allowed[0]
-    if normalization not in allowed:
-        why = _WHY_NOT.get((mode.removeprefix("embedded_"), normalization))
-        raise ValueError(
-            f"mode={mode!r} takes the normalizations {', '.join(allowed)}, got {normalization!r}"
-            + (f" ({why})" if why else "")
-        )
+    why = _WHY_NOT.get((mode.removeprefix("embedded_"), normalization), "")
+    choice(f"normalization of {mode=}", normalization, allowed, why=why)
     return normalization
 
 
-def _check(
-    channels: int,
-    inner: int,
-    mode: str,
-    dims: int,
-    heads: int,
-    subsample: int,
-    subsample_order: str,
-    scale: bool | float,
-    share_query_key: bool,
-    projections: str,
-) -> None:
-    if dims not in CONV:
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
-    if subsample < 1:
-        raise ValueError(f"subsample is a stride, 1 for none; got {subsample!r}")
-    if subsample_order not in ("before", "after"):
-        raise ValueError(f"subsample_order must be before or after, got {subsample_order!r}")
-    check_projections(projections)
-    if share_query_key and (mode == "gaussian" or projections == "around"):
-        raise ValueError("share_query_key: there is one projection of queries and one of keys only in the modes other "
-                         "than gaussian with projections='inside'")  # fmt: skip
+def _check(channels: int, inner: int, mode: str, scale: bool | float, switches: Switches) -> None:
+    if switches.share_query_key and mode == "gaussian":
+        raise ValueError("share_query_key: mode='gaussian' has no projections of queries and keys")
     if mode == "concatenation" and not isinstance(scale, bool):
-        raise ValueError(f"mode='concatenation' has learned weights and no scale, got {scale!r}")
-    of_x = {"channels": channels} if mode == "gaussian" and projections == "inside" else {}
-    check_heads(heads, **of_x, inner_channels=inner)
+        raise ValueError(f"scale: mode='concatenation' has learned weights in its place, got {scale!r}")
+    of_x = {"channels": channels} if mode == "gaussian" and switches.inside else {}
+    divides("heads", switches.heads, **of_x, inner_channels=inner)

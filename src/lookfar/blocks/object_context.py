@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Share
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, max_pool, normed, projected, projection, zero_
-from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, check_heads, value_width
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import from_blocks, to_blocks, to_map, to_tokens
-from lookfar.ops._normalization import check_normalization, normalised
+from lookfar.ops._normalization import normalised
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention
+from lookfar.ops.attention import Normalization, attention
 from lookfar.ops.double_normalization import double_normalization
 
 Mode = Literal["base", "context", "pyramid", "asp"]
@@ -53,29 +54,18 @@ class ObjectAttention(PairwiseAttention):
         stride: int = 1,
         grid: int = 1,
         deep: bool,
-        heads: int,
-        normalization: Normalization,
-        share_query_key: bool,
-        projections: Projections,
+        switches: Switches,
         **layers: Any,
     ) -> None:
-        super().__init__()
-        self.stride, self.grid = stride, grid
-        self.heads, self.normalization = heads, normalization
-        self.scale = (inner // heads) ** -0.5
         dd = {k: layers[k] for k in ("device", "dtype")}
 
         def projection() -> nn.Sequential:
             first = ConvNorm(channels, inner, bias=True, **layers)
             return nn.Sequential(first, ConvNorm(inner, inner, bias=True, **layers)) if deep else nn.Sequential(first)
 
-        self._add_projections(
-            projection,
-            partial(nn.Conv2d, channels, value_channels, 1, **dd),
-            share_query_key=share_query_key,
-            projections=projections,
-            kept="key",
-        )
+        super().__init__(switches, projection, partial(nn.Conv2d, channels, value_channels, 1, **dd), kept="key")
+        self.stride, self.grid = stride, grid
+        self.scale = (inner // switches.heads) ** -0.5
         self.mix = nn.Conv2d(value_channels, out_channels, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,25 +74,19 @@ class ObjectAttention(PairwiseAttention):
         if self.query is None and self.key is not None and self.training:
             with torch.no_grad():  # the original runs it for queries and for keys: its statistics move twice a step
                 self.key(x)
-        if self.grid == 1:
-            y = self.finish(x, self._mixed(x))
-        else:
-            y = self._led_out(x, self._in_blocks(*self._queries_keys_values(x)))
+        whole = self.grid == 1
+        y = super().forward(x) if whole else self._finish_map(x, self._in_blocks(*self._queries_keys_values(x)))
         return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.stride > 1 else y
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What the convolution makes of the weighted sums ``(B, h, N, E)``."""
-        return self._led_out(x, to_map(mixed, x))
 
     def weights(self, x: Tensor) -> Tensor:
         """``(B, h, N, N)`` over the map that it sees, exactly zero between blocks of the grid."""
         x = max_pool(x, self.stride)
-        return self.attention(x) if self.grid == 1 else self._block_weights(*self._queries_and_keys(x))
+        return self.attention(x) if self.grid == 1 else self._block_weights(*self._queries_keys_values(x)[:2])
 
     def _split(self, t: Tensor) -> Tensor:
         return to_tokens(t, self.heads) if self.grid == 1 else t  # a grid cuts maps
 
-    def _led_out(self, x: Tensor, y: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         y = y if self.normalization == "none" else y.to(x.dtype)
         return after_mixing(self.mix, y, self.normalization)
 
@@ -250,7 +234,7 @@ class ObjectContext(nn.Module):
         normalization: Normalization = "softmax",
         share_query_key: bool | None = None,
         projections: Projections = "inside",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         norm_layer: Norm = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
@@ -258,65 +242,83 @@ class ObjectContext(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if mode not in ("base", "context", "pyramid", "asp"):
-            raise ValueError(f"mode is base, context, pyramid or asp, got {mode!r}")
-        if variant not in ("ocnet", "openseg"):
-            raise ValueError(f"variant is ocnet or openseg, got {variant!r}")
-        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        own, deep = variant == "ocnet", variant == "openseg"
-        act = partial(nn.LeakyReLU, 0.01) if own else nn.ReLU
-        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, **dd}
-        sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
-        inside = projections == "inside"
-        share = own and inside if share_query_key is None else share_query_key
-        choices: dict[str, Any] = {
-            "heads": heads,
-            "normalization": normalization,
-            "share_query_key": share,
-            "projections": projections,
-        }
-        out = out_channels or channels
-        self.mode = mode
+        act = partial(nn.LeakyReLU, 0.01) if variant == "ocnet" else nn.ReLU
+        share = (variant, projections) == ("ocnet", "inside") if share_query_key is None else share_query_key
+        switches = Switches(heads, normalization, share, projections)
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, "zero_init": zero_init, **dd}
+        widths = inner_channels, value_channels, branch_channels
+        self.mode, self.variant, self.published = mode, variant, form == "published"
+        self.sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
         self.contexts = nn.ModuleList()
         self.first = self.inner = self.branches = self.widen = None
         if mode == "asp":
-            width = branch_channels or max(channels // 2, 1)
-            inner = inner_channels or max(width // 2, 1)
-            out = 2 * width
-            self.first = ConvNorm(channels, width, 3, bias=True, **layers)
-            values = value_width(value_channels, width if own else max(width // 2, 1), inner, projections)
-            self.inner = ObjectContext(
-                width, mode="context", sizes=sizes, inner_channels=inner, value_channels=values, variant=variant,
-                norm_layer=norm_layer, form="published", zero_init=form == "published" and zero_init, **choices, **dd,
-            )  # fmt: skip
-            self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
-            self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
-            self.fuse = ConvNorm(width * (2 + len(dilations)), out, **layers)
+            out = self._add_branches(channels, widths, dilations, switches, **layers)
         else:
-            inner = inner_channels or max(channels // 2, 1)
-            values = value_width(value_channels, channels if mode == "pyramid" else inner, inner, projections)
-            check_heads(heads, inner_channels=inner, value_channels=values)
-            mix_out = channels if mode == "base" else out
-            for n in sizes:
-                place = {"grid": n} if mode == "pyramid" else {"stride": n}
-                self.contexts.append(
-                    ObjectAttention(channels, inner, values, mix_out, deep=deep, **choices, **place, **layers)
-                )
-            if mode == "context":
-                self.fuse = ConvNorm(out, out, bias=True, **layers) if own else NormAct(out, **layers)
-            elif mode == "base":
-                self.fuse = ConvNorm(2 * channels, out, bias=True, **layers)
-            else:
-                self.widen = ConvNorm(channels, channels * len(sizes), bias=True, **layers)
-                self.fuse = ConvNorm((channels + out) * len(sizes), out, bias=True, **layers)
+            out = self._add_contexts(channels, out_channels or channels, widths, switches, **layers)
         self.dropout = nn.Dropout2d(dropout)
         self.project = projection(form, out, channels, zero_init=zero_init, **dd)
-        if zero_init and form == "published":
-            for context in self.contexts:
-                zero_(context.mix)  # type: ignore[arg-type]  # as the authors do: the attention is silent at first
-        if sizes != (1,):
+
+    def _add_branches(
+        self,
+        channels: int,
+        widths: tuple[int | None, int | None, int | None],
+        dilations: Sequence[int],
+        switches: Switches,
+        *,
+        zero_init: bool,
+        act_layer: Norm,
+        **layers: Any,
+    ) -> int:
+        """An attention on a narrowed map, beside convolutions of x; the width of what they are fused to."""
+        inner, values, width = widths
+        width = width or max(channels // 2, 1)
+        inner = inner or max(width // 2, 1)
+        values = value_width(values, width if self.variant == "ocnet" else max(width // 2, 1), inner, switches)
+        self.first = ConvNorm(channels, width, 3, bias=True, act_layer=act_layer, **layers)
+        self.inner = ObjectContext(
+            width, mode="context", sizes=self.sizes, inner_channels=inner, value_channels=values, variant=self.variant,
+            form="published", zero_init=self.published and zero_init, heads=switches.heads,
+            normalization=switches.normalization, share_query_key=switches.share_query_key,
+            projections=switches.projections, **layers,
+        )  # fmt: skip
+        layers["act_layer"] = act_layer
+        self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
+        self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
+        self.fuse = ConvNorm(width * (2 + len(dilations)), 2 * width, **layers)
+        self.attends = "maps"
+        return 2 * width
+
+    def _add_contexts(
+        self,
+        channels: int,
+        out: int,
+        widths: tuple[int | None, int | None, int | None],
+        switches: Switches,
+        *,
+        zero_init: bool,
+        **layers: Any,
+    ) -> int:
+        """The attentions of all sizes, and what fuses them; the width of what comes out."""
+        inner = widths[0] or max(channels // 2, 1)
+        values = value_width(widths[1], channels if self.mode == "pyramid" else inner, inner, switches)
+        each = (channels, inner, values, channels if self.mode == "base" else out)
+        deep, n = self.variant == "openseg", len(self.sizes)
+        for size in self.sizes:
+            place = {"grid": size} if self.mode == "pyramid" else {"stride": size}
+            self.contexts.append(ObjectAttention(*each, deep=deep, switches=switches, **place, **layers))
+            if zero_init and self.published:  # as the authors do: the attention is silent at first
+                zero_(self.contexts[-1].mix)  # type: ignore[arg-type]
+        if self.mode == "context":
+            self.fuse = NormAct(out, **layers) if deep else ConvNorm(out, out, bias=True, **layers)
+        elif self.mode == "base":
+            self.fuse = ConvNorm(2 * channels, out, bias=True, **layers)
+        else:
+            self.widen = ConvNorm(channels, channels * n, bias=True, **layers)
+            self.fuse = ConvNorm((channels + out) * n, out, bias=True, **layers)
+        if self.sizes != (1,):
             self.attends = "maps"
+        return out
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A shared projection stands twice in the original's state."""
@@ -324,7 +326,7 @@ class ObjectContext(nn.Module):
         return {k: v for k, v in state.items() if not (shared and ".query." in k)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._finish(x, [context(x) for context in self.contexts])
+        return self._fused(x, [context(x) for context in self.contexts])
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
@@ -336,7 +338,7 @@ class ObjectContext(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, E)``."""
-        return self._finish(x, [self._one().finish(x, mixed)])
+        return self._fused(x, [self._one().finish(x, mixed)])
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Weights ``(B, h, N, N)`` of every attention, over the map that it sees."""
@@ -353,7 +355,7 @@ class ObjectContext(nn.Module):
         assert isinstance(context, ObjectAttention)
         return context
 
-    def _finish(self, x: Tensor, contexts: list[Tensor]) -> Tensor:
+    def _fused(self, x: Tensor, contexts: list[Tensor]) -> Tensor:
         if self.mode == "asp":
             assert self.first is not None
             assert self.inner is not None

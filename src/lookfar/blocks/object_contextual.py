@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Positive, Share, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, max_pool, on_descriptors
-from lookfar.blocks._projections import check_heads
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
-from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention_weights
+from lookfar.ops.attention import Normalization, attention_weights
 
 _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
 
@@ -125,11 +124,11 @@ class ObjectContextual(nn.Module):
         subsample: int = 1,
         normalization: Normalization = "softmax",
         reasoning: bool = True,
-        inverse_temperature: float = 1.0,
+        inverse_temperature: Positive = 1.0,
         dilations: Sequence[int] | None = None,
         branch_channels: int | None = None,
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
         device=None,
         dtype=None,
@@ -139,15 +138,13 @@ class ObjectContextual(nn.Module):
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
         width = channels if dilations is None else branch_channels or max(channels // 2, 1)
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
-        check_heads(heads, inner_channels=inner)
-        check_normalization(normalization, NORMALIZATIONS)
+        divides("heads", heads, inner_channels=inner)
         if not reasoning and (heads > 1 or subsample > 1 or normalization != "softmax"):
             raise ValueError(
                 f"without reasoning there is no attention to have {heads=}, {subsample=} or {normalization=}"
             )
         self.channels, self.heads, self.subsample = channels, heads, subsample
-        self.normalization: Normalization = normalization
-        self.inverse_temperature = inverse_temperature
+        self.normalization, self.inverse_temperature = normalization, inverse_temperature
         self.query = self.key = None
         if reasoning:
             self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Steps
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm
-from lookfar.blocks._projections import PairwiseAttention, Projections, after_mixing, reduced
-from lookfar.ops._layout import to_map
-from lookfar.ops._normalization import check_normalization
-from lookfar.ops.attention import NORMALIZATIONS, Normalization
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, applied, reduced
+from lookfar.ops.attention import Normalization
 
 _PAPER = "PCT: Point Cloud Transformer (Computational Visual Media 2021)"
 _VERIFIED = ("Strawberry-Eat-Mango/PCT_Pytorch@0199a3b:model.py", "equations of MenghaoGuo/PCT@b7152d6 (Jittor)")
@@ -78,18 +77,15 @@ class OffsetAttention(PairwiseAttention):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        around = projections == "around"
-        inner = channels if around else reduced(channels, reduction)
-        self.channels, self.normalization = channels, normalization
-        self._add_projections(
+        inside = projections == "inside"
+        inner = reduced(channels, reduction) if inside else channels
+        super().__init__(
+            Switches(1, normalization, inside if share_query_key is None else share_query_key, projections),
             partial(nn.Conv1d, channels, inner, 1, bias=False, **dd),
             partial(nn.Conv1d, channels, channels, 1, **dd),
-            share_query_key=not around if share_query_key is None else share_query_key,
-            projections=projections,
         )
+        self.channels = channels
         self.project = nn.Conv1d(channels, channels, 1, **dd)
         self.norm = norm_layer(channels, **dd)
 
@@ -97,10 +93,9 @@ class OffsetAttention(PairwiseAttention):
         """Points, one a position of a map of ``size``."""
         return (torch.randn(batch, self.channels, torch.Size(size).numel()),)
 
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the input and the weighted sums ``(B, 1, N, C)``."""
-        offset = x - to_map(mixed, x) if self.normalization == "none" else x - to_map(mixed, x).to(x.dtype)
-        return x + self.norm(after_mixing(self.project, offset, self.normalization)).relu()
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
+        offset = x - y if self.normalization == "none" else x - y.to(x.dtype)
+        return x + applied(self.norm, after_mixing(self.project, offset, self.normalization)).relu()
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Their shared layer has two names."""
@@ -150,7 +145,7 @@ class PointStage(nn.Module):
         self,
         channels: int,
         *,
-        recurrence: int = 4,
+        recurrence: Steps = 4,
         positions: bool = False,
         reduction: int = 4,
         normalization: Normalization = "double",

@@ -5,16 +5,16 @@ changes the effective field in silence. The shrunk map has (H - 1) // s + 1 rows
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Positive
 from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
 from lookfar.ops._layout import to_map, to_tokens
-from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 from lookfar.ops.pointwise_spatial import Direction, Normalization, pointwise_spatial, pointwise_spatial_weights
@@ -168,7 +168,7 @@ class PointwiseSpatialAttention(nn.Module):
         compact: bool = False,
         shrink_factor: int = 2,
         normalization: Normalization = "softmax",
-        normalization_factor: float | None = 1.0,
+        normalization_factor: Positive | None = 1.0,
         variant: Variant = "authors",
         norm_layer: Norm = nn.BatchNorm2d,
         form: Form = "block",
@@ -178,11 +178,6 @@ class PointwiseSpatialAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode is collect, distribute or both, got {mode!r}")
-        check_normalization(normalization, get_args(Normalization))
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant is authors or mmseg, got {variant!r}")
         inner = inner_channels or max(channels // 4, 1)
         size = (mask_size[0], mask_size[1])
         directions: tuple[Direction, ...] = ("collect", "distribute") if mode == "both" else (mode,)

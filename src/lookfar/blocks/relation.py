@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import normal_, zero_
-from lookfar.blocks._projections import check_heads
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
@@ -54,7 +54,8 @@ class Relation(nn.Module):
 
     Args:
         channels: Channels C of a region.
-        heads: Parallel attentions, each with its own gate.
+        heads: Parallel attentions, each with its own gate; None is the published 16, or the largest divisor of
+            the widths below it.
         inner_channels: Channels of queries and keys, all heads together; C by default.
         position_channels: E, sines and cosines of the geometry, a multiple of 8.
         gated: Boxes gate the weights; off, regions are related by what they show alone.
@@ -69,7 +70,7 @@ class Relation(nn.Module):
         self,
         channels: int,
         *,
-        heads: int = 16,
+        heads: int | None = None,
         inner_channels: int | None = None,
         position_channels: int = 64,
         gated: bool = True,
@@ -81,9 +82,10 @@ class Relation(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or channels
-        check_heads(heads, channels=channels, inner_channels=inner)
+        heads = largest_divisor(16, channels, inner) if heads is None else heads
+        divides("heads", heads, channels=channels, inner_channels=inner)
         if position_channels % 8:
-            raise ValueError(f"position_channels is a multiple of 8, got {position_channels}")
+            raise ValueError(f"position_channels must be a multiple of 8, got {position_channels}")
         self.channels, self.heads, self.position_channels = channels, heads, position_channels
         self.query = normal_(nn.Linear(channels, inner, **dd))
         self.key = None if share_query_key else normal_(nn.Linear(channels, inner, **dd))

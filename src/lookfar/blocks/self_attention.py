@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import (
-    PairwiseAttention,
-    Projections,
-    after_mixing,
-    check_heads,
-)
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing
 from lookfar.ops._layout import merge_heads, split_heads
-from lookfar.ops._normalization import check_normalization
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention
+from lookfar.ops.attention import Normalization, attention
 
 
 @block(
@@ -50,7 +45,8 @@ class SelfAttention(PairwiseAttention):
 
     Args:
         channels: Channels C of the tokens.
-        heads: Parallel attentions h.
+        heads: Parallel attentions h; None is the published 8, or the largest divisor of the
+            width below it.
         out_channels: Width of queries, keys, values and output; C by default.
         bias: Give the projections to queries, keys and values a bias.
         scale: Factor on the similarities; (C / h)^-1/2 by default.
@@ -69,7 +65,7 @@ class SelfAttention(PairwiseAttention):
         self,
         channels: int,
         *,
-        heads: int = 8,
+        heads: int | None = None,
         out_channels: int | None = None,
         bias: bool = False,
         scale: float | None = None,
@@ -79,15 +75,14 @@ class SelfAttention(PairwiseAttention):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        out = channels if out_channels is None else out_channels
-        check_heads(heads, out_channels=out)
-        check_normalization(normalization, NORMALIZATIONS)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels, self.heads, self.normalization = channels, heads, normalization
-        self.scale = max(channels // heads, 1) ** -0.5 if scale is None else scale
+        out = out_channels or channels
+        heads = largest_divisor(8, out) if heads is None else heads
+        divides("heads", heads, out_channels=out)
         layer = partial(nn.Linear, channels, out, bias=bias, **dd)
-        self._add_projections(layer, layer, share_query_key=share_query_key, projections=projections)
+        super().__init__(Switches(heads, normalization, share_query_key, projections), layer, layer)
+        self.channels = channels
+        self.scale = max(channels // heads, 1) ** -0.5 if scale is None else scale
         self.project = nn.Linear(out, out, **dd)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
@@ -96,9 +91,8 @@ class SelfAttention(PairwiseAttention):
 
     def mix(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """The weighted sums ``(B, h, N, D)`` for every token, of ``values`` where the caller has them already."""
-        if values is None:
-            return self._mixed(x)
-        return attention(*self._queries_and_keys(x), values, scale=self.scale, normalization=self.normalization)
+        q, k, v = self._queries_keys_values(x)
+        return attention(q, k, v if values is None else values, scale=self.scale, normalization=self.normalization)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, D)``."""

@@ -4,18 +4,19 @@ Traps: ``atrous_attention`` is no dilated window, it spans the whole map; the qu
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from lookfar._options import Odd, Range, Refused, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import zero_
-from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads, reduced
-from lookfar.ops._layout import match_format, to_map
-from lookfar.ops._normalization import check_normalization
+from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
+from lookfar.ops._layout import match_format
 from lookfar.ops.neighborhood import Normalization, neighborhood, neighborhood_rows, neighborhood_weights
 from lookfar.ops.sparse_attention import WHY_NOT_DOUBLE, Pattern, sparse_attention, sparse_attention_weights
+
+OfSome = Annotated[Normalization, Refused("double", WHY_NOT_DOUBLE)]
 
 _DIFFERENCES = (
     "The note and its Keras code treat sequences, without output projection or residual: the definition on maps, the "
@@ -25,50 +26,32 @@ _NOTE = "From standard attention to sparse attention (J. Su, 2019)"
 _VERIFIED = ("equations, float64 loop",)
 
 
-class _WindowedAttention(QueryKeyValue):
+class _WindowedAttention(PairwiseAttention):
     """x + W_o attention(W_q x, W_k x, W_v x): what the three patterns share. They add their op and its weights."""
 
     def __init__(
-        self,
-        channels: int,
-        inner_channels: int | None,
-        heads: int,
-        normalization: Normalization,
-        share_query_key: bool,
-        projections: Projections,
-        zero_init: bool,
-        **dd: Any,
+        self, channels: int, inner_channels: int | None, zero_init: bool, switches: Switches, **dd: Any
     ) -> None:
-        super().__init__()
-        inner = inner_channels or reduced(channels, 2, heads)
-        check_heads(heads, inner_channels=inner)
-        self.heads = heads
-        self.normalization = normalization
-        self.scale = (inner // heads) ** -0.5
+        inner = inner_channels or reduced(channels, 2, switches.heads)
+        divides("heads", switches.heads, inner_channels=inner)
         layer = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
-        self._add_projections(layer, layer, share_query_key=share_query_key, projections=projections)
+        super().__init__(switches, layer, layer)
+        self.scale = (inner // switches.heads) ** -0.5
         self.project = nn.Conv2d(inner, channels, 1, **dd)
         if zero_init:
             zero_(self.project)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._add(x, match_format(self._attend(*self._queries_keys_values(x)).flatten(1, 2), x))
+        return self._finish_map(x, match_format(self._attend(*self._queries_keys_values(x)).flatten(1, 2), x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None: zero where none is seen."""
-        return self._weights(*self._queries_and_keys(x), queries)
+        q, k, _ = self._queries_keys_values(x)
+        return self._weights(q, k, queries)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, D/h)``."""
-        return self._values(x).flatten(3).transpose(2, 3)
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the weighted sums ``(B, h, N, D/h)``."""
-        return self._add(x, to_map(mixed, x))
-
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        y = after_mixing(self.project, y, self.normalization)
-        return x + (y.to(x.dtype) if self.normalization == "none" else y)
+        return self._queries_keys_values(x)[2].flatten(3).transpose(2, 3)
 
     def _split(self, t: Tensor) -> Tensor:
         return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, D/h, H, W)
@@ -82,23 +65,8 @@ class _WindowedAttention(QueryKeyValue):
 
 class _PatternAttention(_WindowedAttention):
     pattern: Pattern
-
-    def __init__(
-        self,
-        channels: int,
-        inner_channels: int | None,
-        heads: int,
-        kernel_size: int | None,
-        dilation: int,
-        *choices: Any,
-        **dd: Any,
-    ) -> None:
-        super().__init__(channels, inner_channels, heads, *choices, **dd)
-        if dilation < 1:
-            raise ValueError(f"dilation is at least 1, got {dilation}")
-        self.kernel_size = _odd(2 * dilation - 1 if kernel_size is None else kernel_size)
-        self.dilation = dilation
-        check_normalization(self.normalization, why=WHY_NOT_DOUBLE)
+    kernel_size: int
+    dilation: int
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sparse_attention(q, k, v, **self._options())
@@ -153,8 +121,8 @@ class AtrousAttention(_PatternAttention):
         *,
         inner_channels: int | None = None,
         heads: int = 1,
-        dilation: int = 4,
-        normalization: Normalization = "softmax",
+        dilation: Annotated[int, Range(1, 500)] = 4,
+        normalization: OfSome = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
@@ -162,8 +130,9 @@ class AtrousAttention(_PatternAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        choices = (normalization, share_query_key, projections, zero_init)
-        super().__init__(channels, inner_channels, heads, 1, dilation, *choices, **dd)
+        switches = Switches(heads, normalization, share_query_key, projections)
+        super().__init__(channels, inner_channels, zero_init, switches, **dd)
+        self.kernel_size, self.dilation = 1, dilation
 
 
 @block(
@@ -214,9 +183,9 @@ class SparseAttention(_PatternAttention):
         *,
         inner_channels: int | None = None,
         heads: int = 1,
-        kernel_size: int | None = None,
-        dilation: int = 4,
-        normalization: Normalization = "softmax",
+        kernel_size: Odd | None = None,
+        dilation: Annotated[int, Range(1, 500)] = 4,
+        normalization: OfSome = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
@@ -224,8 +193,10 @@ class SparseAttention(_PatternAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        choices = (normalization, share_query_key, projections, zero_init)
-        super().__init__(channels, inner_channels, heads, kernel_size, dilation, *choices, **dd)
+        switches = Switches(heads, normalization, share_query_key, projections)
+        super().__init__(channels, inner_channels, zero_init, switches, **dd)
+        self.kernel_size = 2 * dilation - 1 if kernel_size is None else kernel_size
+        self.dilation = dilation
 
 
 @block(
@@ -272,7 +243,7 @@ class LocalAttention(_WindowedAttention):
         *,
         inner_channels: int | None = None,
         heads: int = 1,
-        kernel_size: int = 7,
+        kernel_size: Odd = 7,
         border: Literal["mask", "zeros", "clamped"] = "mask",
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
@@ -282,11 +253,9 @@ class LocalAttention(_WindowedAttention):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        choices = (normalization, share_query_key, projections, zero_init)
-        super().__init__(channels, inner_channels, heads, *choices, **dd)
-        self.window: dict[str, Any] = {"kernel_size": _odd(kernel_size), "border": border}
-        some = torch.empty(1, 1, 1, 1, 1)
-        self._attend(some, some, some)  # unknown choices raise here
+        switches = Switches(heads, normalization, share_query_key, projections)
+        super().__init__(channels, inner_channels, zero_init, switches, **dd)
+        self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return neighborhood(q, k, v, scale=self.scale, normalization=self.normalization, **self.window)
@@ -294,9 +263,3 @@ class LocalAttention(_WindowedAttention):
     def _weights(self, q: Tensor, k: Tensor, queries: Tensor | None) -> Tensor:
         cells = neighborhood_weights(q, k, scale=self.scale, normalization=self.normalization, **self.window)
         return neighborhood_rows(cells, (q.shape[3], q.shape[4]), queries=queries, **self.window)
-
-
-def _odd(kernel_size: int) -> int:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
-    return kernel_size

@@ -5,7 +5,7 @@ step from the input to its warped form is what gamma switches on.
 """
 
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,6 @@ class SpatialTransformer(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode is one of {', '.join(get_args(Mode))}, got {mode!r}")
-        if form not in get_args(Form):
-            raise ValueError(f"form is block or published, got {form!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.mode: Mode = mode
         self.form = form

@@ -69,10 +69,6 @@ class SqueezeExcitation(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if pooling not in ("avg", "max"):
-            raise ValueError(f"pooling is avg or max, got {pooling!r}")
-        if gate not in ("sigmoid", "tanh", "relu"):
-            raise ValueError(f"gate is sigmoid, tanh or relu, got {gate!r}")
         self.pooling, self.gate = pooling, gate
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)

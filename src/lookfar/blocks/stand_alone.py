@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._projections import Projections, QueryKeyValue, after_mixing, check_heads
+from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, after_mixing
 from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
-from lookfar.ops._normalization import RowNormalization, check_normalization
+from lookfar.ops._normalization import RowNormalization
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.attention import NORMALIZATIONS, Normalization, attention, attention_weights
+from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.neighborhood import (
     neighborhood,
     neighborhood_rows,
@@ -50,6 +51,7 @@ def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
     differences=(
         "The text gives every head its own group of input channels; the parameters that it reports fit projections of "
         "all of them, which is what is here.",
+        "A head of odd width, which the paper does not have, gives the row's embedding the odd channel.",
         "The paper does not say what lies outside the map: nothing (`mask`), or `zeros` as after padding.",
     ),
 )
@@ -62,7 +64,7 @@ class StandAlone(QueryKeyValue):
         channels: Channels C of the input.
         out_channels: Channels O of the output; as many as the input has when None.
         kernel_size: Odd extent k of the window.
-        heads: Groups of channels that attend by themselves.
+        heads: Groups of channels that attend by themselves; None is the published 8, or the largest divisor below it.
         stride: Extent of the average pool after the layer, the paper's place of a stride.
         relative: Embed relative positions.
         shared: One table of embeddings for all heads.
@@ -77,8 +79,7 @@ class StandAlone(QueryKeyValue):
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
     Raises:
-        ValueError: ``heads`` does not divide ``out_channels``, an odd width of a head with relative positions, an even
-            kernel, an unknown choice.
+        ValueError: ``heads`` does not divide ``out_channels``, nothing is left to compare.
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class StandAlone(QueryKeyValue):
         channels: int,
         *,
         out_channels: int | None = None,
-        kernel_size: int = 7,
-        heads: int = 8,
+        kernel_size: Odd = 7,
+        heads: int | None = None,
         stride: int = 1,
         relative: bool = True,
         shared: bool = False,
@@ -99,50 +100,41 @@ class StandAlone(QueryKeyValue):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
-        check_heads(heads, out_channels=out)
+        heads = largest_divisor(8, out // 2 if relative and out % 2 == 0 else out) if heads is None else heads
+        divides("heads", heads, out_channels=out)
         if not (relative or content):
             raise ValueError("with relative=False and content=False nothing is left to compare")
-        if relative and out // heads % 2:
-            raise ValueError(f"relative: a head's channels are halved for row and column, got {out // heads}")
-        if stride < 1:
-            raise ValueError(f"stride is at least 1, got {stride}")
-        self.heads = heads
-        self.stride = stride
-        self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
-        self.normalization = normalization
-        some = torch.empty(1, 1, 1, 1, 1)
-        neighborhood(some, some, some, normalization=normalization, **self.window)  # unknown choices raise here
-        self.content = content
         share = share_query_key or (not content and projections == "inside")  # nobody asks for keys
         layer = partial(_projection, channels, out, **dd)
-        self._add_projections(layer, layer, share_query_key=share, projections=projections)
+        super().__init__(Switches(heads, normalization, share, projections), layer, layer)
+        self.stride, self.content = stride, content
+        self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
         self.project = None if projections == "inside" else _projection(out, out, **dd)
-        table = (1 if shared else heads, out // heads // 2, kernel_size)
-        self.rel_row = nn.Parameter(torch.randn(table, **dd)) if relative else None
-        self.rel_col = nn.Parameter(torch.randn(table, **dd)) if relative else None
+        tables, half = 1 if shared else heads, out // heads // 2
+        self.rel_row = nn.Parameter(torch.randn(tables, out // heads - half, kernel_size, **dd)) if relative else None
+        self.rel_col = nn.Parameter(torch.randn(tables, half, kernel_size, **dd)) if relative else None
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._queries_keys_values(x)
         q, k, bias = self._compared(q, k)
         y = neighborhood(q, k, v, bias=bias, normalization=self.normalization, **self.window)
-        return self._led_out(x, match_format(y.flatten(1, 2), x))
+        return self._finish_map(x, match_format(y.flatten(1, 2), x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` before the pool, of all when None; 0 off the window."""
-        q, k, bias = self._compared(*self._queries_and_keys(x))
+        q, k, bias = self._compared(*self._queries_keys_values(x)[:2])
         cells = neighborhood_weights(q, k, bias=bias, normalization=self.normalization, **self.window)
         return neighborhood_rows(cells, (x.shape[2], x.shape[3]), queries=queries, **self.window)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, O/h)``."""
-        return self._values(x).flatten(3).transpose(2, 3)
+        return self._queries_keys_values(x)[2].flatten(3).transpose(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
-        return self._led_out(x, to_map(mixed, x))
+        return self._finish_map(x, to_map(mixed, x))
 
     def _split(self, t: Tensor) -> Tensor:
         return t.contiguous().unflatten(1, (self.heads, -1))  # (B, h, O/h, H, W)
@@ -156,7 +148,7 @@ class StandAlone(QueryKeyValue):
         nothing = torch.zeros_like(q[:, :, :1])
         return nothing, nothing, bias
 
-    def _led_out(self, x: Tensor, y: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         y = after_mixing(self.project, y, self.normalization)
         y = y.to(x.dtype) if self.normalization == "none" else y
         return y if self.stride == 1 else F.avg_pool2d(y, self.stride, ceil_mode=True)
@@ -187,7 +179,7 @@ class StandAloneStem(QueryKeyValue):
         channels: Channels C of the input, 3 for an image.
         out_channels: Channels O of the output; as many as the input has when None.
         kernel_size: Extent k of a block.
-        heads: Groups of channels that attend by themselves.
+        heads: Groups of channels that attend by themselves; None is the published 8, or the largest divisor below it.
         mixtures: Number M of value matrices that are mixed.
         embed_channels: Width of the embeddings of rows, columns and mixtures; O / heads when None.
         normalization: Of the logits in a block: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
@@ -205,7 +197,7 @@ class StandAloneStem(QueryKeyValue):
         *,
         out_channels: int | None = None,
         kernel_size: int = 4,
-        heads: int = 8,
+        heads: int | None = None,
         mixtures: int = 4,
         embed_channels: int | None = None,
         normalization: Normalization = "softmax",
@@ -213,21 +205,14 @@ class StandAloneStem(QueryKeyValue):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
-        check_heads(heads, out_channels=out)
-        if kernel_size < 1 or mixtures < 1:
-            raise ValueError(f"kernel_size and mixtures are at least 1, got {kernel_size=}, {mixtures=}")
-        check_normalization(normalization, NORMALIZATIONS)
+        heads = largest_divisor(8, out) if heads is None else heads
+        divides("heads", heads, out_channels=out)
+        layer = partial(_projection, channels, out, **dd)
+        super().__init__(Switches(heads, normalization, share_query_key), layer, None)
         embed = embed_channels or out // heads
-        self.channels = channels
-        self.normalization = normalization
-        self.kernel_size = kernel_size
-        self.heads = heads
-        self.embed = self.value = None
-        self.query = _projection(channels, out, **dd)
-        self.key = None if share_query_key else _projection(channels, out, **dd)
+        self.channels, self.kernel_size = channels, kernel_size
         self.mixtures = nn.Parameter(torch.randn(mixtures, out, channels, **dd).mul_((2 / out) ** 0.5))
         self.emb_row = nn.Parameter(torch.randn(kernel_size, embed, **dd))
         self.emb_col = nn.Parameter(torch.randn(kernel_size, embed, **dd))
@@ -235,14 +220,13 @@ class StandAloneStem(QueryKeyValue):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.kernel_size
-        q, k = self._queries_and_keys(x)
-        y = attention(q, k, self._values(x), normalization=self.normalization)  # (B h blocks, 1, k^2, O/h)
+        y = attention(*self._queries_keys_values(x), normalization=self.normalization)  # (B h blocks, 1, k^2, O/h)
         return match_format(from_blocks(y.to(x.dtype), x.shape[2:], (n, n), self.heads), x)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None; 0 off the block."""
         (H, W), n = x.shape[2:], self.kernel_size
-        weights = attention_weights(*self._queries_and_keys(x), normalization=self.normalization)
+        weights = attention_weights(*self._queries_keys_values(x)[:2], normalization=self.normalization)
         weights = weights[:, 0].unflatten(0, (x.shape[0], self.heads, -1))
         at = torch.arange(H * W, device=x.device)
         at = at if queries is None else at[queries]
@@ -256,7 +240,8 @@ class StandAloneStem(QueryKeyValue):
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, N, O/h)``."""
-        return self._wide_enough(to_tokens(self._value_map(x), self.heads))
+        v = to_tokens(self._value_map(x), self.heads)
+        return widened(v) if self.normalization == "none" else v
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, O/h)``."""
@@ -270,15 +255,12 @@ class StandAloneStem(QueryKeyValue):
         """``(B, O, H, W) -> (B h blocks, 1, k^2, O/h)``."""
         return to_blocks(t, (self.kernel_size, self.kernel_size), self.heads)
 
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        n = self.kernel_size
-        if x.shape[2] % n or x.shape[3] % n:
-            H, W = x.shape[2:]
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (H, W), n = x.shape[2:], self.kernel_size
+        if H % n or W % n:
             raise ValueError(f"the stem's blocks are {n} x {n}: want H and W in multiples of {n}, got {H} x {W}")
-        return super()._queries_and_keys(x)
-
-    def _values(self, x: Tensor) -> Tensor:
-        return self._wide_enough(self._split(self._value_map(x)))
+        query, key, _ = super()._maps(x)
+        return query, key, self._value_map(x)
 
     def _value_map(self, x: Tensor) -> Tensor:
         """One matrix a place in the block, mixed before it is applied: M times fewer products."""

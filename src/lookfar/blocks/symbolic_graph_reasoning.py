@@ -83,8 +83,6 @@ class SymbolicGraphReasoning(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if mapping not in ("pixels_then_row", "pixels", "nodes", "product"):
-            raise ValueError(f"mapping is pixels_then_row, pixels, nodes or product, got {mapping!r}")
         if embeddings is None:
             embeddings = torch.randn(nodes, 300, generator=torch.Generator().manual_seed(0))
         nodes = embeddings.shape[0]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import Positive
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm
 from lookfar.blocks.multi_head_external import MultiHeadExternal
@@ -48,7 +49,8 @@ class TokenStage(nn.Module):
         channels: Channels C of the tokens.
         out_channels: Width of the output, for a stage that changes it; the skip then comes from within the attention.
         attention: ``self`` (:class:`SelfAttention`) or ``external`` (:class:`MultiHeadExternal`).
-        heads: Heads of the attention; 8 by default, 1 where the width changes, as published.
+        heads: Heads of the attention; by default 1 where the width changes, else 8, as published, or the largest
+            divisor of the width below it.
         normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default.
         mlp_ratio: Width of the perceptron's middle, times that of its ends.
         bias: Self-attention: projections to queries, keys and values have a bias.
@@ -72,7 +74,7 @@ class TokenStage(nn.Module):
         attention: Literal["self", "external"] = "self",
         heads: int | None = None,
         normalization: Normalization | None = None,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: Positive = 4.0,
         bias: bool = False,
         scale: float | None = None,
         expansion: int | None = None,
@@ -86,7 +88,7 @@ class TokenStage(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.changes_width = channels, out_channels is not None
         out = channels if out_channels is None else out_channels
-        heads = (1 if self.changes_width else 8) if heads is None else heads
+        heads = 1 if heads is None and self.changes_width else heads
         self.norm1 = norm_layer(channels, **dd)
         self.mixer: SelfAttention | MultiHeadExternal
         if attention == "self":
@@ -94,7 +96,7 @@ class TokenStage(nn.Module):
                 channels, heads=heads, out_channels=out, bias=bias, scale=scale,
                 normalization=normalization or "softmax", **dd,
             )  # fmt: skip
-        elif attention == "external":
+        else:
             self.attends = "maps"
             self.mixer = MultiHeadExternal(
                 channels, heads=heads, out_channels=out, key_bias=not self.changes_width,
@@ -102,8 +104,6 @@ class TokenStage(nn.Module):
                 bases=bases or (128 if self.changes_width else 64),
                 normalization=normalization or "double", **dd,
             )  # fmt: skip
-        else:
-            raise ValueError(f"attention is self or external, got {attention!r}")
         self.norm2 = norm_layer(out, **dd)
         hidden = int(out * mlp_ratio)
         self.mlp = nn.Sequential(
