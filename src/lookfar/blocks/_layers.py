@@ -50,6 +50,14 @@ def zero_(module: M) -> M:
     return module
 
 
+def zero_last(norm: nn.Module | None, project: nn.Module | None) -> None:
+    """:func:`zero_` of the last layer of a branch that has parameters: the norm, or what stands before it."""
+    if norm is not None and getattr(norm, "weight", None) is not None:
+        zero_(norm)
+    elif project is not None:
+        zero_(project)
+
+
 def normal_(module: M, std: float = 0.01) -> M:
     """Draw the weight from N(0, std^2) and set the bias to zero."""
     nn.init.normal_(cast(Tensor, module.weight), std=std)

@@ -102,7 +102,8 @@ class AttentionAugmented(nn.Module):
             raise ValueError(f"normalization='double' has no form with relative=True: {WHY_NOT_DOUBLE}")
         inside = Switches(heads, normalization, share_query_key, projections).inside
         self.split = (keys,) if not inside else (keys, values) if share_query_key else (keys, keys, values)
-        self.heads, self.normalization, self.stride = heads, normalization, stride
+        self.heads, self.stride = heads, stride
+        self.normalization: Any = normalization
         self.conv = self.qkv = self.attn_out = self.key_rel_w = self.key_rel_h = None
         self.attends = "weights" if values else "none"
         if values < out:

@@ -7,14 +7,14 @@ sqrt(D) and 0.05, narrow values, an output convolution that both terms share, no
 
 import math
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lookfar._options import NotNegative, Positive, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_
+from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_last
 from lookfar.blocks._projections import (
     Projections,
     QueryKeyValue,
@@ -206,8 +206,7 @@ class DisentangledNonLocal(QueryKeyValue):
         plain = mmseg or self.terms == "unary"
         self.gamma = None if plain else nn.Parameter(torch.full((1,), float(zero_init), **dd))
         if zero_init:
-            norm = self.norm if getattr(self.norm, "weight", None) is not None else None
-            zero_(cast(nn.Module, norm or self.project or self.value))
+            zero_last(self.norm, self.project or self.value)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:

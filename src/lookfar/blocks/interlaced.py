@@ -7,7 +7,7 @@ they are keys like others.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,6 @@ Pair = tuple[int, int]
 
 class GroupAttention(PairwiseAttention):
     """Self-attention within groups of positions; projections act before the grouping, since they are pointwise."""
-
-    project: ConvNorm
 
     def __init__(
         self,
@@ -56,7 +54,8 @@ class GroupAttention(PairwiseAttention):
         """The map from the weighted sums ``(B h groups, 1, P, E)``."""
         y = from_blocks(mixed, x.shape[2:], self.factor, self.heads, far=self.far)
         y = y if self.normalization == "none" else y.to(x.dtype)
-        return self.project.after(after_mixing(self.project.conv, y, self.normalization))
+        project = cast(ConvNorm, self.project)
+        return project.after(after_mixing(project.conv, y, self.normalization))
 
     def _split(self, t: Tensor) -> Tensor:
         return to_blocks(t, self.factor, self.heads, far=self.far)

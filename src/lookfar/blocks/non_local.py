@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lookfar._options import choice, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_last
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -159,7 +159,7 @@ class NonLocal(PairwiseAttention):
         norm = BATCH_NORM[dims] if norm_layer is True else norm_layer
         self.norm = norm(channels, **dd) if norm else None
         if zero_init:
-            zero_(self.project if getattr(self.norm, "weight", None) is None else self.norm)
+            zero_last(self.norm, self.project)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:

@@ -248,7 +248,8 @@ class ObjectContext(nn.Module):
         switches = Switches(heads, normalization, share, projections)
         layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, "zero_init": zero_init, **dd}
         widths = inner_channels, value_channels, branch_channels
-        self.mode, self.variant, self.published = mode, variant, form == "published"
+        self.mode, self.published = mode, form == "published"
+        self.variant: Variant = variant
         self.sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
         self.contexts = nn.ModuleList()
         self.first = self.inner = self.branches = self.widen = None

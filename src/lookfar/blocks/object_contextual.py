@@ -144,7 +144,8 @@ class ObjectContextual(nn.Module):
                 f"without reasoning there is no attention to have {heads=}, {subsample=} or {normalization=}"
             )
         self.channels, self.heads, self.subsample = channels, heads, subsample
-        self.normalization, self.inverse_temperature = normalization, inverse_temperature
+        self.inverse_temperature = inverse_temperature
+        self.normalization: Normalization = normalization
         self.query = self.key = None
         if reasoning:
             self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
