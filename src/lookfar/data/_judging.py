@@ -239,20 +239,21 @@ def kinds(found: Collection[Found]) -> str:
 
 
 def find_alike(sets: Mapping[str, Sequence[Pair]], found: Mapping[Pair, Found]) -> list[str]:
-    """Lines on images of train that judge as well; raises where a whole set does."""
-    known = {found[pair].digest: pair for pair in sets["train"]}
+    """Lines on images that are in two sets; raises where a whole set judges by images of another."""
     lines = []
-    for split, pairs in sets.items():
+    for split, other in (("val", "train"), ("also_val", "train"), ("also_val", "val")):
+        pairs, known = sets.get(split, ()), {found[pair].digest: pair for pair in sets[other]}
         same = [(known[found[pair].digest], pair) for pair in pairs if found[pair].digest in known]
-        if split == "train" or not same:
+        if not same:
             continue
-        names = [f"{cut(other.name, 30)} = {cut(pair.name, 30)}" for other, pair in same]
+        option = split.replace("_", "-")
+        names = [f"{cut(first.name, 30)} = {cut(pair.name, 30)}" for first, pair in same]
         if len(same) == len(pairs):
             raise ValueError(
-                f"all {counted(pairs, 'image')} of {split} {'is' if len(pairs) == 1 else 'are'} in train too: "
-                f"{listed(names, 60)}. Judge by others: another folder or sequence for --val, or a share, --val 0.2"
+                f"all {counted(pairs, 'image')} of {option} {'is' if len(pairs) == 1 else 'are'} in {other} too: "
+                f"{listed(names, 60)}. Judge by others: another folder or sequence, or a share, --{option} 0.2"
             )
-        lines.append(f"{len(same)} of {len(pairs)} images of {split} are in train too: {listed(names, 60)}.")
+        lines.append(f"{len(same)} of {len(pairs)} images of {option} are in {other} too: {listed(names, 60)}.")
     return lines
 
 

@@ -91,7 +91,8 @@ def read_folder(root: Path, val: str | None = None) -> Source:
     source.notes += [unused(word, split) for word, split in splits.items() if word not in used and split.pairs]
     source.notes += [f"{text}: not used." for word, text in layout.broken.items() if word not in SPLITS["train"]]
     held = {pair.image for pair in source.val}
-    source.train = [pair for pair in source.train if pair.image not in held]
+    # what lies in a sub-folder of train; all of train is told by the images themselves
+    source.train = [pair for pair in source.train if pair.image not in held] or source.train
     return source
 
 
