@@ -57,6 +57,25 @@ class AdaptiveContextModule(nn.Module):
         return logits.sigmoid().flatten(2)
 
 
+_LAYERS = {
+    r"pooled_redu_conv\.conv": "pooled.conv",
+    r"pooled_redu_conv\.(?:bn|gn|in)": "pooled.norm",
+    r"input_redu_conv\.conv": "reduce.conv",
+    r"input_redu_conv\.(?:bn|gn|in)": "reduce.norm",
+    r"global_info\.conv": "summary.conv",
+    r"global_info\.(?:bn|gn|in)": "summary.norm",
+    "gla": "affinity",
+    r"residual_conv\.conv": "project.conv",
+    r"residual_conv\.(?:bn|gn|in)": "project.norm",
+    r"fusion_conv\.conv": "fuse.conv",
+    r"fusion_conv\.(?:bn|gn|in)": "fuse.norm",
+}
+# a single module, or those that the head numbers: acm_modules.0.gla, or 0.gla under prefix="decode_head.acm_modules."
+_KEYS = {theirs: f"scales.0.{ours}" for theirs, ours in _LAYERS.items()} | {
+    rf"(?:acm_modules\.)?(\d+)\.{theirs}": rf"scales.\1.{ours}" for theirs, ours in _LAYERS.items()
+}
+
+
 @block(
     "adaptive_context",
     title="Adaptive pyramid context (APCNet)",
@@ -71,20 +90,7 @@ class AdaptiveContextModule(nn.Module):
         "The network concatenates the modules' outputs to x before a 3x3 convolution; here they are added to x through"
         ' a 1x1 convolution that starts at zero. form="published" gives the modules alone.',
     ),
-    author_keys={
-        # a single module; in the authors' head they are numbered
-        r"pooled_redu_conv\.conv": "scales.0.pooled.conv",
-        r"pooled_redu_conv\.(bn|gn|in)": "scales.0.pooled.norm",
-        r"input_redu_conv\.conv": "scales.0.reduce.conv",
-        r"input_redu_conv\.(bn|gn|in)": "scales.0.reduce.norm",
-        r"global_info\.conv": "scales.0.summary.conv",
-        r"global_info\.(bn|gn|in)": "scales.0.summary.norm",
-        "gla": "scales.0.affinity",
-        r"residual_conv\.conv": "scales.0.project.conv",
-        r"residual_conv\.(bn|gn|in)": "scales.0.project.norm",
-        r"fusion_conv\.conv": "scales.0.fuse.conv",
-        r"fusion_conv\.(bn|gn|in)": "scales.0.fuse.norm",
-    },
+    author_keys=_KEYS,
 )
 class AdaptiveContext(nn.Module):
     """Every position mixes the regions of each scale with its own sigmoid weights; all scales are added to it.

@@ -32,6 +32,12 @@ from lookfar.ops.sampling import glimpse_sensor
         "The code that is read most uses the height for both coordinates; here x goes with the width.",
         "Non-integer scale factors are refused: the code drops what does not divide.",
     ),
+    author_keys={
+        r"(?:sensor\.)?fc1": "what.0",
+        r"(?:sensor\.)?fc3": "what.2",
+        r"(?:sensor\.)?fc2": "where.0",
+        r"(?:sensor\.)?fc4": "where.2",
+    },
 )
 class Glimpse(nn.Module):
     """What is seen at a place, and where that was, in one vector; its cost does not depend on the map's size.
