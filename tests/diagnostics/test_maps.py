@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samples import Sample, samples
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,12 +78,30 @@ def test_a_block_without_weights_says_so():
         attention_maps(block, torch.randn(1, 16, 3, 3))
 
 
-@pytest.mark.parametrize(
-    ("keys", "size", "want"),
-    [(35, (7, 5), (7, 5)), (6, (7, 5), (3, 2)), (12, (7, 5), (4, 3)), (1, (7, 5), (1, 1)), (110, (12, 33), None)],
-)
-def test_key_grid(keys, size, want):
-    assert key_size(keys, size) == want
+@torch.no_grad()
+@samples(attends="weights")
+def test_key_grid(sample: Sample):
+    """The block says which grid its keys form; guessed from their number, pyramid keys looked like one."""
+    m = sample.make()
+    if sample.info.kind in ("tokens", "upsampler", "region"):
+        pytest.skip("no map to draw on")
+    wide = [(10, 11), (12, 33), (9, 2)]  # 110 keys of a pyramid are no 10 x 11
+    for size in [*sample.sizes, *(wide if len(sample.sizes[0]) == 2 else [])]:
+        (x, *_) = sample.inputs(m, size, batch=1)
+        keys = m.attention(x, torch.tensor([0])).shape[-1]
+        grid = key_size(m, x.shape[2:])
+        if grid is None:
+            assert sample.name == "asymmetric_nonlocal"
+        else:
+            assert math.prod(grid) == keys, size
+            assert len(grid) == len(size)
+
+
+def test_keys_of_a_pyramid_form_no_grid():
+    assert key_size(create_block("asymmetric_nonlocal", 16), (10, 11)) is None
+    assert key_size(create_block("asymmetric_nonlocal", 16, bins=(3,)), (10, 11)) == (3, 3)
+    assert key_size(create_block("nonlocal", 16, subsample=2), (7, 5)) == (3, 2)
+    assert key_size(create_block("generalized_attention", 16), (7, 5)) == (4, 3)
 
 
 def test_labels_at_takes_the_centre_of_each_cell():

@@ -1,6 +1,6 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -28,6 +28,11 @@ def pool_stride(size: tuple[int, ...], stride: int) -> tuple[int, ...]:
     """Stride of pooling a map ``(*S)``: 1 along time (the first of three axes) and along axes too short for it."""
     time = len(size) == 3
     return tuple(1 if (time and axis == 0) or n < stride else stride for axis, n in enumerate(size))
+
+
+def pooled_size(size: Sequence[int], stride: int) -> tuple[int, ...]:
+    """The size of what :func:`max_pool` makes of a map ``(*S)``."""
+    return tuple(n // s for n, s in zip(size, pool_stride(tuple(size), stride)))
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:

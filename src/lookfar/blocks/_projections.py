@@ -5,14 +5,14 @@ none of them: one 1x1 convolution before, ``embed``, gives what serves as all th
 back to the block's channels. Where a block has no projection of a kind, its input itself is meant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from lookfar._options import divides
-from lookfar.blocks._layers import max_pool, normed, wide
+from lookfar.blocks._layers import max_pool, normed, pooled_size, wide
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
@@ -141,6 +141,10 @@ class QueryKeyValue(nn.Module):
         query = applied(of_queries, x)
         key = query if of_keys is of_queries and self.subsample == 1 else self._pooled(of_keys, x)
         return query, key, key if of_values is of_keys else self._pooled(of_values, x)
+
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid ``(*S')`` that the keys form on a map ``(*S)``."""
+        return pooled_size(size, self.subsample)
 
     def _pooled(self, layer: nn.Module | None, x: Tensor) -> Tensor:
         """What ``layer`` gives for x, maxima of blocks taken before it or after it."""

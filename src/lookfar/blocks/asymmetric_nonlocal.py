@@ -154,6 +154,10 @@ class AsymmetricNonlocal(QueryKeyValue):
         scale = q.shape[-1] ** -0.5
         return attention_weights(some, keys, scale=scale, normalization=self.normalization, all_queries=q)
 
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...] | None:
+        """None: keys of several pyramid levels form no grid; those of a single level do."""
+        return (self.bins[0], self.bins[0]) if len(self.bins) == 1 else None
+
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, S, E)``."""
         return self._queries_and_pooled_keys(x, x)[1] if self.value is None else self._pooled_values(x)

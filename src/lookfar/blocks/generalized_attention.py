@@ -4,6 +4,7 @@ Traps: energies are not divided by sqrt(d); coordinates need float32; sub-sampli
 code of mmcv is wrong for query content and position without the position-only term; the blocks here are right there.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -150,6 +151,10 @@ class GeneralizedAttention(QueryKeyValue):
             at = torch.arange(q.shape[2], device=x.device)
             at = at if queries is None else at[queries]
             return self._weights(q[:, :, at], r[:, :, at], k, at, x.shape[2:])
+
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid ``(H', W')`` that the keys form on a map ``(H, W)``."""
+        return tuple(-(-n // self.kv_stride) for n in size)
 
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, M, d)``."""

@@ -5,12 +5,13 @@ pooled, without a value transform; multiplication comes before addition, and alo
 by halving x; the authors' ``ratio`` is a factor (1/16) and ``int(C * ratio)`` truncates.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_
+from lookfar.blocks._layers import Norm, max_pool, normal_, normed, pooled_size, zero_
 from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
@@ -202,6 +203,10 @@ class SimplifiedNonLocal(nn.Module):
         """The one map, ``(B, 1, Q, M)``, for each of the flat query positions ``(Q,)``, for all when None."""
         keys = max_pool(x, self.subsample)
         return _weights(self.mask, keys, positions(x) if queries is None else queries.shape[0])
+
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid ``(*S')`` that the keys form on a map ``(*S)``."""
+        return pooled_size(size, self.subsample)
 
     def values(self, x: Tensor) -> Tensor:
         """What is pooled: x, after sub-sampling, ``(B, 1, M, C)``."""

@@ -7,6 +7,7 @@ DNL's within-category idea among the labelled keys: times the weight on labelled
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +65,13 @@ def attention_maps(module: nn.Module, x: Tensor, queries: Tensor | None = None) 
     return inner_block(module).attention(x, queries)  # pyright: ignore[reportCallIssue]
 
 
-def key_size(keys: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the grid of ``keys`` positions on a map of ``size``; None where they form no grid.
+def key_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
+    """The grid that a block's keys form on a map of ``size``, as the block says; None where they form none.
 
-    Keys fewer than positions come from pooling with one stride: the grid is ``size`` divided by it, rounded down or up.
+    A block whose keys are not the map's positions has ``key_grid(size)``; the others need not say anything.
     """
-    H, W = size
-    for stride in range(1, max(H, W) + 1):
-        down, up = (H // stride, W // stride), (math.ceil(H / stride), math.ceil(W / stride))
-        for h, w in (down, up):
-            if h * w == keys:
-                return h, w
-    return None
+    key_grid = getattr(inner_block(module), "key_grid", None)
+    return tuple(size) if key_grid is None else key_grid(size)
 
 
 def map_similarity(maps: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ and, of a block with weights over positions (their mean over its heads; the numb
     queries_asked ()
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], d
     shown = (grid[0][:, None] * W + grid[1]).flatten()
     asked = torch.arange(N) if N <= ASKED else torch.arange(ASKED) * N // ASKED
     maps = M.attention_maps(block, x, shown.to(x.device))
-    keys = M.key_size(maps.shape[-1], (H, W))
-    if keys is None:
+    keys = M.key_size(block, (H, W))
+    if keys is None or math.prod(keys) != maps.shape[-1]:
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 
     key_labels, query_labels = M.labels_at(truth[None], keys), M.labels_at(truth[None], (H, W))
