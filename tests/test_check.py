@@ -176,12 +176,12 @@ def test_sequences_and_videos():
     ],
     ids=lambda v: None,
 )
-def test_what_cannot_be_loaded_exits_2_in_one_line(run, arguments, message):
+def test_what_cannot_be_loaded_exits_2_in_a_few_lines(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("lookfar: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert err.count("\n") <= 3
+    assert message in " ".join(err.split())
 
 
 def test_files_that_fail_to_import(run, tmp_path):

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from lookfar import blocks, cli
 from lookfar.cost import growth
+from lookfar.data import open_data
 
 
 def lookfar(*arguments, **environment):
@@ -41,12 +43,22 @@ def run(monkeypatch, capsys):
     return call
 
 
+def assert_readable(err):
+    """One message in at most three lines that fit a terminal, and no traceback."""
+    lines = err.splitlines()
+    assert lines[0].startswith("lookfar: "), err
+    assert len(lines) <= 3, err
+    assert max(map(len, lines)) <= 80, err
+    assert "Traceback" not in err, err
+
+
 def test_a_misspelt_block_ends_in_one_line_with_the_nearest_names():
     code, out, err = lookfar("cost", "position_atention")
     assert (code, out) == (2, "")
-    assert err.startswith("lookfar: no block is called 'position_atention'. Did you mean position_attention")
-    assert err.endswith("? `lookfar blocks` lists all.\n")
-    assert err.count("\n") == 1
+    said = " ".join(err.split())
+    assert said.startswith("lookfar: no block is called 'position_atention'. Did you mean position_attention")
+    assert said.endswith("? `lookfar blocks` lists all.")
+    assert_readable(err)
 
 
 def test_help_loads_nothing_heavy():
@@ -72,9 +84,114 @@ def test_help_loads_nothing_heavy():
 def test_mistakes_of_the_user_exit_2(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("lookfar: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert_readable(err)
+    assert message in " ".join(err.split())
+
+
+ODD = ["0", "-1", "1.5", "x", "", "nan", "1000000000000"]
+FINE = {  # odd values that are fine, by option
+    "--steps": {"1000000000000"}, "--batch-size": {"1000000000000"}, "--lr": {"1.5", "1000000000000"},
+    "--clip": {"0", "1.5", "1000000000000"},
+}  # fmt: skip
+SWITCHES = {"--json", "--grow", "--backward", "--strict", "--pretrained", "--skip-bad", "--tensorboard", "--help"}
+COMMANDS = {
+    "blocks": ["squeeze_excitation"],
+    "cost": ["squeeze_excitation", "--size", "4x4"],
+    "check": ["squeeze_excitation", "--size", "4x4", "--channels", "16", "--only", "images"],
+    "study": ["--data", "scenes:lookup", "--blocks", "squeeze_excitation"],
+    "report": [],
+}
+
+
+def options():
+    """Every option of every command that takes a value, as the program itself knows them."""
+    for command in typer.main.get_command(cli.app).commands.values():
+        for param in command.params:
+            for option in param.opts:
+                if option.startswith("--") and option not in SWITCHES:
+                    yield command.name, option
+
+
+def test_options_are_found():
+    found = set(options())
+    assert {("cost", "--size"), ("study", "--seeds"), ("blocks", "--kind"), ("check", "--only")} <= found
+    assert {name for name, _ in found} | {"report"} == set(COMMANDS)
+
+
+@functools.lru_cache
+def data_of(spec, options):
+    return open_data(spec, **dict(options))
+
+
+@pytest.mark.parametrize(("command", "option"), [pytest.param(*found, id=" ".join(found)) for found in options()])
+def test_odd_values_of_every_option(run, monkeypatch, tmp_path, command, option):
+    """Refused in at most three readable lines, or one of the few that are fine; nothing is taken in silence."""
+    monkeypatch.setattr("lookfar.study.running._run_missing", lambda *_: None)
+    monkeypatch.setattr("lookfar.study.command._finish", lambda _: 0)
+    # its scenes are drawn once for all that is asked here
+    monkeypatch.setattr("lookfar.data.open_data", lambda spec, **more: data_of(spec, tuple(sorted(more.items()))))
+    for number, value in enumerate(ODD):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        code, _, err = run(command, *COMMANDS[command], f"{option}={value}")
+        if value in FINE.get(option, ()) or (option == "--out" and value):  # any name is a folder
+            assert code == 0, err
+            continue
+        assert code == 2, f"{option}={value} gives {code}: {err}"
+        assert_readable(err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cost"],
+        ["cost", ""],
+        ["cost", "nonlocal("],
+        ["cost", "nonlocal(reduction=0)", "--size", "4x4"],
+        ["cost", "nonlocal(reduction=x)", "--size", "4x4"],
+        ["cost", "nonlocal(modes=gaussian)"],
+        ["cost", "nonlocal", "--size", "16"],
+        ["cost", "nonlocal", "--size", "4x4x4"],
+        ["cost", "nonlocal(dims=3)", "--size", "16x16"],
+        ["cost", "nonlocal", "nonlocal(dims=1)", "--size", "16"],
+        ["cost", "nonlocal", "--sise", "4x4"],
+        ["cost", "nonlocal", "--grow=3"],
+        ["cost", "nonlocal", "--channels"],
+        ["check"],
+        ["check", ""],
+        ["check", "nonlocal", "--size", "16"],
+        ["check", "nonlocal(dims=1)", "--size", "4x4"],
+        ["study"],
+        ["study", "nowhere.yaml"],
+        ["study", "--data", "scenes:lookup"],
+        ["study", "--data", "scenes:lookup", "--blocks", "nonlocal,nonlocal"],
+        ["report"],
+        ["report", "nowhere"],
+        ["report", ""],
+        ["blocks", ""],
+        ["blocks", "nonlocal", "other"],
+        ["nothing"],
+    ],
+    ids=" ".join,
+)
+def test_odd_commands_are_refused_readably(run, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert not out or out.startswith("lookfar study · ")  # its first line stands before anything slow
+    assert_readable(err)
+
+
+def test_sizes_of_sequences_and_videos(run):
+    for block, size, shown in [("nonlocal(dims=1)", "16", "16"), ("nonlocal(dims=3)", "2x4x4", "2×4×4")]:
+        code, out, err = run("cost", block, "--size", size, "--channels", "4")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[0].endswith(f", {shown}")
+
+
+def test_a_name_and_a_kind_that_it_is_not(run):
+    assert "no block fits" in run("blocks", "nonlocal", "--kind", "layer")[1]
 
 
 def test_cost_prints_units_above_right_aligned_numbers(run):

@@ -11,7 +11,16 @@ from torch import nn
 
 from lookfar import ops
 from lookfar.blocks import create_block
-from lookfar.cost import count_flops, growth, handwritten, measure_cost, measure_network, memory, peak_memory
+from lookfar.cost import (
+    count_flops,
+    growth,
+    handwritten,
+    measure_cost,
+    measure_network,
+    memory,
+    peak_memory,
+    size_for,
+)
 from lookfar.ops import _blockwise
 
 
@@ -356,6 +365,29 @@ def test_growth_skips_what_would_take_too_long():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         measure_cost(**{"block": "position_attention", "channels": 8, "size": (4, 4), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("block", "size", "message"),
+    [
+        ("nonlocal", (16,), "size must have the 2 axes of nonlocal, such as 64x64, got 16; with dims=1 it takes that"),
+        ("nonlocal", (4, 4, 4), "got 4x4x4; with dims=3 it takes that"),
+        ("nonlocal(dims=1)", (4, 4), r"the 1 axis of nonlocal\(dims=1\), such as 4096, got 4x4; with dims=2"),
+        ("carafe", (4, 4, 4), "the 2 axes of carafe, such as 64x64, got 4x4x4$"),
+        ("position_attention", (10**9, 10**9), "cannot be measured at size 1000000000x1000000000 with 8 channels: "),
+    ],
+)
+def test_sizes_that_a_block_cannot_take(block, size, message):
+    with pytest.raises(ValueError, match=message):
+        measure_cost(block, 8, size, repeats=1)
+
+
+def test_sizes_have_the_axes_of_the_block():
+    for block, want in [("nonlocal(dims=1)", (4096,)), ("carafe", (64, 64)), ("nonlocal(dims=3)", (16, 16, 16))]:
+        assert size_for(block) == want
+    assert measure_cost("nonlocal(dims=1)", 4, (6,), repeats=1).size == (6,)
+    assert measure_cost("nonlocal(dims=3)", 4, (2, 3, 4), repeats=1).size == (2, 3, 4)
+    assert measure_cost("self_attention", 16, (6,), repeats=1).size == (6,)
 
 
 def test_growth_needs_two_sizes():

@@ -53,6 +53,15 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:.{max(places, 0)}f}"
 
 
+def by_size(size: Sequence[int]) -> str:
+    """Numbers of positions or pixels.
+
+    >>> by_size((97, 129))
+    '97×129'
+    """
+    return "×".join(map(str, size))
+
+
 def _cell(value: str | int | float | None) -> str:
     if value is None:
         return "–"

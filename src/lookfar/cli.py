@@ -2,8 +2,9 @@
 
 import os
 import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 # trials and measurements set their own thread count; OpenMP spins when processes outnumber cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,7 +52,10 @@ def blocks(
 @app.command()
 def cost(
     names: Annotated[list[str], typer.Argument(metavar="BLOCK...", help="Such as nonlocal 'nonlocal(mode=gaussian)'.")],
-    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "64x64",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of the feature map; LENGTH or TxHxW for dims=1 or 3. [default: 64x64]"),
+    ] = None,
     channels: Annotated[
         int | None, typer.Option(help="Channels of the feature map. [default: 256; 32 with --grow]")
     ] = None,
@@ -110,7 +114,7 @@ def study(
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The study's folder. (default runs/ and the name of the data)")
+        str | None, typer.Option(metavar="PATH", help="The study's folder. (default runs/ and the name of the data)")
     ] = None,
     host: Annotated[str | None, typer.Option(help="small, or a timm network such as resnet18.")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
@@ -142,7 +146,9 @@ def study(
     from lookfar.study.command import run_command
 
     options = {k: v for k, v in locals().items() if k not in ("plan", "out", "workers", "run_command")}
-    raise SystemExit(run_command(plan, options, out=out, workers=workers))
+    if out == "":  # as a path it would be the folder in which the command is run
+        raise ValueError("out must be a folder, got ''")
+    raise SystemExit(run_command(plan, options, out=None if out is None else Path(out), workers=workers))
 
 
 @app.command()
@@ -153,23 +159,58 @@ def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) ->
     raise SystemExit(report_command(folder))
 
 
+# as the versions of typer say it
+NUMBERS = {"valid integer": "an integer", "valid number": "a number", "valid float": "a number"}
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, in the voice of all other messages; typer's own takes a box of six lines."""
+    param, said = getattr(error, "param", None), error.format_message()
+    kind = next((ours for theirs, ours in NUMBERS.items() if theirs in said), None)
+    if kind is not None and param is not None:
+        option = param.opts[0]
+        values = [b for a, b in zip(sys.argv, sys.argv[1:]) if a == option]
+        values += [a.partition("=")[2] for a in sys.argv if a.startswith(f"{option}=")]
+        said = f"{option.lstrip('-').replace('-', '_')} must be {kind}" + (f", got {values[-1]!r}" if values else "")
+    command = getattr(getattr(error, "ctx", None), "command_path", "lookfar")
+    return f"{said.rstrip('.')}. `{command} --help` says what is accepted."
+
+
 def _user_error(error: Exception) -> NoReturn:
-    """One line on stderr and exit code 2: the user can put it right."""
+    """At most three lines on stderr and exit code 2: the user can put it right."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"lookfar: {message}", file=sys.stderr)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    first, *own = f"lookfar: {message}".splitlines()  # lists of differences bring lines of their own
+    wrap = {"width": 80, "break_long_words": False, "break_on_hyphens": False}
+    print("\n".join([*textwrap.wrap(first, max_lines=3, placeholder=" …", **wrap), *own]), file=sys.stderr)
     raise SystemExit(2)
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end in one line and exit code 2, no traceback."""
+    """Run the command line; mistakes of the user end in a message and exit code 2, no traceback."""
     try:
-        app()
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        code = app(standalone_mode=False)
+    except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left
+            return
         if os.environ.get("LOOKFAR_TRACEBACK"):
             raise
         _user_error(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left
+    except Exception as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "Abort":
+            raise SystemExit(130) from None
+        if type(error).__name__ == "NoArgsIsHelpError":
+            if context is not None:
+                print(context.get_help())
+            raise SystemExit(2) from None
+        if not hasattr(error, "format_message"):  # typer's errors have one; older versions take them from click
+            raise
+        _user_error(ValueError(_usage(error)))
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_a_file_is_read_as_people_write_it(tmp_path):
         ({"stepz": 3}, "Did you mean steps"),
         ({"seeds": "many"}, "seeds must be a whole number, got 'many'"),
         ({"seeds": 1.5}, "seeds must be a whole number"),
-        ({"seeds": 0}, "seeds must be positive, got 0"),
+        ({"seeds": 0}, "seeds must be an integer from 1 to 1000, got 0"),
         ({"seeds": True}, "seeds must be a whole number"),
         ({"seeds": None}, "seeds must be a whole number"),
         ({"pretrained": "yes"}, "pretrained must be true or false"),

@@ -139,7 +139,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_workers_must_be_positive(fake):
     out, _ = fake
-    with pytest.raises(ValueError, match="workers must be positive, got 0"):
+    with pytest.raises(ValueError, match="workers must be an integer from 1 to 1024 or None, got 0"):
         run_study(PLAN, out, workers=0, quiet=True)
 
 
@@ -246,5 +246,5 @@ def test_gpus_are_dealt_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in running._slots(plan, None)] == ["3,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with pytest.raises(ValueError, match="2 GPUs for a trial, but there are 1"):
+    with pytest.raises(ValueError, match="a trial takes 2 GPUs, but there are 1"):
         running._slots(plan, None)

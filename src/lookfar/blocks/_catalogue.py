@@ -49,7 +49,8 @@ def select(pattern: str | None = None, *, kind: str | None = None, family: str |
         if value is not None and value not in accepted:
             raise ValueError(f"no {what} is called {value!r}; there are {', '.join(accepted)}")
     if pattern is not None and not re.search(r"[*?\[]", pattern):
-        return [block_info(pattern).name]
+        name = block_info(pattern).name
+        return [name] if name in list_blocks(kind=kind, family=family) else []
     return list_blocks(pattern, kind=kind, family=family)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar.check.outcome import Outcome, by, fact, holds, listed, not_asked, percent, said, verdict
+from lookfar._tables import by_size
+from lookfar.check.outcome import Outcome, fact, holds, listed, not_asked, percent, said, verdict
 from lookfar.check.subject import SCALES, TOLERANCE, Subject, all_moved, moved, outputs, pull, seed_all
 
 OTHER_SIZES = {1: [(20,), (7,), (35,)], 2: [(12, 20), (7, 5), (19, 16)], 3: [(2, 6, 7), (3, 5, 4), (5, 8, 6)]}
@@ -79,21 +80,22 @@ def one_size_after_another(subject: Subject) -> Outcome:
         try:
             want = outputs(fresh, subject.inputs(fresh, size))
         except ValueError as error:
-            refused.append(f"refuses {by(size)}: {said(error)}")
+            refused.append(f"refuses {by_size(size)}: {said(error)}")
             continue
         except Exception as error:
-            faults.append(f"fails at {by(size)}: {said(error)}")
+            faults.append(f"fails at {by_size(size)}: {said(error)}")
             continue
         try:
             change = all_moved(outputs(module, subject.inputs(module, size)), want)
             if change > TOLERANCE and before is not None:
                 faults.append(
-                    f"at {by(size)} after {by(before)} the output differs by {percent(change)} from a fresh one"
+                    f"at {by_size(size)} after {by_size(before)} the output differs by {percent(change)} from a "
+                    "fresh one"
                 )
         except Exception as error:
-            faults.append(f"fails at {by(size)} after {by(before or size)}: {said(error)}")
+            faults.append(f"fails at {by_size(size)} after {by_size(before or size)}: {said(error)}")
         before = size
-    return verdict(faults[:2], refused[:1], f"tried {', '.join(map(by, sizes))}")
+    return verdict(faults[:2], refused[:1], f"tried {', '.join(map(by_size, sizes))}")
 
 
 @torch.no_grad()
@@ -106,13 +108,13 @@ def odd_sizes(subject: Subject) -> Outcome:
         module = subject.make()
         try:
             if not all(y.isfinite().all() for y in outputs(module, subject.inputs(module, size, batch=1))):
-                faults.append(f"gives nan or inf at {by(size)}")
+                faults.append(f"gives nan or inf at {by_size(size)}")
         except ValueError as error:  # raised on purpose, where torch raises RuntimeError
-            refused.append(f"refuses {by(size)}: {said(error)}")
+            refused.append(f"refuses {by_size(size)}: {said(error)}")
         except Exception as error:
-            faults.append(f"fails at {by(size)}: {said(error)}")
+            faults.append(f"fails at {by_size(size)}: {said(error)}")
     more = [f"{len(faults) - 2} more of {len(sizes)} sizes fail"] if len(faults) > 2 else []
-    return verdict(faults[:2] + more, refused[:1], f"tried {', '.join(map(by, sizes))}")
+    return verdict(faults[:2] + more, refused[:1], f"tried {', '.join(map(by_size, sizes))}")
 
 
 def deterministic(subject: Subject) -> Outcome:
@@ -152,7 +154,7 @@ def identity(subject: Subject) -> Outcome:
     inputs = subject.inputs(module)
     x, y = inputs[0], outputs(module, inputs)[0]
     if x.shape != y.shape:
-        return fact(f"{by(x.shape[1:])} becomes {by(y.shape[1:])}", fails_strict=True)
+        return fact(f"{by_size(x.shape[1:])} becomes {by_size(y.shape[1:])}", fails_strict=True)
     if torch.equal(x, y):
         return holds("as built, the output is the input")
     return fact(f"as built, the output differs from the input by {percent(moved(y, x))}", fails_strict=True)

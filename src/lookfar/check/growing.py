@@ -2,7 +2,8 @@
 
 import torch
 
-from lookfar.check.outcome import Outcome, by, fact, not_asked
+from lookfar._tables import by_size
+from lookfar.check.outcome import Outcome, fact, not_asked
 from lookfar.check.subject import Subject
 from lookfar.cost import growth
 
@@ -25,4 +26,4 @@ def grows(subject: Subject) -> Outcome:
     told = " and ".join(f"{what} as N^{value:.2f}" for what, value in exponents.items())
     first, last = measured.points[0].size, measured.points[-1].size
     steep = any(value is not None and value > LINEAR[what] for what, value in exponents.items())
-    return fact(f"{told}, from {by(first)} to {by(last)}", fails_strict=steep)
+    return fact(f"{told}, from {by_size(first)} to {by_size(last)}", fails_strict=steep)

@@ -99,6 +99,8 @@ def load(text: str, options: Sequence[str] = ()) -> Target:
     """
     more: dict[str, Any] = {}
     for option in options:
+        if not option.strip():
+            raise ValueError(f"cannot read {option!r}: want --option NAME=VALUE")
         more |= parse_options(f"{option})", option, "--option NAME=VALUE")
     found = re.fullmatch(r"(?P<where>.+\.py|[\w.]+):(?P<name>\w+)\s*(?P<options>\(.*)?", text.strip(), re.DOTALL)
     if found is None:
@@ -154,7 +156,7 @@ def _import_name(name: str, root: Path | None = None) -> ModuleType:
 
 @contextlib.contextmanager
 def _importing(what: str, root: Path) -> Iterator[None]:
-    """``root`` can be imported from; what goes wrong is told in one line."""
+    """``root`` can be imported from; what goes wrong is reported in one line."""
     sys.path.insert(0, str(root))
     try:
         with _silent_exit():

@@ -112,8 +112,3 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """``a, b, c, d and 7 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def by(size: Sequence[int]) -> str:
-    """``7×5``."""
-    return "×".join(map(str, size))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from lookfar.check.outcome import Outcome, broken, by, fact, holds, listed, not_asked, percent
+from lookfar._tables import by_size
+from lookfar.check.outcome import Outcome, broken, fact, holds, listed, not_asked, percent
 from lookfar.check.parameters import plain_attributes
 from lookfar.check.subject import SCALES, TOLERANCE, Subject, moved, outputs, twin
 
@@ -46,7 +47,7 @@ def positions_kept(subject: Subject) -> Outcome:
     if not faults:
         return holds(_tried(subject))
     worst, change, size = max(faults, key=lambda fault: fault[0])
-    told = f"{change.name} at {by(size)}: the output is off by {percent(worst)}"
+    told = f"{change.name} at {by_size(size)}: the output is off by {percent(worst)}"
     declared = getattr(module, "position_dependent", False)
     if declared:
         return fact(f"declared to depend on position{f' ({declared})' if isinstance(declared, str) else ''}; {told}")
@@ -160,4 +161,4 @@ def _uneven(layer: nn.Module) -> bool:
 
 
 def _tried(subject: Subject) -> str:
-    return f"tried {' and '.join(by(sizes[0]) for sizes in _sizes(subject.size))}"
+    return f"tried {' and '.join(by_size(sizes[0]) for sizes in _sizes(subject.size))}"

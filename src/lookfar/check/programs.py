@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._tables import by_size
 from lookfar.check.calls import OTHER_SIZES
-from lookfar.check.outcome import Outcome, broken, by, not_asked, percent, said, verdict
+from lookfar.check.outcome import Outcome, broken, not_asked, percent, said, verdict
 from lookfar.check.subject import TOLERANCE, Subject, all_moved, outputs, pull
 
 ROUNDING = 10 * TOLERANCE  # of float32 in another order
@@ -35,7 +36,7 @@ def compiles(subject: Subject) -> Outcome:
                 found.append(ys if x.grad is None else [*ys, x.grad])
             change = all_moved(found[1], found[0])
             if change > TOLERANCE:
-                faults.append(f"at {by(size)} the compiled module differs by {percent(change)}")
+                faults.append(f"at {by_size(size)} the compiled module differs by {percent(change)}")
     torch._dynamo.reset()
     return verdict(faults)
 
@@ -108,10 +109,10 @@ def _right_elsewhere(subject: Subject, module: nn.Module, run: Callable[[tuple[T
         try:
             change = all_moved(run(inputs), want)
             if change > ROUNDING:
-                faults.append(f"at {by(size)} off by {percent(change)}")
+                faults.append(f"at {by_size(size)} off by {percent(change)}")
         except Exception as error:
-            faults.append(f"made at {by(subject.size)}, fails at {by(size)}: {said(error, 90)}")
-    return verdict(faults, fine=f"right at {', '.join(map(by, sizes))}")
+            faults.append(f"made at {by_size(subject.size)}, fails at {by_size(size)}: {said(error, 90)}")
+    return verdict(faults, fine=f"right at {', '.join(map(by_size, sizes))}")
 
 
 @contextmanager

@@ -11,10 +11,13 @@ from types import FrameType
 
 import torch
 
+from lookfar._options import positive
+from lookfar._tables import by_size
 from lookfar.check import calls, growing, parameters, positions, precision, programs
 from lookfar.check.loading import Target, load
-from lookfar.check.outcome import Outcome, Report, Row, broken, by, holds, not_asked, said
+from lookfar.check.outcome import Outcome, Report, Row, broken, holds, not_asked, said
 from lookfar.check.subject import Subject, outputs, random_state_kept
+from lookfar.cost import size_for
 
 SIZES = {1: (64,), 2: (16, 16), 3: (4, 8, 8)}  # of the input where none is given
 SECONDS = 300.0  # that one promise may take
@@ -91,15 +94,17 @@ def check_module(
     unknown = sorted(set(only) - {p.name for p in PROMISES})
     if unknown:
         raise ValueError(f"no promise is called {unknown[0]!r}; there are {', '.join(p.name for p in PROMISES)}")
-    if channels < 1:
-        raise ValueError(f"channels must be a positive integer, got {channels}")
+    positive("channels", channels)
     loaded = load(target, options) if isinstance(target, str) else target
     dims = loaded.options.get("dims", 2)
-    subject = Subject(loaded, channels, tuple(size) if size else SIZES.get(dims, SIZES[2]))
+    asked: tuple[int, ...] = SIZES.get(dims, SIZES[2]) if size is None else tuple(size)
+    if size is not None and isinstance(target, str) and ":" not in target:  # a block of ours says which axes it has
+        asked = size_for(f"{loaded.name}(dims={dims})" if "dims" in loaded.options else loaded.name, size)
+    subject = Subject(loaded, channels, asked)
     with _undisturbed():
         subject.build()  # a module that cannot be built is a mistake of the user
         subject, runs = _in_its_dtype(subject)
-        rows = [] if only else [Row("runs", "runs on a map", runs)]
+        rows = [] if only and runs.status != "broken" else [Row("runs", "runs on a map", runs)]
         for promise in PROMISES:
             if only and promise.name not in only:
                 continue
@@ -122,13 +127,13 @@ def _in_its_dtype(subject: Subject) -> tuple[Subject, Outcome]:
             inputs = tried.inputs(module)
             with torch.no_grad():
                 found = outputs(module, inputs)
-            shapes = ", ".join(f"({by(y.shape)})" for y in found)
-            return tried, holds(f"({by(inputs[0].shape)}) -> {shapes}")
+            shapes = ", ".join(f"({by_size(y.shape)})" for y in found)
+            return tried, holds(f"({by_size(inputs[0].shape)}) -> {shapes}")
         except Exception as e:
             error = e
     assert error is not None
     shape = (2, subject.channels, *subject.size)
-    return replace(subject, dtype=torch.float32), broken(f"fails on ({by(shape)}): {said(error)}")
+    return replace(subject, dtype=torch.float32), broken(f"fails on ({by_size(shape)}): {said(error)}")
 
 
 def _ask(promise: Promise, subject: Subject) -> Outcome:

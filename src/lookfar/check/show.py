@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from lookfar.check.outcome import Report, by
+from lookfar._tables import by_size
+from lookfar.check.outcome import Report
 from lookfar.check.run import check_module
 from lookfar.cost import parse_size
 
@@ -59,7 +60,7 @@ def print_report(report: Report, *, strict: bool = False) -> None:
         table.add_row(
             row.title, Text(told, style=_STYLES["broken" if row.promise in failed else status]), row.outcome.detail
         )
-    console.print(f"{report.target} on {report.channels} channels, {by(report.size)}", style="bold")
+    console.print(f"{report.target} on {report.channels} channels, {by_size(report.size)}", style="bold")
     console.print(table)
     console.print(summary(report, strict=strict))
 

@@ -19,6 +19,7 @@ from lookfar.cost.measure import (
     measure_cost,
     measure_network,
     parse_size,
+    size_for,
 )
 from lookfar.cost.memory import peak_memory
 
@@ -34,4 +35,5 @@ __all__ = [
     "measure_network",
     "parse_size",
     "peak_memory",
+    "size_for",
 ]

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lookfar._options import positive
-from lookfar.blocks import create_block, parse_block, sample_inputs
+from lookfar.blocks import block_info, create_block, parse_block, sample_inputs
 from lookfar.cost.flops import count_flops
 from lookfar.cost.memory import peak_memory
 
 GROWTH_CHANNELS = 32
 CACHE = 2**26  # bytes, more than a processor's caches hold
 GROWTH_SIZES = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
+SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Inputs:
 def measure_cost(
     block: str | nn.Module,
     channels: int = 256,
-    size: Sequence[int] = (64, 64),
+    size: Sequence[int] | None = None,
     *,
     batch: int | None = None,
     backward: bool = False,
@@ -131,7 +132,8 @@ def measure_cost(
     Args:
         block: A name, with options if wanted (``"nonlocal(mode=gaussian)"``), or a module.
         channels: Channels of the feature map.
-        size: Its spatial size, two numbers for a map; blocks for sequences and video take one and three.
+        size: Its spatial size, as many numbers as the block has axes: 64 x 64 by default, as many positions in one
+            axis with ``dims=1`` (4096) and in three with ``dims=3`` (16 x 16 x 16).
         batch: Maps in a call; by default one, and two with ``backward``, since a BatchNorm behind a pooling to one
             position does not train on one.
         backward: Measure forward and backward pass in training mode instead of the forward pass in evaluation.
@@ -139,23 +141,39 @@ def measure_cost(
         repeats: Calls to take the median over; fewer are made once they took five seconds together, at least one.
 
     Raises:
-        ValueError: Unknown block, a size that is not positive, a device that is not there.
+        ValueError: Unknown block, a size that is not positive or has other axes than the block, more than the memory
+            holds, a device that is not there.
+
+    >>> cost = measure_cost("squeeze_excitation", channels=32, size=(8, 8), repeats=1)
+    >>> cost.parameters, cost.flops
+    (162, 256)
     """
-    size = _checked_size(size)
+    positive("repeats", repeats)
+    positive("channels", channels)
     batch = (2 if backward else 1) if batch is None else batch
-    if isinstance(block, str):
-        name, (canonical, options) = block.strip(), parse_block(block)
+    positive("batch", batch)
+    size = size_for(block, size)
+    with _explained(block, channels, size):
+        if isinstance(block, str):
+            name, (canonical, options) = block.strip(), parse_block(block)
+            with _seeded():
+                module = create_block(canonical, channels, **options, device=_checked_device(device))
+        else:
+            name, module = type(block).__name__, block
+            device = _device_of(block) if device is None else _checked_device(device)
+            module = module if device == _device_of(block) else copy.deepcopy(block).to(device)
         with _seeded():
-            module = create_block(canonical, channels, **options, device=_checked_device(device))
-    else:
-        name, module = type(block).__name__, block
-        device = _device_of(block) if device is None else _checked_device(device)
-        module = module if device == _device_of(block) else copy.deepcopy(block).to(device)
-    with _seeded():
-        inputs = Inputs(sample_inputs(module, channels, size, batch=batch)).map(lambda t: t.to(_device_of(module)))
-    return _measure(
-        name, module, inputs, batch=inputs.shape[0], channels=channels, size=size, backward=backward, repeats=repeats
-    )
+            inputs = Inputs(sample_inputs(module, channels, size, batch=batch)).map(lambda t: t.to(_device_of(module)))
+        return _measure(
+            name,
+            module,
+            inputs,
+            batch=inputs.shape[0],
+            channels=channels,
+            size=size,
+            backward=backward,
+            repeats=repeats,
+        )
 
 
 def measure_network(network: nn.Module, example: Any, *, backward: bool = False, repeats: int = 10) -> Cost:
@@ -199,7 +217,7 @@ def measure_network(network: nn.Module, example: Any, *, backward: bool = False,
 def growth(
     block: str | nn.Module,
     channels: int = GROWTH_CHANNELS,
-    sizes: Sequence[Sequence[int]] = GROWTH_SIZES,
+    sizes: Sequence[Sequence[int]] | None = None,
     *,
     backward: bool = False,
     device: str | torch.device | None = None,
@@ -211,13 +229,16 @@ def growth(
     Args:
         block: As in :func:`measure_cost`.
         channels: Few by default: the exponents do not depend on it, the waiting does.
-        sizes: At least two; measured in ascending order.
+        sizes: At least two; measured in ascending order. By default :data:`GROWTH_SIZES`, or as many positions in the
+            axes that the block has.
         backward: As in :func:`measure_cost`.
         device: As in :func:`measure_cost`.
         limit: Seconds that one call may take. A size at which the time of the previous one, grown with N^2, exceeds it
             is not measured and named in ``skipped``.
         progress: Called with every size before it is measured.
     """
+    if sizes is None:
+        sizes = [_in_axes(size, axes_of(block) or 2) for size in GROWTH_SIZES]
     ordered = sorted((_checked_size(size) for size in sizes), key=math.prod)
     if len({math.prod(size) for size in ordered}) < 2:
         raise ValueError(f"growth needs at least two different sizes, got {[tuple(size) for size in sizes]}")
@@ -261,9 +282,65 @@ def parse_size(text: str) -> tuple[int, ...]:
         ValueError: Anything else.
     """
     parts = text.lower().replace("×", "x").split("x")
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"cannot read the size {text!r}: want HxW in positions of the feature map, such as 64x64")
-    return _checked_size([int(part) for part in parts])
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            "size must be positive whole numbers such as 64x64 (4096 for a sequence, 16x16x16 for a video), "
+            f"got {text!r}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def axes_of(block: str | nn.Module) -> int | None:
+    """How many axes the maps of a block have; None where it says nothing and may take any."""
+    if not isinstance(block, str):
+        return None
+    name, options = parse_block(block)
+    info = block_info(name)
+    if "dims" in info.options:
+        return options.get("dims", info.options["dims"].default)
+    return None if info.kind == "tokens" else 2
+
+
+def size_for(block: str | nn.Module, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    """``size``, or the default in as many axes as the block has.
+
+    >>> size_for("nonlocal"), size_for("nonlocal(dims=3)"), size_for("nonlocal(dims=1)", [100])
+    ((64, 64), (16, 16, 16), (100,))
+
+    Raises:
+        ValueError: A size with other axes than the block's.
+    """
+    axes = axes_of(block)
+    if size is None:
+        return _in_axes(SIZE, axes or 2)
+    size = _checked_size(size)
+    if axes is not None and len(size) != axes:
+        with_dims = isinstance(block, str) and "dims" in block_info(parse_block(block)[0]).options
+        hint = f"; with dims={len(size)} it takes that" if with_dims else ""
+        raise ValueError(
+            f"size must have the {axes} ax{'i' if axes == 1 else 'e'}s of {block}, such as "
+            f"{'x'.join(map(str, _in_axes(SIZE, axes)))}, got {'x'.join(map(str, size))}{hint}"
+        )
+    return size
+
+
+def _in_axes(size: tuple[int, int], axes: int) -> tuple[int, ...]:
+    """As many positions in one, two or three axes."""
+    H, W = size
+    return {1: (H * W,), 2: (H, W), 3: (16, H // 4, W // 4)}[axes]
+
+
+@contextlib.contextmanager
+def _explained(block: str | nn.Module, channels: int, size: tuple[int, ...]) -> Iterator[None]:
+    """Turn what torch says of a map that a block of ours cannot take, or no memory holds, into the user's words."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, IndexError, ArithmeticError) as error:
+        if not isinstance(block, str):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        at = "x".join(map(str, size))
+        raise ValueError(f"{block} cannot be measured at size {at} with {channels} channels: {reason}") from error
 
 
 def _measure(
@@ -401,6 +478,7 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    if not size or any(not isinstance(n, int) or n < 1 for n in size):
+    size = (size,) if isinstance(size, int) else size
+    if not size or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
         raise ValueError(f"size must be positive whole numbers such as (64, 64), got {size!r}")
     return tuple(size)

@@ -5,23 +5,24 @@ import json
 import math
 from collections.abc import Sequence
 
-from lookfar._tables import table
+from lookfar._options import positive
+from lookfar._tables import by_size, table
 from lookfar.blocks import block_info, parse_block
 from lookfar.cost.measure import (
     GROWTH_CHANNELS,
-    GROWTH_SIZES,
     Cost,
     Growth,
     growth,
     keep_pages,
     measure_cost,
     parse_size,
+    size_for,
 )
 
 
 def print_costs(
     blocks: Sequence[str],
-    size: str = "64x64",
+    size: str | None = None,
     *,
     channels: int | None = None,
     grow: bool = False,
@@ -36,13 +37,14 @@ def print_costs(
     """
     from rich.console import Console
 
-    measured = parse_size(size)
-    for block in blocks:
-        parse_block(block)  # a misspelt name is told before the first measurement
+    given = None if size is None else parse_size(size)
+    sizes = [size_for(block, given) for block in blocks]  # what is misspelt is reported before the first measurement
+    if channels is not None:
+        positive("channels", channels)
     keep_pages()
     console = Console(stderr=True)  # says what it waits for; silent when not a terminal
     costs: list[Cost] = []
-    for block in blocks:
+    for block, measured in zip(blocks, sizes):
         with console.status(f"measuring {block}"):
             costs.append(
                 measure_cost(block, 256 if channels is None else channels, measured, backward=backward, device=device)
@@ -52,13 +54,13 @@ def print_costs(
     if not as_json:
         print(cost_table(costs), flush=True)
     for block in blocks if grow else ():
-        with console.status(f"measuring {block} at {_by(GROWTH_SIZES[0])}") as status:
+        with console.status(f"measuring {block}") as status:
             grown = growth(
                 block,
                 GROWTH_CHANNELS if channels is None else channels,
                 backward=backward,
                 device=device,
-                progress=lambda size, s=status, b=block: s.update(f"measuring {b} at {_by(size)}"),
+                progress=lambda size, s=status, b=block: s.update(f"measuring {b} at {by_size(size)}"),
             )
         print(json.dumps(grown.to_dict()) if as_json else f"\n{growth_table(grown)}", flush=True)
 
@@ -66,14 +68,13 @@ def print_costs(
 def cost_table(costs: Sequence[Cost]) -> str:
     """What :func:`measure_cost` gave for several blocks under the same conditions, as text."""
     rows = [(c.name, c.parameters, c.flops / 1e9, c.latency_ms, c.memory_mb) for c in costs]
-    return f"{_conditions(costs[0])}, {_by(costs[0].size)}\n" + table(
-        ["block", "parameters", "GFLOP", "time ms", "memory MB"], rows
-    )
+    sizes = " and ".join(dict.fromkeys(by_size(cost.size) for cost in costs))
+    return f"{_conditions(costs[0])}, {sizes}\n" + table(["block", "parameters", "GFLOP", "time ms", "memory MB"], rows)
 
 
 def growth_table(grown: Growth) -> str:
     """The points of a :class:`Growth` and its exponents beside the formulas that the block declares, as text."""
-    rows = [(_by(p.size), math.prod(p.size), p.flops / 1e9, p.latency_ms, p.memory_mb) for p in grown.points]
+    rows = [(by_size(p.size), math.prod(p.size), p.flops / 1e9, p.latency_ms, p.memory_mb) for p in grown.points]
     lines = [
         f"{grown.name}: {_conditions(grown.points[0])}",
         table(["size", "N", "GFLOP", "time ms", "memory MB"], rows),
@@ -85,7 +86,7 @@ def growth_table(grown: Growth) -> str:
             line += f" (formula: time {info.complexity}, memory {info.memory})"
         lines.append(line)
     if grown.skipped:
-        lines.append(f"not measured, one call would take too long: {', '.join(map(_by, grown.skipped))}")
+        lines.append(f"not measured, one call would take too long: {', '.join(map(by_size, grown.skipped))}")
     return "\n".join(lines)
 
 
@@ -93,7 +94,3 @@ def _conditions(cost: Cost) -> str:
     passes = "forward and backward" if cost.backward else "forward"
     images = f", batch {cost.batch}" if cost.batch > 1 else ""
     return f"{passes}, {cost.channels} channels, float32{images}, {cost.device}"
-
-
-def _by(size: Sequence[int]) -> str:
-    return "×".join(map(str, size))

@@ -6,15 +6,15 @@ A plan is one flat file, ``study.yaml``; the resolved copy lies beside the resul
 from __future__ import annotations  # fields are read by their annotations
 
 import dataclasses
-import difflib
 import hashlib
 import keyword
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from lookfar._options import Range, check, nearest
 from lookfar.study._files import write_text
 
 if TYPE_CHECKING:
@@ -194,10 +194,9 @@ class Plan:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
-        for name in ("seeds", "in_chans", "width", "output_stride", "classes"):  # settings of training check themselves
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
+        for name in ("in_chans", "width", "output_stride", "classes"):  # settings of training check themselves
+            check(name, getattr(self, name), int | None)
         if not self.blocks:
             raise ValueError(
                 "name at least one block, as in --blocks nonlocal,global_context; `lookfar blocks` lists all"
@@ -271,9 +270,9 @@ class Plan:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{source} has an entry {name!r} that no plan has.{hint} Entries: {', '.join(known)}")
+                near = nearest(str(name), known)
+                hint = f" Did you mean {near}?" if near else f" Entries: {', '.join(known)}"
+                raise ValueError(f"{source} has an entry {name!r} that no plan has.{hint}")
         for name in ("data", "blocks"):
             if values.get(name) is None:
                 raise ValueError(
@@ -361,6 +360,8 @@ def _read(name: str, kind: str, value: Any) -> Any:
         if items is not None and len(items) in (1, 2) and min(items) > 0:
             return (items[0], items[-1])
         wanted = "height and width, as in 180x240"
+    elif kind == "str" and value == "":
+        wanted = "text with something in it"
     elif isinstance(value, {"bool": bool, "str": str}.get(kind, ())):
         return value
     elif kind in ("int", "float") and not isinstance(value, bool):

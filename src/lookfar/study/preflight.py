@@ -63,7 +63,7 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
         largest = max(parameters.values())
         try:
             names = put_in(network, plan, candidate, data, seed=0, control_parameters=largest)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{candidate} cannot go into {plan.host}: {' '.join(str(error).split())}") from error
         parameters[str(candidate)] = sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
     largest = max(count for name, count in parameters.items() if name != "control")

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from lookfar._options import Range, check
 from lookfar.study._files import Taken, locked, read_json, write_json
 from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
 from lookfar.study.results import Results, load, write_csv
-from lookfar.study.words import join, thousands
+from lookfar.study.words import counted, join, thousands
 
 if TYPE_CHECKING:
     from lookfar.study.preflight import ReadyPlan
@@ -229,8 +230,7 @@ def _interruptible() -> Iterator[None]:
 def _slots(plan: Plan, workers: int | None) -> list[dict[str, str]]:
     """The environment of each place in which a trial can run: its threads, its GPUs."""
     threads = {name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be positive, got {workers}")
+    check("workers", workers, Annotated[int | None, Range(1, 1024)])
     if plan.accelerator != "cuda":
         fitting = max(_cores() // (plan.threads * plan.devices), 1) if plan.accelerator == "cpu" else 1
         return [threads] * (workers or fitting)
@@ -240,7 +240,7 @@ def _slots(plan: Plan, workers: int | None) -> list[dict[str, str]]:
     gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
     groups = [gpus[i : i + plan.devices] for i in range(0, len(gpus) - plan.devices + 1, plan.devices)]
     if not groups:
-        raise ValueError(f"{plan.devices} GPUs for a trial, but there are {len(gpus)}")
+        raise ValueError(f"a trial takes {counted(plan.devices, 'GPU')}, but there are {len(gpus)}")
     count = workers or len(groups)
     return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(groups[n % len(groups)])} for n in range(count)]
 

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from lookfar._options import Natural, NotNegative, Positive, Range, check, choice
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "poly")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+SHARE = Annotated[float, Range(0, math.nextafter(1, 0), why="it stays below 1, as 0.99 does")]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -57,39 +61,29 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.class_weights is not None:  # a plan file gives a list
+            check("class_weights", self.class_weights, tuple[NotNegative, ...])
             object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
-            _want(all(w >= 0 for w in self.class_weights or ()), "class_weights", self.class_weights, "none below 0")
-        for name, choices in [
+        for name, accepted in [
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("accelerator", ACCELERATORS),
         ]:
-            _want(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            _want(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive whole number")
-        _want(_is_int(self.eval_every, 0), "eval_every", self.eval_every, "a whole number, 0 for the end alone")
-        _want(self.threads is None or _is_int(self.threads, 1), "threads", self.threads, "a positive whole number")
-        _want(self.devices == "auto" or _is_int(self.devices, 1), "devices", self.devices, "a number, or 'auto'")
-        _want(_is_number(self.lr) and self.lr > 0, "lr", self.lr, "a number above 0")
-        for name in ("weight_decay", "clip", "backbone_lr_factor"):
-            value = getattr(self, name)
-            _want(_is_number(value) and value >= 0, name, value, "a number, 0 or more")
-        for name in ("ema", "momentum"):
-            value = getattr(self, name)
-            _want(_is_number(value) and 0 <= value < 1, name, value, "a number from 0 to below 1, such as 0.99")
-        cpu_half = self.accelerator == "cpu" and self.precision == "16-mixed"
-        _want(not cpu_half, "precision", self.precision, "bf16-mixed or 32-true on a CPU")
-
-
-def _want(right: bool, name: str, value: object, accepted: str) -> None:
-    if not right:
-        raise ValueError(f"{name} is {value!r}; want {accepted}")
-
-
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            choice(name, getattr(self, name), accepted)
+        for name, annotation in [
+            *((name, int) for name in ("steps", "batch_size", "log_every", "checkpoint_every")),
+            ("eval_every", Natural),
+            ("threads", Annotated[int | None, Range(1, 1024)]),
+            ("devices", Annotated[int | Literal["auto"], Range(1, 1024)]),
+            ("lr", Positive),
+            *((name, NotNegative) for name in ("weight_decay", "clip", "backbone_lr_factor")),
+            *((name, SHARE) for name in ("ema", "momentum")),
+        ]:
+            check(name, getattr(self, name), annotation)
+        if self.accelerator == "cpu":
+            choice(
+                "precision",
+                self.precision,
+                [p for p in PRECISIONS if p != "16-mixed"],
+                why="there is no such thing on a CPU",
+            )
