@@ -47,20 +47,44 @@ def make_tree(root, masks, *, val=None, classes=None, size=SIZE):
     return root
 
 
-def png(pixels, bits, colour=0, *, interlaced=False, size=None):
-    """Bytes of a PNG of any depth and kind; Pillow writes few of them. ``size`` is what it says of itself."""
+def png(pixels, bits, colour=0, *, interlaced=False, size=None, filters=(0,)):
+    """Bytes of a PNG of any depth and kind; Pillow writes few of them.
+
+    ``size`` is what it says of itself, ``filters`` take turns from row to row.
+    """
     height, width = size or pixels.shape[:2]
     parts = [pixels]
     if interlaced:
         starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
         parts = [pixels[y::dy, x::dx] for y, x, dy, dx in starts]
-    rows = [b"\0" + _packed(row, bits) for part in parts if part.size for row in part]
+    step = max(bits * (pixels.shape[2] if pixels.ndim > 2 else 1) // 8, 1)
+    rows = [
+        row for part in parts if part.size for row in _filtered([_packed(row, bits) for row in part], step, filters)
+    ]
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, int(interlaced))
     chunks = [(b"IHDR", header)]
     if colour == 3:
         chunks.append((b"PLTE", bytes(range(3 * 2 ** min(bits, 6)))))
     chunks += [(b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, chunks))
+
+
+def _filtered(rows, step, filters):
+    """Rows as differences, byte by byte as the specification has it."""
+    before = bytes(len(rows[0]))
+    for number, row in enumerate(rows):
+        kind, out = filters[number % len(filters)], bytearray()
+        for i, byte in enumerate(row):
+            left, corner = (row[i - step], before[i - step]) if i >= step else (0, 0)
+            guesses = (0, left, before[i], (left + before[i]) // 2, _paeth(left, before[i], corner))
+            out.append((byte - guesses[kind]) % 256)
+        yield bytes([kind]) + bytes(out)
+        before = row
+
+
+def _paeth(left, above, corner):
+    guess = left + above - corner
+    return min((left, above, corner), key=lambda byte: abs(guess - byte))
 
 
 def _chunk(chunk):

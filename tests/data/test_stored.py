@@ -156,9 +156,13 @@ def test_colour_tiff_keeps_every_bit_and_band(tmp_path, bands, dtype, extra, com
 def test_colour_png_of_16_bits_keeps_its_low_byte(tmp_path, colour, interlaced):
     bands = {2: 3, 4: 2, 6: 4}[colour]
     pixels = noise(0, 11, 14, bands, top=2048, dtype=np.uint16)
-    picture = read_picture(written(tmp_path / "a.png", png(pixels, 16, colour, interlaced=interlaced)))
-    assert np.array_equal(picture.pixels, pixels)
+    for filters in ([0], [1], [2], [3], [4], [4, 1, 3, 2, 0]):
+        content = png(pixels, 16, colour, interlaced=interlaced, filters=filters)
+        picture = read_picture(written(tmp_path / "a.png", content))
+        assert np.array_equal(picture.pixels, pixels)
     assert picture.depth == "16-bit"
+    with Image.open(tmp_path / "a.png") as image:  # and the file is what others take it for
+        assert np.array_equal(np.array(image)[..., -bands + 1 :], pixels[..., 1:] >> 8)
 
 
 def test_ppm_of_16_bits_keeps_its_low_byte(tmp_path):

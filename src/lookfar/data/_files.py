@@ -151,6 +151,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
     judging.check_not_empty(sets, name)
 
     judging.check_bands(good, options.in_chans)
+    judging.check_not_void(sets, good, wanted)
     labels, count, mask_lines = give_meaning(good, wanted)
     classes = source.classes or [f"class {i}" for i in range(count)]
     present = {split: judging.count_labels(labels, [good[pair] for pair in pairs]) for split, pairs in sets.items()}

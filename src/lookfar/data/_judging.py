@@ -268,6 +268,14 @@ def count_labels(labels: Labels, found: Collection[Found]) -> Counter[int]:
     return total
 
 
+def check_not_void(sets: Mapping[str, Sequence[Pair]], found: Mapping[Pair, Found], wanted: Wanted) -> None:
+    """A split whose masks are all 255 says that plainly, before anybody wonders what 255 may be."""
+    void = {IGNORE, *wanted.ignore} - {*wanted.labels}
+    for split, pairs in sets.items():
+        if all(not found[pair].coloured and void.issuperset(found[pair].values) for pair in pairs):
+            raise ValueError(_no_labels(split, pairs, found, "ignored"))
+
+
 def check_labelled(
     present: Mapping[str, Counter[int]],
     sets: Mapping[str, Sequence[Pair]],
@@ -277,15 +285,18 @@ def check_labelled(
     """Nothing is learned or judged where every pixel is ignored."""
     for split, counts in present.items():
         used = sorted(set(counts) - {IGNORE})
-        if used and (split != "train" or len(used) > 1):
-            continue
-        values = sorted({value for pair in sets[split] for value in found[pair].values})
-        all_are = f"only {cut(classes[used[0]], 30)}" if used else "ignored"
-        raise ValueError(
-            f"no labels to {'learn' if split == 'train' else 'judge by'}: the masks of {split} "
-            f"({counted(sets[split], 'file')}: {cut(name_of(sets[split][0].mask), 30)}) hold "
-            f"{listed([str(value) for value in values], 40)}, {all_are}"
-        )
+        if not used or (split == "train" and len(used) == 1):
+            held = f"only {cut(classes[used[0]], 30)}" if used else "ignored"
+            raise ValueError(_no_labels(split, sets[split], found, held))
+
+
+def _no_labels(split: str, pairs: Sequence[Pair], found: Mapping[Pair, Found], held: str) -> str:
+    values = sorted({value for pair in pairs for value in found[pair].values})
+    return (
+        f"no labels to {'learn' if split == 'train' else 'judge by'}: the masks of {split} "
+        f"({counted(pairs, 'file')}: {cut(name_of(pairs[0].mask), 30)}) hold "
+        f"{listed([str(value) for value in values], 40)}, {held}"
+    )
 
 
 def check_resized(samples: Mapping[str, Samples], size: tuple[int, int]) -> None:

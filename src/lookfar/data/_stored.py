@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from lookfar.data._png import BANDS, SIGNATURE, decode_png_of_16_bits
 
 PIXELS = 2**26  # 8192 × 8192: checked before anything is decoded
 BYTES = 2**30
@@ -21,7 +22,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "PPM", "GIF", "TIFF")  # no form
 LOSSY = ("JPEG", "MPO", "WEBP")
 CONVERTED = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _PNM = re.compile(rb"P([2356])" + (_GAP + rb"(\d{1,9})") * 3 + rb"\s")
@@ -147,10 +147,10 @@ def _read_pnm(path: Path, head: bytes) -> Stored:
 def _read_with_pillow(image: Image.Image, path: Path, head: bytes) -> Stored:
     if image.format in ("GIF", "PNG", "WEBP") and (frames := getattr(image, "n_frames", 1)) > 1:
         raise ValueError(f"{frames} frames; want one picture")
-    bits = head[24] if head.startswith(_PNG) else 8
+    bits = head[24] if head.startswith(SIGNATURE) else 8
     mode = image.mode
-    if image.format == "PNG" and bits == 16 and head[25] in (2, 4, 6):
-        pixels = _read_deep_png(path)
+    if image.format == "PNG" and bits == 16 and head[25] in BANDS:
+        pixels = decode_png_of_16_bits(path.read_bytes())
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
         return Stored(pixels, mode, "PNG", turn=_orientation(image.getexif()))
     if image.format in ("BMP", "DIB") and head[:2] == b"BM":
@@ -175,17 +175,6 @@ def _unscaled(stored: Stored, bits: int) -> Stored:
         white = 2**bits - 1
         return replace(stored, pixels=stored.pixels // (255 // white), white=white)
     return stored
-
-
-def _read_deep_png(path: Path) -> NDArray:
-    """``(H, W, bands)`` of 16 bits: Pillow keeps the upper eight."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    data = torch.from_numpy(np.fromfile(path, np.uint8))
-    pixels = decode_png(data, ImageReadMode.UNCHANGED)
-    if pixels.dtype != torch.uint16:
-        raise ValueError("colours of 16 bits, which this torchvision reads as 8; want TIFF or .npy")
-    return np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))
 
 
 def _orientation(exif: Any) -> int:

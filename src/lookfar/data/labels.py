@@ -97,7 +97,7 @@ class _Tally(dict[int, _Use]):
     def word(self, key: int) -> str:
         return colour_word(key) if self.coloured and key >= 0 else str(key if key >= 0 else -1 - key)
 
-    def items(self, keys: Sequence[int], room: int) -> str:
+    def shares(self, keys: Sequence[int], room: int) -> str:
         """Shares and files, and one that holds the rarest: ``0 (97 %, 8 files), 3 (3 %, 1 file: a.png)``."""
         rarest = min(keys, key=lambda key: self[key].pixels)
         texts = []
@@ -141,10 +141,11 @@ def give_meaning(found: Mapping[Pair, Found], wanted: Wanted) -> tuple[Labels, i
     used = {label for labels in (number_labels, colour_labels) for label in labels.values()} - {IGNORE}
     if len(used) < 2:
         raise ValueError(_nothing_to_tell_apart(numbers or colours, wanted))
+    # all values that have a label, not only those in use: what was left out is asked too
     table = np.full(2**16, IGNORE, dtype=np.uint8)
-    for key, label in number_labels.items():
-        table[key] = label
-    return Labels(table, colour_labels, by_colour), count, lines
+    for number, label in _number_table(wanted, count).items():
+        table[number] = label
+    return Labels(table, _colour_table(wanted) | colour_labels, by_colour), count, lines
 
 
 def _choose_kinds(found: Mapping[Pair, Found], wanted: Wanted) -> tuple[frozenset[str], list[str]]:
@@ -219,6 +220,23 @@ def _check_palettes(numbered: Mapping[Pair, Found], wanted: Wanted) -> None:
     )
 
 
+def _number_table(wanted: Wanted, count: int) -> dict[int, int]:
+    """Number -> label, of the numbers that have one."""
+    if wanted.labels:
+        return {} if is_colour(wanted.labels[0]) else {int(v): label for label, v in enumerate(wanted.labels)}
+    table = {number: number for number in range(count)} | dict(wanted.mapping)
+    return {number: label for number, label in table.items() if number not in wanted.ignore}
+
+
+def _colour_table(wanted: Wanted) -> dict[int, int]:
+    """Colour -> label, of the colours that have one."""
+    if wanted.labels:
+        colours = [colour_of(value) for value in wanted.labels if is_colour(value)]
+    else:
+        colours = list(wanted.table or ())
+    return {colour: label for label, colour in enumerate(colours)}
+
+
 def _label_numbers(tally: _Tally, wanted: Wanted) -> dict[int, int]:
     """Number -> label; raises for numbers without one."""
     ignored = {value for value in wanted.ignore if not is_colour(value)}
@@ -248,7 +266,7 @@ def _beyond(tally: _Tally, beyond: list[int], labels: Mapping[int, int], wanted:
 
     def write(room: int) -> str:
         if len(beyond) > 3:
-            return f"mask values {tally.items(beyond, room)}: {limit}. {cure}"
+            return f"mask values {tally.shares(beyond, room)}: {limit}. {cure}"
         each = [f"{tally.line(key)} ({listed(tally[key].files, room // len(beyond))}): {limit}. " for key in beyond]
         return "".join(each) + cure
 
@@ -287,13 +305,12 @@ def _label_colours(coloured: Mapping[Pair, Found], tally: _Tally, wanted: Wanted
     """Colour -> label; raises for colours without one."""
     if not coloured:
         return {}
-    table = [colour_of(value) for value in wanted.labels] if wanted.labels else list(wanted.table or ())
+    table = _colour_table(wanted)
     ignored = {colour_of(value) for value in wanted.ignore if is_colour(value)}
     ignored |= {value * 0x010101 for value in wanted.ignore if not is_colour(value) and int(value) < 256}
     # index 255 of a palette is void whatever its colour
     void = {c for f in coloured.values() for v, c in zip(f.values, f.colours) if v == IGNORE} - {*table}
-    mapping = {colour: label for label, colour in enumerate(table)}
-    labels = {key: IGNORE if key in ignored | void else mapping.get(key, -1) for key in tally}
+    labels = {key: IGNORE if key in ignored | void else table.get(key, -1) for key in tally}
     unknown = sorted((key for key, label in labels.items() if label < 0), key=lambda key: -tally[key].pixels)
     if not unknown:
         return labels
@@ -303,7 +320,7 @@ def _label_colours(coloured: Mapping[Pair, Found], tally: _Tally, wanted: Wanted
         cure = "Were the masks resized or smoothed? Make them again without interpolation, or add the colours"
 
     def write(room: int) -> str:
-        colours = tally.items(unknown, room)
+        colours = tally.shares(unknown, room)
         where = "--labels" if wanted.labels else wanted.origin
         return f"mask colour {colours}: none of the {len(table)} in {where}. {cure}"
 
@@ -349,7 +366,7 @@ def _refuse_gaps(tally: _Tally, used: list[int], wanted: Wanted) -> None:
         cure = "Want two classes, 0 and 1"
 
     def write(room: int) -> str:
-        values = tally.items(every, room)
+        values = tally.shares(every, room)
         return f"the masks hold {values}: no numbers of classes. {cure}"
 
     raise ValueError(fitted(write))
@@ -374,7 +391,7 @@ def _refuse_two_conventions(numbered: Mapping[Pair, Found], wanted: Wanted) -> N
     for pair, result in numbered.items():
         for value in kinds:
             values = {*_keys(result, False)} - {*wanted.ignore}
-            if value in values and values <= {0, value}:
+            if value in values and values <= {0, value} and (value == 1 or 0 in values):
                 kinds[value].append(name_of(pair.mask))
     if kinds[1] and len(kinds[IGNORE]) >= MIXED * len(numbered):
         raise ValueError(
@@ -392,7 +409,7 @@ def _nothing_to_tell_apart(tally: _Tally, wanted: Wanted) -> str:
         hint = f". Give the foreground the value 1, or say {option_text('--labels', classes)}: 255 means ignored"
 
     def write(room: int) -> str:
-        values = tally.items(held, room)
+        values = tally.shares(held, room)
         return f"nothing to tell apart: the masks hold {values}, want two classes{hint}"
 
     return fitted(write)
