@@ -16,6 +16,13 @@ class Mutant(NamedTuple):
     survives: str = ""  # why no test notices, where none should
 
 
+ATTENTION = "tests/ops/test_attention.py"
+MEMORIES = "tests/ops/test_memories.py"
+CROSS = "tests/ops/test_criss_cross.py"
+SPARSE = "tests/ops/test_sparse_attention.py"
+WINDOWS = "tests/ops/test_neighborhood.py"
+FILTERS = "tests/ops/test_filters.py"
+LOW_RANK = "tests/blocks/test_low_rank.py"
 BATCHES = "tests/data/test_batches.py"
 SCENES = "tests/data/test_scenes.py"
 FOLDER = "tests/data/test_folder.py"
@@ -83,7 +90,8 @@ MUTANTS = [
     Mutant("training/optimization.py", ' and not inserted', "", LOOP,
            "a block in the backbone has the backbone's learning rate"),
     Mutant("training/optimization.py", "(step + 1) / up)", "step / up)", LOOP, "the schedule is one step late"),
-    Mutant("training/loop.py", "labelled.sum() if weights is None else", "masks.numel() if weights is None else", LOOP,
+    Mutant("training/loop.py", "labelled.sum() if weights is None else",
+           "masks.new_tensor(masks.numel()) if weights is None else", LOOP,
            "void pixels are counted in the mean loss"),
     Mutant("training/loop.py", "weights[masks[labelled]].sum()", "labelled.sum()", LOOP,
            "the loss is not divided by the weights of its classes"),
@@ -151,6 +159,56 @@ MUTANTS = [
     Mutant("diagnostics/samples.py", "(2 * i + 1) * count // (2 * wanted)", "i * count // wanted",
            SAMPLES, "images are chosen from the beginning"),
     Mutant("diagnostics/samples.py", "module.training = training", "pass", SAMPLES, "a network stays in eval"),
+    # ---- ops ----
+    Mutant("ops/embedded_gaussian.py", "y = F.scaled_dot_product_attention(q, k, v, scale=scale)",
+           "y = F.scaled_dot_product_attention(q, k, v)", ATTENTION, "fused attention has torch's scale, not its own"),
+    Mutant("ops/concatenation.py", "return (y / M).to(dtype)", "return y.to(dtype)", ATTENTION,
+           "a sum over the keys in place of their mean"),
+    Mutant("ops/concatenation.py", "a, b = a + offset, b - offset", "a, b = a, b - offset", ATTENTION,
+           "the keys' offset is taken off and not given back"),
+    Mutant("ops/disentangled.py", "return embedded_gaussian(centred(q), k, v, scale=scale)",
+           "return embedded_gaussian(q, k, v, scale=scale)", ATTENTION, "pairwise attention keeps the queries' mean"),
+    Mutant("ops/dot_product.py", "return q @ (scale / max(k.shape[-2], 1)", "return q @ (scale / max(q.shape[-2], 1)",
+           ATTENTION, "divided by the number of queries, not of keys"),
+    Mutant("ops/attention.py", "torch.cat([k, -popularity], -1)", "torch.cat([k, popularity], -1)", ATTENTION,
+           "double normalisation rewards popular keys"),
+    Mutant("ops/double_normalization.py", "math.log(EPS)", "math.log(EPS) - 100", MEMORIES,
+           "a position that every slot rejects is not rejected"),
+    Mutant("ops/external_attention.py", '"softmax": lambda l: l.softmax(-2)', '"softmax": lambda l: l.softmax(-1)',
+           MEMORIES, "softmax over the positions in place of the slots"),
+    Mutant("ops/channel_attention.py", "(scale * x @ x.transpose(-2, -1)).softmax(-1)",
+           "(scale * x @ x.transpose(-2, -1)).softmax(-2)", MEMORIES,
+           "channels that give are normalised, not those that take"),
+    Mutant("ops/expectation_maximization.py", "z = logits.softmax(-2)", "z = logits.softmax(-1)", MEMORIES,
+           "the E step normalises over positions"),
+    Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
+           "a bias is given once, not once a position"),
+    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins", LOW_RANK,
+           "bins that do not divide the map lose their last row"),
+    Mutant("ops/matrix_decomposition.py", "shares.sum(1, keepdim=True)", "shares.sum(2, keepdim=True)",
+           "tests/test_goldens.py -k hamburger", "concepts are means over the wrong axis"),
+    Mutant("ops/criss_cross.py", "column.masked_fill(i[:, None] == i, -torch.inf)", "column", CROSS,
+           "the own position counts twice where graphs are captured"),
+    Mutant("ops/criss_cross.py", "s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)", "pass", CROSS,
+           "the own position counts twice"),
+    Mutant("ops/criss_cross.py", ".sub_(_lines(inners, at)[..., None]).mul_(p)", ".mul_(p)", CROSS,
+           "the gradient forgets that softmax subtracts"),
+    Mutant("ops/_window.py", "start.clamp(max=n - k).clamp(min=0)", "start.clamp(min=0)", WINDOWS,
+           "a clamped window leaves the map below and on the right"),
+    Mutant("ops/_window.py", "(n - k + k // 2 + 1, n, n - k + cell)", "(n - k + k // 2, n, n - k + cell)", WINDOWS,
+           "a window is pushed inward one query too early"),
+    Mutant("ops/_window.py", "self.stride[axis], self.dilation[axis]\n        start",
+           "self.stride[axis], 1\n        start", WINDOWS, "windows of the definition are not dilated"),
+    Mutant("ops/neighborhood.py", "s = s + widened(bias)", "pass", WINDOWS, "a bias is not added"),
+    Mutant("ops/sparse_attention.py", " & ~far[:, None, None]", "", SPARSE, "a key that is near and far counts twice"),
+    Mutant("ops/filters.py", "-(dy * dy + dx * dx) / (2 * sigma_spatial**2)", "-(dy * dy) / (2 * sigma_spatial**2)",
+           FILTERS, "nearness counts in rows alone"),
+    Mutant("ops/filters.py", "F.pad(f * b, here) + F.pad(f * a, there)", "F.pad(f * a, here) + F.pad(f * b, there)",
+           FILTERS, "positions average themselves"),
+    Mutant("ops/pointwise_spatial.py", "offsets[y : y + H].flip(0)", "offsets[y : y + H]",
+           "tests/ops/test_pointwise_spatial.py", "positions give to those on the other side"),
+    Mutant("ops/deformable.py", "rows = moves[:, :, 0] + step[:, None", "rows = moves[:, :, 1] + step[:, None",
+           "tests/ops/test_deformable.py", "samples move by the column's offset in rows"),
     # ---- blocks ----
     Mutant("blocks/sparse_attention.py", "self.scale = (inner // heads) ** -0.5", "self.scale = 1.0", SPARSE_BLOCKS,
            "windowed attention has no scale"),
