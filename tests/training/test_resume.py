@@ -100,6 +100,9 @@ def test_killed_while_writing(uninterrupted, tmp_path):
     half = tmp_path / ".step-9.123"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
+    copied = tmp_path / "step-9"  # by hand, and not to the end
+    copied.mkdir()
+    (copied / "weights.safetensors").write_bytes(b"half")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     (tmp_path / "final.safetensors").write_bytes((uninterrupted / "final.safetensors").read_bytes())
