@@ -33,7 +33,7 @@ DEVICES = "tests/training/test_devices.py"
 HOSTS = "tests/networks/test_segmentation.py"
 MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
-WEIGHTS = "tests/test_weights.py"
+WEIGHTS = "tests/weights/test_names.py"
 RESULTS = "tests/study/test_results.py"
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
@@ -151,7 +151,7 @@ MUTANTS = [
            "an odd image is shifted against its labels"),
     Mutant("networks/segmentation.py", "align_corners=False", "align_corners=True", HOSTS,
            "logits are stretched to the corners"),
-    Mutant("weights/__init__.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
+    Mutant("weights/names.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
     Mutant("diagnostics/maps.py", "total.square().sum(-1) - n", "total.square().sum(-1)", MAPS,
            "each query is compared with itself"),
     Mutant("diagnostics/maps.py", "rows = maps.double() * valid[:, None, None]", "rows = maps.double()", MAPS,
@@ -213,9 +213,9 @@ MUTANTS = [
     Mutant("ops/deformable.py", "rows = moves[:, :, 0] + step[:, None", "rows = moves[:, :, 1] + step[:, None",
            "tests/ops/test_deformable.py", "samples move by the column's offset in rows"),
     # ---- blocks ----
-    Mutant("blocks/sparse_attention.py", "self.scale = (inner // heads) ** -0.5", "self.scale = 1.0", SPARSE_BLOCKS,
+    Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = 1.0", SPARSE_BLOCKS,
            "windowed attention has no scale"),
-    Mutant("blocks/sparse_attention.py", "self.scale = (inner // heads) ** -0.5", "self.scale = inner**-0.5",
+    Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = inner**-0.5",
            SPARSE_BLOCKS, "windowed attention's scale ignores its heads"),
     # ---- study ----
     Mutant("study/results.py", "np.mean([drawn for _, drawn in values], 0).var(ddof=1)",
