@@ -29,7 +29,7 @@ MEASURED = {"latency_ms", "memory_mb", "seconds"}
 
 
 def write_plan(path: Path, steps: int) -> Path:
-    """A small study whose checkpoints are so frequent that every sitting gets somewhere."""
+    """A small study whose checkpoints are so frequent that every run gets somewhere."""
     plan = {
         "data": "scenes:lookup", "blocks": ["nonlocal"], "seeds": 1, "steps": steps, "batch_size": 16,
         "log_every": 5, "checkpoint_every": 20, "eval_every": 100, "accelerator": "cpu",
@@ -77,13 +77,13 @@ def kill(process: "subprocess.Popen[bytes]", out: Path, *, all_of_it: bool) -> N
 
 
 def wait_for_steps(out: Path, process: "subprocess.Popen[bytes]", steps: int) -> None:
-    """Return when a trial has taken so many steps in this sitting, or the sitting is over."""
+    """Return when a trial has taken so many steps in this run, or the run is over."""
     began = time.time()
     first: dict[Path, int] = {}
     while process.poll() is None:
         for path in out.glob("trials/*/*/metrics.jsonl"):
             if path.stat().st_mtime < began:
-                continue  # not yet cut back to the checkpoint that this sitting goes on from
+                continue  # not yet cut back to the checkpoint that this run goes on from
             step = int((re.findall(r'"step": (\d+)', path.read_text()) or [0])[-1])
             if step - first.setdefault(path, step) >= steps:
                 return
@@ -138,20 +138,20 @@ def main() -> int:
         kills = 0
         while kills < args.kills:
             process = start(killed, plan, log)
-            sitting = time.monotonic()
+            started = time.monotonic()
             # three of four after some steps of a trial, the others while the study starts and checks
             if kills % 4:
                 wait_for_steps(killed, process, draw.randrange(0, 60, 5))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(draw.uniform(0.0, 0.5 if kills % 4 else 8.0))
             if process.poll() is not None:
-                # nothing was left to kill: take a trial away, so that the next sitting has work again
+                # nothing was left to kill: take a trial away, so that the next run has work again
                 shutil.rmtree(draw.choice(sorted(killed.glob("trials/*/*"))))
                 continue
             kills += 1
             alone = kills % 2 == 0
             kill(process, killed, all_of_it=not alone)
-            after, left = time.monotonic() - sitting, len(trial_processes(killed))
+            after, left = time.monotonic() - started, len(trial_processes(killed))
             what = "study" if alone else "all"
             print(f"{kills:4d}  {what:7s}  {after:7.1f}  {left:12d}  {state(killed)}", flush=True)
         if start(killed, plan, log).wait():

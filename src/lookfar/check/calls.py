@@ -142,7 +142,7 @@ def _results(module: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> list[T
     if not x.is_floating_point():
         return outputs(module, inputs)
     found = outputs(module, (x.requires_grad_(), *inputs[1:]))
-    with contextlib.suppress(RuntimeError):  # a backward pass that fails is told where parameters are reached
+    with contextlib.suppress(RuntimeError):  # a backward pass that fails is reported by `reached`
         pull(found).backward()
     return [*(y.detach() for y in found), torch.zeros_like(x) if x.grad is None else x.grad]
 

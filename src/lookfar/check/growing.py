@@ -23,7 +23,7 @@ def grows(subject: Subject) -> Outcome:
     exponents = {"time": measured.time_exponent, "memory": measured.memory_exponent}
     if None in exponents.values():
         return not_asked("too slow to be measured at two sizes")
-    told = " and ".join(f"{what} as N^{value:.2f}" for what, value in exponents.items())
+    found = " and ".join(f"{what} as N^{value:.2f}" for what, value in exponents.items())
     first, last = measured.points[0].size, measured.points[-1].size
     steep = any(value is not None and value > LINEAR[what] for what, value in exponents.items())
-    return fact(f"{told}, from {by_size(first)} to {by_size(last)}", fails_strict=steep)
+    return fact(f"{found}, from {by_size(first)} to {by_size(last)}", fails_strict=steep)

@@ -96,6 +96,9 @@ def load(text: str, options: Sequence[str] = ()) -> Target:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be imported, holds no such class, an option cannot be read.
         TypeError: A block of the registry does not take an option.
+
+    >>> load("nonlocal(mode=gaussian)", ["heads=2"]).written(64)
+    "nonlocal(64, mode='gaussian', heads=2)"
     """
     more: dict[str, Any] = {}
     for option in options:
@@ -191,7 +194,7 @@ def _classes_of(module: ModuleType, name: str) -> str:
 def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(make).parameters)
-    except (TypeError, ValueError):  # some builtins tell nothing
+    except (TypeError, ValueError):  # some builtins have no signature
         return {}
 
 

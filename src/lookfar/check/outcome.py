@@ -100,7 +100,11 @@ def said(error: BaseException, length: int = 160) -> str:
 
 
 def percent(ratio: float) -> str:
-    """``0.953`` as ``95 %``, two digits, and no exponent below a thousandfold."""
+    """Two digits, and no exponent below a thousandfold.
+
+    >>> percent(0.953), percent(0.0123), percent(25.0)
+    ('95 %', '1.2 %', '25-fold')
+    """
     if ratio != ratio or ratio in (float("inf"), -float("inf")):
         return "nan or inf"
     if ratio >= 10:

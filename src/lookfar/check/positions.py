@@ -47,18 +47,20 @@ def positions_kept(subject: Subject) -> Outcome:
     if not faults:
         return holds(_tried(subject))
     worst, change, size = max(faults, key=lambda fault: fault[0])
-    told = f"{change.name} at {by_size(size)}: the output is off by {percent(worst)}"
+    measured = f"{change.name} at {by_size(size)}: the output is off by {percent(worst)}"
     declared = getattr(module, "position_dependent", False)
     if declared:
-        return fact(f"declared to depend on position{f' ({declared})' if isinstance(declared, str) else ''}; {told}")
+        return fact(
+            f"declared to depend on position{f' ({declared})' if isinstance(declared, str) else ''}; {measured}"
+        )
     table = _position_parameters(subject, module)
     if table and not _faults(subject, _constant(module, table), changes):
         names = [name for name in table if _faults(subject, _constant(module, table - {name}), changes)]
-        return fact(f"parameters that depend on position: {listed(names or sorted(table))}; {told}")
+        return fact(f"parameters that depend on position: {listed(names or sorted(table))}; {measured}")
     uneven = [name for name, layer in module.named_modules() if _uneven(layer)]
     if uneven and all("exchanged" in c.name for _, c, _ in faults):
-        return fact(f"layers that treat the axes differently: {listed(uneven)}; {told}")
-    return broken(f"{told}; no position parameters explain it")
+        return fact(f"layers that treat the axes differently: {listed(uneven)}; {measured}")
+    return broken(f"{measured}; no position parameters explain it")
 
 
 def symmetric(module: nn.Module) -> nn.Module:
@@ -106,7 +108,7 @@ def _faults(subject: Subject, module: nn.Module, changes: list[Change]) -> list[
                 try:
                     off = max(_off(module, subject.inputs(module, size, scale=scale), change) for scale in SCALES)
                     tried.append((off, change, size))
-                except Exception as error:  # sizes that do not run are told elsewhere
+                except Exception as error:  # sizes that do not run are reported elsewhere
                     errors.append(error)
                     continue
                 if tried[-1][0] <= TOLERANCE:

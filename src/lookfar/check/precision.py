@@ -19,7 +19,7 @@ def output_dtype(subject: Subject) -> Outcome:
         module = subject.make(dtype)
         try:
             found = outputs(module, subject.inputs(module, dtype=dtype))
-        except Exception:  # told in the row of dtypes
+        except Exception:  # reported in the row of dtypes
             continue
         tried.append(_name(dtype))
         wrong = {_name(y.dtype) for y in found if y.is_floating_point()} - {_name(dtype)}
@@ -74,7 +74,7 @@ def large_inputs(subject: Subject) -> Outcome:
         try:
             x, *rest = subject.inputs(module, dtype=dtype)
             found = outputs(module, (30 * x, *rest))
-        except Exception:  # told in the row of dtypes
+        except Exception:  # reported in the row of dtypes
             continue
         largest = max((float(w.abs().max()) for w in want), default=0.0)
         if largest > torch.finfo(dtype).max:

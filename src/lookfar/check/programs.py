@@ -104,7 +104,7 @@ def _right_elsewhere(subject: Subject, module: nn.Module, run: Callable[[tuple[T
         inputs = subject.inputs(module, size, dtype=torch.float32)
         try:
             want = outputs(module, inputs)
-        except Exception:  # the module itself does not run there, which its own row tells
+        except Exception:  # the module itself does not run there, which its own row reports
             continue
         try:
             change = all_moved(run(inputs), want)

@@ -90,6 +90,10 @@ def check_module(
         ValueError: The module cannot be imported or built, a promise that does not exist.
         FileNotFoundError: There is no such file.
         TypeError: An option that a block of ours does not take.
+
+    >>> report = check_module("squeeze_excitation", 32, only=["images", "sizes"])
+    >>> [(row.promise, row.outcome.status) for row in report.rows]
+    [('images', 'holds'), ('sizes', 'holds')]
     """
     unknown = sorted(set(only) - {p.name for p in PROMISES})
     if unknown:
@@ -118,7 +122,7 @@ def check_module(
 
 
 def _in_its_dtype(subject: Subject) -> tuple[Subject, Outcome]:
-    """The subject in the widest dtype that its module runs in; what goes wrong is told of float32."""
+    """The subject in the widest dtype that its module runs in; errors are reported for float32."""
     error: Exception | None = None
     for dtype in (torch.float64, torch.float32):
         tried = replace(subject, dtype=dtype)

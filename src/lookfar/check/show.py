@@ -56,9 +56,9 @@ def print_report(report: Report, *, strict: bool = False) -> None:
         table.add_column(header, no_wrap=header != "how")
     for row in report.rows:
         status = row.outcome.status
-        told = f"{status}, strict" if row.promise in failed and status != "broken" else status
+        word = f"{status}, strict" if row.promise in failed and status != "broken" else status
         table.add_row(
-            row.title, Text(told, style=_STYLES["broken" if row.promise in failed else status]), row.outcome.detail
+            row.title, Text(word, style=_STYLES["broken" if row.promise in failed else status]), row.outcome.detail
         )
     console.print(f"{report.target} on {report.channels} channels, {by_size(report.size)}", style="bold")
     console.print(table)

@@ -236,6 +236,10 @@ def growth(
         limit: Seconds that one call may take. A size at which the time of the previous one, grown with N^2, exceeds it
             is not measured and named in ``skipped``.
         progress: Called with every size before it is measured.
+
+    >>> grown = growth("squeeze_excitation", 16, [(8, 8), (16, 16)])
+    >>> [point.size for point in grown.points], grown.skipped
+    ([(8, 8), (16, 16)], ())
     """
     if sizes is None:
         sizes = [_in_axes(size, axes_of(block) or 2) for size in GROWTH_SIZES]
@@ -276,7 +280,10 @@ def keep_pages() -> None:
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """``"97x129"`` as (97, 129); one number is a sequence, three are a video.
+    """A size as it is written on the command line; one number is a sequence, three are a video.
+
+    >>> parse_size("97x129"), parse_size("4096")
+    ((97, 129), (4096,))
 
     Raises:
         ValueError: Anything else.

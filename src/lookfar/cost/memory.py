@@ -12,6 +12,10 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
     On a CPU every allocation and release is recorded with its size while the call runs, the scratch space of kernels
     such as fused attention too; the peak of the running sum is exact. What libraries allocate past torch (oneDNN's
     packed weights) is not seen. On a GPU it is ``torch.cuda.max_memory_allocated``.
+
+    >>> x = torch.zeros(1000)
+    >>> peak_memory(x.neg)
+    4000
     """
     where = torch.device(device)
     if where.type == "cuda":

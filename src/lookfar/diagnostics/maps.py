@@ -30,7 +30,12 @@ def inner_block(module: nn.Module) -> nn.Module:
 
 
 def why_no_maps(module: nn.Module) -> str:
-    """Why a block has no weights over positions, in words for a report; an empty string where it has them."""
+    """Why a block has no weights over positions, in words for a report; an empty string where it has them.
+
+    >>> from lookfar import create_block
+    >>> why_no_maps(create_block("squeeze_excitation", 32))
+    'squeeze_excitation has no weights over positions'
+    """
     try:
         info = block_info(inner_block(module))
     except ValueError:
@@ -58,6 +63,11 @@ def attention_maps(module: nn.Module, x: Tensor, queries: Tensor | None = None) 
 
     Raises:
         ValueError: The block has no such weights; the message says what it has instead.
+
+    >>> from lookfar import create_block
+    >>> maps = attention_maps(create_block("nonlocal", 16), torch.randn(1, 16, 5, 4), torch.tensor([0, 7]))
+    >>> maps.shape
+    torch.Size([1, 1, 2, 20])
     """
     reason = why_no_maps(module)
     if reason:
@@ -69,6 +79,10 @@ def key_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
     """The grid that a block's keys form on a map of ``size``, as the block says; None where they form none.
 
     A block whose keys are not the map's positions has ``key_grid(size)``; the others need not say anything.
+
+    >>> from lookfar import create_block
+    >>> key_size(create_block("nonlocal", 16, subsample=2), (9, 6))
+    (4, 3)
     """
     key_grid = getattr(inner_block(module), "key_grid", None)
     return tuple(size) if key_grid is None else key_grid(size)
@@ -79,6 +93,10 @@ def map_similarity(maps: Tensor) -> Tensor:
 
     1: the same map for every query. Exact in O(Q M): sum_{i != j} a_i.a_j = |sum_i a_i|^2 - Q for unit rows.
     Rows of zeros have no direction and are left out; with fewer than two rows left the result is nan.
+
+    >>> same, other = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
+    >>> map_similarity(torch.stack([same, other])[None])
+    tensor([[1., 0.]], dtype=torch.float64)
     """
     total, count = unit_sum(maps)
     return similarity_from_sums(total, count)
@@ -114,12 +132,20 @@ def similarity_word(similarity: float) -> str:
 
 
 def query_independent_part(maps: Tensor) -> Tensor:
-    """The mean map over queries, ``(B, h, Q, M) -> (B, h, M)``: what a block that ignored the query could use."""
+    """The mean map over queries, ``(B, h, Q, M) -> (B, h, M)``: what a block that ignored the query could use.
+
+    >>> query_independent_part(torch.eye(2)[None, None])
+    tensor([[[0.5000, 0.5000]]])
+    """
     return maps.mean(-2)
 
 
 def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) at the centres of a coarser grid, ``(B, h*w)``; nearest, so that no class is invented."""
+    """Labels (B, H, W) at the centres of a coarser grid, ``(B, h*w)``; nearest, so that no class is invented.
+
+    >>> labels_at(torch.arange(16).view(1, 4, 4), (2, 2))
+    tensor([[ 5,  7, 13, 15]])
+    """
     H, W = labels.shape[-2:]
     y, x = (
         ((torch.arange(n, device=labels.device) + 0.5) * full / n).long() for n, full in zip(size, (H, W), strict=True)
@@ -143,6 +169,11 @@ def own_class_share(
     Returns:
         Share (B, h, Q) and chance (B, Q). nan for void queries, and for rows with negative weights, where a share
         has no meaning.
+
+    >>> labels = torch.tensor([[0, 0, 1, 1]])
+    >>> share, chance = own_class_share(torch.tensor([[[[0.6, 0.3, 0.1, 0.0]]]]), torch.tensor([[0]]), labels)
+    >>> round(share.item(), 2), chance.item()
+    (0.9, 0.5)
     """
     valid = key_labels != ignore
     own = (query_labels[:, :, None] == key_labels[:, None]) & valid[:, None]  # (B, Q, M)

@@ -37,7 +37,12 @@ class ConvControl(nn.Module):
 
 
 def control_of(channels: int, parameters: int, *, device: Any = None, dtype: Any = None) -> ConvControl:
-    """The control whose number of parameters is nearest to ``parameters``; the smallest one where that is less."""
+    """The control whose number of parameters is nearest to ``parameters``; the smallest one where that is less.
+
+    >>> control = control_of(64, parameters=10_000)
+    >>> sum(p.numel() for p in control.parameters())
+    10199
+    """
     if parameters < 0:
         raise ValueError(f"a number of parameters cannot be negative, got {parameters}")
 

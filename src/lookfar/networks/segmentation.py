@@ -111,6 +111,11 @@ def build_network(
     Raises:
         ValueError: Unknown host; a stride that it cannot have; weights that don't fit.
         FileNotFoundError: No weights at this path; no pretrained ones, and no way to download them.
+
+    >>> import torch
+    >>> network = build_network("small", classes=5)
+    >>> network(torch.randn(1, 3, 64, 48)).shape, network.place
+    (torch.Size([1, 5, 64, 48]), 'backbone.layer4')
     """
     for name, value in [("classes", classes), ("in_chans", in_chans), ("width", width)]:
         if not isinstance(value, int) or value < 1:
@@ -237,6 +242,9 @@ def resolve_place(network: nn.Module, name: str) -> str:
 
     Raises:
         ValueError: Neither a stage nor a module has this name; the message lists the stages.
+
+    >>> resolve_place(build_network("small", classes=5), "layer3")
+    'backbone.layer3'
     """
     stages = network.places() if isinstance(network, Segmenter) else {}
     if name in stages:

@@ -1,4 +1,4 @@
-"""What the report says in words: the headline with what keeps it honest, what cannot be told, how it was made."""
+"""What the report says in words: the headline with what keeps it honest, what it cannot say, how it was made."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,11 @@ def answer(results: Results) -> Answer:
 
 
 def short_names(candidates: Sequence[str]) -> Mapping[str, str]:
-    """Names without options and place where that leaves them different; for sentences and labels."""
+    """Names without options and place where that leaves them different; for sentences and labels.
+
+    >>> short_names(["baseline", "nonlocal(mode=gaussian)@layer3"])["nonlocal(mode=gaussian)@layer3"]
+    'nonlocal'
+    """
     bare = {name: name.partition("(")[0].partition("@")[0] for name in candidates}
     taken = list(bare.values())
     return {name: short if taken.count(short) == 1 else name for name, short in bare.items()}
@@ -167,7 +171,7 @@ def facts(plan: Plan, device: str) -> list[str]:
 
 
 def limits(results: Results) -> list[str]:
-    """What the comparison cannot tell, one sentence each."""
+    """What the comparison cannot say, one sentence each."""
     plan = results.plan
     blocks = sum(s.difference is not None for s in results.summaries)
     seeds = plan.seeds
@@ -201,9 +205,9 @@ def made(environment: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("images", f"{' × '.join(map(str, data['size']))} pixels, {data.get('in_chans', 3)} bands"))
     versions = environment.get("versions") or {}
     found += [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))] if versions else []
-    told = {"command", "data", "versions", "parameters"}
+    shown = {"command", "data", "versions", "parameters"}
     for name, value in environment.items():
-        if name in told or value is None:
+        if name in shown or value is None:
             continue
         if name == "seconds":
             name, value = "training time", duration(value)

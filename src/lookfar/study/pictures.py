@@ -12,7 +12,7 @@ import numpy as np
 
 IGNORE = 255
 
-# told apart by colour-blind readers (P. Tol: muted, then light); candidates have other colours
+# colours that colour-blind readers can distinguish (P. Tol: muted, then light); candidates have other colours
 _CLASS_COLOURS = (
     "#4477aa", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#88ccee", "#117733", "#999933", "#aa4499", "#ee8866",
     "#bbcc33", "#ffaabb", "#332288", "#77aadd", "#eedd88", "#99ddff", "#aaaa00", "#dddddd",

@@ -44,6 +44,9 @@ class Candidate:
         Raises:
             ValueError: Text of another form, an unknown block; the message names the nearest.
             TypeError: An unknown option.
+
+        >>> str(Candidate.parse("pam(reduction=4) @ layer3"))
+        'position_attention(reduction=4)@layer3'
         """
         from lookfar.blocks import parse_block
 
@@ -75,14 +78,14 @@ def slug(text: str) -> str:
     'nonlocal-mode-gaussian-at-layer3'
     """
     plain = re.sub(r"[^\w.]+", "-", text.replace("@", "-at-"), flags=re.ASCII).strip("-.")
-    # what words cannot tell apart: scale=-1 and scale=1, (1, 3) and (13)
+    # what words do not distinguish: scale=-1 and scale=1, (1, 3) and (13)
     if re.search(r"[^\w.@=()]", text, flags=re.ASCII):
         plain += f"-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
     return plain
 
 
 def default_folder(data: str) -> Path:
-    """Where a study goes that was not told where.
+    """The folder of a study for which none was given.
 
     >>> default_folder("scenes:lookup").as_posix(), default_folder("camvid:data/CamVid/").as_posix()
     ('runs/lookup', 'runs/CamVid')
@@ -152,6 +155,12 @@ class Plan:
         checkpoint_every: Steps between checkpoints.
         tensorboard: Also write a TensorBoard log.
         threads: Threads of a trial; part of the plan, since sums depend on it.
+
+    >>> plan = Plan(data="scenes:lookup", blocks=("nonlocal", "cbam"), seeds=2)
+    >>> plan.candidates
+    ('baseline', 'control', 'nonlocal', 'cbam')
+    >>> len(plan.trials)
+    8
     """
 
     data: str

@@ -71,7 +71,7 @@ def sentences(rows: Sequence[Summary], trials: Sequence[Trial]) -> list[str]:
             lines.append(" ".join(parts))
     one_seed = any(row.miou is not None and not row.miou.seed_noise_measured for row in rows)
     if one_seed:
-        lines.append("Some intervals rest on one seed: they tell of the images alone, seed noise is not in them.")
+        lines.append("Some intervals rest on one seed: they cover the choice of images, not seed noise.")
     return lines
 
 

@@ -55,7 +55,7 @@ def launch(settings: Settings) -> "Fabric":
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what Fabric tells its own users (versions, tensor cores, srun, process groups) off the terminal."""
+    """Keep Fabric's hints to its own users (versions, tensor cores, srun, process groups) off the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("lightning_fabric")

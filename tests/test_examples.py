@@ -1,0 +1,41 @@
+"""Examples in docstrings run as they stand, and the public functions of these rooms have one."""
+
+import doctest
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import lookfar
+
+SRC = Path(lookfar.__file__).parent
+ROOMS = ("cost", "diagnostics", "networks")  # every public function here has an example
+WITHOUT = {
+    "keep_pages": "cannot be undone in the process that calls it",
+    "collect_samples": "wants a trained network and its data",
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(["lookfar", *path.relative_to(SRC).with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = sorted(module_name(p) for p in SRC.rglob("*.py") if ">>> " in p.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name: str) -> None:
+    torch.manual_seed(0)
+    done = doctest.testmod(importlib.import_module(name))
+    assert done.attempted > 0
+    assert done.failed == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_functions_have_an_example(room: str) -> None:
+    module = importlib.import_module(f"lookfar.{room}")
+    functions = {name for name in module.__all__ if inspect.isroutine(getattr(module, name))}
+    without = {name for name in functions if ">>> " not in (getattr(module, name).__doc__ or "")}
+    assert without == functions & WITHOUT.keys()
