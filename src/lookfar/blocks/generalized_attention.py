@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lookfar._options import Natural
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE
+from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
@@ -207,27 +206,12 @@ class GeneralizedAttention(QueryKeyValue):
             if not self.asks:  # one map for all queries
                 return embedded_gaussian(q[:, :, :1], k, v).expand(-1, -1, N, -1)
             return embedded_gaussian(q, k, v)
-        at = torch.arange(N, device=x.device)
-        size = x.shape[2:]
+        at, size = torch.arange(N, device=x.device)[:, None], x.shape[2:]
 
-        def some(q: Tensor, r: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
-            return self._weights(q, r, k, at, size) @ v
+        def some(q: Tensor, r: Tensor, at: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._weights(q, r, k, at[:, 0], size) @ v
 
-        if torch.compiler.is_compiling():
-            return some(q, r, k, v, at)
-        budget = BUDGET.get(x.device.type, BUDGET_ELSEWHERE)
-        block = max(budget // max(k.shape[2] * q.shape[:2].numel(), 1), 1)
-        if block >= N:
-            return some(q, r, k, v, at)
-        parts = []
-        for a, b, c in zip(q.split(block, 2), r.split(block, 2), at.split(block)):
-            again = torch.is_grad_enabled()
-            parts.append(
-                checkpoint(some, a, b, k, v, c, use_reentrant=False, preserve_rng_state=False)
-                if again
-                else some(a, b, k, v, c)
-            )
-        return torch.cat(parts, 2)
+        return over_queries(some, (q, r, at), k, v, keys=k.shape[2])
 
     def _weights(self, q: Tensor, r: Tensor, k: Tensor, at: Tensor, size: Any) -> Tensor:
         """``(B, h, Q, M)`` of the queries at the flat positions ``at`` of their grid."""

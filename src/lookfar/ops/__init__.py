@@ -142,3 +142,4 @@ __all__ = [
     "sparse_attention_weights",
     "unary_attention",
 ]
+from lookfar.ops.adaptive_average import adaptive_average, adaptive_average_reference  # TEMP

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from lookfar.ops._autograd import recomputed, traced
 from lookfar.ops._precision import widened, without_autocast
 
 # logits held at a time, summed over batch and heads: 4 MiB in float32 on a CPU; a GPU wants larger launches
@@ -17,30 +17,34 @@ BUDGET = {"cpu": 2**20}
 BUDGET_ELSEWHERE = 2**25
 
 
-def over_queries(f: Callable[..., Any], q: Tensor, *others: Tensor, keys: int) -> Any:
-    """``f(q, *others)`` computed for blocks of the query axis (-2), each recomputed in the backward pass.
+def over_queries(f: Callable[..., Any], queries: Tensor | tuple[Tensor, ...], *others: Tensor, keys: int) -> Any:
+    """``f(*queries, *others)`` for blocks of the query axis (-2), each computed again in the backward pass.
 
     Memory is that of one block of logits and of the result; derivatives of every order work. Compiled and exported
-    programs get the one call ``f(q, *others)``, since a loop by size would tie them to the size.
+    programs get the one call ``f(*queries, *others)``, since a loop by size would tie them to the size.
+
+    >>> def f(q, at, k):  # a function of each query by itself, and of where it stands
+    ...     return at * (q @ k.transpose(-2, -1))
+    >>> at = torch.arange(3)[:, None]
+    >>> over_queries(f, (torch.ones(1, 1, 3, 2), at), torch.ones(1, 1, 1, 2), keys=1).flatten()
+    tensor([0., 2., 4.])
 
     Args:
-        f: Maps ``(B, h, Q, D)`` and ``others`` to a tensor or a tuple of tensors with the axis Q at -2; rows must not
-            depend on each other.
-        q: ``(B, h, N, D)``.
+        f: Maps queries ``(B, h, Q, D)`` and ``others`` to a tensor or a tuple of tensors with the axis Q at -2; rows
+            must not depend on each other.
+        queries: ``(B, h, N, D)``, or several tensors with the axis N at -2.
         others: What every query sees, such as keys and values.
-        keys: Logits of one query, M: decides the size of the blocks.
+        keys: Logits of one row of the first queries, M: decides the size of the blocks.
     """
-    N = q.shape[-2]
-    if torch.compiler.is_compiling():
-        return f(q, *others)
+    queries = (queries,) if isinstance(queries, Tensor) else queries
+    q, N = queries[0], queries[0].shape[-2]
+    if traced():
+        return f(*queries, *others)
     budget = BUDGET.get(q.device.type, BUDGET_ELSEWHERE)
     rows = max(budget // max(keys * q.shape[:-2].numel(), 1), 1)
     if rows >= N:
-        return f(q, *others)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others)):
-        parts = [checkpoint(f, b, *others, use_reentrant=False, preserve_rng_state=False) for b in q.split(rows, -2)]
-    else:
-        parts = [f(b, *others) for b in q.split(rows, -2)]
+        return f(*queries, *others)
+    parts = [recomputed(f, *block, *others) for block in zip(*(t.split(rows, -2) for t in queries))]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts, -2)
     return tuple(torch.cat(tensors, -2) for tensors in zip(*parts))
@@ -49,7 +53,8 @@ def over_queries(f: Callable[..., Any], q: Tensor, *others: Tensor, keys: int) -
 def _with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     logits = scale * q @ k.transpose(-2, -1)
     lse = logits.logsumexp(-1, keepdim=True)
-    return (logits - lse).exp() @ v, lse
+    # a query whose keys are all masked, logits -inf, has the sum 0 and the log-sum-exp -inf
+    return (logits - lse.clamp_min(torch.finfo(lse.dtype).min)).exp() @ v, lse
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lookfar.ops._autograd import traced, under_transform
+
 
 def to_tokens(x: Tensor, heads: int = 1) -> Tensor:
     """``(B, C, *S) -> (B, h, N, C/h)`` with the last axis contiguous, as fused attention kernels want it.
@@ -55,8 +57,11 @@ def merge_heads(t: Tensor) -> Tensor:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last (or its 3-D form) where ``x`` is in it and not also in the plain format, else contiguous."""
-    if not x.is_contiguous():
+    """channels_last (or its 3-D form) where ``x`` is in it and not also in the plain format, else contiguous.
+
+    Under the transforms of ``torch.func`` contiguous too: there a tensor does not know.
+    """
+    if not x.is_contiguous() and (traced() or not under_transform()):
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last
         if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):

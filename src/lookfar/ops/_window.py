@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+
 Border = Literal["mask", "zeros", "clamped"]
 Similarity = Literal["product", "key", "absolute", "absolute_ratio", "squared_ratio", "squared"]
 Pair = tuple[int, int]
@@ -129,8 +131,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, b = ctx.saved_tensors
-        ga = _Sums.apply(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
-        gb = _Spread.apply(grads[0], a, ctx.window, size_of(b)) if ctx.needs_input_grad[1] else None
+        ga = weighted_sum(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
+        gb = _given(grads[0], a, ctx.window, size_of(b)) if ctx.needs_input_grad[1] else None
         return ga, gb, None
 
 
@@ -144,8 +146,8 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         w, b = ctx.saved_tensors
-        gw = _Products.apply(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
-        gb = _Spread.apply(w, grads[0], ctx.window, size_of(b)) if ctx.needs_input_grad[1] else None
+        gw = _met(grads[0], b, ctx.window) if ctx.needs_input_grad[0] else None
+        gb = _given(w, grads[0], ctx.window, size_of(b)) if ctx.needs_input_grad[1] else None
         return gw, gb, None
 
 
@@ -159,8 +161,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         w, a = ctx.saved_tensors
-        gw = _Products.apply(a, grads[0], ctx.window) if ctx.needs_input_grad[0] else None
-        ga = _Sums.apply(w, grads[0], ctx.window) if ctx.needs_input_grad[1] else None
+        gw = _met(a, grads[0], ctx.window) if ctx.needs_input_grad[0] else None
+        ga = weighted_sum(w, grads[0], ctx.window) if ctx.needs_input_grad[1] else None
         return gw, ga, None, None
 
 
@@ -181,12 +183,9 @@ class _Compared(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k = ctx.saved_tensors
         window, f = ctx.window, SIMILARITIES[ctx.similarity]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-            fresh = [t.view_as(t) for t in (q, k)]
-            # what is off the map had no gradient
-            H, W = size_of(k)
-            g = grads[0] * window.inside(H, W, k.device)
-            found = torch.autograd.grad(_shifted_similarity(fresh[0], fresh[1], window, f), fresh, g, create_graph=True)
+        if needs_graph():
+            g = grads[0] * window.inside(*size_of(k), k.device)  # cells off the map have no gradient
+            found = gradients(lambda q, k: _shifted_similarity(q, k, window, f), (q, k), ctx.needs_input_grad[:2], g)
             return *found, None, None
         gq, gk = torch.zeros_like(q), torch.zeros_like(k)
         for cell, queries, keys in window.views(*size_of(k)):
@@ -227,21 +226,14 @@ def _shifted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
     return sum(parts, first)
 
 
-def for_graphs() -> bool:
-    """Whether sizes may be free, or a Function of this form be refused."""
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
-    )
-
-
 def similarities(q: Tensor, k: Tensor, window: Window, similarity: Similarity = "product") -> Tensor:
     """Of every query with the cells of its window, summed over channels; cells off the map hold nothing of meaning.
 
     Shape: ``(..., D, H', W'), (..., D, H, W) -> (..., k^2, H', W')``
     """
-    # q and k may be one tensor, which an autograd function must not be given twice
-    if for_graphs():
+    if for_graphs() or has_tangent(q, k):
         return _shifted_similarity(q, k, window, SIMILARITIES[similarity])
+    # q and k may be one tensor, which an autograd function must not be given twice
     if similarity == "product":
         return _Products.apply(q.view_as(q), k.view_as(k), window)  # type: ignore[return-value]
     return _Compared.apply(q.view_as(q), k.view_as(k), window, similarity)  # type: ignore[return-value]
@@ -252,6 +244,29 @@ def weighted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
 
     Shape: ``(..., k^2, H', W'), (..., E, H, W) -> (..., E, H', W')``
     """
-    if for_graphs():
+    if for_graphs() or has_tangent(w, v):
         return _shifted_sum(w, v, window)
     return _Sums.apply(w, v, window)  # type: ignore[return-value]
+
+
+def _met(a: Tensor, b: Tensor, window: Window) -> Tensor:
+    """:func:`_products`, differentiable."""
+    if for_graphs() or has_tangent(a, b):
+        inside = window.inside(*size_of(b), b.device)
+        return torch.where(inside, _shifted_similarity(a, b, window), 0)
+    return _Products.apply(a, b, window)  # type: ignore[return-value]
+
+
+def _given(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:
+    """:func:`_spread`, differentiable."""
+    if not (for_graphs() or has_tangent(w, a)):
+        return _Spread.apply(w, a, window, size)  # type: ignore[return-value]
+    H, W = size
+    rows, columns = window.lines(0, H, a.device)[0], window.lines(1, W, a.device)[0]
+    keys = (W * rows[:, None, :, None] + columns[:, None, :]).flatten(0, 1).flatten(1)  # (k^2, H' W')
+    inside = window.inside(H, W, a.device)
+    y = a.new_zeros((*a.shape[:-2], H * W))
+    for cell in range(window.cells):
+        given = w[..., cell : cell + 1, :, :] * a * inside[cell]
+        y = y.index_add(-1, keys[cell], given.flatten(-2))
+    return y.unflatten(-1, size)

@@ -3,6 +3,8 @@
 Traps: cells outside the map are left out without renormalising, so a constant map comes out smaller at the border.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,19 +42,21 @@ def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, s
         ValueError: Shapes that do not fit, an even kernel, groups that do not divide the channels.
     """
     _check(x, masks, kernel_size, groups, scale_factor)
-    # pixel_unshuffle brings the s^2 subpixels of one source together, where they see the same cells
-    cells = F.pixel_unshuffle(masks, scale_factor).unflatten(1, (groups, kernel_size**2, scale_factor**2))
-    return reassemble(x, cells, scale_factor)
+    # the s^2 subpixels of one source come together, where they see the same cells; pixel_unshuffle takes no empty batch
+    cells = masks.unflatten(3, (x.shape[3], scale_factor)).unflatten(2, (x.shape[2], scale_factor))
+    cells = cells.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+    return reassemble(x, cells.unflatten(1, (groups, kernel_size**2)), scale_factor)
 
 
 def reassemble(x: Tensor, cells: Tensor, scale_factor: int) -> Tensor:
     """:func:`carafe` with the masks on the small map: ``(B, C, H, W), (B, G, k^2, s^2, H, W) -> (B, C, sH, sW)``."""
-    groups, k = cells.shape[1], round(cells.shape[2] ** 0.5)
+    groups, k, s = cells.shape[1], math.isqrt(cells.shape[2]), scale_factor
     with without_autocast(x):
         values = widened(x).contiguous().unflatten(1, (groups, -1))[:, None]  # (B, 1, G, C/G, H, W)
-        values = values.expand(-1, scale_factor**2, -1, -1, -1, -1)
+        values = values.expand(-1, s * s, -1, -1, -1, -1)
         y = weighted_sum(widened(cells).permute(0, 3, 1, 2, 4, 5), values, Window((k, k), border="zeros"))
-    return F.pixel_shuffle(y.flatten(2, 3).transpose(1, 2).flatten(1, 2), scale_factor).to(x.dtype)
+    y = y.flatten(2, 3).unflatten(1, (s, s)).permute(0, 3, 4, 1, 5, 2)  # (B, C, H, s, W, s)
+    return y.flatten(4, 5).flatten(2, 3).to(x.dtype)
 
 
 def _check(x: Tensor, masks: Tensor, kernel_size: int, groups: int, scale_factor: int) -> None:

@@ -8,11 +8,12 @@ of the log-sum-exp: the autograd function below calls each pass's backward with 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
 
@@ -99,7 +100,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if column:
                 s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             shape = outs[at].shape[:3]
-            m = torch.maximum(tops[at], s.amax(-1).view(shape))
+            # finite, also where all keys of a line are masked by logits of -inf
+            m = torch.maximum(tops[at], s.amax(-1).view(shape)).clamp_min_(torch.finfo(wide).min)
             s.sub_(m.reshape(-1, M, 1)).exp_()
             before = (tops[at] - m).exp_()
             totals[at] = totals[at].mul_(before).add_(s.sum(-1).view(shape))
@@ -142,20 +144,18 @@ class _LineBlocks(torch.autograd.Function):
     """Columns, then rows, some lines at a time; keeps q, k, v, the output and its log-sum-exp: memory N (D + E)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with without_autocast(q):
             out, lse = _forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         y = out.view_as(v).to(v.dtype)
         ctx.save_for_backward(q, k, v, y, lse)
-        return y
+        return y.clone()  # what is kept must not change with the output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-            wanted = [t for t in (q, k, v) if t.requires_grad]
-            found = iter(torch.autograd.grad(_merged(q, k, v), wanted, grads[0], create_graph=True))
-            return tuple(next(found) if t.requires_grad else None for t in (q, k, v))
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, lse = ctx.saved_tensors
+        if needs_graph():
+            return tuple(gradients(_merged, (q, k, v), ctx.needs_input_grad, grads[0]))
         with without_autocast(q):
             found = _backward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), y.flatten(0, 1), lse, grads[0])
         return tuple(g.view_as(t) for g, t in zip(found, (q, k, v)))
@@ -204,9 +204,5 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalizat
         raise ValueError(f"want q, k (B, h, H, W, D) and v (B, h, H, W, E); got {q.shape=}, {k.shape=}, {v.shape=}")
     if normalization != "softmax":
         return _line_sums(q, k, v, normalization)
-    plain = (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()  # they refuse a Function of this form
-    )
+    plain = for_graphs() or has_tangent(q, k, v)
     return PATHS["merged" if plain else "line_blocks"](q, k, v)

@@ -10,6 +10,7 @@ has no fraction left on large maps; at whole numbers the derivative is the right
 1 - |p - m|, and a grid that is normalised to -1 .. 1 and back, give another.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops._window import Pair, Window, for_graphs, weighted_sum
+from lookfar.ops._window import Pair, Window, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
 
 # numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU wants to be filled
@@ -65,7 +67,7 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
             return match_format(y.flatten(1, 2).to(x.dtype), x)
         places = _places(widened(offsets), dilation)
         w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
-        apply = _sum if for_graphs() else _Sum.apply
+        apply = _sum if for_graphs() or has_tangent(w, wide, *places) else _Sum.apply
         y: Any = apply(w, _rows_of(wide), *places, (H, W))
     return _map_of(y, x)
 
@@ -95,8 +97,9 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
     with without_autocast(x):
         matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
         places = _places(widened(offsets), dilation)
-        apply = _convolution if for_graphs() else _Convolution.apply
-        y: Any = apply(_rows_of(widened(x)), matrices, *places, (x.shape[2], x.shape[3]))
+        rows = _rows_of(widened(x))
+        apply = _convolution if for_graphs() or has_tangent(rows, matrices, *places) else _Convolution.apply
+        y: Any = apply(rows, matrices, *places, (x.shape[2], x.shape[3]))
     return _map_of(y, x)
 
 
@@ -144,9 +147,9 @@ def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two whole numbers around each place, ``(2, *places)``, whether they are on an axis of ``n``, their shares."""
     first = places.floor()
     u = places - first
-    at = torch.stack([first, first + 1]).long()
-    inside = (at >= 0) & (at < n)
-    return at.clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
+    at = torch.stack([first, first + 1])
+    inside = ~((at < 0) | (at >= n))  # a place that is NaN counts as on the axis, and gives NaN
+    return at.clamp(0, n - 1).long(), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
 
 
 def _slope(inside: Tensor) -> Tensor:
@@ -203,8 +206,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         w, x, rows, columns = saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-            return _differentiable(_sum, saved, ctx.size, grads[0])
+        if needs_graph():
+            f = functools.partial(_sum, size=ctx.size)
+            return *gradients(f, saved, ctx.needs_input_grad[:4], grads[0]), None
         (K, n, G), C = w.shape, x.shape[1]
         g = grads[0].contiguous().view(n, G, C // G)
         gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
@@ -245,8 +249,9 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, rows, columns = saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _differentiable(_convolution, saved, ctx.size, grads[0])
+        if needs_graph():
+            f = functools.partial(_convolution, size=ctx.size)
+            return *gradients(f, saved, ctx.needs_input_grad[:4], grads[0]), None
         n, g = len(x), grads[0].contiguous()
         gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
         with without_autocast(x):
@@ -303,13 +308,6 @@ def _give(x: Tensor, at: Tensor, given: Tensor) -> None:
 def _block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tensor:
     """As :func:`_starts`, where each sample has maps of its own, one after the other."""
     return _starts(n, size, device) + n * torch.arange(cells.stop - cells.start, device=device)[:, None]
-
-
-def _differentiable(f: Any, saved: tuple[Tensor, ...], size: Pair, g: Tensor) -> tuple[Tensor | None, ...]:
-    fresh = [t.view_as(t) for t in saved]
-    wanted = [t for t in fresh if t.requires_grad]
-    found = iter(torch.autograd.grad(f(*fresh, size), wanted, g, create_graph=True))
-    return *(next(found) if t.requires_grad else None for t in fresh), None
 
 
 def _places(offsets: Tensor, dilation: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Without a softmax the product is associative, q (k^T v) / M, in time O((N + M) D
 import torch
 from torch import Tensor
 
+from lookfar.ops._autograd import traced
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -47,7 +48,7 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tenso
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
     N, M, D, E = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
     # compiled and exported programs keep one order for all sizes
-    quadratic = not torch.compiler.is_compiling() and N * M * (D + E) < (N + M) * D * E
+    quadratic = not traced() and N * M * (D + E) < (N + M) * D * E
     with without_autocast(q):
         y = PATHS["quadratic" if quadratic else "linear"](widened(q), widened(k), widened(v), scale)
     return y.to(v.dtype)

@@ -39,4 +39,4 @@ def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1
     total = l.logsumexp(slots, keepdim=True)
     # log(1e-9 + sum_slots e)
     total = torch.logaddexp(total, total.new_full((), math.log(EPS)))
-    return (l - total).exp().to(logits.dtype)
+    return (l - total).exp().to(logits.dtype, copy=True)  # exp keeps its own, which must not change with the output

@@ -5,12 +5,14 @@ differ (586 MB against 30 MB at N = 8192, D = 32, E = 256) or when the last axis
 for float64 and, in float32, for widths that are no multiple of 4. Its fused kernels have no second derivative.
 """
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._precision import widened, without_autocast
 
@@ -29,56 +31,65 @@ def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float
         return (embedded_gaussian_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
 
 
+def _padded(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """In one width, as fused kernels want them, on CUDA in multiples of 8; zero channels change no q . k."""
+    width = max(q.shape[-1], v.shape[-1])
+    width = -(-width // 8) * 8 if q.is_cuda else width
+    return [F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t.contiguous() for t in (q, k, v)]
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    # fused kernels want D == E, on CUDA in multiples of 8; zero channels change no q . k
-    D, E = q.shape[-1], v.shape[-1]
-    width = max(D, E)
-    if q.is_cuda:
-        width = -(-width // 8) * 8
-    q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t.contiguous() for t in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return y[..., :E] if width > E else y
+    y = F.scaled_dot_product_attention(*_padded(q, k, v), scale=scale)
+    return y[..., : v.shape[-1]] if y.shape[-1] > v.shape[-1] else y
 
 
-class _Fused(torch.autograd.Function):
-    """The fused kernel, with the plain form's graph in place of its gradient where a second derivative is asked for."""
+class _Before(torch.autograd.Function):
+    """Passes q, k, v on to the fused kernel, beside a placeholder for the kernel's output.
+
+    The fused kernels have no second derivative. A backward pass that is differentiated in its turn therefore goes round
+    them: :class:`_After` sends the output's gradient through the placeholder, and the plain form gives the gradients
+    here. All tensors are kept by ``save_for_backward``, where hooks such as activation checkpointing see them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        ctx.inner = _Fused.graph(ctx, q, k, v)
-        return ctx.inner[0].detach()
+        ctx.set_materialize_grads(False)
+        return q.view_as(q), k.view_as(k), v.view_as(v), q.new_empty(()).expand_as(q)
 
     @staticmethod
-    def graph(ctx: Any, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad():
-            q, k, v = (t.detach().requires_grad_(wanted) for t, wanted in zip(inputs, ctx.needs_input_grad))
-            return _sdpa(q, k, v, ctx.scale), [q, k, v]
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        around = grads[3]
+        if around is None:
+            return *grads[:3], None
+        f = functools.partial(embedded_gaussian_reference, scale=ctx.scale)
+        return *gradients(f, ctx.saved_tensors, ctx.needs_input_grad[:3], around), None
+
+
+class _After(torch.autograd.Function):
+    """The fused kernel's output, or rather a copy: the kernel keeps its own, which nobody may change in place."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[:3]
-        twice = torch.is_grad_enabled()
-        if twice:
-            inputs = [t.view_as(t) for t in ctx.saved_tensors]  # three tensors, even where q is k
-            y = embedded_gaussian_reference(*inputs, scale=ctx.scale)
-        else:
-            # the graph is used once and let go, so that its memory goes with it; a second pass makes another
-            y, inputs = ctx.inner or _Fused.graph(ctx, *ctx.saved_tensors)
-            ctx.inner = None
-        sources = [t for t, w in zip(inputs, wanted) if w]
-        found = iter(torch.autograd.grad(y, sources, grads[0].to(y.dtype), create_graph=twice))
-        return *(next(found) if w else None for w in wanted), None
+    def forward(ctx: Any, y: Tensor, placeholder: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (None, grads[0]) if needs_graph() else (grads[0], None)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    plain = (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()  # they refuse a Function of this form
-        or not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)))
-    )
-    return _sdpa(q, k, v, scale) if plain else _Fused.apply(q, k, v, scale)  # type: ignore[return-value]
+    if traced():
+        return _sdpa(q, k, v, scale)
+    if under_transform() or has_tangent(q, k, v):
+        return embedded_gaussian_reference(q, k, v, scale=scale)
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, k, v)):
+        return _sdpa(q, k, v, scale)
+    # three tensors, even where q is k
+    *inputs, placeholder = _Before.apply(*_padded(q.view_as(q), k.view_as(k), v.view_as(v)), scale)  # type: ignore[misc]
+    y, E = F.scaled_dot_product_attention(*inputs, scale=scale), v.shape[-1]
+    return _After.apply(y[..., :E], placeholder[..., :E])  # type: ignore[return-value]
 
 
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge
+from lookfar.ops._autograd import recomputed, traced
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries
 from lookfar.ops._precision import widened, without_autocast
 
 Direction = Literal["collect", "distribute"]
@@ -77,16 +77,18 @@ def _part(a: Tensor, offsets: Tensor, v: Tensor, softmax: bool) -> tuple[Tensor,
 
 
 def _row(a: Tensor, offsets: Tensor, v: Tensor, y: int, rows: int, collect: bool, softmax: bool) -> Tensor:
-    """The row ``y`` of targets, ``(B, W, E)``, ``rows`` rows of sources at a time."""
+    """The row ``y`` of targets, ``(B, W, E)``, ``rows`` rows of sources at a time.
+
+    ``a`` is that row ``(B, D, W)`` where it collects, all rows ``(B, D, H, W)`` where they distribute.
+    """
     H = v.shape[2]
     # distances of the sources' rows, H of them
     here = offsets[H - 1 - y : 2 * H - 1 - y] if collect else offsets[y : y + H].flip(0)
     parts = []
     for k in range(0, H, rows):
-        asked = a[:, :, y] if collect else a[:, :, k : k + rows]
+        asked = a if collect else a[:, :, k : k + rows]
         part = (asked, here[k : k + rows], v[:, :, k : k + rows], softmax)
-        again = rows < H and torch.is_grad_enabled()
-        parts.append(checkpoint(_part, *part, use_reentrant=False, preserve_rng_state=False) if again else _part(*part))
+        parts.append(recomputed(_part, *part) if rows < H else _part(*part))
     if len(parts) == 1:
         return parts[0][0]
     return merge(parts) if softmax else torch.stack([y for y, _ in parts]).sum(0)
@@ -160,18 +162,21 @@ def pointwise_spatial(
     with without_autocast(a):
         a32, offsets, v32 = widened(a), _offsets(widened(m), H, W), widened(v)
         budget = BUDGET.get(a.device.type, BUDGET_ELSEWHERE)
-        if torch.compiler.is_compiling() or budget >= 4 * B * (H * W) ** 2:
+        if traced() or budget >= 4 * B * (H * W) ** 2:
             logits = _all_logits(a32, offsets, direction)
             y = (logits.softmax(2) if softmax else logits) @ v32.flatten(2).transpose(1, 2)
             y = y.transpose(1, 2).unflatten(2, (H, W))
         else:
-            rows = min(max(budget // (2 * B * W * W), 1), H)
-            found = []
-            for n in range(H):
-                row = (a32, offsets, v32, n, rows, collect, softmax)
-                again = torch.is_grad_enabled()
-                found.append(
-                    checkpoint(_row, *row, use_reentrant=False, preserve_rng_state=False) if again else _row(*row)
-                )
-            y = torch.stack(found, 1).permute(0, 3, 1, 2)
+            rows = min(max(budget // (2 * B * W * W), 1), H)  # of sources, for one of targets
+
+            def some(target: Tensor, at: Tensor, a: Tensor, offsets: Tensor, v: Tensor) -> Tensor:
+                found = [
+                    _row(target[:, :, n] if collect else a, offsets, v, y, rows, collect, softmax)
+                    for n, y in enumerate(at.flatten().tolist())
+                ]
+                return torch.stack(found, 1).permute(0, 3, 1, 2)
+
+            at = torch.arange(H)[:, None]
+            numbers = -(-2 * W * H * W // a32.shape[1])  # of a row of targets, for each channel of a
+            y = over_queries(some, (a32, at), a32, offsets, v32, keys=numbers)
     return y.to(v.dtype)

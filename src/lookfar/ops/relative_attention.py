@@ -105,15 +105,12 @@ def relative_attention(
     dtype = v.dtype
     with without_autocast(q):
         q, k, v, rows, columns = (widened(t) for t in (q, k, v, rows, columns))
-        at = torch.arange(q.shape[-2], device=q.device, dtype=q.dtype)
-        # a block of queries must know where it stands: as one more channel, exact below 2^24 positions
-        q = torch.cat([q, at[:, None].expand(*q.shape[:-1], 1)], -1)
+        at = torch.arange(q.shape[-2], device=q.device)[:, None]
 
-        def some(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-            here = q[0, 0, :, -1].detach().long() if len(q) else at.long()
-            return normalised(_logits(q[..., :-1], k, rows, columns, here, size), normalization) @ v
+        def some(q: Tensor, at: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            return normalised(_logits(q, k, rows, columns, at[:, 0], size), normalization) @ v
 
-        return over_queries(some, q, k, v, rows, columns, keys=q.shape[-2]).to(dtype)
+        return over_queries(some, (q, at), k, v, rows, columns, keys=q.shape[-2]).to(dtype)
 
 
 def _check(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> None:

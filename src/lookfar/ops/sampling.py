@@ -69,7 +69,31 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
     """A map read at places (x, y), ``(B, C, H, W), (B, H', W', 2) -> (B, C, H', W')``, as :func:`affine_sample`."""
     with without_autocast(x):
         wide = widened(x)  # half-precision places lose whole pixels beyond 2048
-        return match_format(F.grid_sample(wide, points.to(wide.dtype), align_corners=True).to(x.dtype), x)
+        points = points.to(wide.dtype)
+        if under_transform_or_tangent(wide, points):
+            y = _corner_by_corner(wide, points)
+        else:
+            lost = points.isnan().any(-1)[:, None]  # which grid_sample would read at -1
+            y = F.grid_sample(wide, points, align_corners=True).masked_fill(lost, torch.nan)
+        return match_format(y.to(x.dtype), x)
+
+
+def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
+    """The same in ordinary operations, since ``grid_sample`` has no forward-mode derivative."""
+    H, W = x.shape[2:]
+    ends = torch.tensor([W - 1, H - 1], dtype=points.dtype, device=x.device)
+    at = (points + 1) / 2 * ends
+    first = at.detach().floor()
+    y: Any = 0
+    for right in (0, 1):
+        for down in (0, 1):
+            corner = first + torch.tensor([right, down], dtype=at.dtype, device=x.device)
+            share = (1 - (at - first) if not right else at - first)[..., 0] * (1 - (at - first) if not down else at - first)[..., 1]
+            there = ~((corner < 0) | (corner > ends)).any(-1)
+            column, row = torch.minimum(corner.clamp(min=0), ends).long().unbind(-1)
+            seen = x.flatten(2).gather(2, (row * W + column).flatten(1)[:, None].expand(-1, x.shape[1], -1))
+            y = y + seen.unflatten(2, points.shape[1:3]) * torch.where(there, share, 0)[:, None]
+    return y
 
 
 def glimpse_sensor_reference(

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import for_graphs
 from lookfar.ops._blockwise import attention_with_lse
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops._window import Window, for_graphs, similarities, size_of, weighted_sum
+from lookfar.ops._window import Window, similarities, size_of, weighted_sum
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 from lookfar.ops.neighborhood import neighborhood
 

@@ -1,0 +1,81 @@
+"""Where a custom autograd function may be used, and what stands in for its gradient where that is differentiated again.
+
+Functions of this library have fast, hand-written first derivatives. They are not for graphs with free sizes, for the
+transforms of ``torch.func`` and for forward-mode derivatives: there each op takes its plain form, which is made of
+ordinary differentiable operations.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+
+class _Probe(torch.autograd.Function):
+    """Without ``setup_context``, like the functions of this library: what ``torch.func`` refuses."""
+
+    @staticmethod
+    def forward(ctx: Any) -> None:
+        return None
+
+
+def under_transform() -> bool:
+    """Whether a transform of ``torch.func`` is active: vmap, grad, jvp and what is made of them."""
+    try:
+        _Probe.apply()
+    except RuntimeError:
+        return True
+    return False
+
+
+def traced() -> bool:
+    """Whether a program is being compiled, exported or traced, so that sizes may be free: no loops by size."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def for_graphs() -> bool:
+    """Whether sizes may be free or a transform is active."""
+    return traced() or under_transform()
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether a forward-mode derivative is asked for."""
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def needs_graph() -> bool:
+    """Whether a backward pass must itself be differentiable (``create_graph=True``) or is run under vmap."""
+    return torch.is_grad_enabled() or under_transform()
+
+
+def gradients(
+    f: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``f`` at ``inputs`` by ordinary differentiation, None where not wanted.
+
+    For a backward pass that :func:`needs_graph`: ``f`` is the plain form, whose gradient has a graph in its turn.
+
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> gradients(lambda a, b: a * b, [x, x], [True, False], torch.ones(2))
+    [tensor([1., 2.]), None]
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, since two inputs may be one tensor
+        fresh = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted)]
+        y = f(*fresh)
+    sources = [t for t, w in zip(fresh, wanted) if w]
+    found = iter(torch.autograd.grad(y, sources, grad.to(y.dtype), create_graph=again))
+    return [next(found) if w else None for w in wanted]
+
+
+def recomputed(f: Callable[..., Any], *args: Any) -> Any:
+    """``f(*args)``, computed again in the backward pass instead of being kept for it, where that is possible."""
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not wanted or for_graphs() or has_tangent(*tensors):
+        return f(*args)
+    return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False)
