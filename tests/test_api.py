@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,15 @@ def test_import_and_help_stay_light() -> None:
     assert lines[0] == "[]"
     assert lines[-1] == "[]"
     assert "Usage" in out
+
+
+def test_ops_are_found_in_their_folder() -> None:
+    """Each by its own name, though files have the same ones; type checkers are told the same names."""
+    from lookfar import ops
+    from lookfar.ops import _stub
+
+    assert {"attention", "attention_reference", "attention_weights", "sample_at"} <= set(ops.__all__)
+    assert all(callable(getattr(ops, name)) for name in ops.__all__)
+    assert not {"widened", "Window", "F", "to_tokens"} & set(ops.__all__)
+    written = Path(ops.__file__).with_suffix(".pyi").read_text()
+    assert written == _stub.stub(), "python -m lookfar.ops._stub writes it"

@@ -24,6 +24,7 @@ class Case:
     positive: bool = False  # sums of random signs come near 0, where nothing is well conditioned
     differentiable: tuple[str, ...] = field(default=())  # all by default
     spread: float = 1.0
+    spreads: bool = False  # NaN reaches more than by the definition, by a product with 0
 
     def inputs(self, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         found = []
@@ -49,10 +50,10 @@ def pair(name: str, **options: Any) -> tuple[Op, Op]:
 
 
 TOKENS = {"q": (2, 6, 3), "k": (2, 5, 3), "v": (2, 5, 4)}
-MAPS = {"q": (2, 3, 4, 5), "k": (2, 3, 4, 5), "v": (2, 2, 4, 5)}
-LINES = {"q": (2, 3, 4, 3), "k": (2, 3, 4, 3), "v": (2, 3, 4, 2)}
-PREDICTED = {"a": (3, 3, 4), "m": (5, 5, 3), "v": (2, 3, 4)}
-RELATIVE = {"q": (2, 12, 3), "k": (2, 12, 3), "v": (2, 12, 2), "rows": (5, 3), "columns": (7, 3)}
+MAPS = {"q": (1, 2, 3, 4), "k": (1, 2, 3, 4), "v": (1, 3, 3, 4)}
+LINES = {"q": (2, 3, 4, 2), "k": (2, 3, 4, 2), "v": (2, 3, 4, 3)}
+PREDICTED = {"a": (2, 2, 3), "m": (3, 3, 2), "v": (2, 2, 3)}
+RELATIVE = {"q": (2, 6, 3), "k": (2, 6, 3), "v": (2, 6, 2), "rows": (3, 3), "columns": (5, 3)}
 SLOTS = {"x": (2, 7, 3), "key": (4, 3), "value": (4, 2), "bias": (4,)}
 
 CASES = {
@@ -106,7 +107,7 @@ CASES = {
         lambda q, k, v, b: ops.neighborhood_reference(
             q, k, v, kernel_size=3, border="zeros", outside=-1.0, stride=2, bias=b
         ),
-        {"q": (2, 3, 2, 3), "k": (2, 3, 4, 5), "v": (2, 2, 4, 5), "bias": (2, 9, 1, 1)},
+        {"q": (1, 2, 2, 2), "k": (1, 2, 3, 4), "v": (1, 2, 3, 4), "bias": (1, 9, 1, 1)},
         shared=("bias",),
     ),
     **{
@@ -116,25 +117,24 @@ CASES = {
     "sparse_attention, sigmoid": Case(
         *pair("sparse_attention", pattern="sparse", kernel_size=3, dilation=2, normalization="sigmoid"), MAPS
     ),
-    "relative_attention": Case(*pair("relative_attention", size=(3, 4)), RELATIVE, shared=("rows", "columns")),
+    "relative_attention": Case(*pair("relative_attention", size=(2, 3)), RELATIVE, shared=("rows", "columns")),
     **{
-        f"pointwise_spatial {d}": Case(*pair("pointwise_spatial", direction=d), PREDICTED, shared=("m",))
+        f"pointwise_spatial {d}": Case(*pair("pointwise_spatial", direction=d), PREDICTED, shared=("m",), spreads=True)
         for d in ("collect", "distribute")
     },
     "carafe": Case(*pair("carafe", kernel_size=3, groups=2), {"x": (4, 3, 4), "masks": (18, 6, 8)}),
     "deformable_sum": Case(
-        *pair("deformable_sum"), {"weights": (2, 9, 3, 4), "x": (4, 3, 4), "offsets": (18, 3, 4)}
+        *pair("deformable_sum"), {"weights": (2, 9, 3, 4), "x": (4, 3, 4), "offsets": (18, 3, 4)}, spreads=True
     ),
     "deformable_sum, not moved": Case(*pair("deformable_sum"), {"weights": (2, 9, 3, 4), "x": (4, 3, 4)}),
     "deformable_convolution": Case(
         *pair("deformable_convolution"),
         {"x": (4, 3, 4), "weight": (2, 4, 3, 3), "offsets": (18, 3, 4)},
         shared=("weight",),
+        spreads=True,
     ),
     "bilateral": Case(*pair("bilateral", sigma_color=0.7, sigma_spatial=1.5), {"x": (2, 4, 5)}),
-    "bilateral, window": Case(
-        *pair("bilateral", kernel_size=3, sigma_color=0.7, sigma_spatial=1.5), {"x": (2, 4, 5)}
-    ),
+    "bilateral, window": Case(*pair("bilateral", kernel_size=3, sigma_color=0.7, sigma_spatial=1.5), {"x": (2, 4, 5)}),
     "nonlocal_means": Case(*pair("nonlocal_means", patch_size=3, patch_distance=2, h=0.7), {"x": (2, 4, 5)}),
     "nonlocal_means, whole image": Case(
         *pair("nonlocal_means", patch_size=3, patch_distance=None, h=0.7), {"x": (2, 4, 5)}
@@ -146,5 +146,5 @@ CASES = {
         differentiable=("x",),
         spread=0.4,
     ),
-    "adaptive_average": Case(*pair("adaptive_average", bins=(2, 3)), {"x": (2, 5, 7)}),
+    "adaptive_average": Case(*pair("adaptive_average", bins=(2, 3)), {"x": (2, 5, 7)}, spreads=True),
 }

@@ -25,10 +25,10 @@ def adaptive_average(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
         x = widened(x)
         if b_h == b_w == 1:
             return x.mean((2, 3), keepdim=True)
-        return averaging_matrix(x.shape[2], b_h, x) @ x @ averaging_matrix(x.shape[3], b_w, x).T
+        return _averaging_matrix(x.shape[2], b_h, x) @ x @ _averaging_matrix(x.shape[3], b_w, x).T
 
 
-def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
+def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
     """``(bins, size)`` with rows that sum to one, on the device and in the type of ``like``."""
     position = torch.arange(size, device=like.device)
     i = torch.arange(bins, device=like.device)[:, None]

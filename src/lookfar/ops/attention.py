@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._blockwise import log_sum_exp, over_queries
+from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.dot_product import dot_product, dot_product_weights
@@ -70,16 +71,7 @@ def attention_reference(
     with without_autocast(q):
         q, k, v32 = widened(q), widened(k), widened(v)
         s = scale * q @ k.transpose(-2, -1)
-        if normalization == "softmax":
-            weights = s.softmax(-1)
-        elif normalization == "double":
-            weights = double_normalization_reference(s)
-        elif normalization == "l1":
-            weights = s / s.abs().sum(-1, keepdim=True).clamp_min(1e-12)
-        elif normalization == "sigmoid":
-            weights = s.sigmoid() / s.shape[-1]
-        else:
-            weights = s / s.shape[-1]
+        weights = double_normalization_reference(s) if normalization == "double" else row_weights(s, normalization)
         return (weights @ v32).to(v.dtype)
 
 

@@ -5,6 +5,7 @@ Traps: cells outside the map are left out without renormalising, so a constant m
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,10 +20,18 @@ def carafe_reference(
     _check(x, masks, kernel_size, groups, scale_factor)
     B, C, H, W = x.shape
     with without_autocast(x):
-        windows = F.unfold(widened(x), kernel_size, padding=kernel_size // 2).view(B, -1, H, W)
-        windows = windows.repeat_interleave(scale_factor, 2).repeat_interleave(scale_factor, 3)
-        windows = windows.unflatten(1, (groups, C // groups, kernel_size**2))
-        y = (windows * widened(masks).unflatten(1, (groups, 1, kernel_size**2))).sum(3)
+        inside, windows = (
+            F.unfold(t, kernel_size, padding=kernel_size // 2).unflatten(2, (H, W))
+            for t in (torch.ones_like(widened(x)), widened(x))
+        )
+        inside, windows = (
+            t.repeat_interleave(scale_factor, 2)
+            .repeat_interleave(scale_factor, 3)
+            .unflatten(1, (groups, C // groups, -1))
+            for t in (inside, windows)
+        )
+        seen = windows * widened(masks).unflatten(1, (groups, 1, kernel_size**2))
+        y = torch.where(inside == 1, seen, 0).sum(3)
         return y.flatten(1, 2).to(x.dtype)
 
 

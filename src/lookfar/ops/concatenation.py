@@ -41,19 +41,23 @@ def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNo
     M, E = v.shape[-2:]
     dtype = a.dtype
     # a S0 and S1 cancel where a and b carry opposite offsets; this removes the offset of b (exactly, as a + b stays)
-    offset = b.mean(-1, keepdim=True)
+    offset = b.masked_fill(b == -torch.inf, 0).mean(-1, keepdim=True)
     a, b = a + offset, b - offset
     if a.device.type != "mps":  # has no float64
         a, b, v = a.double(), b.double(), v.double()
     if normalization == "l1":
         v = F.pad(v, (0, 1), value=1.0)  # the row's sum is one more channel
+    # no key passes a query of -inf, and a key of -inf passes none: they must not make NaN of the sums' zeros
+    a = a.clamp_min(torch.finfo(a.dtype).min)
     b, order = b.sort(-1, descending=True)
     v = v.gather(-2, order[..., None].expand(*order.shape, v.shape[-1]))
-    S0, S1 = (F.pad(t.cumsum(-2), (0, 0, 1, 0)) for t in (v, b[..., None] * v))  # (B, h, M + 1, E)
+    S0, S1 = (F.pad(t.cumsum(-2), (0, 0, 1, 0)) for t in (v, b.masked_fill(b == -torch.inf, 0)[..., None] * v))
     with torch.no_grad():
         k = torch.searchsorted((-b).contiguous(), a.contiguous())  # how many -b_j < a_i
     k = k[..., None].expand(*k.shape, v.shape[-1])
-    y = a[..., None] * S0.gather(-2, k) + S1.gather(-2, k)
+    y = (
+        a[..., None] * S0.gather(-2, k) + S1.gather(-2, k) + 0 * S0[..., -1:, :]
+    )  # a value that is NaN reaches everybody
     if normalization == "l1":
         return (y[..., :E] / y[..., E:].clamp_min(1e-12)).to(dtype)
     return (y / M).to(dtype)

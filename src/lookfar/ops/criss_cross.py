@@ -7,6 +7,7 @@ divided by sqrt(D). Differentiating a merge of two fused attentions is wrong whe
 of the log-sum-exp: the autograd function below calls each pass's backward with the merged output and log-sum-exp.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
 
@@ -42,10 +44,15 @@ def criss_cross_weights(
 
 
 def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """The definition: N x N weights that are zero off the cross."""
+    """The definition, position by position: the own row, and the own column without the own position."""
+    H, W = q.shape[2:4]
     with without_autocast(q):
-        y = criss_cross_weights(q, k, normalization=normalization) @ widened(v).flatten(2, 3)
-    return y.unflatten(2, v.shape[2:4]).to(v.dtype)
+        q, k, values = (widened(t).movedim(-1, 2) for t in (q, k, v))
+        found = []
+        for y, x in itertools.product(range(H), range(W)):
+            cross = [(y, i) for i in range(W)] + [(i, x) for i in range(H) if i != y]
+            found.append(attended(q[..., y, x], k, values, cross, normalization))
+        return torch.stack(found, 2).unflatten(2, (H, W)).to(v.dtype)
 
 
 def _merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
@@ -31,10 +32,20 @@ LIMIT_ELSEWHERE = 1 << 25
 
 
 def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
-    """The definition: all samples, ``(B, G, R, k^2, H, W)``, times their weights."""
-    offsets = _or_none_moved(offsets, x, weights.shape[2])
-    seen = _samples(x, offsets, dilation).unflatten(1, (weights.shape[1], -1))
-    return (weights[:, :, None] * seen).sum(3).flatten(1, 2)
+    """The definition: all samples, ``(B, C, k^2, H, W)``, times their weights."""
+    B, G, K, H, W = weights.shape
+    if offsets is None:
+        k, margin = math.isqrt(K), dilation * (math.isqrt(K) // 2)
+        steps = range(0, dilation * k, dilation)
+        seen, there = (
+            torch.stack([F.pad(t, (margin,) * 4)[:, :, a : a + H, b : b + W] for a in steps for b in steps], 2)
+            for t in (x, torch.ones_like(x))
+        )
+        there = there.unflatten(1, (G, x.shape[1] // G)) == 1
+    else:
+        seen, there = _samples(x, offsets, dilation), torch.ones((), dtype=torch.bool, device=x.device)
+    seen = seen.unflatten(1, (G, x.shape[1] // G))
+    return torch.where(there, weights[:, :, None] * seen, 0).sum(3).flatten(1, 2)
 
 
 def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
@@ -149,7 +160,7 @@ def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     u = places - first
     at = torch.stack([first, first + 1])
     inside = ~((at < 0) | (at >= n))  # a place that is NaN counts as on the axis, and gives NaN
-    return at.clamp(0, n - 1).long(), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
+    return at.long().clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
 
 
 def _slope(inside: Tensor) -> Tensor:
@@ -323,16 +334,21 @@ def _places(offsets: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
 
 
 def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
-    """``(B, C, k^2, H, W)``: sum_nm x_nm t(row - n) t(column - m), all H x W weights of every sample."""
-    B, _, H, W = x.shape
-
-    def tent(p: Tensor, n: int) -> Tensor:
-        d = p[..., None] - torch.arange(n, device=p.device)
-        right, left = (d >= 0) & (d < 1), (d >= -1) & (d < 0)
-        return torch.where(right, 1 - d, torch.where(left, 1 + d, 0))
-
-    rows, columns = (t.unflatten(1, (B, H, W)) for t in _places(offsets, dilation))
-    return torch.einsum("bcnm,kbyxn,kbyxm->bckyx", x, tent(rows, H), tent(columns, W))
+    """``(B, C, k^2, H, W)``, for the definitions: sum_nm x_nm t(row - n) t(column - m), pixel (n, m) by pixel."""
+    H, W = x.shape[2:]
+    cells = offsets.shape[1] // 2
+    k = math.isqrt(cells)
+    cell = torch.arange(cells, device=x.device)[:, None, None]
+    row = offsets[:, 0::2] + dilation * (cell // k - k // 2) + torch.arange(H, device=x.device)[:, None]
+    column = offsets[:, 1::2] + dilation * (cell % k - k // 2) + torch.arange(W, device=x.device)
+    # zero, and part of a graph where there is no pixel at all
+    seen = (x.sum((2, 3))[:, :, None, None, None] + (row + column)[:, None]).mul(0).nan_to_num(0, 0, 0)
+    for n, m in itertools.product(range(H), range(W)):
+        down, right = row - n, column - m
+        far = (down < -1) | (down >= 1) | (right < -1) | (right >= 1)
+        share = torch.where(down < 0, 1 + down, 1 - down) * torch.where(right < 0, 1 + right, 1 - right)
+        seen = seen + (share[:, None] * x[:, :, n, m, None, None, None]).masked_fill(far[:, None], 0)
+    return seen
 
 
 def _rows_of(x: Tensor) -> Tensor:
@@ -344,10 +360,6 @@ def _map_of(y: Tensor, x: Tensor) -> Tensor:
     """``(B N, E) -> (B, E, H, W)`` in the precision and the memory format of ``x``."""
     B, _, H, W = x.shape
     return match_format(y.view(B, H, W, y.shape[1]).permute(0, 3, 1, 2).to(x.dtype), x)
-
-
-def _or_none_moved(offsets: Tensor | None, x: Tensor, cells: int) -> Tensor:
-    return x.new_zeros((x.shape[0], 2 * cells, *x.shape[2:])) if offsets is None else offsets
 
 
 def _side(cells: int, offsets: Tensor | None, x: Tensor, dilation: int) -> int:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+from lookfar.ops.embedded_gaussian import embedded_gaussian
 
 
 def centred(t: Tensor) -> Tensor:
@@ -19,7 +19,9 @@ def centred(t: Tensor) -> Tensor:
 
 def pairwise_attention_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """The definition: weights softmax_j(scale * (q_i - mean q) . (k_j - mean k))."""
-    return embedded_gaussian_weights(centred(q), centred(k), scale=scale) @ v
+    with without_autocast(q):
+        q, k = (widened(t) - widened(t).mean(-2, keepdim=True) for t in (q, k))
+        return ((scale * q @ k.transpose(-2, -1)).softmax(-1) @ widened(v)).to(v.dtype)
 
 
 def pairwise_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -50,7 +52,9 @@ def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale:
 
 def multiplied_attention_reference(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """The definition: pairwise times unary attention, renormalised, is one softmax over the sum of their logits."""
-    return multiplied_attention_weights(q, k, logits, scale=scale) @ v
+    with without_autocast(q):
+        weights = scale * widened(q) @ widened(k).transpose(-2, -1) + widened(logits)[..., None, :]
+        return (weights.softmax(-1) @ widened(v)).to(v.dtype)
 
 
 def multiplied_attention(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -3,7 +3,6 @@
 Without a softmax the product is associative, q (k^T v) / M, in time O((N + M) D E) and without N x M weights.
 """
 
-import torch
 from torch import Tensor
 
 from lookfar.ops._autograd import traced
@@ -20,7 +19,8 @@ def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
 def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, N x M weights and all."""
     with without_autocast(q):
-        return (dot_product_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
+        weights = scale * widened(q) @ widened(k).transpose(-2, -1) / max(k.shape[-2], 1)
+        return (weights @ widened(v)).to(v.dtype)
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

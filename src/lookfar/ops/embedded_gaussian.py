@@ -31,16 +31,19 @@ def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float
         return (embedded_gaussian_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In one width, as fused kernels want them, on CUDA in multiples of 8; zero channels change no q . k."""
     width = max(q.shape[-1], v.shape[-1])
     width = -(-width // 8) * 8 if q.is_cuda else width
-    return [F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t.contiguous() for t in (q, k, v)]
+    q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t.contiguous() for t in (q, k, v))
+    return q, k, v
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    y = F.scaled_dot_product_attention(*_padded(q, k, v), scale=scale)
-    return y[..., : v.shape[-1]] if y.shape[-1] > v.shape[-1] else y
+    E = v.shape[-1]
+    q, k, v = _padded(q, k, v)
+    y = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return y[..., :E] if y.shape[-1] > E else y
 
 
 class _Before(torch.autograd.Function):

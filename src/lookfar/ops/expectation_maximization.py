@@ -33,7 +33,10 @@ def expectation_maximization_reference(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition, as the authors' code does it: h = W x + b on the map, then T steps of E and M."""
-    guard = _GUARD[variant]
+
+    def guard(d: Tensor) -> Tensor:
+        return d + 1e-6 if variant == "authors" else d.clamp_min(1e-12)
+
     with without_autocast(x):
         h = widened(x)  # (B, h, N, D)
         if weight is not None:

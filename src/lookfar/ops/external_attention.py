@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lookfar.ops._definition import row_weights
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization, double_normalization_reference
 
@@ -32,13 +33,7 @@ def external_attention_reference(
     with without_autocast(x):
         l = widened(x) @ widened(key).T
         l = l if bias is None else l + widened(bias)
-        a = {
-            "double": lambda: double_normalization_reference(l),
-            "softmax": lambda: l.softmax(-1),
-            "l1": lambda: l / l.abs().sum(-1, keepdim=True).clamp_min(1e-12),
-            "sigmoid": lambda: l.sigmoid() / l.shape[-1],
-            "none": lambda: l / l.shape[-1],
-        }[normalization]()
+        a = double_normalization_reference(l) if normalization == "double" else row_weights(l, normalization)
         return (a @ widened(value)).to(x.dtype)
 
 

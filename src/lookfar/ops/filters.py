@@ -8,6 +8,7 @@ Traps: membership in the flat kernel of mean shift flips with rounding in float3
 read the image reflected at its borders (or repeated, where it is too small to be reflected).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -38,14 +39,6 @@ def _coordinates(x: Tensor) -> Tensor:
     H, W = x.shape[-2:]
     axes = (torch.arange(n, dtype=x.dtype, device=x.device) for n in (H, W))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
-
-
-def _near(x: Tensor, radius: int | None) -> Tensor | None:
-    """Pairs of positions whose rows and columns differ by at most ``radius``, ``(N, N)``."""
-    if radius is None:
-        return None
-    s = _coordinates(x)
-    return (s[:, None] - s).abs().amax(-1) <= radius
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -93,10 +86,22 @@ def bilateral_reference(
     x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar
 ) -> Tensor:
     """The definition: f_ij = exp(-|s_i - s_j|^2 / (2 sigma_spatial^2) - |x_i - x_j|^2 / (2 sigma_color^2))."""
-    s, tokens = _coordinates(x), x.flatten(2).transpose(1, 2)
-    logits = -_squares(s, s) / (2 * sigma_spatial**2) - _squares(tokens, tokens) / (2 * sigma_color**2)
-    mask = _near(x, None if kernel_size is None else kernel_size // 2)
-    return nonlocal_operation(tokens, logits, mask=mask, log=True).transpose(1, 2).unflatten(2, x.shape[2:])
+    H, W = x.shape[2:]
+    radius = max(H, W) if kernel_size is None else kernel_size // 2
+    found = []
+    for i, j in itertools.product(range(H), range(W)):
+        rows, columns = _within(H, W, i, j, radius, x.device)
+        seen = x[:, :, rows, columns]  # (B, C, M)
+        near = ((rows - i) ** 2 + (columns - j) ** 2).to(x.dtype) / (2 * sigma_spatial**2)
+        alike = (seen - x[:, :, i, j, None]).square().sum(1) / (2 * sigma_color**2)
+        found.append(((-near - alike).softmax(-1)[:, None] * seen).sum(-1))
+    return torch.stack(found, -1).unflatten(-1, (H, W))
+
+
+def _within(H: int, W: int, i: int, j: int, radius: int, device: torch.device) -> Tensor:
+    """Rows and columns of the positions near (i, j), for the definitions, ``(2, M)``."""
+    places = itertools.product(range(H), range(W))
+    return torch.tensor([at for at in places if max(abs(at[0] - i), abs(at[1] - j)) <= radius], device=device).T
 
 
 def bilateral(x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar) -> Tensor:
@@ -148,14 +153,22 @@ def _padded(x: Tensor, margin: int) -> Tensor:
 def nonlocal_means_reference(
     x: Tensor, *, patch_size: int = 7, patch_distance: int | None = 11, h: Scalar = 0.1, sigma: Scalar = 0.0
 ) -> Tensor:
-    """The definition: patches of all positions, their weighted squared distances, exp(-max(distance, 0))."""
-    weights = _patch_weights(x, patch_size, h)
-    patches = F.unfold(_padded(x, patch_size // 2), patch_size).transpose(1, 2)  # (B, N, C s^2)
-    differences = (patches[:, :, None] - patches[:, None]).square() * weights.flatten().repeat(x.shape[1])
-    distance = differences.sum(-1) - 2 * sigma**2 / h**2
-    tokens = x.flatten(2).transpose(1, 2)
-    y = nonlocal_operation(tokens, -distance.clamp_min(0), mask=_near(x, patch_distance), log=True)
-    return y.transpose(1, 2).unflatten(2, x.shape[2:])
+    """The definition: patches of two positions, their weighted squared distance, exp(-max(distance, 0))."""
+    (C, H, W), margin = x.shape[1:], patch_size // 2
+    radius = max(H, W) if patch_distance is None else patch_distance
+    u = torch.arange(patch_size, dtype=x.dtype, device=x.device) - margin
+    bell = (-8 * (u / max(patch_size - 1, 1)).square()).exp()
+    weights = (bell[:, None] * bell).flatten()
+    weights = (weights / weights.sum() / C).repeat(C)[:, None]
+    padded = F.pad(x, (margin,) * 4, mode="reflect" if min(H, W) > margin else "replicate")
+    patches = F.unfold(padded, patch_size).unflatten(2, (H, W))  # (B, C s^2, H, W)
+    found = []
+    for i, j in itertools.product(range(H), range(W)):
+        rows, columns = _within(H, W, i, j, radius, x.device)
+        distance = ((patches[:, :, rows, columns] - patches[:, :, i, j, None]).square() * weights).sum(1)
+        share = (-(distance - 2 * sigma**2).clamp_min(0) / h**2).softmax(-1)
+        found.append((share[:, None] * x[:, :, rows, columns]).sum(-1))
+    return torch.stack(found, -1).unflatten(-1, (H, W))
 
 
 def nonlocal_means(

@@ -7,11 +7,13 @@ Traps: three borders are three functions, equal only inside the map. With ``mask
 has k x k cells, and the query sits off its centre there.
 """
 
+import itertools
 from typing import get_args
 
 import torch
 from torch import Tensor
 
+from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import SIMILARITIES, Border, Pair, Similarity, Window, similarities, size_of, weighted_sum
@@ -124,20 +126,50 @@ def neighborhood_reference(
     similarity: Similarity = "product",
     normalization: Normalization = "softmax",
 ) -> Tensor:
-    """The definition: keys and values unfolded to ``(B, h, D, k^2, H', W')``, one window a query."""
-    window = _window(kernel_size, stride, dilation, border)
-    _check(q, k, window, similarity, normalization)
-    rows, columns = (window.lines(axis, k.shape[axis - 2], k.device)[0] for axis in (0, 1))
-    inside = window.inside(*size_of(k), k.device)
+    """The definition, query by query and cell by cell."""
+    (kh, kw), (sh, sw), (lh, lw) = ((n, n) if isinstance(n, int) else n for n in (kernel_size, stride, dilation))
+    (H, W), grid = k.shape[-2:], q.shape[-2:]
     with without_autocast(q):
+        q, k, values = widened(q), widened(k), widened(v)
+        bias = q.new_zeros(()) if bias is None else widened(bias)
+        bias = bias.expand(*q.shape[:2], kh * kw, *grid)
+        found = []
+        for i, j in itertools.product(range(grid[0]), range(grid[1])):
+            top, left = i * sh - lh * (kh // 2), j * sw - lw * (kw // 2)
+            if border == "clamped":
+                top, left = max(min(top, H - kh), 0), max(min(left, W - kw), 0)
+            logits, seen = [], []
+            for cell in range(kh * kw):
+                y, x = top + lh * (cell // kw), left + lw * (cell % kw)
+                if 0 <= y < H and 0 <= x < W:
+                    s = scale * _similarity(q[..., i, j], k[..., y, x], similarity)
+                    seen.append(values[..., y, x])
+                elif border == "zeros":
+                    s = torch.full_like(q[:, :, 0, 0, 0], outside)
+                    seen.append(torch.zeros_like(values[..., 0, 0]))
+                else:
+                    continue
+                logits.append(s + bias[:, :, cell, i, j])
+            weights = row_weights(torch.stack(logits, -1), normalization)
+            found.append((weights[:, :, None] * torch.stack(seen, -1)).sum(-1))
+        return torch.stack(found, -1).unflatten(-1, grid).to(v.dtype)
 
-        def unfolded(x: Tensor) -> Tensor:
-            seen = widened(x)[..., rows[:, None, :, None], columns[None, :, None, :]]  # (B, h, D, k, k, H', W')
-            return seen.flatten(3, 4)
 
-        s = scale * SIMILARITIES[similarity](widened(q)[:, :, :, None], unfolded(k)).sum(2)
-        weights = _normalise(s, inside, bias, border, outside, normalization) * inside
-        return (weights[:, :, None] * unfolded(v)).sum(3).to(v.dtype)
+def _similarity(q: Tensor, k: Tensor, similarity: str) -> Tensor:
+    """Of two vectors along the last axis, for the definition."""
+    q, k = torch.broadcast_tensors(q, k)
+    if similarity == "product":
+        return (q * k).sum(-1)
+    if similarity == "key":
+        return (k + 0 * q).sum(-1)  # the query stays in the graph
+    distance = torch.linalg.vector_norm
+    if similarity == "absolute":
+        return -distance(q - k, 1, -1)
+    if similarity == "squared":
+        return -(q * q - 2 * q * k + k * k).sum(-1)
+    if similarity == "absolute_ratio":
+        return (-abs(q - k) / (1 + abs(q) + abs(k))).sum(-1)
+    return (-((q - k) ** 2) / (1 + abs(q * k))).sum(-1)
 
 
 def neighborhood_rows(

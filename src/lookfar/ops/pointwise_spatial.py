@@ -4,8 +4,8 @@
     distribute   L_ij = m(j - i) . a_i     whom position i gives to
 
 m holds a vector for every offset within a mask; offsets outside it have logit 0, which is a weight like others. The
-definition computes all offsets of all positions (four times N^2 numbers), then picks; here a row of targets meets
-some rows of sources at a time, whose products are skewed into place, and partial softmaxes are merged.
+original computes all offsets of all positions, four times N^2 numbers, then picks; here some rows of targets meet all
+sources at a time, and the products, computed again for the gradient, are skewed into place: memory N (D + W).
 
 Trap: the softmax runs over sources i in both directions.
 """
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import recomputed, traced
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries
+from lookfar.ops._autograd import traced
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, over_queries
 from lookfar.ops._precision import widened, without_autocast
 
 Direction = Literal["collect", "distribute"]
@@ -59,39 +59,23 @@ def _all_logits(a: Tensor, offsets: Tensor, direction: str) -> Tensor:
     return t.permute(order).flatten(3, 4).flatten(1, 2)
 
 
-def _part(a: Tensor, offsets: Tensor, v: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-    """A row of targets and some rows of sources: ``(B, W, E)`` and the log-sum-exp ``(B, W, 1)``.
-
-    ``a`` is the row ``(B, D, W)`` that collects or the rows ``(B, D, k, W)`` that distribute; ``offsets`` (k, 2W - 1,
-    D) are of the distances between that row and each of the sources' rows, ``v`` is (B, E, k, W).
-    """
-    if a.dim() == 3:
-        logits = _skewed(torch.einsum("bdx,kod->bkxo", a, offsets)).transpose(1, 2)  # (B, W, k, W')
-    else:
-        logits = _skewed(torch.einsum("bdkx,kod->bkxo", a, offsets)).permute(0, 3, 1, 2)
-    logits, v = logits.flatten(2), v.flatten(2).transpose(1, 2)
-    if not softmax:
-        return logits @ v, logits[..., :1]
-    lse = logits.logsumexp(-1, keepdim=True)
-    return (logits - lse).exp() @ v, lse
-
-
-def _row(a: Tensor, offsets: Tensor, v: Tensor, y: int, rows: int, collect: bool, softmax: bool) -> Tensor:
-    """The row ``y`` of targets, ``(B, W, E)``, ``rows`` rows of sources at a time.
+def _row(a: Tensor, offsets: Tensor, v: Tensor, y: int, direction: str, normalization: str) -> Tensor:
+    """The row ``y`` of targets, ``(B, W, E)``.
 
     ``a`` is that row ``(B, D, W)`` where it collects, all rows ``(B, D, H, W)`` where they distribute.
     """
     H = v.shape[2]
-    # distances of the sources' rows, H of them
-    here = offsets[H - 1 - y : 2 * H - 1 - y] if collect else offsets[y : y + H].flip(0)
-    parts = []
-    for k in range(0, H, rows):
-        asked = a if collect else a[:, :, k : k + rows]
-        part = (asked, here[k : k + rows], v[:, :, k : k + rows], softmax)
-        parts.append(recomputed(_part, *part) if rows < H else _part(*part))
-    if len(parts) == 1:
-        return parts[0][0]
-    return merge(parts) if softmax else torch.stack([y for y, _ in parts]).sum(0)
+    if direction == "collect":
+        t = torch.einsum("bdx,kod->bkxo", a, offsets[H - 1 - y : 2 * H - 1 - y])
+        logits = _skewed(t).transpose(1, 2)  # (B, W, H, W'), the sources' rows and columns last
+    else:
+        t = torch.einsum("bdkx,kod->bkxo", a, offsets[y : y + H].flip(0))
+        logits = _skewed(t).permute(0, 3, 1, 2)
+    return _weights(logits.flatten(2), normalization) @ v.flatten(2).transpose(1, 2)
+
+
+def _weights(logits: Tensor, normalization: str) -> Tensor:
+    return logits.softmax(2) if normalization == "softmax" else logits
 
 
 def pointwise_spatial_weights(
@@ -115,8 +99,7 @@ def pointwise_spatial_weights(
                 rows.append(torch.einsum("yxd,bd->byx", seen, a[:, :, y, x]))
             else:
                 rows.append(torch.einsum("yxd,bdyx->byx", offsets[y : y + H, x : x + W].flip(0, 1), a))
-        logits = torch.stack(rows, 1).flatten(2)
-        return logits.softmax(2) if normalization == "softmax" else logits
+        return _weights(torch.stack(rows, 1).flatten(2), normalization)
 
 
 def pointwise_spatial_reference(
@@ -157,26 +140,23 @@ def pointwise_spatial(
         ValueError: Shapes that do not fit, an unknown choice.
     """
     _check(a, m, v, direction, normalization)
-    B, _, H, W = a.shape
-    softmax, collect = normalization == "softmax", direction == "collect"
+    B, D, H, W = a.shape
+    collect = direction == "collect"
     with without_autocast(a):
-        a32, offsets, v32 = widened(a), _offsets(widened(m), H, W), widened(v)
-        budget = BUDGET.get(a.device.type, BUDGET_ELSEWHERE)
-        if traced() or budget >= 4 * B * (H * W) ** 2:
-            logits = _all_logits(a32, offsets, direction)
-            y = (logits.softmax(2) if softmax else logits) @ v32.flatten(2).transpose(1, 2)
-            y = y.transpose(1, 2).unflatten(2, (H, W))
+        a, offsets, values = widened(a), _offsets(widened(m), H, W), widened(v)
+        if traced() or BUDGET.get(a.device.type, BUDGET_ELSEWHERE) >= 4 * B * (H * W) ** 2:
+            weights = _weights(_all_logits(a, offsets, direction), normalization)
+            y = (weights @ values.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (H, W))
         else:
-            rows = min(max(budget // (2 * B * W * W), 1), H)  # of sources, for one of targets
 
             def some(target: Tensor, at: Tensor, a: Tensor, offsets: Tensor, v: Tensor) -> Tensor:
                 found = [
-                    _row(target[:, :, n] if collect else a, offsets, v, y, rows, collect, softmax)
+                    _row(target[:, :, n] if collect else a, offsets, v, y, direction, normalization)
                     for n, y in enumerate(at.flatten().tolist())
                 ]
-                return torch.stack(found, 1).permute(0, 3, 1, 2)
+                return torch.stack(found, 1).permute(0, 3, 1, 2)  # (B, E, rows, W)
 
             at = torch.arange(H)[:, None]
-            numbers = -(-2 * W * H * W // a32.shape[1])  # of a row of targets, for each channel of a
-            y = over_queries(some, (a32, at), a32, offsets, v32, keys=numbers)
+            numbers = -(-2 * W * H * W // max(D, 1))  # of a row of targets, beside each channel of a
+            y = over_queries(some, (a, at), a, offsets, values, keys=numbers)
     return y.to(v.dtype)

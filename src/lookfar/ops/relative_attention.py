@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._blockwise import over_queries
+from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 
@@ -71,7 +72,7 @@ def relative_attention_reference(
         q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
         distances = rows[y - y[:, None] + H - 1] + columns[x - x[:, None] + W - 1]  # (N, N, D)
         logits = torch.einsum("bhid,bhijd->bhij", q, k[:, :, None] + distances)
-        return (normalised(logits, normalization) @ widened(v)).to(v.dtype)
+        return (row_weights(logits, normalization) @ widened(v)).to(v.dtype)
 
 
 def relative_attention(

@@ -5,12 +5,14 @@ an identity test does not catch; windows have no gradient with respect to their 
 outside the map.
 """
 
+import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import has_tangent, traced, under_transform
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -36,13 +38,16 @@ def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def affine_sample_reference(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """The definition: sum_nm x_nm max(0, 1 - |p_x - m|) max(0, 1 - |p_y - n|), all H' W' x H W weights of it."""
-    H, W = x.shape[2:]
-    points = affine_points(theta, size or (H, W))
-    rows, columns = (torch.arange(n, dtype=theta.dtype, device=x.device) for n in (H, W))
-    by_column = (1 - ((points[..., 0] + 1) / 2 * (W - 1))[..., None].sub(columns).abs()).relu()  # (B, H', W', W)
-    by_row = (1 - ((points[..., 1] + 1) / 2 * (H - 1))[..., None].sub(rows).abs()).relu()
-    return torch.einsum("bcnm,bijn,bijm->bcij", x, by_row, by_column)
+    """The definition: sum_nm x_nm max(0, 1 - |p_x - m|) max(0, 1 - |p_y - n|), pixel (n, m) by pixel."""
+    (H, W), (h, w) = x.shape[2:], size or x.shape[2:]
+    down, across = (torch.linspace(-1, 1, n, dtype=theta.dtype) if n > 1 else theta.new_zeros(1) for n in (h, w))
+    t = theta[:, :, :, None, None]
+    column, row = ((t[:, :, 0] * across + t[:, :, 1] * down[:, None] + t[:, :, 2] + 1) / 2).unbind(1)
+    y = (x.sum((2, 3))[:, :, None, None] + (column + row)[:, None]).mul(0).nan_to_num(0, 0, 0)
+    for n, m in itertools.product(range(H), range(W)):
+        share = (1 - (column * (W - 1) - m).abs()).relu() * (1 - (row * (H - 1) - n).abs()).relu()
+        y = y + (share[:, None] * x[:, :, n, m, None, None]).masked_fill((share == 0)[:, None], 0)
+    return y
 
 
 def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -70,29 +75,26 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
     with without_autocast(x):
         wide = widened(x)  # half-precision places lose whole pixels beyond 2048
         points = points.to(wide.dtype)
-        if under_transform_or_tangent(wide, points):
+        if has_tangent(wide, points) or (not traced() and under_transform()):
             y = _corner_by_corner(wide, points)
         else:
-            lost = points.isnan().any(-1)[:, None]  # which grid_sample would read at -1
+            lost = points.isnan().any(-1)[:, None]  # grid_sample reads these at -1
             y = F.grid_sample(wide, points, align_corners=True).masked_fill(lost, torch.nan)
         return match_format(y.to(x.dtype), x)
 
 
 def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
-    """The same in ordinary operations, since ``grid_sample`` has no forward-mode derivative."""
+    """The same in ordinary operations: ``grid_sample`` has no forward-mode derivative."""
     H, W = x.shape[2:]
-    ends = torch.tensor([W - 1, H - 1], dtype=points.dtype, device=x.device)
-    at = (points + 1) / 2 * ends
-    first = at.detach().floor()
+    column, row = (points[..., 0] + 1) / 2 * (W - 1), (points[..., 1] + 1) / 2 * (H - 1)
+    left, top = column.detach().floor(), row.detach().floor()
     y: Any = 0
-    for right in (0, 1):
-        for down in (0, 1):
-            corner = first + torch.tensor([right, down], dtype=at.dtype, device=x.device)
-            share = (1 - (at - first) if not right else at - first)[..., 0] * (1 - (at - first) if not down else at - first)[..., 1]
-            there = ~((corner < 0) | (corner > ends)).any(-1)
-            column, row = torch.minimum(corner.clamp(min=0), ends).long().unbind(-1)
-            seen = x.flatten(2).gather(2, (row * W + column).flatten(1)[:, None].expand(-1, x.shape[1], -1))
-            y = y + seen.unflatten(2, points.shape[1:3]) * torch.where(there, share, 0)[:, None]
+    for a, by_row in ((top, 1 - (row - top)), (top + 1, row - top)):
+        for b, by_column in ((left, 1 - (column - left)), (left + 1, column - left)):
+            there = ~((a < 0) | (a > H - 1) | (b < 0) | (b > W - 1))
+            at = a.long().clamp(0, H - 1) * W + b.long().clamp(0, W - 1)
+            seen = x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1))
+            y = y + seen.unflatten(2, at.shape[1:]) * torch.where(there, by_row * by_column, 0)[:, None]
     return y
 
 
@@ -106,14 +108,16 @@ def glimpse_sensor_reference(
         step = scale_factor**i
         side = kernel_size * step
         padded = F.pad(x, (side,) * 4)
-        windows = []
+        windows = [padded[:0, :, :side, :side]]
         for b in range(B):
-            left, top = (
-                min(max(int(torch.floor(0.5 * (location[b, a] + 1) * n)) - side // 2, -side), n) + side
-                for a, n in ((0, W), (1, H))
-            )
-            windows.append(padded[b, :, top : top + side, left : left + side])
-        found.append(F.avg_pool2d(torch.stack(windows), step))
+            place = 0.5 * (location[b] + 1) * torch.tensor([W, H])
+            if place.isnan().any():
+                windows.append(torch.full_like(padded[b : b + 1, :, :side, :side], torch.nan))
+                continue
+            left, top = (int(p.floor().clamp(-2 * side - n, 2 * side + n)) - side // 2 for p, n in zip(place, (W, H)))
+            left, top = (min(max(start, -side), n) + side for start, n in ((left, W), (top, H)))
+            windows.append(padded[b : b + 1, :, top : top + side, left : left + side])
+        found.append(F.avg_pool2d(torch.cat(windows), step))
     return torch.cat(found, 1)
 
 
@@ -140,8 +144,12 @@ def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is a positive integer, got {value!r}")
     B, C, H, W = x.shape
+    far = kernel_size * scale_factor**scales
     sizes = torch.tensor([W, H], device=x.device)
-    centre = (0.5 * (widened(location.detach()) + 1) * sizes).floor().long()  # (B, 2)
+    place = 0.5 * (widened(location.detach()) + 1) * sizes
+    lost = place.isnan().any(1)[:, None, None, None]
+    # (B, 2); beyond the map by more than a window is as good as infinitely far
+    centre = place.floor().clamp(-far, far + max(H, W)).long()
     found = []
     for i in range(scales):
         step = scale_factor**i
@@ -153,5 +161,6 @@ def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int
         there = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]
         window = x.flatten(2).gather(2, flat[:, None].expand(-1, C, -1)).unflatten(2, (side, side))
         window = torch.where(there, window, torch.zeros((), dtype=x.dtype, device=x.device))
+        window = window.masked_fill(lost, torch.nan)
         found.append(window.unflatten(3, (kernel_size, step)).unflatten(2, (kernel_size, step)).mean((3, 5)))
     return torch.cat(found, 1)

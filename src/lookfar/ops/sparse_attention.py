@@ -14,6 +14,7 @@ normalisations than softmax are sums over keys and their divisors, which add up.
 Traps: ``atrous`` is no dilated window; in ``sparse`` the published Keras code counts keys twice and has no near ones.
 """
 
+import itertools
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs
 from lookfar.ops._blockwise import attention_with_lse
+from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Window, similarities, size_of, weighted_sum
@@ -73,13 +75,21 @@ def sparse_attention_reference(
     scale: float = 1.0,
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
-    """The definition: N x N weights with zeros."""
-    weights = sparse_attention_weights(
-        q, k, pattern=pattern, kernel_size=kernel_size, dilation=dilation, scale=scale, normalization=normalization
-    )
+    """The definition, position by position: which keys it sees, and their average."""
+    (H, W), r = q.shape[-2:], kernel_size // 2
+    places = list(itertools.product(range(H), range(W)))
     with without_autocast(q):
-        y = weights @ widened(v).flatten(3).transpose(2, 3)
-    return y.transpose(2, 3).unflatten(3, v.shape[-2:]).to(v.dtype)
+        q, k, values = scale * widened(q), widened(k), widened(v)
+        found = []
+        for y, x in places:
+            top, left = y - r, x - r
+            if pattern == "local_clamped":
+                top, left = max(min(top, H - kernel_size), 0), max(min(left, W - kernel_size), 0)
+            window = {(a, b) for a, b in places if 0 <= a - top < kernel_size and 0 <= b - left < kernel_size}
+            phase = {(a, b) for a, b in places if (a - y) % dilation == (b - x) % dilation == 0}
+            seen = {"atrous": phase, "sparse": window | phase}.get(pattern, window)
+            found.append(attended(q[..., y, x], k, values, sorted(seen), normalization))
+        return torch.stack(found, 3).unflatten(3, (H, W)).to(v.dtype)
 
 
 def sparse_attention(
