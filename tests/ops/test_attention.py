@@ -265,9 +265,9 @@ def test_errors_name_the_shapes():
     for op in (embedded_gaussian, attention, dot_product):
         with pytest.raises(ValueError, match=r"got q.shape=.*5, 3"):
             op(q, k, v[..., :3, :])
-    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid, none, got 'sparse'"):
+    with pytest.raises(ValueError, match="softmax, double, l1, sigmoid or none, got 'sparse'"):
         attention(q, k, v, normalization="sparse")
-    with pytest.raises(ValueError, match="none and l1, got 'softmax'"):
+    with pytest.raises(ValueError, match="none or l1, got 'softmax'"):
         concatenation(q[..., 0], k[..., 0], v, normalization="softmax")
     with pytest.raises(ValueError, match=r"got a.shape"):
         concatenation(q[..., 0], k[..., 0], v[..., :3, :])

@@ -169,7 +169,7 @@ def test_wrong_arguments_are_named():
         (lambda: deformable_sum(weights[..., 1:], x, offsets), r"want weights \(B, G, k\^2, H, W\)"),
         (lambda: deformable_sum(weights, x[:, :5], offsets), "G divides C"),
         (lambda: deformable_sum(weights, x, offsets[:, :9]), "two for each of 9 samples"),
-        (lambda: deformable_sum(weights, x, offsets, dilation=0), "at least 1, got 0"),
+        (lambda: deformable_sum(weights, x, offsets, dilation=0), "dilation must be a positive integer, got 0"),
         (lambda: deformable_convolution(x, kernel[:, 1:], offsets), r"weight \(O, C, k, k\)"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -95,17 +95,17 @@ def test_general_operator_without_keys() -> None:
 
 def test_errors_say_what_came() -> None:
     x = torch.rand(1, 2, 4, 4)
-    with pytest.raises(ValueError, match="kernel_size is an odd number of pixels, got 4"):
+    with pytest.raises(ValueError, match="kernel_size must be an odd positive integer, got 4"):
         bilateral(x, kernel_size=4, sigma_color=1.0, sigma_spatial=1.0)
     with pytest.raises(ValueError, match="nonlocal_means wants images"):
         nonlocal_means(x[0])
-    with pytest.raises(ValueError, match="kernel is gaussian or flat, got 'box'"):
+    with pytest.raises(ValueError, match="kernel must be gaussian or flat, got 'box'"):
         mean_shift(x, sigma_spatial=1.0, sigma_color=1.0, kernel="box")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="normalizer is sum, positions, none"):
         nonlocal_operation(torch.rand(1, 3, 2), torch.rand(3, 3), None, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"f must give \(.., Q, M\) = \(.., 3, 3\)"):
         nonlocal_operation(torch.rand(1, 3, 2), torch.rand(3, 4))
-    with pytest.raises(ValueError, match=r"scale_factor is a positive integer, got 1\.5"):
+    with pytest.raises(ValueError, match=r"scale_factor must be a positive integer, got 1\.5"):
         glimpse_sensor(x, torch.zeros(1, 2), kernel_size=2, scale_factor=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"want x .* and theta"):
         affine_sample(x, torch.zeros(2, 3))

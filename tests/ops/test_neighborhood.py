@@ -12,7 +12,6 @@ from torch import Tensor
 from lookfar.cost import peak_memory
 from lookfar.ops import neighborhood, neighborhood_reference, neighborhood_rows, neighborhood_weights, relative_logits
 
-module = importlib.import_module("lookfar.ops.neighborhood")
 windows = importlib.import_module("lookfar.ops._window")
 
 # H, W and what the window is
@@ -32,7 +31,7 @@ WINDOWS = {
 
 
 def draw(H: int, W: int, options: dict, D: int = 3, E: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    h, w = module._window(*(options.get(n, d) for n, d in DEFAULTS.items())).grid(H, W)
+    h, w = windows.window_of(*(options.get(n, d) for n, d in DEFAULTS.items())).grid(H, W)
     kk = torch.zeros(
         options["kernel_size"] if isinstance(options["kernel_size"], tuple) else (options["kernel_size"],) * 2
     )
@@ -166,8 +165,8 @@ def test_never_unfolds():
 def test_wrong_arguments_are_named():
     q, k, v, _ = draw(4, 4, {"kernel_size": 3})
     for options, words in [
-        ({"kernel_size": 4}, "odd, got 4"),
-        ({"kernel_size": 3, "border": "wrap"}, "clamped, got 'wrap'"),
+        ({"kernel_size": 4}, "odd .*, got 4: a window has a centre"),
+        ({"kernel_size": 3, "border": "wrap"}, "zeros or clamped, got 'wrap'"),
         ({"kernel_size": 3, "border": "clamped", "dilation": 2}, "dilation=2"),
         ({"kernel_size": 3, "similarity": "cosine"}, "got 'cosine'"),
         ({"kernel_size": 3, "normalization": "double"}, "got 'double'"),

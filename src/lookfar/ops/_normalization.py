@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import choice
 from lookfar.ops._blockwise import over_queries
 
 RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
@@ -56,7 +57,5 @@ def divided(y: Tensor, divisor: Tensor) -> Tensor:
 
 
 def check_normalization(normalization: str, allowed: tuple[str, ...] = ROW_NORMALIZATIONS, why: str = "") -> None:
-    """Raise a ValueError for what is not allowed, with the reason."""
-    if normalization not in allowed:
-        because = f" ({why})" if why and normalization == "double" else ""
-        raise ValueError(f"normalization must be one of {', '.join(allowed)}, got {normalization!r}{because}")
+    """Raise a ValueError for what is not allowed; ``why`` is the reason why ``double`` is not."""
+    choice("normalization", normalization, allowed, why=why if normalization == "double" else "")

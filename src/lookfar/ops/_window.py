@@ -5,12 +5,13 @@ of every order hold N (C + h k^2) numbers and never the N k^2 C of unfolded maps
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import check, choice, odd
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 
 Border = Literal["mask", "zeros", "clamped"]
@@ -87,6 +88,18 @@ class Window(NamedTuple):
         start, stop = max(0, -(offset // s)), min(queries, (n - 1 - offset) // s + 1)
         if start < stop:
             yield slice(start, stop), slice(start * s + offset, (stop - 1) * s + offset + 1, s)
+
+
+def window_of(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, border: Border) -> Window:
+    """The window that options describe, which are checked here."""
+    odd("kernel_size", kernel_size)
+    check("stride", stride, int | tuple[int, int])
+    check("dilation", dilation, int | tuple[int, int])
+    choice("border", border, get_args(Border))
+    kernel, step, spacing = ((n, n) if isinstance(n, int) else (n[0], n[1]) for n in (kernel_size, stride, dilation))
+    if border == "clamped" and (step, spacing) != ((1, 1), (1, 1)):
+        raise ValueError(f"clamped windows have stride 1 and dilation 1, got {stride=}, {dilation=}")
+    return Window(kernel, step, spacing, border)
 
 
 def size_of(x: Tensor) -> Pair:

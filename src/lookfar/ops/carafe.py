@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import Odd, check, divides, positive
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Window, weighted_sum
 
@@ -69,12 +70,9 @@ def reassemble(x: Tensor, cells: Tensor, scale_factor: int) -> Tensor:
 
 
 def _check(x: Tensor, masks: Tensor, kernel_size: int, groups: int, scale_factor: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
-    if groups < 1 or x.shape[1] % groups:
-        raise ValueError(f"groups must divide the channels, got {groups=}, {x.shape[1]} channels")
-    if scale_factor < 1:
-        raise ValueError(f"scale_factor is a whole number, at least 1; got {scale_factor}")
+    check("kernel_size", kernel_size, Odd)
+    divides("groups", groups, channels=x.shape[1])
+    positive("scale_factor", scale_factor)
     wanted = (x.shape[0], groups * kernel_size**2, x.shape[2] * scale_factor, x.shape[3] * scale_factor)
     if masks.shape != wanted:
         raise ValueError(f"want masks (B, G k^2, sH, sW) = {tuple(wanted)}, got {tuple(masks.shape)}")

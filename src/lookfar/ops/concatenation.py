@@ -8,12 +8,13 @@ k_i of the keys in descending order of b, so that with prefix sums S0_k = sum_{t
 k_i is locally constant and the term that comes or goes at a jump is zero there, so ordinary autograd is right.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import choice
 from lookfar.ops._precision import widened, without_autocast
 
 ConcatenationNormalization = Literal["none", "l1"]
@@ -75,8 +76,7 @@ def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: Concatenati
     """
     if b.shape != v.shape[:-1] or a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"want a (B, h, N), b (B, h, M), v (B, h, M, E); got {a.shape=}, {b.shape=}, {v.shape=}")
-    if normalization not in ("none", "l1"):
-        raise ValueError(f"concatenation has the normalizations none and l1, got {normalization!r}")
+    choice("normalization", normalization, get_args(ConcatenationNormalization))
     if torch.onnx.is_in_onnx_export() or v.shape[-2] == 0:
         return concatenation_reference(a, b, v, normalization=normalization)
     with without_autocast(a):

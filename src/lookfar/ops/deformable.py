@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import positive
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
@@ -371,6 +372,5 @@ def _side(cells: int, offsets: Tensor | None, x: Tensor, dilation: int) -> int:
         raise ValueError(
             f"want offsets (B, 2 k^2, H, W), two for each of {cells} samples; {offsets.shape=}, {x.shape=}"
         )
-    if dilation < 1:
-        raise ValueError(f"dilation is at least 1, got {dilation}")
+    positive("dilation", dilation)
     return k

@@ -6,12 +6,13 @@ scale, so everything is float32 at least; the two codes guard their divisions di
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import Steps, check, choice
 from lookfar.ops._precision import widened, without_autocast
 
 Variant = Literal["authors", "mmseg"]
@@ -66,12 +67,9 @@ def _fit(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and what divides each basis' sum ``(B, h, 1, K)``."""
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if variant not in _GUARD:
-        raise ValueError(f"variant is one of {', '.join(_GUARD)}; got {variant!r}")
-    if gradient not in ("none", "last", "full"):
-        raise ValueError(f"gradient is one of none, last, full; got {gradient!r}")
+    check("iterations", iterations, Steps)
+    choice("variant", variant, _GUARD)
+    choice("gradient", gradient, get_args(Gradient))
     guard = _GUARD[variant]
     t = widened(x).transpose(-2, -1)  # (B, h, C, N)
     W, b = (None if p is None else widened(p) for p in (weight, bias))

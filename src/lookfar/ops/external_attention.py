@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from lookfar.ops._definition import row_weights
+from lookfar.ops._normalization import check_normalization
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization, double_normalization_reference
 
@@ -54,8 +55,7 @@ def external_attention(
     Raises:
         ValueError: Shapes that do not fit, an unknown normalisation.
     """
-    if normalization not in _NORMALIZE:
-        raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+    check_normalization(normalization, NORMALIZATIONS)
     if x.dim() != 4 or x.shape[-1] != key.shape[-1] or key.shape[0] != value.shape[0]:
         raise ValueError(f"want x (B, h, N, D), key (S, D), value (S, E); got {x.shape=}, {key.shape=}, {value.shape=}")
     with without_autocast(x):

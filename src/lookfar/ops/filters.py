@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import Natural, Odd, check, choice
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian
@@ -27,11 +28,6 @@ Scalar = float | Tensor
 def _check(x: Tensor, name: str) -> None:
     if x.dim() != 4:
         raise ValueError(f"{name} wants images (B, C, H, W), got {x.shape=}")
-
-
-def _check_odd(name: str, value: int) -> None:
-    if value < 1 or value % 2 == 0:
-        raise ValueError(f"{name} is an odd number of pixels, got {value}")
 
 
 def _coordinates(x: Tensor) -> Tensor:
@@ -126,7 +122,7 @@ def bilateral(x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar,
             places = (_coordinates(wide) / sigma_spatial).expand(len(x), -1, -1)
             features = torch.cat([colours, places], -1)
             return _gaussian_average(features, wide).to(x.dtype)
-        _check_odd("kernel_size", kernel_size)
+        check("kernel_size", kernel_size, Odd)
 
         def weigh(dy: int, dx: int) -> Tensor:
             a, b = _shifted(wide, dy, dx)
@@ -189,7 +185,7 @@ def nonlocal_means(
         ValueError: Not images, an even patch.
     """
     _check(x, "nonlocal_means")
-    _check_odd("patch_size", patch_size)
+    check("patch_size", patch_size, Odd)
     margin = patch_size // 2
     with without_autocast(x):
         wide = widened(x)
@@ -236,10 +232,8 @@ def mean_shift(
         ValueError: Not images, fewer than no iterations, an unknown kernel.
     """
     _check(x, "mean_shift")
-    if iterations < 0:
-        raise ValueError(f"iterations cannot be negative, got {iterations}")
-    if kernel not in ("gaussian", "flat"):
-        raise ValueError(f"kernel is gaussian or flat, got {kernel!r}")
+    check("iterations", iterations, Natural)
+    choice("kernel", kernel, ("gaussian", "flat"))
     with without_autocast(x):
         exact = x.double() if kernel == "flat" else widened(x)
         values = exact.flatten(2).transpose(1, 2)

@@ -6,12 +6,13 @@ Traps: eps 1e-6 is nothing in half precision, so everything runs in float32 at l
 updates needs a non-negative X.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import Range, check, choice
 from lookfar.ops._precision import widened, without_autocast
 
 Method = Literal["nmf", "cd", "vq"]
@@ -43,8 +44,8 @@ def matrix_decomposition(
     Returns:
         Bases ``(B, D, R)`` and coefficients ``(B, N, R)``.
     """
-    if method not in ("nmf", "cd", "vq"):
-        raise ValueError(f"method is nmf, cd or vq, got {method!r}")
+    choice("method", method, get_args(Method))
+    check("iterations", iterations, Annotated[int, Range(0, 1000)])
     with without_autocast(x):
         x, bases = widened(x), widened(bases)
         sharpness = 1.0 if method == "nmf" else inverse_temperature

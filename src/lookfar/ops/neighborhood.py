@@ -8,15 +8,27 @@ has k x k cells, and the query sits off its centre there.
 """
 
 import itertools
-from typing import get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lookfar._options import choice
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops._window import SIMILARITIES, Border, Pair, Similarity, Window, similarities, size_of, weighted_sum
+from lookfar.ops._window import (
+    SIMILARITIES,
+    Border,
+    Pair,
+    Similarity,
+    Window,
+    similarities,
+    size_of,
+    weighted_sum,
+    window_of,
+)
 
 Normalization = RowNormalization
 
@@ -36,26 +48,45 @@ def relative_logits(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return (by_row[:, :, :, None] + by_column[:, :, None]).flatten(2, 3)
 
 
-def neighborhood_weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    kernel_size: int | Pair,
-    stride: int | Pair = 1,
-    dilation: int | Pair = 1,
-    border: Border = "mask",
-    outside: float = 0.0,
-    scale: float = 1.0,
-    bias: Tensor | None = None,
-    similarity: Similarity = "product",
-    normalization: Normalization = "softmax",
-) -> Tensor:
-    """Weights of the cells, ``(B, h, k^2, H', W')``; arguments as in :func:`neighborhood`."""
-    window = _window(kernel_size, stride, dilation, border)
-    _check(q, k, window, similarity, normalization)
-    with without_autocast(q):
-        s = scale * similarities(widened(q), widened(k), window, similarity)
-        return _normalise(s, window.inside(*size_of(k), k.device), bias, border, outside, normalization)
+@dataclass(frozen=True)
+class Cells:
+    """The keywords of :func:`neighborhood`, checked: which cells a query sees and how they are weighed."""
+
+    kernel_size: int | Pair
+    stride: int | Pair = 1
+    dilation: int | Pair = 1
+    border: Border = "mask"
+    outside: float = 0.0
+    scale: float = 1.0
+    bias: Tensor | None = None
+    similarity: Similarity = "product"
+    normalization: Normalization = "softmax"
+
+    def __post_init__(self) -> None:
+        window_of(self.kernel_size, self.stride, self.dilation, self.border)
+        choice("similarity", self.similarity, SIMILARITIES)
+        check_normalization(self.normalization)
+
+    @property
+    def window(self) -> Window:
+        return window_of(self.kernel_size, self.stride, self.dilation, self.border)
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """``(B, h, k^2, H', W')``."""
+        _check(q, k, self.window)
+        with without_autocast(q):
+            s = self.scale * similarities(widened(q), widened(k), self.window, self.similarity)
+            inside = self.window.inside(*size_of(k), k.device)
+            if self.border == "zeros":
+                s, inside = torch.where(inside, s, self.outside), None
+            if self.bias is not None:
+                s = s + widened(self.bias)
+            return normalised(s, self.normalization, seen=inside, dim=-3)
+
+
+def neighborhood_weights(q: Tensor, k: Tensor, **options: Any) -> Tensor:
+    """Weights of the cells, ``(B, h, k^2, H', W')``; keywords as in :func:`neighborhood`."""
+    return Cells(**options).weights(q, k)
 
 
 def neighborhood(
@@ -102,55 +133,39 @@ def neighborhood(
     """
     if v.dim() != 5 or v.shape[:2] != k.shape[:2] or v.shape[-2:] != k.shape[-2:]:
         raise ValueError(f"want k (B, h, D, H, W) and v (B, h, E, H, W); got {k.shape=}, {v.shape=}")
-    window = _window(kernel_size, stride, dilation, border)
-    weights = neighborhood_weights(
-        q, k, kernel_size=kernel_size, stride=stride, dilation=dilation, border=border, outside=outside, scale=scale,
-        bias=bias, similarity=similarity, normalization=normalization,
-    )  # fmt: skip
+    cells = Cells(kernel_size, stride, dilation, border, outside, scale, bias, similarity, normalization)
+    weights = cells.weights(q, k)
     with without_autocast(q):
-        return weighted_sum(weights, widened(v), window).to(v.dtype)
+        return weighted_sum(weights, widened(v), cells.window).to(v.dtype)
 
 
-def neighborhood_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    kernel_size: int | Pair,
-    stride: int | Pair = 1,
-    dilation: int | Pair = 1,
-    border: Border = "mask",
-    outside: float = 0.0,
-    scale: float = 1.0,
-    bias: Tensor | None = None,
-    similarity: Similarity = "product",
-    normalization: Normalization = "softmax",
-) -> Tensor:
-    """The definition, query by query and cell by cell."""
-    (kh, kw), (sh, sw), (lh, lw) = ((n, n) if isinstance(n, int) else n for n in (kernel_size, stride, dilation))
+def neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """The definition, query by query and cell by cell; keywords as in :func:`neighborhood`."""
+    o = Cells(**options)
+    (kh, kw), (sh, sw), (lh, lw) = ((n, n) if isinstance(n, int) else n for n in (o.kernel_size, o.stride, o.dilation))
     (H, W), grid = k.shape[-2:], q.shape[-2:]
     with without_autocast(q):
         q, k, values = widened(q), widened(k), widened(v)
-        bias = q.new_zeros(()) if bias is None else widened(bias)
+        bias = q.new_zeros(()) if o.bias is None else widened(o.bias)
         bias = bias.expand(*q.shape[:2], kh * kw, *grid)
         found = []
         for i, j in itertools.product(range(grid[0]), range(grid[1])):
             top, left = i * sh - lh * (kh // 2), j * sw - lw * (kw // 2)
-            if border == "clamped":
+            if o.border == "clamped":
                 top, left = max(min(top, H - kh), 0), max(min(left, W - kw), 0)
             logits, seen = [], []
             for cell in range(kh * kw):
                 y, x = top + lh * (cell // kw), left + lw * (cell % kw)
                 if 0 <= y < H and 0 <= x < W:
-                    s = scale * _similarity(q[..., i, j], k[..., y, x], similarity)
+                    s = o.scale * _similarity(q[..., i, j], k[..., y, x], o.similarity)
                     seen.append(values[..., y, x])
-                elif border == "zeros":
-                    s = torch.full_like(q[:, :, 0, 0, 0], outside)
+                elif o.border == "zeros":
+                    s = torch.full_like(q[:, :, 0, 0, 0], o.outside)
                     seen.append(torch.zeros_like(values[..., 0, 0]))
                 else:
                     continue
                 logits.append(s + bias[:, :, cell, i, j])
-            weights = row_weights(torch.stack(logits, -1), normalization)
+            weights = row_weights(torch.stack(logits, -1), o.normalization)
             found.append((weights[:, :, None] * torch.stack(seen, -1)).sum(-1))
         return torch.stack(found, -1).unflatten(-1, grid).to(v.dtype)
 
@@ -195,7 +210,7 @@ def neighborhood_rows(
 
     Shape: ``(B, h, Q, N)``
     """
-    window = _window(kernel_size, stride, dilation, border)
+    window = window_of(kernel_size, stride, dilation, border)
     weights = weights.flatten(3)
     at = torch.arange(weights.shape[3], device=weights.device)
     if queries is not None:
@@ -213,34 +228,7 @@ def rows_of_cells(weights: Tensor, at: Tensor, size: Pair, window: Window) -> Te
     return dense.scatter_add(3, keys.expand_as(found), found)
 
 
-def _normalise(
-    s: Tensor, inside: Tensor, bias: Tensor | None, border: Border, outside: float, normalization: Normalization
-) -> Tensor:
-    """Weights of scaled similarities ``(..., k^2, H', W')``; ``inside`` (k^2, H', W') are the cells on the map."""
-    if border == "zeros":
-        s = torch.where(inside, s, outside)
-    if bias is not None:
-        s = s + widened(bias)
-    return normalised(s, normalization, seen=None if border == "zeros" else inside, dim=-3)
-
-
-def _window(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, border: Border) -> Window:
-    kernel, step, spacing = ((n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride, dilation))
-    if any(n < 1 or n % 2 == 0 for n in kernel):
-        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
-    if min(*step, *spacing) < 1:
-        raise ValueError(f"stride and dilation are at least 1, got {stride=}, {dilation=}")
-    if border not in get_args(Border):
-        raise ValueError(f"border must be one of {', '.join(get_args(Border))}, got {border!r}")
-    if border == "clamped" and (step, spacing) != ((1, 1), (1, 1)):
-        raise ValueError(f"clamped windows have stride 1 and dilation 1, got {stride=}, {dilation=}")
-    return Window(kernel, step, spacing, border)  # type: ignore[arg-type]
-
-
-def _check(q: Tensor, k: Tensor, window: Window, similarity: str, normalization: str) -> None:
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
-    check_normalization(normalization)
+def _check(q: Tensor, k: Tensor, window: Window) -> None:
     if q.dim() != 5 or k.dim() != 5 or q.shape[:3] != k.shape[:3] or q.shape[3:] != window.grid(*size_of(k)):
         raise ValueError(
             f"want q (B, h, D, H', W') and k (B, h, D, H, W), H' = ceil(H / stride); got {q.shape=}, {k.shape=}"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import choice
 from lookfar.ops._autograd import traced
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, over_queries
 from lookfar.ops._precision import widened, without_autocast
@@ -28,10 +29,8 @@ def _check(a: Tensor, m: Tensor, v: Tensor, direction: str, normalization: str) 
     if a.dim() != 4 or m.dim() != 3 or m.shape[2] != a.shape[1] or v.shape[::2] != a.shape[::2]:
         raise ValueError(f"want a (B, D, H, W), m (rows, columns, D), v (B, E, H, W); got {a.shape=}, {m.shape=}, "
                          f"{v.shape=}")  # fmt: skip
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction is collect or distribute, got {direction!r}")
-    if normalization not in get_args(Normalization):
-        raise ValueError(f"normalization is softmax or none, got {normalization!r}")
+    choice("direction", direction, get_args(Direction))
+    choice("normalization", normalization, get_args(Normalization))
 
 
 def _offsets(m: Tensor, H: int, W: int) -> Tensor:

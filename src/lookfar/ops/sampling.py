@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import positive
 from lookfar.ops._autograd import has_tangent, traced, under_transform
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
@@ -141,8 +142,7 @@ def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int
     if x.dim() != 4 or location.shape != (x.shape[0], 2):
         raise ValueError(f"want x (B, C, H, W) and location (B, 2), got {x.shape=}, {location.shape=}")
     for name, value in (("kernel_size", kernel_size), ("scales", scales), ("scale_factor", scale_factor)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is a positive integer, got {value!r}")
+        positive(name, value)
     B, C, H, W = x.shape
     far = kernel_size * scale_factor**scales
     sizes = torch.tensor([W, H], device=x.device)

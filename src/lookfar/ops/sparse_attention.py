@@ -15,12 +15,14 @@ Traps: ``atrous`` is no dilated window; in ``sparse`` the published Keras code c
 """
 
 import itertools
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar._options import Odd, check, choice, positive
 from lookfar.ops._autograd import for_graphs
 from lookfar.ops._blockwise import attention_with_lse
 from lookfar.ops._definition import attended
@@ -36,59 +38,62 @@ Pair = tuple[int, int]
 WHY_NOT_DOUBLE = "it shares a key among all queries, of which only some see it"
 
 
-def sparse_attention_weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    pattern: Pattern,
-    kernel_size: int = 7,
-    dilation: int = 4,
-    scale: float = 1.0,
-    normalization: RowNormalization = "softmax",
-    queries: Tensor | None = None,
-) -> Tensor:
-    """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen."""
-    _check(q, k, k, pattern, kernel_size, dilation, normalization)
+@dataclass(frozen=True)
+class Reach:
+    """The keywords of :func:`sparse_attention`, checked: which keys a query sees and how they are weighed."""
+
+    pattern: Pattern
+    kernel_size: int = 7
+    dilation: int = 4
+    scale: float = 1.0
+    normalization: RowNormalization = "softmax"
+
+    def __post_init__(self) -> None:
+        check_normalization(self.normalization, why=WHY_NOT_DOUBLE)
+        choice("pattern", self.pattern, get_args(Pattern))
+        if self.pattern != "atrous":
+            check("kernel_size", self.kernel_size, Odd)
+        positive("dilation", self.dilation)
+
+
+def sparse_attention_weights(q: Tensor, k: Tensor, *, queries: Tensor | None = None, **options: Any) -> Tensor:
+    """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen.
+
+    ``queries`` are flat positions ``(Q,)``, all when None; other keywords as in :func:`sparse_attention`.
+    """
+    reach = Reach(**options)
+    _check(q, k, k)
     H, W = q.shape[-2:]
     j = torch.arange(H * W, device=q.device)
     i = j if queries is None else j[queries]
     y, x, row, column = i[:, None] // W, i[:, None] % W, j // W, j % W
-    top, left = y - kernel_size // 2, x - kernel_size // 2
-    if pattern == "local_clamped":
-        top, left = (t.clamp(max=n - kernel_size).clamp(min=0) for t, n in ((top, H), (left, W)))
-    local = (row >= top) & (row < top + kernel_size) & (column >= left) & (column < left + kernel_size)
-    atrous = ((row - y) % dilation == 0) & ((column - x) % dilation == 0)
-    seen = {"atrous": atrous, "sparse": local | atrous}.get(pattern, local)
+    top, left = y - reach.kernel_size // 2, x - reach.kernel_size // 2
+    if reach.pattern == "local_clamped":
+        top, left = (t.clamp(max=n - reach.kernel_size).clamp(min=0) for t, n in ((top, H), (left, W)))
+    local = (row >= top) & (row < top + reach.kernel_size) & (column >= left) & (column < left + reach.kernel_size)
+    atrous = ((row - y) % reach.dilation == 0) & ((column - x) % reach.dilation == 0)
+    seen = {"atrous": atrous, "sparse": local | atrous}.get(reach.pattern, local)
     with without_autocast(q):
         q, k = (widened(t).flatten(3).transpose(2, 3) for t in (q, k))
-        return normalised(scale * q[:, :, i] @ k.transpose(2, 3), normalization, seen=seen)
+        return normalised(reach.scale * q[:, :, i] @ k.transpose(2, 3), reach.normalization, seen=seen)
 
 
-def sparse_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    pattern: Pattern,
-    kernel_size: int = 7,
-    dilation: int = 4,
-    scale: float = 1.0,
-    normalization: RowNormalization = "softmax",
-) -> Tensor:
+def sparse_attention_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """The definition, position by position: which keys it sees, and their average."""
-    (H, W), r = q.shape[-2:], kernel_size // 2
+    reach = Reach(**options)
+    (H, W), size, r = q.shape[-2:], reach.kernel_size, reach.kernel_size // 2
     places = list(itertools.product(range(H), range(W)))
     with without_autocast(q):
-        q, k, values = scale * widened(q), widened(k), widened(v)
+        q, k, values = reach.scale * widened(q), widened(k), widened(v)
         found = []
         for y, x in places:
             top, left = y - r, x - r
-            if pattern == "local_clamped":
-                top, left = max(min(top, H - kernel_size), 0), max(min(left, W - kernel_size), 0)
-            window = {(a, b) for a, b in places if 0 <= a - top < kernel_size and 0 <= b - left < kernel_size}
-            phase = {(a, b) for a, b in places if (a - y) % dilation == (b - x) % dilation == 0}
-            seen = {"atrous": phase, "sparse": window | phase}.get(pattern, window)
-            found.append(attended(q[..., y, x], k, values, sorted(seen), normalization))
+            if reach.pattern == "local_clamped":
+                top, left = max(min(top, H - size), 0), max(min(left, W - size), 0)
+            window = {(a, b) for a, b in places if 0 <= a - top < size and 0 <= b - left < size}
+            phase = {(a, b) for a, b in places if (a - y) % reach.dilation == (b - x) % reach.dilation == 0}
+            seen = {"atrous": phase, "sparse": window | phase}.get(reach.pattern, window)
+            found.append(attended(q[..., y, x], k, values, sorted(seen), reach.normalization))
         return torch.stack(found, 3).unflatten(3, (H, W)).to(v.dtype)
 
 
@@ -121,7 +126,8 @@ def sparse_attention(
     Raises:
         ValueError: Shapes that do not fit, an unknown pattern or normalisation, an even kernel, a dilation below 1.
     """
-    _check(q, k, v, pattern, kernel_size, dilation, normalization)
+    Reach(pattern, kernel_size, dilation, scale, normalization)
+    _check(q, k, v)
     if pattern in ("local", "local_clamped"):
         border = "mask" if pattern == "local" else "clamped"
         return neighborhood(q, k, v, kernel_size=kernel_size, border=border, scale=scale, normalization=normalization)
@@ -226,13 +232,6 @@ def _padded_atrous(
     return y[:, :, :-1].to(v.dtype), y[:, :, -1:]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, pattern: str, kernel_size: int, dilation: int, normalization: str) -> None:
-    check_normalization(normalization, why=WHY_NOT_DOUBLE)
-    if pattern not in get_args(Pattern):
-        raise ValueError(f"pattern must be one of {', '.join(get_args(Pattern))}, got {pattern!r}")
-    if pattern != "atrous" and (kernel_size < 1 or kernel_size % 2 == 0):
-        raise ValueError(f"a window has a centre: kernel_size must be odd, got {kernel_size}")
-    if dilation < 1:
-        raise ValueError(f"dilation is at least 1, got {dilation}")
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() != 5 or q.shape != k.shape or q.shape[:2] != v.shape[:2] or q.shape[3:] != v.shape[3:]:
         raise ValueError(f"want q, k (B, h, D, H, W) and v (B, h, E, H, W); got {q.shape=}, {k.shape=}, {v.shape=}")
