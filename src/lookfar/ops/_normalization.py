@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import choice
 from lookfar.ops._blockwise import over_queries
+from lookfar.ops._checked import choice
 
 RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
 ROW_NORMALIZATIONS: tuple[str, ...] = get_args(RowNormalization)

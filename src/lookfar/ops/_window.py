@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import check, choice, odd
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._checked import check, choice, odd
 
 Border = Literal["mask", "zeros", "clamped"]
 Similarity = Literal["product", "key", "absolute", "absolute_ratio", "squared_ratio", "squared"]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import Odd, check, divides, positive
+from lookfar._options import Odd
+from lookfar.ops._checked import check, divides, positive
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Window, weighted_sum
 

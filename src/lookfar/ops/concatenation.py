@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import choice
+from lookfar.ops._checked import choice
 from lookfar.ops._precision import widened, without_autocast
 
 ConcatenationNormalization = Literal["none", "l1"]

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import positive
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, weighted_sum

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import Steps, check, choice
+from lookfar._options import Steps
+from lookfar.ops._checked import check, choice
 from lookfar.ops._precision import widened, without_autocast
 
 Variant = Literal["authors", "mmseg"]

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import Natural, Odd, check, choice
+from lookfar._options import Natural, Odd
+from lookfar.ops._checked import check, choice
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import Range, check, choice
+from lookfar._options import Range
+from lookfar.ops._checked import check, choice
 from lookfar.ops._precision import widened, without_autocast
 
 Method = Literal["nmf", "cd", "vq"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar._options import choice
+from lookfar.ops._checked import choice
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import choice
 from lookfar.ops._autograd import traced
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, over_queries
+from lookfar.ops._checked import choice
 from lookfar.ops._precision import widened, without_autocast
 
 Direction = Literal["collect", "distribute"]

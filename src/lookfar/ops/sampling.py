@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import positive
 from lookfar.ops._autograd import has_tangent, traced, under_transform
+from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar._options import Odd, check, choice, positive
+from lookfar._options import Odd
 from lookfar.ops._autograd import for_graphs
 from lookfar.ops._blockwise import attention_with_lse
+from lookfar.ops._checked import check, choice, positive
 from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
 from lookfar.ops._precision import widened, without_autocast
