@@ -202,7 +202,7 @@ MUTANTS = [
            "a window is pushed inward one query too early"),
     Mutant("ops/_window.py", "self.stride[axis], self.dilation[axis]\n        start",
            "self.stride[axis], 1\n        start", WINDOWS, "windows of the definition are not dilated"),
-    Mutant("ops/neighborhood.py", "s = s + widened(bias)", "pass", WINDOWS, "a bias is not added"),
+    Mutant("ops/neighborhood.py", "s = s + widened(self.bias)", "pass", WINDOWS, "a bias is not added"),
     Mutant("ops/sparse_attention.py", " & ~far[:, None, None]", "", SPARSE, "a key that is near and far counts twice"),
     Mutant("ops/filters.py", "-(dy * dy + dx * dx) / (2 * sigma_spatial**2)", "-(dy * dy) / (2 * sigma_spatial**2)",
            FILTERS, "nearness counts in rows alone"),
