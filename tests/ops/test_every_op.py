@@ -161,3 +161,16 @@ def test_half_precision(case, dtype):
     found = pulled(case.fast, inputs, case.wanted, again=False)
     assert [g.dtype for g in found] == [dtype] * len(found)
     assert all(g.isfinite().all() for g in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"), [("concatenation none", 1), ("concatenation l1", 1), ("multiplied_attention", 2)]
+)
+def test_a_masked_key_is_not_seen(name, masked):
+    """A logit of minus infinity; gradients stay finite too."""
+    case = CASES[name]
+    inputs = case.inputs()
+    inputs[masked][..., 1] = -torch.inf
+    assert_same("y", case.fast(*inputs), case.slow(*inputs))
+    wanted = tuple(n for n in case.wanted if n != masked)
+    assert all(g.isfinite().all() for g in pulled(case.fast, inputs, wanted, again=False))
