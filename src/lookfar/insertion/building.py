@@ -64,7 +64,7 @@ def build(
     if on_meta:  # built and asked on the CPU, then taken there
         maps = [_random(x, device="cpu") for x in maps]
     x = maps[0]
-    channels = layout.channels(x) if layout.kind == "tokens" else x.shape[1]
+    channels = x.shape[-1 if layout.kind == "tokens" else 1]
     dd: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
     if isinstance(block, nn.Module):
         if options:
@@ -73,7 +73,7 @@ def build(
             raise ValueError(f"this {block_name(block)} has been inserted already: copy it, or remove it there first")
         module = block
     elif info is not None:
-        if layout.kind != "tokens":
+        if info.kind != "tokens":
             options = _with_dims(info, options, x.dim() - 2, place, x)
         module = create_block(info.name, channels, **dd, **options)
     else:

@@ -159,12 +159,15 @@ class Seen:
         calls: How often it came to its end.
         off_by: The largest difference of its output from its input; None where they are equal bit for bit.
         drew: It took random numbers.
+        restrided: Its output is in another memory format than its input.
+        sizes: Of what it took.
     """
 
     entered: int = 0
     calls: int = 0
     off_by: float | None = None
     drew: bool = False
+    restrided: bool = False
     sizes: list[tuple[int, ...]] = field(default_factory=list)
 
 
@@ -177,12 +180,13 @@ def watched(blocks: Iterable[nn.Module]) -> Iterator[list[Seen]]:
     def enter(one: Seen, module: nn.Module, args: Any) -> None:
         one.entered += 1
         one.sizes.append(tuple(args[0].shape))
-        before[id(one)] = args[0].clone(), _random_states(args[0])
+        before[id(one)] = args[0].clone(memory_format=torch.preserve_format), _random_states(args[0])
 
     def leave(one: Seen, module: nn.Module, args: Any, output: Tensor) -> None:
         x, states = before.pop(id(one))
         one.calls += 1
         one.drew = one.drew or not all(map(torch.equal, states, _random_states(x)))
+        one.restrided = one.restrided or x.stride() != output.stride()
         if not bit_equal(x, output):
             off_by = (output.double() - x.double()).abs().nan_to_num(float("inf")).max()
             one.off_by = max(one.off_by or 0.0, float(off_by))

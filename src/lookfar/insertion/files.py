@@ -235,9 +235,9 @@ def _undo(host: nn.Module, names: list[str]) -> None:
 def _check_fits(host: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     have = host.state_dict()
     shapes = [
-        f"{key} {tuple(value.shape)} for {tuple(have[key].shape)}"
-        for key, value in state.items()
-        if isinstance(have.get(key), Tensor) and have[key].shape != value.shape
+        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+        for key, value in have.items()
+        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape
     ]
     wrong = {
         "missing in the file": [key for key in have if key not in state],

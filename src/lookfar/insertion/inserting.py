@@ -26,7 +26,7 @@ from lookfar.insertion.dry_run import (
     watched,
 )
 from lookfar.insertion.hanging import attach, block_name, detach, insertions
-from lookfar.insertion.layouts import Layout, convolutions, find_layout, forget_grids
+from lookfar.insertion.layouts import Layout, OffGridError, convolutions, find_layout, forget_grids
 from lookfar.insertion.places import blocks_of, branch_ends, find_modules, holders, refuse_host, spot_of
 
 Position = Literal["last", "every", "branch"]
@@ -92,7 +92,10 @@ def insert(
     inputs = example_inputs(network, example)
 
     spots = {place: place if position == "branch" else spot_of(network, place, hidden) for place in places}
-    with recorded(network, {*stage_of.values(), *places, *spots.values()}, convolutions(network)) as (calls, shapes):
+    with recorded(network, {*stage_of.values(), *places, *spots.values()}, convolutions(network, hidden)) as (
+        calls,
+        shapes,
+    ):
         before = run(network, inputs, train=False)
     for place in places:  # a Sequential's last child may be one that stands at several ends, such as a ReLU
         if len(calls[spots[place]]) > len(calls[place]) > 0:
@@ -103,7 +106,7 @@ def insert(
         for place in places:
             features = _features(network, spots[place], place, calls, shared)
             sequence = options.get("dims") == 1
-            tokens = info is not None and info.kind == "tokens"
+            tokens = info.name if info is not None and info.kind == "tokens" else None
             layout = _layout(network, place, features, calls[spots[place]][0], shapes, tokens, sequence)
             if position == "every":
                 _check_same_width(stage_of[place], calls[stage_of[place]], layout, features[0])
@@ -164,24 +167,23 @@ def _features(network: nn.Module, spot: str, place: str, calls: dict[str, list[C
             raise ValueError(f"{what} is not called by a network that torch.fx has traced: insert first, trace then")
         inside = [f"{place}.{name}" for name, _ in module.named_children()]
         hint = f"; the network may call its children instead ({', '.join(inside[:6])})" if inside else ""
+        hint += ": position='every' puts a block after each" if isinstance(module, nn.ModuleList) else ""
         raise ValueError(f"{what} is never called in a forward pass{hint}")
     if len(calls[spot]) > 1 and not shared:
-        outer = place.rpartition(".")[0]
-        inner = (
-            f"insert(network.{outer}, ...)"
-            if outer and all(part.isidentifier() for part in outer.split("."))
-            else "insert"
-        )
         raise ValueError(
-            f"{what} is called {len(calls[spot])} times in a forward pass, want once. Where what is called that often "
-            f"is a network of its own, insert into that ({inner}); shared=True puts one block behind all calls"
+            f"{what} is called {len(calls[spot])} times in a forward pass, want once. Insert into the part that is "
+            "called so often, as in insert(network.encoder, ...); or put one block behind all calls with shared=True"
         )
     features = []
     for call in calls[spot]:
         y = only_tensor(call.output)
         if y is None:
             many = f" of {len(call.output)}" if isinstance(call.output, list | tuple | dict) else ""
-            raise ValueError(f"{place} gives a {type(call.output).__name__}{many}, want one feature map (B, C, H, W)")
+            inside = ", ".join(f"{place}.{name}" for name, _ in list(module.named_children())[:3])
+            hint = f"; what is in it may give one ({inside})" if inside else ""
+            raise ValueError(
+                f"{place} gives a {type(call.output).__name__}{many}, want one feature map (B, C, H, W){hint}"
+            )
         if y.dim() < 3:
             raise ValueError(f"{place} gives a tensor of shape {tuple(y.shape)}, want a feature map (B, C, H, W)")
         features.append(y)
@@ -189,7 +191,13 @@ def _features(network: nn.Module, spot: str, place: str, calls: dict[str, list[C
 
 
 def _layout(
-    network: nn.Module, place: str, features: list[Tensor], call: Call, shapes: Shapes, tokens: bool, sequence: bool
+    network: nn.Module,
+    place: str,
+    features: list[Tensor],
+    call: Call,
+    shapes: Shapes,
+    tokens: str | None,
+    sequence: bool,
 ) -> Layout:
     seen = shapes[: call.before]
     return find_layout(network, place, features[0], tokens=tokens, sequence=sequence, seen=seen)
@@ -257,7 +265,7 @@ def _settle(
         try:
             run(network, inputs, train=True)
         except Exception as error:
-            if any(one.entered > one.calls for one in seen):
+            if isinstance(error, OffGridError) or any(one.entered > one.calls for one in seen):
                 raise ValueError(
                     f"with {block_name(new[0].module)} the network does not train on the example: {error}. Give "
                     "example= with more images"
@@ -287,6 +295,14 @@ def _differs(
         if drew:
             _tell(f"{block_name(drew[0].module)} after {drew[0].place} draws random numbers in eval mode", given)
             return True
+        restrided = [slot for slot, one in zip(new, seen) if one.restrided]
+        if restrided:
+            warnings.warn(
+                f"{block_name(restrided[0].module)} after {restrided[0].place} gives its map in another memory format, "
+                "on which the last bits of the network's outputs depend",
+                stacklevel=4,
+            )
+            return False
         warnings.warn(
             f"{type(network).__name__} itself gives other outputs each time it runs in eval mode (it counts its calls, "
             "or draws its own random numbers): the blocks were checked alone, where each gives back what it takes",

@@ -2,12 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from lookfar.blocks import create_block, sample_inputs
 
 MOST_PREFIX = 16  # class, distillation and register tokens of the networks in use: at most nine
 
@@ -27,12 +29,13 @@ class Layout:
     """What stands on which axis of a place's output.
 
     Attributes:
-        kind: ``map`` (B, C, ..), ``last`` (B, .., C), ``grid`` (B, prefix + N, C), ``tokens`` (B, N, C) taken as such.
+        kind: ``map`` (B, C, ..), ``last`` (B, .., C), ``grid`` (B, prefix + N, C), ``tokens`` (B, N, C) taken as such,
+            ``points`` (B, N, C) for a block that takes (B, C, N).
         prefix: Tokens before those of the grid (class, registers): a block does not see them.
         grid: Of the patches, for ``grid``.
     """
 
-    kind: Literal["map", "last", "grid", "tokens"] = "map"
+    kind: Literal["map", "last", "grid", "tokens", "points"] = "map"
     prefix: int = 0
     grid: Grid | None = field(default=None, repr=False)
 
@@ -40,7 +43,7 @@ class Layout:
         if self.kind == "grid" and self.grid is not None:
             ahead = f" behind {self.prefix}" if self.prefix else ""
             return f"tokens as a grid of {'×'.join(map(str, self.grid.size))}{ahead}"
-        return {"map": "", "last": "channels last, permuted", "tokens": "tokens"}.get(self.kind, "")
+        return {"map": "", "last": "channels last, permuted", "tokens": "tokens", "points": "tokens"}.get(self.kind, "")
 
     def channels(self, y: Tensor) -> int:
         return y.shape[1 if self.kind == "map" else -1]
@@ -49,18 +52,34 @@ class Layout:
         """What the block takes."""
         if self.kind == "last":
             return y.movedim(-1, 1)
+        if self.kind == "points":
+            return y.transpose(1, 2)
         if self.kind == "grid" and self.grid is not None:
-            return y[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid.size)
+            size = self.grid.size
+            if y.shape[1] != self.prefix + math.prod(size):
+                raise OffGridError(
+                    f"{y.shape[1]} tokens came, {self.prefix} and a grid of {size} were expected: a block on the grid "
+                    "wants all patches, none dropped or merged"
+                )
+            return y[:, self.prefix :].transpose(1, 2).unflatten(2, size)
         return y
 
     def around(self, block: Callable[[Any], Any], y: Any) -> Any:
         """The place's output with the block's in it."""
         if self.kind in ("map", "tokens"):
             return block(y)
+        out = block(self.enter(y))
         if self.kind == "last":
-            return block(self.enter(y)).movedim(1, -1).contiguous()
-        patches = block(self.enter(y)).flatten(2).transpose(1, 2)
-        return torch.cat([y[:, : self.prefix], patches], 1) if self.prefix else patches.contiguous()
+            out = out.movedim(1, -1)
+        elif self.kind == "points":
+            out = out.transpose(1, 2)
+        else:
+            out = torch.cat([y[:, : self.prefix], out.flatten(2).transpose(1, 2).to(y.dtype)], 1)
+        return torch.empty_like(y).copy_(out)  # in the host's memory format, on which the last bits of sums depend
+
+
+class OffGridError(ValueError):
+    """Other tokens than those of the grid."""
 
 
 def note_grid(module: nn.Module, args: Any, output: Tensor, *, grid: Grid) -> None:
@@ -96,13 +115,20 @@ def forget_grids(network: nn.Module, in_use: list[Grid]) -> None:
                 del module._forward_hooks[key]
 
 
-def convolutions(network: nn.Module) -> Iterator[str]:
-    """Names of the modules whose output may be a grid of patches."""
-    return (name for name, module in network.named_modules() if isinstance(module, _CONVS))
+def convolutions(network: nn.Module, hidden: Collection[nn.Module]) -> Iterator[str]:
+    """Names of the modules whose output may be a grid of patches; none inside ``hidden``."""
+    inside = {id(module) for block in hidden for module in block.modules()}
+    return (n for n, module in network.named_modules() if isinstance(module, _CONVS) and id(module) not in inside)
 
 
 def find_layout(
-    network: nn.Module, place: str, y: Tensor, *, tokens: bool, sequence: bool, seen: list[tuple[str, tuple[int, ...]]]
+    network: nn.Module,
+    place: str,
+    y: Tensor,
+    *,
+    tokens: str | None,
+    sequence: bool,
+    seen: list[tuple[str, tuple[int, ...]]],
 ) -> Layout:
     """What stands on which axis of ``y``, the output of ``place``.
 
@@ -110,49 +136,72 @@ def find_layout(
         network: The host.
         place: Name of the module that gave ``y``.
         y: At least three axes.
-        tokens: The block takes tokens.
+        tokens: Name of the block, if it takes tokens.
         sequence: The caller says that three axes are (B, C, L).
         seen: Names and output shapes of the convolutions that ran before, in their order.
 
     Raises:
         ValueError: Tokens that are on no known grid, a block on tokens for a map.
     """
-    module = network.get_submodule(place)
     if y.dim() > 3:
-        if tokens:
+        if tokens is not None:
             raise ValueError(
-                f"the block takes tokens (B, N, C), {place} gives {tuple(y.shape)}: a transformer's block has tokens"
+                f"{tokens} takes tokens (B, N, C), {place} gives a map {tuple(y.shape)}: it may stand after a block of "
+                "a transformer, as in at='blocks.3' of a ViT"
             )
         return Layout("last" if _is_channels_last(network, place, y) else "map")
-    if tokens:
-        return Layout("tokens")
-    if sequence or _is_sequence(module, y):
+    if tokens is not None:
+        return Layout("points" if _takes_points(tokens) else "tokens")
+    if sequence or _is_sequence(network, place, y):
         return Layout("map")
     N = y.shape[1]
-    for name, shape in reversed(seen):
-        size = shape[2:]
-        positions = math.prod(size)
-        if len(size) > 1 and 0 <= N - positions <= MOST_PREFIX and positions > 0:
-            return Layout("grid", N - positions, grid_of(network.get_submodule(name), tuple(size)))
+    if any(hasattr(parent, "unroll") and hasattr(parent, "reroll") for parent in [network, *network.modules()]):
+        raise ValueError(
+            f"{place} gives {tuple(y.shape)}, tokens in an order of their own (Hiera's): no grid of patches"
+        )
+    fits = [(N - math.prod(shape[2:]), name, shape[2:]) for name, shape in reversed(seen) if len(shape) > 3]
+    fits = [one for one in fits if 0 <= one[0] <= min(MOST_PREFIX, N - 1)]
+    if fits:  # the nearest in size, of these the last: convolutions inside attention may give smaller maps
+        prefix, name, size = min(fits, key=lambda one: one[0])
+        return Layout("grid", prefix, grid_of(network.get_submodule(name), tuple(size)))
     raise ValueError(
         f"{place} gives {tuple(y.shape)}: tokens or a sequence, and no convolution before it gave a grid of "
         f"{N} patches. A sequence (B, C, L) wants dims=1; self_attention takes tokens as they are"
     )
 
 
-def _is_sequence(module: nn.Module, y: Tensor) -> bool:
-    """Whether a 1-D convolution or norm in the module gives the channels that stand on the second axis."""
-    return any(
-        (isinstance(m, nn.Conv1d) and m.out_channels == y.shape[1])
-        or (isinstance(m, nn.BatchNorm1d) and m.num_features == y.shape[1])
-        for m in module.modules()
-    )
+@functools.cache
+def _takes_points(block: str) -> bool:
+    """Whether a block on tokens wants the channels on the second axis."""
+    module = create_block(block, 16)
+    return sample_inputs(module, 16, (1, 3))[0].shape[1] == 16
+
+
+def _around(network: nn.Module, place: str) -> list[nn.Module]:
+    """The module, then those around it up to the network, the innermost first."""
+    return [*(network.get_submodule(place.rsplit(".", n)[0]) for n in range(place.count(".") + 1)), network]
+
+
+def _is_sequence(network: nn.Module, place: str, y: Tensor) -> bool:
+    """Whether the nearest layers work on (B, C, L), by their widths."""
+    for module in _around(network, place):
+        for m in module.modules():
+            if isinstance(m, nn.Conv2d | nn.Conv3d):
+                return False
+            if isinstance(m, nn.Conv1d | nn.BatchNorm1d) and y.shape[1] in (
+                getattr(m, "out_channels", None),
+                getattr(m, "num_features", None),
+            ):
+                return True
+            if _width_of_last_axis(m) == y.shape[-1]:
+                return False
+    return False
 
 
 def _is_channels_last(network: nn.Module, place: str, y: Tensor) -> bool:
     """The widths of the layers around tell on which axis the channels are, the innermost first; timm says so too."""
-    around = [network.get_submodule(place.rsplit(".", n)[0]) for n in range(place.count(".") + 1)]
-    for module in [*around, network]:
+    around = _around(network, place)
+    for module in around:
         layers = list(module.modules())
         if any(isinstance(m, _CONVS) and m.out_channels == y.shape[1] for m in layers):
             return False
@@ -162,7 +211,7 @@ def _is_channels_last(network: nn.Module, place: str, y: Tensor) -> bool:
             return True
         if any(_width_of_last_axis(m) == y.shape[-1] for m in layers):
             return True
-    return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in [*around, network])
+    return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in around)
 
 
 def _width_of_last_axis(layer: nn.Module) -> int | None:

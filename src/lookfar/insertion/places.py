@@ -199,7 +199,15 @@ def refuse_host(network: nn.Module) -> None:
             raise ValueError(f"{name or 'the network'} ({type(module).__name__}) {what}")
 
 
+def _is_flat_graph(module: nn.Module) -> bool:
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    exported = "train" in module.__dict__  # torch.export forbids it so
+    return exported or not any(node.op == "call_module" for node in module.graph.nodes)
+
+
 _MADE = (
+    (_is_flat_graph, "is a traced graph that calls no modules any more: insert first, trace or export then"),
     (lambda m: isinstance(m, torch.jit.ScriptModule), "is a ScriptModule, which takes no block: insert, then trace it"),
     (
         lambda m: type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None,
