@@ -15,13 +15,11 @@ from lookfar.cost.measure import (
     Cost,
     Growth,
     growth,
-    keep_pages,
     measure_cost,
     measure_network,
-    parse_size,
-    size_for,
 )
-from lookfar.cost.memory import peak_memory
+from lookfar.cost.memory import keep_pages, peak_memory
+from lookfar.cost.sizes import parse_size, size_for
 
 __all__ = [
     "GROWTH_CHANNELS",

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import ctypes
 import math
 import statistics
 import time
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lookfar._options import positive
-from lookfar.blocks import block_info, create_block, parse_block, sample_inputs
+from lookfar.blocks import create_block, parse_block, sample_inputs
 from lookfar.cost.flops import count_flops
 from lookfar.cost.memory import peak_memory
+from lookfar.cost.sizes import axes_of, checked_size, in_axes, size_for
 
 GROWTH_CHANNELS = 32
 CACHE = 2**26  # bytes, more than a processor's caches hold
 GROWTH_SIZES = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
-SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -242,8 +241,8 @@ def growth(
     ([(8, 8), (16, 16)], ())
     """
     if sizes is None:
-        sizes = [_in_axes(size, axes_of(block) or 2) for size in GROWTH_SIZES]
-    ordered = sorted((_checked_size(size) for size in sizes), key=math.prod)
+        sizes = [in_axes(size, axes_of(block) or 2) for size in GROWTH_SIZES]
+    ordered = sorted((checked_size(size) for size in sizes), key=math.prod)
     if len({math.prod(size) for size in ordered}) < 2:
         raise ValueError(f"growth needs at least two different sizes, got {[tuple(size) for size in sizes]}")
     points: list[Cost] = []
@@ -265,76 +264,6 @@ def growth(
         _exponent(N, [point.memory_mb for point in points]),
         tuple(skipped),
     )
-
-
-def keep_pages() -> None:
-    """Have this process keep the memory that it frees, where its C library can (glibc).
-
-    Large tensors are otherwise given back to the system and faulted in anew at every call, which is timed with the
-    block and makes linear ones look steeper. It cannot be undone: for processes that measure and end.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        library.mallopt(-4, 0)  # M_MMAP_MAX
-
-
-def parse_size(text: str) -> tuple[int, ...]:
-    """A size as it is written on the command line; one number is a sequence, three are a video.
-
-    >>> parse_size("97x129"), parse_size("4096")
-    ((97, 129), (4096,))
-
-    Raises:
-        ValueError: Anything else.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(
-            "size must be positive whole numbers such as 64x64 (4096 for a sequence, 16x16x16 for a video), "
-            f"got {text!r}"
-        )
-    return tuple(int(part) for part in parts)
-
-
-def axes_of(block: str | nn.Module) -> int | None:
-    """How many axes the maps of a block have; None where it says nothing and may take any."""
-    if not isinstance(block, str):
-        return None
-    name, options = parse_block(block)
-    info = block_info(name)
-    if "dims" in info.options:
-        return options.get("dims", info.options["dims"].default)
-    return None if info.kind == "tokens" else 2
-
-
-def size_for(block: str | nn.Module, size: Sequence[int] | None = None) -> tuple[int, ...]:
-    """``size``, or the default in as many axes as the block has.
-
-    >>> size_for("nonlocal"), size_for("nonlocal(dims=3)"), size_for("nonlocal(dims=1)", [100])
-    ((64, 64), (16, 16, 16), (100,))
-
-    Raises:
-        ValueError: A size with other axes than the block's.
-    """
-    axes = axes_of(block)
-    if size is None:
-        return _in_axes(SIZE, axes or 2)
-    size = _checked_size(size)
-    if axes is not None and len(size) != axes:
-        with_dims = isinstance(block, str) and "dims" in block_info(parse_block(block)[0]).options
-        hint = f"; with dims={len(size)} it takes that" if with_dims else ""
-        raise ValueError(
-            f"size must have the {axes} ax{'i' if axes == 1 else 'e'}s of {block}, such as "
-            f"{'x'.join(map(str, _in_axes(SIZE, axes)))}, got {'x'.join(map(str, size))}{hint}"
-        )
-    return size
-
-
-def _in_axes(size: tuple[int, int], axes: int) -> tuple[int, ...]:
-    """As many positions in one, two or three axes."""
-    H, W = size
-    return {1: (H * W,), 2: (H, W), 3: (16, H // 4, W // 4)}[axes]
 
 
 @contextlib.contextmanager
@@ -482,10 +411,3 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
     if checked.type not in ("cpu", "cuda"):
         raise ValueError(f"cost is measured on 'cpu' or 'cuda', got {str(device)!r}")
     return checked
-
-
-def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    size = (size,) if isinstance(size, int) else size
-    if not size or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
-        raise ValueError(f"size must be positive whole numbers such as (64, 64), got {size!r}")
-    return tuple(size)

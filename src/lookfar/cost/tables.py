@@ -13,11 +13,10 @@ from lookfar.cost.measure import (
     Cost,
     Growth,
     growth,
-    keep_pages,
     measure_cost,
-    parse_size,
-    size_for,
 )
+from lookfar.cost.memory import keep_pages
+from lookfar.cost.sizes import parse_size, size_for
 
 
 def print_costs(

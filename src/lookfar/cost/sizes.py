@@ -1,0 +1,74 @@
+"""Sizes of the maps on which blocks are measured: how they are written, and how many axes a block wants."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lookfar.blocks import block_info, parse_block
+
+SIZE = (64, 64)
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """A size as it is written on the command line; one number is a sequence, three are a video.
+
+    >>> parse_size("97x129"), parse_size("4096")
+    ((97, 129), (4096,))
+
+    Raises:
+        ValueError: Anything else.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            "size must be positive whole numbers such as 64x64 (4096 for a sequence, 16x16x16 for a video), "
+            f"got {text!r}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def axes_of(block: str | nn.Module) -> int | None:
+    """How many axes the maps of a block have; None where it says nothing and may take any."""
+    if not isinstance(block, str):
+        return None
+    name, options = parse_block(block)
+    info = block_info(name)
+    if "dims" in info.options:
+        return options.get("dims", info.options["dims"].default)
+    return None if info.kind == "tokens" else 2
+
+
+def size_for(block: str | nn.Module, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    """``size``, or the default in as many axes as the block has.
+
+    >>> size_for("nonlocal"), size_for("nonlocal(dims=3)"), size_for("nonlocal(dims=1)", [100])
+    ((64, 64), (16, 16, 16), (100,))
+
+    Raises:
+        ValueError: A size with other axes than the block's.
+    """
+    axes = axes_of(block)
+    if size is None:
+        return in_axes(SIZE, axes or 2)
+    size = checked_size(size)
+    if axes is not None and len(size) != axes:
+        with_dims = isinstance(block, str) and "dims" in block_info(parse_block(block)[0]).options
+        hint = f"; with dims={len(size)} it takes that" if with_dims else ""
+        raise ValueError(
+            f"size must have the {axes} ax{'i' if axes == 1 else 'e'}s of {block}, such as "
+            f"{'x'.join(map(str, in_axes(SIZE, axes)))}, got {'x'.join(map(str, size))}{hint}"
+        )
+    return size
+
+
+def in_axes(size: tuple[int, int], axes: int) -> tuple[int, ...]:
+    """As many positions in one, two or three axes."""
+    H, W = size
+    return {1: (H * W,), 2: (H, W), 3: (16, H // 4, W // 4)}[axes]
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, ...]:
+    size = (size,) if isinstance(size, int) else size
+    if not size or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
+        raise ValueError(f"size must be positive whole numbers such as (64, 64), got {size!r}")
+    return tuple(size)
