@@ -138,6 +138,10 @@ def study(
     devices: Annotated[int | None, typer.Option(help="Devices of one trial. (default 1)")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials side by side. (default one a core or GPU)")] = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Also write a TensorBoard log.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Points of mIoU that practically do not count. (0.5)")] = None,
+    groups: Annotated[
+        str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
+    ] = None,
 ) -> None:
     """Compare blocks in one network on your images; run it again to go on where it stopped.
 
@@ -152,11 +156,17 @@ def study(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) -> None:
-    """Make a study's report and table again from its files. Example: lookfar report runs/lookup"""
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    margin: Annotated[float | None, typer.Option(help="Points of mIoU that practically do not count.")] = None,
+    groups: Annotated[
+        str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
+    ] = None,
+) -> None:
+    """Make a study's report and tables again from its files. Example: lookfar report runs/lookup --margin 1"""
     from lookfar.study.command import report_command
 
-    raise SystemExit(report_command(folder))
+    raise SystemExit(report_command(folder, margin=margin, groups=groups))
 
 
 # as the versions of typer say it

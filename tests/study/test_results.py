@@ -1,98 +1,79 @@
-"""Intervals and verdicts: by hand-computed numbers, and by how often they are right."""
+"""The score, and what is read from a study's folder; intervals and verdicts have test_statistics.py."""
 
 import csv
+import html
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from lookfar.study import load
+from lookfar.study.answer import answer
+from lookfar.study.command import report_command
 from lookfar.study.plan import Plan, trial_folder
-from lookfar.study.results import (
-    counts_of,
-    interval,
-    judge,
-    miou_of,
-    resampled_miou,
-    seeds_needed,
-    write_csv,
-)
-from lookfar.study.rows import Interval
+from lookfar.study.report import render
+from lookfar.study.results import write_csv
+from lookfar.study.scoring import commonest_class, counts_of, iou_of, mean_iou
+from lookfar.study.statistics import measure, sample_covariance
 from lookfar.study.text import sentences, table_lines
-from lookfar.study.words import points, signed
+from lookfar.study.words import ends, signed
 from lookfar.training import scores
+
+
+def everything(counts):
+    return float(mean_iou(counts, np.ones((1, len(counts))))[0])
+
+
+# ---- the score -------------------------------------------------------------------------------------------------------
 
 
 def test_miou_is_that_of_training():
     confusion = np.random.default_rng(0).integers(0, 50, (7, 4, 4))
     confusion[:, 3] = confusion[:, :, 3] = 0  # a class that never occurs
     confusion[:, 2] = 0  # one that is only predicted
-    assert miou_of(counts_of(confusion).sum(0)) == pytest.approx(100 * scores(confusion)["miou"])
+    assert everything(counts_of(confusion)) == pytest.approx(100 * scores(confusion)["miou"])
 
 
-def test_interval_by_hand():
-    # mean 2, s^2 = 1, S = 3: t(0.975, 2) = 4.302653, half = t sqrt(1 / 3 + 0.25)
-    got = interval([1.0, 2.0, 3.0], 0.25)
-    assert got.mean == 2
-    assert got.seed_sd == 1
-    assert got.half == pytest.approx(4.302653 * math.sqrt(1 / 3 + 0.25), rel=1e-6)
-    assert (got.low, got.high) == (2 - got.half, 2 + got.half)
+def test_a_stray_pixel_costs_a_pixel():
+    """Of a class that no mask shows, and of the smallest that one does; 4 000 000 pixels in 10 images."""
+    confusion = np.zeros((10, 4, 4), np.int64)
+    confusion[:, 0, 0], confusion[:, 1, 1], confusion[:, 0, 1] = 300_000, 90_000, 10_000
+    confusion[0, 2, 2] = 20_000  # in one image alone
+    before = counts_of(confusion)
+    for truth, prediction in ((0, 3), (1, 3), (2, 3)):
+        stray = confusion.copy()
+        stray[0, truth, truth] -= 1
+        stray[0, truth, prediction] += 1
+        after = counts_of(stray)
+        assert 0 < everything(before) - everything(after) < 0.01
+        weights = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=300).astype(float)
+        assert np.abs(mean_iou(after, weights) - mean_iou(before, weights)).max() < 0.01
+        # and not a little in one resample and everything in another
+        assert np.isnan(iou_of(after, weights)[:, 3]).all()
 
 
-def test_one_seed_tells_of_images_alone():
-    got = interval([5.0], 0.04)
-    assert got.half == pytest.approx(1.959964 * 0.2, rel=1e-6)
-    assert not got.seed_noise_measured
-    verdict, sentence = judge(got, 100)
-    assert verdict == ""
-    assert "seed noise not measured" in sentence
+def test_a_resample_without_a_class_leaves_it_out():
+    confusion = np.zeros((2, 2, 2), np.int64)
+    confusion[0, 0, 0] = 8
+    confusion[1] = [[4, 0], [3, 1]]
+    got = mean_iou(counts_of(confusion), np.array([[2.0, 0.0], [0.0, 2.0]]))
+    assert got == pytest.approx([100, 100 * (4 / 7 + 1 / 4) / 2])
 
 
-def test_seeds_needed_by_hand():
-    # s = 1, v = 0: t(0.975, 4) / sqrt(5) = 1.2417, t(0.975, 5) / sqrt(6) = 1.0494, t(0.975, 6) / sqrt(7) = 0.9248
-    assert seeds_needed(1.0, 0.0, 1.0) == 7
-    assert seeds_needed(1.0, 0.0, 1.05) == 6
-    assert seeds_needed(1.0, 0.0, 1e9) == 2
-    # 1.96 sqrt(v) = 0.98: half-widths approach it, but never get below
-    assert seeds_needed(1.0, 0.25, 0.97) is None
-    assert seeds_needed(1.0, 0.25, 1.0) is not None
+def test_nothing_labelled_has_no_score():
+    assert math.isnan(everything(np.zeros((3, 3, 2))))
+    assert math.isnan(commonest_class(np.zeros((3, 3, 2))))
 
 
-@pytest.mark.parametrize("target", [0.3, 0.6, 2.0])
-def test_seeds_needed_is_the_least(target):
-    from scipy import stats
-
-    def half(S):
-        return stats.t.ppf(0.975, S - 1) * math.sqrt(1.7**2 / S + 0.01)
-
-    S = seeds_needed(1.7, 0.01, target)
-    assert half(S) <= target < half(S - 1)
+def test_the_commonest_class():
+    confusion = np.zeros((1, 3, 3), np.int64)
+    confusion[0, 0, 0], confusion[0, 1, 0] = 75, 25  # always the first
+    assert commonest_class(counts_of(confusion)) == pytest.approx(everything(counts_of(confusion)))
 
 
-def test_verdicts():
-    assert judge(Interval(2.0, 0.5, 3, 0.2, 0.0), 50) == ("better", "better by 2.0 ± 0.5 mIoU at 3 seeds")
-    assert judge(Interval(-2.0, 0.5, 3, 0.2, 0.0), 50)[0] == "worse"
-    # s such that the half-width is 0.6 at 3 seeds; 0.3 needs t(0.975, S - 1) s / sqrt(S) <= 0.3 with s = 0.2415: S = 5
-    s = 0.6 * math.sqrt(3) / 4.302653
-    word, sentence = judge(Interval(0.4, 0.6, 3, s, 0.0), 50)
-    assert word == "no difference"
-    assert sentence == "no difference detectable: ±0.6 mIoU at 3 seeds; 0.3 would need about 5"
-    sentence = judge(Interval(0.1, 0.6, 3, 0.0, 0.024), 50)[1]
-    assert sentence.endswith("0.3 is not reachable with 50 images")
-    assert judge(Interval(0.0, 0.0, 3, 0.0, 0.0), 50)[1] == "no difference: the same on all 50 images at 3 seeds"
-
-
-def test_numbers_are_written_with_their_uncertainty():
-    assert points(12.345, 0.6) == "12.3"
-    assert points(12.345, 0.04) == "12.35"
-    assert points(12.345) == "12.3"
-    assert signed(-1.25, 1.0) == "−1.2"
-    assert signed(0.04, 1.0) == "+0.0"
-    assert signed(-0.04, 1.0) == "+0.0"
-
-
-def test_bootstrap_variance_of_a_known_case():
+def test_variance_of_a_known_case():
     # one class right or wrong per image: mIoU of two classes is a smooth function of the share right; delta method
     rng = np.random.default_rng(1)
     right = rng.random(400) < 0.7
@@ -100,10 +81,12 @@ def test_bootstrap_variance_of_a_known_case():
     confusion[:, 0, 0] = 1000
     confusion[right, 1, 1] = 10
     confusion[~right, 1, 0] = 10
-    drawn = resampled_miou(counts_of(confusion), resamples=4000)
+    measured = measure({("a", 0): counts_of(confusion)}, mean_iou, range(400), resamples=4000)
     # IoU of class 1 is the share right: its standard deviation is sqrt(p (1 - p) / n), halved by the mean of two
     p = right.mean()
-    assert drawn.std() == pytest.approx(50 * math.sqrt(p * (1 - p) / 400), rel=0.1)
+    assert math.sqrt(sample_covariance(measured.draws, 400)[0, 0]) == pytest.approx(
+        50 * math.sqrt(p * (1 - p) / 400), rel=0.1
+    )
 
 
 # ---- a folder --------------------------------------------------------------------------------------------------------
@@ -114,7 +97,15 @@ def write_trial(study, candidate, seed, confusion, **result):
     folder.mkdir(parents=True)
     values = scores(confusion)
     np.savez_compressed(folder / "confusion.npz", confusion=confusion)
-    cost = {"parameters": 1000, "flops": 2e9, "latency_ms": 1.5 + seed, "memory_mb": 3.0, "seconds": 9.0, "step": 10}
+    parameters = {"baseline": 1000, "control": 1530, "nonlocal": 1500}.get(candidate, 1010)
+    cost = {
+        "parameters": parameters,
+        "flops": 2e9,
+        "latency_ms": 1.5 + seed,
+        "memory_mb": 3.0,
+        "seconds": 9.0,
+        "step": 10,
+    }
     (folder / "result.json").write_text(json.dumps({"status": "done", "reason": "", **values, **cost, **result}))
 
 
@@ -155,7 +146,7 @@ def test_load_gives_tables(study):
     assert best.verdict == "better"
     assert best.miou_off == pytest.approx(40)
     assert best.latency_ms == 2.5  # the median over seeds
-    assert results.summary("control").verdict == "no difference"
+    assert results.summary("control").verdict == "open"
     assert results.summary("baseline").difference is None
     with pytest.raises(ValueError, match="there are nonlocal"):
         results.summary("other")
@@ -167,7 +158,7 @@ def test_differences_are_paired_by_seed(study):
     differences = [of["nonlocal", seed] - of["baseline", seed] for seed in range(3)]
     got = results.summary("nonlocal").difference
     assert got.mean == pytest.approx(np.mean(differences))
-    assert got.seed_sd == pytest.approx(np.std(differences, ddof=1))
+    assert got.of_seed == pytest.approx(differences)
 
 
 def test_failed_and_missing_trials_appear(study):
@@ -175,7 +166,8 @@ def test_failed_and_missing_trials_appear(study):
     row = results.summary("cbam")
     assert (row.done, row.failed, row.reason) == (1, 1, "out of memory: 3 GiB")
     assert row.difference.seeds == 1
-    assert row.verdict == ""
+    assert row.verdict == "seed noise not measured"
+    assert (row.once.wins, row.once.seeds) == (int(row.difference.mean > 0), 2)
     row = results.summary("criss_cross")
     assert (row.done, row.failed, row.miou, row.difference) == (0, 0, None, None)
 
@@ -204,7 +196,10 @@ def test_gain_over_the_control_is_told(study):
     row = results.summary("nonlocal")
     assert row.over_control.mean == pytest.approx(np.mean([of["nonlocal", s] - of["control", s] for s in range(3)]))
     assert results.summary("control").over_control is None
-    assert "and better than plain convolutions of the same size" in repr(results)
+    assert row.control == "control"
+    assert row.against_control.startswith("better than convolutions of the same size (530 parameters) (+")
+    assert f", {row.against_control}." in repr(results)
+    assert "larger size (530 parameters, the block 10)" in results.summary("cbam").against_control
 
 
 def test_text_fits_where_it_is_shown(study):
@@ -214,10 +209,10 @@ def test_text_fits_where_it_is_shown(study):
         assert max(map(len, lines)) <= width
         assert "nonlocal" in lines[1]
     assert len(table_lines(results.summaries, 80)) > len(table_lines(results.summaries, 120))
-    said = "\n".join(sentences(results.summaries, results.trials))
+    said = "\n".join(sentences(results.summaries, results.conclusions))
     assert "cbam: " in said
     assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
-    assert "Switched off at test time, nonlocal loses" in said
+    assert "Switched off at test time, it loses" in said
 
 
 # ---- what makes a difference uncertain -------------------------------------------------------------------------------
@@ -247,13 +242,14 @@ def study_of(folder, shares):
 
 
 def test_images_on_which_seeds_err_in_turn_make_nothing_uncertain(tmp_path):
-    """What counts is the mean over seeds of each image, not how much images differ under one of them."""
+    """What counts is what images do to all seeds alike, not how much they differ under one of them."""
     first = np.arange(40) % 2
     shares = {"baseline": [np.full(40, 0.4)] * 2, "nonlocal": [first, 1 - first]}
     row = study_of(tmp_path, shares).summary("nonlocal")
     assert row.difference.mean == pytest.approx(5, abs=0.01)
     assert row.difference.half < 0.01
-    assert row.verdict == "better"
+    assert row.difference.low > 0
+    assert row.verdict == "first impression"  # two seeds
 
 
 def test_images_that_are_hard_for_both_make_no_difference_uncertain(tmp_path):
@@ -261,17 +257,17 @@ def test_images_that_are_hard_for_both_make_no_difference_uncertain(tmp_path):
     hard = np.arange(40) % 4 / 4
     shares = {"baseline": [hard] * 2, "nonlocal": [hard + 0.1] * 2}
     row = study_of(tmp_path, shares).summary("nonlocal")
-    assert row.miou.half > 5
+    assert row.miou.half > 4
     assert row.difference.half < 0.01
     assert row.difference.mean == pytest.approx(5, abs=0.01)
 
 
 def test_images_that_differ_make_a_difference_uncertain(tmp_path):
-    """As an average over images is: half = t(0.975, 1) times its standard error, where seeds agree."""
+    """As an average over images is: half = t(0.975, 99) times its standard error, where seeds agree."""
     gain = np.arange(100) % 2 * 0.4
     shares = {"baseline": [np.full(100, 0.5)] * 2, "nonlocal": [0.5 + gain] * 2}
     row = study_of(tmp_path, shares).summary("nonlocal")
-    assert row.difference.half == pytest.approx(12.7062 * 50 * gain.std() / math.sqrt(100), rel=0.1)
+    assert row.difference.half == pytest.approx(1.98422 * 50 * gain.std() / math.sqrt(100), rel=0.1)
 
 
 def test_intervals_cover_as_often_as_they_say(tmp_path):
@@ -287,3 +283,155 @@ def test_intervals_cover_as_often_as_they_say(tmp_path):
         got = study_of(tmp_path / str(n), shares).summary("nonlocal").difference
         covered += got.low <= 50 * truth <= got.high
     assert covered >= 0.9 * rounds
+
+
+# ---- one voice -------------------------------------------------------------------------------------------------------
+
+
+def random_study(folder, rng):
+    """Any number of blocks, seeds, images and groups; trials that failed or are missing, classes without truth."""
+    blocks = ("nonlocal", "cbam", "criss_cross", "squeeze_excitation")[: rng.integers(1, 5)]
+    seeds, images, K = (int(rng.integers(1, most)) for most in (5, 9, 4))
+    plan = Plan("scenes:lookup", blocks, seeds=seeds, margin=float(rng.choice([0.0, 0.5, 5.0])), groups=r"^[a-z]")
+    plan.save(folder / "study.yaml")
+    names = [f"{'ab'[i % int(rng.integers(1, 3))]}{i}" for i in range(images)]
+    data = {"classes": [f"class {k}" for k in range(K)], "val_names": names}
+    (folder / "environment.json").write_text(json.dumps({"data": data}))
+    truth = rng.integers(0, 60, (images, K)) * (rng.random((images, K)) < 0.7)
+    for candidate in plan.candidates:
+        shift = rng.normal(0, rng.choice([0, 0.1]))
+        for seed in range(seeds):
+            fate = rng.random()
+            if fate < 0.06:
+                continue
+            if fate < 0.12:
+                path = trial_folder(folder, candidate, seed)
+                path.mkdir(parents=True)
+                (path / "result.json").write_text(json.dumps({"status": "failed", "reason": "it diverged"}))
+                continue
+            share = np.clip(0.6 + shift + rng.choice([0, 0.02]) * rng.standard_normal((images, K)), 0, 1)
+            confusion = np.zeros((images, K, K), np.int64)
+            right = np.round(truth * share).astype(np.int64)
+            for k in range(K):
+                confusion[:, k, k] += right[:, k]
+                confusion[:, k, (k + 1) % K] += truth[:, k] - right[:, k]
+            write_trial(folder, candidate, seed, confusion)
+            state = {"step": 9, "blocks": {"b": {"contribution": float(rng.choice([0.001, 0.3]))}}}
+            (trial_folder(folder, candidate, seed) / "metrics.jsonl").write_text(json.dumps(state) + "\n")
+
+
+def page_text(page):
+    text = html.unescape(re.sub(r"<[^>]*>", "", page)).replace("\N{NO-BREAK SPACE}", " ")
+    return re.sub(r"\s+", " ", text)
+
+
+def test_terminal_report_and_csv_say_the_same(tmp_path):
+    """On 200 random studies: every number, every word."""
+    rng, verdicts = np.random.default_rng(3), set()
+    for n in range(200):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        random_study(folder, rng)
+        results = load(folder)
+        rows = {row["candidate"]: row for row in csv.DictReader(_comparison(results).splitlines())}
+        terminal, page = repr(results), page_text(render(results))
+        for text in (terminal, page, *answer(results).supports):
+            assert not re.search(r"\bnan\b|\binf\b", text), text
+        for line in results.conclusions.sentences:
+            assert line in terminal
+            assert line in page
+        for row in results.summaries:
+            verdicts.add(row.verdict)
+            of_csv = rows[row.candidate]
+            assert of_csv["said"] == row.said
+            assert row.said in re.sub(r"\s+", " ", terminal)
+            assert row.said.removeprefix("failed: ").removesuffix(".") in page
+            if row.miou is None:
+                continue
+            assert str(row.miou) in terminal
+            assert str(row.miou) in page
+            assert float(of_csv["miou"]) == row.miou.mean
+            if row.difference is not None:
+                d = row.difference
+                assert str(d) in terminal
+                assert f"{signed(d.mean, d.half)}{' to '.join(ends(d.low, d.high) or ['too wide to show'])}" in page
+                assert float(of_csv["difference"]) == d.mean
+                assert of_csv["together low"] == ("" if math.isnan(d.low) else repr(d.low))
+                assert of_csv["single high"] == ("" if math.isnan(d.single.high) else repr(d.single.high))
+                assert row.short in terminal
+    assert verdicts >= {
+        "better",
+        "worse",
+        "open",
+        "practically the same",
+        "first impression",
+        "seed noise not measured",
+    }
+
+
+def _comparison(results):
+    return (write_csv(results).with_name("comparison.csv")).read_text()
+
+
+def test_judging_otherwise_trains_nothing(study, capsys):
+    """Margin and groups are entries of the plan that no trial depends on."""
+    environment = {"data": {"classes": ["odd", "even"], "val_names": [f"s{i % 3}_{i}" for i in range(30)]}}
+    (study / "environment.json").write_text(json.dumps(environment))
+    assert load(study).conclusions.groups.number == 30  # embedded scenes have no sequences
+    report_command(study, margin=50.0, groups=r"^s\d")
+    results = load(study)
+    assert results.conclusions.groups.number == 3
+    assert results.summary("control").verdict == "practically the same"
+    assert "seeds alone: between" in repr(results)
+    report_command(study, groups="^s")
+    results = load(study)
+    assert results.conclusions.groups.number == 1
+    for row in results.summaries:
+        assert row.difference is None or "on this one group of images" in row.sentence
+    assert answer(results).headline.startswith("nonlocal gains ")
+    assert "on this one group of images" in answer(results).headline
+    with pytest.raises(ValueError, match="finds nothing in the image 's0_0'"):
+        report_command(study, groups="x")
+    assert Plan.load(study / "study.yaml").groups == "^s"
+    assert Plan.load(study / "study.yaml").differences(Plan("scenes:lookup", ("nonlocal", "cbam", "criss_cross"))) == []
+
+
+def test_camvid_has_sequences(study):
+    plan = Plan("camvid:data", ("nonlocal", "cbam", "criss_cross"), seeds=3)
+    plan.save(study / "study.yaml")
+    names = [f"0016E5_{i:05d}" for i in range(30)]
+    (study / "environment.json").write_text(json.dumps({"data": {"classes": ["a", "b"], "val_names": names}}))
+    results = load(study)
+    assert str(results.conclusions.groups) == "1 sequence"
+    assert "better on this one sequence" in repr(results)
+    assert "on this one sequence" in answer(results).headline
+
+
+def test_nothing_learned_is_said(tmp_path):
+    plan = Plan("scenes:lookup", ("nonlocal",), seeds=3)
+    plan.save(tmp_path / "study.yaml")
+    confusion = np.zeros((5, 2, 2), np.int64)
+    confusion[:, 0, 0], confusion[:, 1, 0] = 90, 10
+    for candidate in plan.candidates:
+        for seed in range(3):
+            write_trial(tmp_path, candidate, seed, confusion)
+    said = "Nothing was learned: no candidate beats always naming the commonest class (45.0 % mIoU)."
+    results = load(tmp_path)
+    assert said in repr(results)
+    assert said in answer(results).supports
+
+
+def test_a_block_that_never_came_in_is_told(study):
+    for seed, share in enumerate((0.002, 0.019, 0.0)):
+        lines = [
+            {"step": 5, "blocks": {"b": {"contribution": 0.5}}},
+            {"step": 9, "blocks": {"b": {"contribution": share}}},
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 10, "blocks": {"b"'  # torn
+        (trial_folder(study, "nonlocal", seed) / "metrics.jsonl").write_text(text)
+    row = load(study).summary("nonlocal")
+    about = "this says something about the gate and the budget, not about the block"
+    assert row.came_in == f"never came in (at the end it added 1.9 % to its input): {about}"
+    assert f"It {row.came_in}." in row.said
+    (trial_folder(study, "nonlocal", 1) / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert load(study).summary("nonlocal").came_in.startswith("did not come in under 2 of 3 seeds")

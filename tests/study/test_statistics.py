@@ -22,17 +22,8 @@ from lookfar.study.statistics import (
     sample_covariance,
     seeds_needed,
 )
-from lookfar.study.verdicts import (
-    Terms,
-    against_control,
-    judge,
-    percent,
-    points,
-    signed,
-    spread,
-    trained_once,
-    which_is_best,
-)
+from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
+from lookfar.study.words import percent, plus_minus, points, signed
 
 TERMS = Terms()
 
@@ -143,6 +134,18 @@ def test_a_score_that_is_no_number_counts_as_no_trial():
     c = Comparisons(m, "baseline", 1)
     assert c.difference("b") is None  # no seed that both have
     assert c.mean("b").mean == 1.0
+
+
+def test_draws_without_a_score_are_left_out_for_all():
+    def mean_of_known(facts, weights):
+        known = weights * np.isfinite(facts)
+        with np.errstate(invalid="ignore"):
+            return known @ np.nan_to_num(facts) / known.sum(1)
+
+    values = np.array([1.0, 3.0, np.nan, np.nan])
+    m = measure({("a", 0): values, ("b", 0): values + 1}, mean_of_known, range(4), resamples=500)
+    assert 400 < m.draws.shape[-1] < 500  # one draw in sixteen holds no known sample
+    np.testing.assert_allclose(m.draws[1], m.draws[0] + 1)
 
 
 def test_no_trial_at_all():
@@ -293,7 +296,7 @@ def test_senseless_widths_are_not_shown():
     said = judge(difference(21.8, 129.7), TERMS)
     assert "129" not in said.sentence + said.short
     assert "too wide to show" in said.sentence
-    assert "too wide to show" in spread(21.8, 129.7)
+    assert "too wide to show" in plus_minus(21.8, 129.7)
 
 
 def test_numbers_are_written_with_their_uncertainty():
@@ -302,7 +305,7 @@ def test_numbers_are_written_with_their_uncertainty():
     assert points(-0.04) == "0.0"
     assert signed(-1.25, 1.0) == "−1.2"
     assert signed(0.04, 1.0) == signed(-0.04, 1.0) == "+0.0"
-    assert spread(2.0, math.nan) == "2.0"
+    assert plus_minus(2.0, math.nan) == "2.0"
     assert [percent(p) for p in (0.9999, 0.5, 0.001)] == ["above 99 %", "50 %", "below 1 %"]
 
 

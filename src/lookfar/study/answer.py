@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lookfar.study.plan import REFERENCES, Plan
+from lookfar.study.judging import ABOUT_THE_GATE
+from lookfar.study.plan import is_reference
 from lookfar.study.results import Results
-from lookfar.study.rows import Interval, Summary
-from lookfar.study.words import counted, duration, join, plus_minus, points, signed, thousands
+from lookfar.study.rows import Summary
+from lookfar.study.statistics import Difference, failures_possible
+from lookfar.study.words import counted, duration, join, percent, plus_minus, points, signed, thousands
 
 OVER = "over the network without a block"
 
@@ -30,23 +32,28 @@ class Answer:
 
 def answer(results: Results) -> Answer:
     """Answer which block helped, by how much, at what cost; never a winner that the data do not show."""
-    troubles = _troubles(results)
+    troubles, about = _troubles(results), list(results.conclusions.sentences)
     names = short_names([s.candidate for s in results.summaries])
     rows = {s.candidate: s for s in results.summaries}
-    baseline, control = rows.get("baseline"), rows.get("control")
+    baseline = rows.get("baseline")
     done = [_Gain(names[s.candidate], s, s.difference) for s in rows.values() if s.difference is not None]
-    done = sorted((g for g in done if g.row.candidate not in REFERENCES), key=lambda g: -g.by.mean)
+    done = sorted((g for g in done if not is_reference(g.row.candidate)), key=lambda g: -g.by.mean)
     if baseline is None or baseline.miou is None:
-        return Answer("Without a finished baseline nothing can be compared.", [], troubles)
+        return Answer("Without a finished baseline nothing can be compared.", about, troubles)
     if not done:
-        return Answer("No block has a finished trial beside the baseline.", [], troubles)
-    if not any(g.by.seed_noise_measured for g in done):
-        measured = join([f"{g.name} is at {signed(g.by.mean)} points" for g in done[:3]])
-        text = f"Against the baseline {measured} on these images. A verdict needs at least two seeds."
-        one = "One seed" if results.plan.seeds == 1 else "One finished seed"
-        return Answer(f"{one} shows no winner: seed noise was not measured.", [text], troubles)
+        return Answer("No block has a finished trial beside the baseline.", about, troubles)
+    where = results.conclusions.terms.where
     better = [g for g in done if g.row.verdict == "better"]
-    found = _gains(better, len(done), baseline, control) if better else _no_gain(done)
+    seeds = max(g.by.seeds for g in done)
+    if better:
+        found = _gains(better, len(done), baseline, where)
+    elif seeds < 3:
+        found = _too_few(done, seeds, results.plan.seeds)
+    else:
+        found = _no_gain(done, where, results.conclusions.terms.margin)
+    found.supports += about
+    if out := [g.name for g in done if g.row.came_in.startswith("never")]:
+        found.supports.append(f"{join(out)} never came in: {ABOUT_THE_GATE}.")
     found.troubles = troubles
     return found
 
@@ -66,45 +73,32 @@ def short_names(candidates: Sequence[str]) -> Mapping[str, str]:
 class _Gain:
     name: str
     row: Summary
-    by: Interval
+    by: Difference
 
     @property
     def amount(self) -> str:
         return plus_minus(abs(self.by.mean), self.by.half)
 
 
-def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, control: Summary | None) -> Answer:
+def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, where: str) -> Answer:
     top = better[0]
     cost = _cost(top.row, baseline)
+    over = f"{OVER} {where}" if where else OVER
     found = Answer("")
     if len(better) == 1:
-        found.headline = f"{top.name} gains {top.amount} points of mIoU {OVER}{cost and f', for {cost}'}."
+        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}{cost and f', for {cost}'}."
     elif len(better) <= 3:
         others = join([f"{g.name} {g.amount}" for g in better[1:]])
-        found.headline = f"{top.name} gains {top.amount} points of mIoU {OVER}, {others}."
+        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}, {others}."
         found.supports += [f"{top.name} takes {cost}."] if cost else []
     else:
         least, most = min(g.by.mean for g in better), max(g.by.mean for g in better)
         found.headline = (
-            f"{len(better)} of {compared} blocks gain {points(least)} to {points(most)} points of mIoU {OVER}."
+            f"{len(better)} of {compared} blocks gain {points(least)} to {points(most)} points of mIoU {over}."
         )
         found.supports.append(f"The largest gains measured: {join([f'{g.name} {g.amount}' for g in better[:3]])}.")
-    if len(better) > 1:
-        apart = top.by.low > max(g.by.high for g in better[1:])
-        found.supports.append(
-            f"The interval of {top.name} lies above those of the others."
-            if apart
-            else "The intervals of these blocks overlap: this study does not say which of them is best."
-        )
-    if control is not None and control.difference is not None:
-        d = control.difference
-        text = (
-            f"Convolutions of like size in its place change mIoU by {signed(d.mean, d.half)} ± {points(d.half, d.half)}"
-        )
-        if top.by.low > d.high:
-            found.supports.append(f"{text}: {top.name} brings more than its parameters.")
-        else:
-            found.supports.append(f"{text}; the intervals overlap, so the gain need not come from attention.")
+    found.supports += [f"{g.name} is {g.row.against_control}." for g in better[:3] if g.row.against_control]
+    found.supports.append(f"{top.name} {top.row.trained_once}.")
     off = [
         f"{g.name} falls from {points(g.row.miou.mean)} to {points(g.row.miou_off)} % mIoU"
         for g in better[:2]
@@ -115,24 +109,38 @@ def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, control: S
     return found
 
 
-def _no_gain(done: Sequence[_Gain]) -> Answer:
+def _too_few(done: Sequence[_Gain], seeds: int, planned: int) -> Answer:
+    """Fewer than three seeds: numbers, and no winner."""
+    if seeds == 2:
+        return Answer(
+            "Two seeds give a first impression and no verdict.", [f"{g.name}: {g.row.sentence}." for g in done[:3]]
+        )
+    measured = join([f"{g.name} is at {signed(g.by.mean)} points" for g in done[:3]])
+    one = "One seed" if planned == 1 else "One finished seed"
+    text = f"Against the baseline {measured} on these images. A verdict needs at least three seeds."
+    return Answer(f"{one} shows no winner: seed noise was not measured.", [text])
+
+
+def _no_gain(done: Sequence[_Gain], where: str, margin: float) -> Answer:
     worse = [g for g in done if g.row.verdict == "worse"]
-    undecided = [g for g in done if g.row.verdict != "worse"]
-    losses = join([f"{g.name} loses {g.amount}" for g in worse[:3]]) if worse else ""
-    if not undecided:
-        return Answer(f"No block helps: {losses} points of mIoU.")
-    half = max(g.by.half for g in undecided)
-    seeds = sorted({g.by.seeds for g in undecided})
-    which = undecided[0].name if len(undecided) == 1 else f"the {len(undecided)} blocks" if not worse else join(
-        [g.name for g in undecided[:3]]
-    )  # fmt: skip
-    found = Answer(
-        f"No difference between {which} and the network without a block can be seen: "
-        f"±{points(half, half)} points of mIoU at {join([str(s) for s in seeds])} seeds."
-    )
-    found.supports += [f"{losses} points."] if losses else []
-    found.supports += [f"{g.name}: {g.row.sentence}." for g in undecided[:3] if g.row.sentence]
-    return found
+    same = [g for g in done if g.row.verdict == "practically the same"]
+    left = [g for g in done if g not in worse and g not in same]
+    end = f" {where}" if where else ""
+    said = [f"{g.name}: {g.row.sentence}." for g in [*left, *same, *worse][:3]]
+    if not left and not same:
+        losses = join([f"{g.name} loses {g.amount}" for g in worse[:3]])
+        return Answer(f"No block helps{end}: {losses} points of mIoU.")
+    if not left:
+        which = f"{join([g.name for g in same[:3]])}{' and others' if len(same) > 3 else ''}"
+        verb = "is" if len(same) == 1 else "are"
+        return Answer(
+            f"{which} {verb} practically the same as the network without a block{end}: within ±{margin:g} points of "
+            "mIoU.",
+            said,
+        )
+    which = left[0].name if len(left) == 1 else f"{len(left)} blocks"
+    seeds = join([str(n) for n in sorted({g.by.seeds for g in left})])
+    return Answer(f"It is open whether {which} {'helps' if len(left) == 1 else 'help'}{end}, at {seeds} seeds.", said)
 
 
 def _cost(row: Summary, baseline: Summary) -> str:
@@ -158,8 +166,9 @@ def _troubles(results: Results) -> list[str]:
 # ---- around the numbers ------------------------------------------------------------------------------------------
 
 
-def facts(plan: Plan, device: str) -> list[str]:
-    """Data, host, place, steps, seeds, device: the line under the answer."""
+def facts(results: Results, device: str) -> list[str]:
+    """Data, host, place, steps, seeds, groups of images, device: the line under the answer."""
+    plan, groups = results.plan, results.conclusions.groups
     place = f", blocks after {plan.place}" if plan.place not in (None, "place") else ""
     found = [
         plan.data,
@@ -167,13 +176,28 @@ def facts(plan: Plan, device: str) -> list[str]:
         f"{thousands(plan.steps)} steps of {plan.batch_size} images",
         counted(plan.seeds, "seed"),
     ]
+    if groups.labels and groups.noun != "image":
+        found.append(f"validated on {counted(len(groups.labels), 'image')}, {groups}")
     return [*found, device] if device else found
+
+
+def intervals(results: Results) -> str:
+    """What the bars of the comparison hold."""
+    seeds = max((s.difference.seeds for s in results.summaries if s.difference), default=0)
+    groups = results.conclusions.groups
+    if groups.number == 1:
+        over = f"over seeds alone: the validation images are one {groups.noun}"
+    elif seeds == 1:
+        over = "over images alone: one seed says nothing about seed noise"
+    else:
+        over = "over seeds and images"
+    together = " All of this table hold together in 19 of 20 studies." if seeds > 1 else ""
+    return f"Bars are 95 % intervals {over}.{together} Small circles are seeds."
 
 
 def limits(results: Results) -> list[str]:
     """What the comparison cannot say, one sentence each."""
     plan = results.plan
-    blocks = sum(s.difference is not None for s in results.summaries)
     seeds = plan.seeds
     found = [
         "Other data, other hosts, other places in the host and longer training: everything here was trained for "
@@ -183,14 +207,20 @@ def limits(results: Results) -> list[str]:
         "off is the better witness.",
         "Time and memory on other machines; other trials may have run beside the one that was timed.",
     ]
-    if seeds > 1 and blocks > 1:
+    if seeds == 1:
+        found.insert(1, "Whether any difference would survive another seed: there was one.")
+    else:
+        possible = percent(failures_possible(seeds))
         found.insert(
             1,
-            f"Certainty: with {blocks} comparisons at 95 % each, {blocks * 0.05:.2g} would be wrong on average. "
-            f"An interval from {seeds} seeds assumes that seeds scatter normally.",
+            f"Whether a block fails now and then: {seeds} runs without a failure leave a failure rate up to {possible} "
+            f"possible. An interval from {seeds} seeds assumes that they scatter about normally.",
         )
-    elif seeds == 1:
-        found.insert(1, "Whether any difference would survive another seed: there was one.")
+    groups = results.conclusions.groups
+    if groups.number == 1:
+        found.insert(
+            1, f"Other images: the validation images are one {groups.noun}, what others would give is unknown."
+        )
     return found
 
 

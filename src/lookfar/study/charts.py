@@ -69,22 +69,30 @@ def forest_range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float
     return low - pad, high + pad
 
 
-def forest_row(
-    scale: tuple[float, float], style: Style, interval: tuple[float, float, float] | None, alt: str
-) -> Markup:
-    """Paired difference with its interval; ``interval`` is (low, mean, high), None draws the zero line alone."""
+@dataclass(frozen=True)
+class Bar:
+    """A paired difference: the ends of its interval, its mean, and the difference under each seed."""
+
+    low: float
+    mean: float
+    high: float
+    dots: Sequence[float] = ()
+
+
+def forest_row(scale: tuple[float, float], style: Style, bar: Bar | None, alt: str) -> Markup:
+    """Paired difference with its interval and its seeds; None draws the zero line alone."""
 
     def at(value: float) -> str:
         return f"{100 * (value - scale[0]) / (scale[1] - scale[0]):.2f}%"
 
     parts = [f'<line class="grid" x1="{at(t)}" x2="{at(t)}" y1="0" y2="100%"/>' for t in ticks(*scale, about=4) if t]
     parts.append(f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="100%"/>')
-    if interval:
-        low, mean, high = interval
+    if bar:
         draw = f'stroke="{style.colour}"'
-        parts.append(f'<line class="bar" {draw} x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+        parts.append(f'<line class="bar" {draw} x1="{at(bar.low)}" x2="{at(bar.high)}" y1="50%" y2="50%"/>')
+        parts += [f'<circle class="seed" {draw} cx="{at(dot)}" cy="50%" r="2.5"/>' for dot in bar.dots]
         marker = f'<path class="mark" d="{style.marker}" fill="{style.colour}"/>'
-        parts.append(f'<svg x="{at(mean)}" y="50%" overflow="visible">{marker}</svg>')
+        parts.append(f'<svg x="{at(bar.mean)}" y="50%" overflow="visible">{marker}</svg>')
     return Markup(f'<svg class="forest" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>')
 
 

@@ -41,9 +41,17 @@ def run_command(
         return STOPPED
 
 
-def report_command(folder: Path) -> int:
-    """Write a study's report and table of trials again; 1 where a trial failed or is missing."""
-    results = load(folder)
+def report_command(folder: Path, *, margin: float | None = None, groups: str | None = None) -> int:
+    """Write a study's report and tables again; 1 where a trial failed or is missing.
+
+    Args:
+        folder: Of the study.
+        margin: Judge with another margin; the plan keeps it.
+        groups: Draw validation images by other groups; the plan keeps them.
+    """
+    results = load(folder, margin=margin, groups=groups)
+    if margin is not None or groups is not None:
+        results.plan.save(folder / "study.yaml")
     write_csv(results)
     return _finish(results)
 

@@ -8,6 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+KNOWN: dict[str, tuple[str, str]] = {
+    "camvid": (r"^[^_]+", "sequence"),  # 0016E5_07961
+    "voc": ("none", "image"),  # 2007_000033: a year is no video
+    "scenes": ("none", "image"),
+}
 FEWEST, SIZE = 2, 2.0  # groups, and images in each on average, for names to tell of groups
 
 
@@ -62,6 +67,12 @@ def groups_of(names: Sequence[str], pattern: str | None = None, *, noun: str = "
         if _tells(labels):
             return Groups(tuple(labels), noun)
     return single
+
+
+def known_pattern(data: str) -> tuple[str | None, str]:
+    """Pattern and noun of the groups that a reader of data knows, by the ``data`` of a plan."""
+    reader, colon, _ = data.partition(":")
+    return KNOWN.get(reader if colon else "", (None, "group of images"))
 
 
 def _tells(labels: Sequence[str]) -> bool:

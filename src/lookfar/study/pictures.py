@@ -20,13 +20,6 @@ _CLASS_COLOURS = (
 _BACKGROUND = ("background", "void", "unlabelled", "unlabeled", "other")
 
 
-def similarity_word(similarity: float) -> str:
-    """See :func:`lookfar.diagnostics.similarity_word`."""
-    from lookfar.diagnostics import similarity_word  # here, since it loads torch and a study's first line must not wait
-
-    return similarity_word(similarity)
-
-
 @dataclass(frozen=True)
 class Detail:
     """How much of the pictures a report carries; a smaller one is taken where the file would be too large."""
@@ -112,8 +105,6 @@ def explorer_block(sample: dict[str, Any], images: Sequence[int], detail: Detail
 
     Maps are uint8 in base64, one after the other; ``span[k] = [low, high]`` brings map k back to weights.
     """
-    from lookfar.diagnostics.maps import similarity_word  # brings torch, which the other pictures do without
-
     rows, keys = _reduced_queries(sample, detail), (int(sample["map_size"][0]), int(sample["map_size"][1]))
     small = min(keys[0], detail.keys), min(keys[1], detail.keys)
     found: dict[str, Any] = {
@@ -129,15 +120,13 @@ def explorer_block(sample: dict[str, Any], images: Sequence[int], detail: Detail
         mean = _weights(sample["mean"][i][None], sample["mean_low"][i][None], sample["mean_high"][i][None])
         maps, mean = (_pool(m, keys, small) for m in (maps, mean))
         packed, span = _pack(np.concatenate([mean, maps]))
-        similarity = float(np.mean(sample["similarity"][i]))
         found["images"].append(
             {
                 "maps": packed,
                 "span": span,
                 "share": _rounded(sample["share"][i][chosen]),
                 "chance": _rounded(sample["chance"][i][chosen]),
-                "similarity": _rounded(similarity),
-                "word": similarity_word(similarity),
+                "similarity": _rounded(float(np.mean(sample["similarity"][i]))),
                 "mean_share": _rounded(sample["mean_share"][i]),
                 "mean_chance": _rounded(sample["mean_chance"][i]),
             }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lookfar.training import Settings
 
 REFERENCES = ("baseline", "control")  # always compared, whatever else is
+JUDGING = ("margin", "groups")  # entries that change how trials are judged, and no trial
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Candidate:
     def slug(self) -> str:
         """Name of its folder."""
         return slug(str(self))
+
+
+def is_reference(candidate: str) -> bool:
+    """Whether this is the baseline or a control."""
+    return candidate in REFERENCES
 
 
 def slug(text: str) -> str:
@@ -155,6 +161,8 @@ class Plan:
         checkpoint_every: Steps between checkpoints.
         tensorboard: Also write a TensorBoard log.
         threads: Threads of a trial; part of the plan, since sums depend on it.
+        margin: Differences within ± so many points of mIoU are practically none.
+        groups: Which validation images belong together: a regular expression for their names, or ``none``.
 
     >>> plan = Plan(data="scenes:lookup", blocks=("nonlocal", "cbam"), seeds=2)
     >>> plan.candidates
@@ -199,6 +207,8 @@ class Plan:
     checkpoint_every: int | None = None
     tensorboard: bool = False
     threads: int = 1
+    margin: float = 0.5
+    groups: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -206,6 +216,7 @@ class Plan:
         check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
         for name in ("in_chans", "width", "output_stride", "classes"):  # settings of training check themselves
             check(name, getattr(self, name), int | None)
+        check("margin", self.margin, Annotated[float, Range(0, 100)])
         if not self.blocks:
             raise ValueError(
                 "name at least one block, as in --blocks nonlocal,global_context; `lookfar blocks` lists all"
@@ -302,12 +313,12 @@ class Plan:
         write_text(Path(path), "# A plan: `lookfar study THIS_FILE` runs it.\n" + text)
 
     def differences(self, other: Plan) -> list[str]:
-        """What stands otherwise in ``other``, one line an entry: ``steps: 1000 there, 500 asked for``."""
+        """What another plan trains otherwise, one line an entry: ``steps: 1000 there, 500 asked for``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{name}: {_show(mine[name])} there, {_show(theirs[name])} asked for"
             for name in mine
-            if mine[name] != theirs[name]
+            if mine[name] != theirs[name] and name not in JUDGING
         ]
 
 

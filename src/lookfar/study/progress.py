@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lookfar.study.plan import REFERENCES, Plan
+from lookfar.study.plan import Plan, is_reference
 from lookfar.study.processes import RunningTrial
 from lookfar.study.words import counted, duration, points, thousands
 
@@ -38,7 +38,7 @@ class Board:
 
     def head(self, plan: Plan, folder: Path) -> None:
         """The first line, before anything slow is loaded."""
-        blocks = [b for b in plan.blocks if b not in REFERENCES]
+        blocks = [b for b in plan.blocks if not is_reference(b)]
         parts = [
             f"lookfar study · {plan.data}",
             f"{len(blocks) + 2} candidates × {counted(plan.seeds, 'seed')}",

@@ -80,7 +80,7 @@ function explore(data) {
       now.setAttribute("aria-label", `weights of ${block.name} for this query`);
       all.setAttribute("aria-label", `mean weights of ${block.name} over all queries`);
       const say = (key, text) => { figure.querySelector(`[data-of=${key}]`).textContent = text; };
-      say("similarity", own.similarity === null ? "–" : `${own.similarity.toFixed(2)}, ${own.word}`);
+      say("similarity", own.similarity === null ? "–" : own.similarity.toFixed(2));
       const share = own.share[at], chance = own.chance[at];
       say("share", share === null || chance === null ? "–" : `${percent(share)} here, ${percent(chance)} by chance`);
       const [low, high] = own.span[at + 1];

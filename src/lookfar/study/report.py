@@ -9,19 +9,22 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookfar.study import charts, pictures
 from lookfar.study._files import read_json, write_text
-from lookfar.study.answer import answer, facts, limits, made, short_names
-from lookfar.study.plan import REFERENCES
-from lookfar.study.results import Results, interval, load
-from lookfar.study.rows import Interval, Summary, Trial
-from lookfar.study.words import duration, plus_minus, points, signed, three, unit
+from lookfar.study.answer import answer, facts, intervals, limits, made, short_names
+from lookfar.study.plan import is_reference
+from lookfar.study.results import Results, load
+from lookfar.study.rows import Summary, Trial
+from lookfar.study.statistics import Interval, over_seeds
+from lookfar.study.words import WIDEST, duration, ends, half_width, plus_minus, points, signed, three, unit
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 LIMIT = 4_800_000  # bytes: below 5 MB, so that it can be mailed
@@ -49,19 +52,9 @@ def write_report(folder: str | Path) -> Path:
 
 def render(results: Results) -> str:
     """The report as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("lookfar.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"three": three, "points": points, "duration": duration, "soft": soft}
     here = resources.files("lookfar.study")
     css, js = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    template = environment.get_template("report.html.j2")
+    template = _template()
     text = _View(results)
     shown = _Pictures(results, text.styles)
     html = ""
@@ -73,6 +66,29 @@ def render(results: Results) -> str:
         if len(html.encode()) <= LIMIT:
             break
     return html
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lookfar.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "three": three,
+        "points": points,
+        "half_width": half_width,
+        "signed": signed,
+        "ends": lambda d: " to ".join(ends(d.low, d.high) or ("too wide to show",)),
+        "duration": duration,
+        "soft": soft,
+    }
+    return environment.get_template("report.html.j2")
 
 
 # ---- what the template is given -------------------------------------------------------------------------------------
@@ -104,10 +120,10 @@ class _View:
         self.answer = answer(results)
         self.shorts = short_names(names)
         devices = [read_json(Path(t.folder) / "result.json").get("device") for t in results.trials]
-        self.facts = facts(self.plan, next((str(d) for d in devices if d), ""))
-        ranges = [(s.difference.low, s.difference.high) for s in results.summaries if s.difference]
-        scale = charts.forest_range(ranges)
-        self.axis = charts.forest_axis(scale) if ranges else None
+        self.facts = facts(results, next((str(d) for d in devices if d), ""))
+        drawn = [bar for s in results.summaries if (bar := _bar(s))]
+        scale = charts.forest_range([(min(bar.low, *bar.dots), max(bar.high, *bar.dots)) for bar in drawn])
+        self.axis = charts.forest_axis(scale) if drawn else None
         self.rows = [_row(s, self.styles[s.candidate], scale) for s in results.summaries]
         self.parameter_unit = unit([s.parameters for s in results.summaries])
         self.scatters = [
@@ -119,6 +135,7 @@ class _View:
             if s
         ]
         self.one_seed = self.plan.seeds == 1
+        self.intervals = intervals(results)
         metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in results.trials}
         self.curves = self._curves(metrics)
         self.states = self._states(metrics)
@@ -134,7 +151,8 @@ class _View:
             cost = getattr(s, field)
             if s.miou and cost is not None:
                 name, style = self.shorts[s.candidate], self.styles[s.candidate]
-                found.append(charts.Point(name, cost / unit, s.miou.mean, s.miou.half, style))
+                half = s.miou.half if s.miou.half <= WIDEST else None
+                found.append(charts.Point(name, cost / unit, s.miou.mean, half, style))
         if len(found) < 2:
             return None
         alt = f"mIoU against {title}: " + "; ".join(f"{p.name} {three(p.x)}, {plus_minus(p.y, p.half)}" for p in found)
@@ -225,20 +243,24 @@ class _View:
                 trials = [t for t in self.results.trials if t.candidate == s.candidate and t.status == "done"]
                 values = [t.iou[k] for t in trials if k < len(t.iou)]
                 known = [v for v in values if v is not None]
-                cells.append(interval(known, 0.0) if known else None)
+                cells.append(over_seeds(known) if known else None)
             table.append((name, cells))
         return table
 
 
 def _row(s: Summary, style: charts.Style, scale: tuple[float, float]) -> Row:
-    d = s.difference
-    alt = f"difference of {s.candidate} to the baseline: "
-    alt += (
-        f"{signed(d.mean, d.half)}, 95 % interval {signed(d.low, d.half)} to {signed(d.high, d.half)}" if d else "none"
-    )
-    forest = charts.forest_row(scale, style, (d.low, d.mean, d.high) if d else None, alt)
-    note = {"baseline": "no block", "control": "plain convolutions of like size"}.get(s.candidate, "")
+    alt = f"difference of {s.candidate} to the baseline: {s.difference or 'none'}"
+    forest = charts.forest_row(scale, style, _bar(s), alt)
+    note = "no block" if s.candidate == "baseline" else "plain convolutions" if is_reference(s.candidate) else ""
     return Row(s, style, forest, note)
+
+
+def _bar(s: Summary) -> charts.Bar | None:
+    d = s.difference
+    if d is None:
+        return None
+    half = d.half if d.half <= WIDEST else 0.0  # what says nothing would press all others together
+    return charts.Bar(d.mean - half, d.mean, d.mean + half, d.of_seed)
 
 
 class _Pictures:
@@ -259,7 +281,7 @@ class _Pictures:
             same = first["name"].tolist()
             samples = {name: s for name, s in samples.items() if s["name"].tolist() == same}
         self.samples, self.styles = samples, styles
-        self.sentences = [_looks(name, styles[name], s) for name, s in samples.items() if name not in REFERENCES]
+        self.sentences = [_looks(name, styles[name], s) for name, s in samples.items() if not is_reference(name)]
         self.classes = list(results.classes)
         self.images = self._images(first) if first is not None else []
 
@@ -318,26 +340,19 @@ class _Pictures:
 
 
 def _looks(name: str, style: charts.Style, sample: dict[str, Any]) -> dict[str, Any]:
-    """Whether a block's maps depend on the query, in one sentence."""
+    """How alike a block's maps are and where they lie; what the block does with them no map can tell."""
     if "similarity" not in sample:
         reason = str(sample.get("reason", "")) or "nothing was recorded"
-        return {"name": name, "style": style, "word": "", "text": f"No maps: {reason}."}
-    from lookfar.diagnostics.maps import similarity_word
-
+        return {"name": name, "style": style, "text": f"No maps: {reason}."}
     per_image = sample["similarity"].mean(-1)
-    value = float(per_image.mean())
-    word = similarity_word(value)
-    uses = "it uses the query" if word.startswith("differs") else "it does without the query"
-    if word.startswith("differs a little"):
-        uses = "it uses the query a little"
-    text = f"Mean similarity between the maps of different queries {value:.2f}: {uses}."
+    text = f"Mean similarity between the maps of different queries {float(per_image.mean()):.2f}."
     share, chance = sample["mean_share"].mean(), sample["mean_chance"].mean()
     if math.isfinite(share) and math.isfinite(chance):
         text += f" {100 * share:.0f} % of the weight lies on the query's own class, {100 * chance:.0f} % by chance."
     heads = sample["similarity"].shape[-1]
     if heads > 1:
         text += f" Maps are the mean of {heads} heads."
-    return {"name": name, "style": style, "word": word, "text": text}
+    return {"name": name, "style": style, "text": text}
 
 
 # ---- small things ---------------------------------------------------------------------------------------------------

@@ -194,6 +194,7 @@ def _keep_plan(plan: Plan, folder: Path) -> None:
     if differences := Plan.load(path).differences(plan):
         listed = "".join(f"\n  {line}" for line in differences)
         raise ValueError(f"{folder} holds a study with another plan; give another --out, or the same plan:{listed}")
+    plan.save(path)  # it may be judged otherwise
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ def show(results: Results, report: Path | None = None, console: Console | None =
     for number, line in enumerate(table_lines(results.summaries, console.width)):
         console.print(line, style="bold" if number == 0 else "", soft_wrap=True)
     console.print()
-    for sentence in sentences(results.summaries, results.trials):
+    for sentence in sentences(results.summaries, results.conclusions):
         console.print(sentence, soft_wrap=not console.is_terminal)  # a terminal wraps at words
     last = ([f"Report: {report}"] if report else []) + [f"Next: {next_step(results)}"]
     joined = "        ".join(last)

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lookfar.study.words import ends, plus_minus, signed
+
 RESAMPLES = 1000
 DRAWS = 10_000  # for the probability of being best
 SEED = 0  # the same samples are drawn for every candidate, and every time a report is made
@@ -63,6 +65,9 @@ class Interval:
     @property
     def high(self) -> float:
         return self.mean + self.half
+
+    def __str__(self) -> str:
+        return plus_minus(self.mean, self.half)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,10 @@ class Difference:
     @property
     def high(self) -> float:
         return self.interval.high
+
+    def __str__(self) -> str:
+        found = ends(self.low, self.high)
+        return signed(self.mean, self.half) + (f" [{', '.join(found)}]" if found else "")
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def measure(
 
     Args:
         facts: What is known of the samples in the trial of (candidate, seed); trials that are missing are left out.
-        score: ``score(facts, weights (R, samples)) -> (R,)``.
+        score: ``score(facts, weights (R, samples)) -> (R,)``, nan where samples have no score.
         groups: The group of each sample. Groups are drawn whole; where every sample is its own, samples are drawn.
         resamples: R.
     """
@@ -202,7 +211,9 @@ def measure(
             draws[row, seed] = score(of_trial, weights)
         else:
             scores[row, seed] = np.nan
-    return Measured(candidates, scores, draws, len(labels))
+    # samples without any score in some draws, such as images without labels: these draws are left out for all
+    draws = draws[..., np.isfinite(draws[np.isfinite(scores)]).all(0)]
+    return Measured(candidates, scores, draws, len(labels) if draws.shape[-1] > 1 else 1)
 
 
 @lru_cache(maxsize=8)
@@ -279,26 +290,30 @@ def dunnett(comparisons: int, degrees: float, level: float = LEVEL) -> float:
 
     Dunnett, New tables for multiple comparisons with a control (Biometrics 1964).
     """
-    from scipy import optimize, special, stats
+    from scipy import special
 
     if comparisons <= 1:
         return student(degrees, level)
     z = np.linspace(-8, 8, 129)
-    weight_z = stats.norm.pdf(z) * (z[1] - z[0])
+    weight_z = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     nodes, weights = np.polynomial.legendre.leggauss(160)
     # over log s: small s decide where degrees are few
-    low, high = (0.5 * math.log(stats.chi2.ppf(p, degrees) / degrees) for p in (1e-9, 1 - 1e-12))
+    half = degrees / 2
+    low, high = (0.5 * math.log(special.gammaincinv(half, p) / half) for p in (1e-9, 1 - 1e-12))
     log_s = (high - low) / 2 * nodes + (high + low) / 2
     s = np.exp(log_s)
-    weight_s = (high - low) / 2 * weights * 2 * degrees * s**2 * stats.chi2.pdf(degrees * s**2, degrees)
+    density = 2 * np.exp(half * math.log(half) + degrees * log_s - half * s**2 - special.gammaln(half))  # of log s
+    weight_s = (high - low) / 2 * weights * density
 
-    def missing(d: float) -> float:
+    def coverage(d: float) -> float:
         inside = special.ndtr(z + math.sqrt(2) * d * s[:, None]) - special.ndtr(z - math.sqrt(2) * d * s[:, None])
-        return float(weight_s @ inside**comparisons @ weight_z) - level
+        return float(weight_s @ inside**comparisons @ weight_z)
 
-    least = student(degrees, level)
-    most = student(degrees, 1 - (1 - level) / comparisons)  # Bonferroni's value is never too small
-    return optimize.root_scalar(missing, bracket=(0.99 * least, 1.01 * most), xtol=1e-6).root
+    low, high = student(degrees, level), student(degrees, 1 - (1 - level) / comparisons)  # Bonferroni's
+    while high - low > 1e-6 * high:
+        d = (low + high) / 2
+        low, high = (d, high) if coverage(d) < level else (low, d)
+    return high
 
 
 # ---- conclusions -----------------------------------------------------------------------------------------------------
@@ -426,6 +441,13 @@ class Comparisons:
         return Best(first, leads, {names[i]: float(share[i]) for i in likely})
 
 
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of one value a seed with Student's interval over seeds alone; its half is nan with one."""
+    S = len(values)
+    variance = float(np.var(values, ddof=1)) if S > 1 else math.nan
+    return _interval(float(np.mean(values)), S, variance, S - 1, 0.0, 1, 1)
+
+
 def once(difference: Difference, failed: int = 0) -> Once:
     """For whoever trains once.
 
@@ -433,7 +455,7 @@ def once(difference: Difference, failed: int = 0) -> Once:
         difference: To the network without the block.
         failed: Trials of the candidate that failed.
     """
-    from scipy import special, stats
+    from scipy import special
 
     S = difference.seeds
     tried = S + failed
@@ -445,19 +467,26 @@ def once(difference: Difference, failed: int = 0) -> Once:
         else:
             probability = 0.5 + 0.5 * float(np.sign(difference.mean))
         probability *= S / tried
-    possible = 1.0 if failed == tried else float(stats.beta.ppf(LEVEL, failed + 1, tried - failed))
+    possible = failures_possible(tried, failed)
     return Once(sum(d > 0 for d in difference.of_seed), tried, min(difference.of_seed), probability, possible)
+
+
+def failures_possible(runs: int, failed: int = 0) -> float:
+    """The largest failure rate that so many runs do not exclude (95 %, one-sided)."""
+    from scipy import special
+
+    return 1.0 if failed == runs else float(special.betaincinv(failed + 1, runs - failed, LEVEL))
 
 
 def seeds_needed(difference: Difference, margin: float, power: float = 0.8) -> Needed | None:
     """How many seeds would show the measured difference, or the margin where that is more; None at one seed."""
-    from scipy import special, stats
+    from scipy import special
 
     effect = max(abs(difference.mean), margin)
     if difference.seeds < 2:
         return None
     of_samples = 0.0 if math.isnan(difference.sample_variance) else difference.sample_variance
-    room = effect**2 - (stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)) ** 2 * of_samples
+    room = effect**2 - (special.ndtri((1 + LEVEL) / 2) + special.ndtri(power)) ** 2 * of_samples
     if room <= 0:
         return Needed(effect, None, None, reachable=False)
     N = np.arange(2, MOST_SEEDS + 1)
@@ -467,7 +496,8 @@ def seeds_needed(difference: Difference, margin: float, power: float = 0.8) -> N
     factor = (special.stdtrit(degrees, (1 + LEVEL) / 2) + special.stdtrit(degrees, power)) ** 2 / N
     found = []
     for p in (0.9, 0.1):
-        variance = difference.seed_variance * difference.degrees / float(stats.chi2.ppf(p, difference.degrees))
+        half = difference.degrees / 2
+        variance = difference.seed_variance * half / float(special.gammaincinv(half, p))  # a quantile of chi squared
         enough = np.flatnonzero(factor * variance <= room)
         found.append(int(N[enough[0]]) if len(enough) else None)
     return Needed(effect, *found)

@@ -1,16 +1,16 @@
 """What numbers of :mod:`lookfar.study.statistics` are called, the same on the terminal, in the report and in Python."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from lookfar.study.statistics import FEW_GROUPS, Best, Difference, Interval, Needed, Once, seeds_needed
-from lookfar.study.words import points, signed
+from lookfar.study.words import ends, percent, plus_minus, points, signed, signed_plus_minus
 
 Word = Literal[
     "better", "worse", "practically the same", "open", "first impression", "seed noise not measured"
 ]  # fmt: skip
-WIDEST = 50.0  # half-widths beyond it say nothing about a score from 0 to 100
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def judge(d: Difference, terms: Terms) -> Verdict:
             f"{signed(d.mean)} {terms.score}{where or ' on these images'}; seed noise not measured: at least 3 seeds "
             "for a verdict",
         )
-    range_ = f"{between(d.interval)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
+    range_ = f"{_range(d.interval)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
     if d.seeds == 2:
         return Verdict(
             "first impression",
@@ -60,7 +60,7 @@ def judge(d: Difference, terms: Terms) -> Verdict:
         return Verdict(
             word,
             f"{word}{where}",
-            f"{word} by {spread(abs(d.mean), d.half)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
+            f"{word} by {plus_minus(abs(d.mean), d.half)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
             + (f", within the {terms.margin:g} that count as practically the same" if small else ""),
         )
     if max(abs(d.low), abs(d.high)) <= terms.margin:
@@ -70,7 +70,7 @@ def judge(d: Difference, terms: Terms) -> Verdict:
             f"practically the same within {terms.margin:g}: {range_}",
         )
     end = planned(d, terms)
-    return Verdict("open", f"open: {_range(d.interval)}{where}", f"open: {range_}{end and f'; {end}'}")
+    return Verdict("open", f"open: {_range(d.interval, False)}{where}", f"open: {range_}{end and f'; {end}'}")
 
 
 def planned(d: Difference, terms: Terms) -> str:
@@ -95,17 +95,17 @@ def against_control(d: Difference, terms: Terms, control: str) -> str:
         "worse": f"worse than {control}",
         "practically the same": f"practically the same as {control}",
     }.get(verdict.word, f"not shown to be better than {control}")
-    return f"{relation} ({signed_spread(d.mean, d.half)})"
+    return f"{relation} ({signed_plus_minus(d.mean, d.half)})"
 
 
-def which_is_best(best: Best, names: dict[str, str], terms: Terms) -> str:
+def which_is_best(best: Best, names: Mapping[str, str], terms: Terms) -> str:
     """Which block is best, in one sentence."""
     where = f" {terms.where}" if terms.where else ""
     first = names.get(best.first, best.first)
     if best.shown:
         lead = min(best.leads, key=lambda d: d.mean)
         second = names.get(lead.reference, lead.reference)
-        return f"{first} is the best of these{where}: {signed_spread(lead.mean, lead.half)} over {second}."
+        return f"{first} is the best of these{where}: {signed_plus_minus(lead.mean, lead.half)} over {second}."
     likely = [f"{names.get(name, name)} {percent(p)}" for name, p in list(best.probabilities.items())[:3]]
     return f"Which of these is the best is open{where}; probability of being it: {', '.join(likely)}."
 
@@ -126,7 +126,7 @@ def trained_once(o: Once, seeds_done: int) -> str:
 def _few_groups(d: Difference) -> str:
     if not 1 < d.groups <= FEW_GROUPS or d.seeds_alone is None:
         return ""
-    return f" (seeds alone: {between(d.seeds_alone)})"
+    return f" (seeds alone: {_range(d.seeds_alone)})"
 
 
 def _number(needed: Needed, least: int) -> str:
@@ -140,40 +140,8 @@ def _number(needed: Needed, least: int) -> str:
     return f"{fewest} to {most}" if most > fewest else f"about {fewest}"
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def spread(mean: float, half: float) -> str:
-    """``2.4 ± 0.5``, or the mean alone where the half-width is beyond all sense or unknown."""
-    return points(mean, half) + _half(half)
-
-
-def signed_spread(mean: float, half: float) -> str:
-    """``+2.4 ± 0.5``."""
-    return signed(mean, half) + _half(half)
-
-
-def between(interval: Interval) -> str:
-    """``between −1.4 and +6.1``."""
-    if not interval.half <= WIDEST:
-        return "in an interval too wide to show"
-    return f"between {signed(interval.low, interval.half)} and {signed(interval.high, interval.half)}"
-
-
-def percent(share: float) -> str:
-    """A probability; nothing is certain."""
-    if share > 0.99:
-        return "above 99 %"
-    return "below 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-
-
-def _half(half: float) -> str:
-    if math.isnan(half):
-        return ""
-    return f" ± {points(half, half)}" if half <= WIDEST else " ± too wide to show"
-
-
-def _range(interval: Interval) -> str:
-    if not interval.half <= WIDEST:
-        return "too wide to show"
-    return f"{signed(interval.low, interval.half)} to {signed(interval.high, interval.half)}"
+def _range(interval: Interval, between: bool = True) -> str:
+    found = ends(interval.low, interval.high)
+    if found is None:
+        return "in an interval too wide to show" if between else "too wide to show"
+    return f"between {found[0]} and {found[1]}" if between else f"{found[0]} to {found[1]}"

@@ -1,9 +1,11 @@
 """How a study writes numbers, durations and lists: on the terminal and in the report alike."""
 
+import math
 from collections.abc import Sequence
 
 from lookfar._tables import significant
 
+WIDEST = 50.0  # half-widths beyond it say nothing about a score from 0 to 100
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -31,8 +33,45 @@ def signed(value: float, half: float | None = None) -> str:
 
 
 def plus_minus(value: float, half: float | None) -> str:
-    """``61.2 ± 0.8``; without a half-width the value alone."""
-    return points(value, half) + (f" ± {points(half, half)}" if half is not None else "")
+    """A score with its half-width, where that is known and says anything.
+
+    >>> plus_minus(61.23, 0.81), plus_minus(61.23, None), plus_minus(21.8, 129.7)
+    ('61.2 ± 0.8', '61.2', '21.8 ± too wide to show')
+    """
+    return points(value, half) + half_width(half)
+
+
+def signed_plus_minus(value: float, half: float | None) -> str:
+    """As :func:`plus_minus`, for a difference."""
+    return signed(value, half) + half_width(half)
+
+
+def half_width(half: float | None) -> str:
+    """`` ± 0.8``; nothing where it is not known."""
+    if half is None or math.isnan(half):
+        return ""
+    return f" ± {points(half, half)}" if half <= WIDEST else " ± too wide to show"
+
+
+def ends(low: float, high: float) -> tuple[str, str] | None:
+    """Both ends of an interval with as many decimals as its width asks for; None where they say nothing.
+
+    >>> ends(-1.44, 6.1)
+    ('−1.4', '+6.1')
+    """
+    half = (high - low) / 2
+    return (signed(low, half), signed(high, half)) if half <= WIDEST else None
+
+
+def percent(share: float) -> str:
+    """A probability; nothing is certain.
+
+    >>> percent(0.5), percent(0.9999)
+    ('50 %', 'above 99 %')
+    """
+    if share > 0.99:
+        return "above 99 %"
+    return "below 1 %" if share < 0.01 else f"{100 * share:.0f} %"
 
 
 def three(value: float | None) -> str:

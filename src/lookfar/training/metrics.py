@@ -54,16 +54,17 @@ def scores(confusion: np.ndarray) -> dict[str, Any]:
         confusion: Counts ``(K, K)``, or ``(images, K, K)`` to be summed; rows are the truth.
 
     Returns:
-        ``miou`` over the classes that occur in truth or prediction, ``accuracy``, and ``iou``, a list with None for
-        a class that never occurs. Without a single labelled pixel ``miou`` and ``accuracy`` are None.
+        ``miou`` over the classes that the truth shows, ``accuracy``, and ``iou``, a list with None for the other
+        classes: a pixel that is predicted as one of them is wrong like any other, and costs no class of its own.
+        Without a single labelled pixel ``miou`` and ``accuracy`` are None.
     """
     confusion = np.asarray(confusion)
     if confusion.ndim not in (2, 3) or confusion.shape[-1] != confusion.shape[-2]:
         raise ValueError(f"want a confusion matrix (K, K) or (images, K, K), got {confusion.shape}")
     total = confusion.sum(0) if confusion.ndim == 3 else confusion
     hit = np.diagonal(total)
-    union = total.sum(0) + total.sum(1) - hit
-    iou = [float(h / u) if u else None for h, u in zip(hit, union)]
+    truth = total.sum(1)
+    iou = [float(h / u) if t else None for h, t, u in zip(hit, truth, total.sum(0) + truth - hit)]
     present = [value for value in iou if value is not None]
     pixels = total.sum()
     return {

@@ -1,0 +1,179 @@
+"""From trials to conclusions: scores of all trials, the row of each candidate, what is true of the study as a whole.
+
+Every number comes from :mod:`lookfar.study.statistics`, every verdict from :mod:`lookfar.study.verdicts`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lookfar.study.groups import Groups
+from lookfar.study.plan import is_reference
+from lookfar.study.rows import Summary, Trial
+from lookfar.study.scoring import accuracy, commonest_class, iou_of, mean_iou
+from lookfar.study.statistics import Best, Comparisons, measure, once
+from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
+from lookfar.study.words import points, thousands
+
+CAME_IN = 0.02  # of the input: a block that adds less at the end has not come in
+ABOUT_THE_GATE = "this says something about the gate and the budget, not about the block"
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """What a study shows.
+
+    Attributes:
+        terms: Score, margin and restriction of every sentence.
+        groups: How the validation images were drawn again.
+        best: Which block is best; None with fewer than two.
+        sentences: What is true of the study as a whole, without full stop.
+    """
+
+    terms: Terms
+    groups: Groups
+    best: Best | None
+    sentences: tuple[str, ...]
+
+
+def scored(trial: Trial, counts: np.ndarray, off: np.ndarray | None) -> Trial:
+    """The trial with its scores over the classes that the truth shows, in per cent."""
+    everything = np.ones((1, len(counts)))
+    return replace(
+        trial,
+        miou=_known(float(mean_iou(counts, everything)[0])),
+        accuracy=_known(accuracy(counts)),
+        iou=tuple(_known(value) for value in iou_of(counts, everything)[0].tolist()),
+        miou_off=trial.miou_off if off is None else _known(float(mean_iou(off, everything)[0])),
+    )
+
+
+def conclude(
+    candidates: Sequence[str],
+    trials: Sequence[Trial],
+    counts: Mapping[tuple[str, int], np.ndarray],
+    groups: Groups,
+    margin: float,
+) -> tuple[list[Summary], Conclusions]:
+    """Judge a study.
+
+    Args:
+        candidates: By plan, references too.
+        trials: Of all candidates and seeds, with scores.
+        counts: Of the trials that are done, ``(images, 3, K)``.
+        groups: Of the validation images.
+        margin: Differences within it are practically none.
+    """
+    terms = Terms(margin=margin, where=f"on this one {groups.noun}" if groups.number == 1 else "")
+    blocks = [name for name in candidates if not is_reference(name)]
+    comparisons = Comparisons(measure(counts, mean_iou, groups.labels), "baseline", len(blocks))
+    sizes = _sizes(trials)
+    rows = [_row(name, trials, comparisons, terms, sizes) for name in candidates]
+    best = comparisons.best(blocks)
+    sentences = _nothing_learned(rows, counts)
+    if best is not None and any(row.verdict == "better" for row in rows if row.candidate in best.probabilities):
+        sentences.append(which_is_best(best, {}, terms))
+    return rows, Conclusions(terms, groups, best, tuple(sentences))
+
+
+def _row(
+    name: str, trials: Sequence[Trial], comparisons: Comparisons, terms: Terms, sizes: Mapping[str, int]
+) -> Summary:
+    own = [t for t in trials if t.candidate == name]
+    done = [t for t in own if t.status == "done"]
+    failed = [t for t in own if t.status == "failed"]
+    there = name in comparisons.measured.candidates
+    difference = comparisons.difference(name, alone=is_reference(name)) if there and name != "baseline" else None
+    verdict = judge(difference, terms) if difference else None
+    of_one = once(difference, len(failed)) if difference else None
+    control = _control_of(name, sizes)
+    over = comparisons.difference(name, control) if there and control else None
+    beside = against_control(over, terms, _called(sizes[name], sizes[control])) if over and control else ""
+    iou = tuple(None if None in of_class else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
+    return Summary(
+        name, len(done), len(failed), failed[0].reason if failed else "",
+        comparisons.mean(name) if there else None, difference,
+        verdict.word if verdict else "", verdict.short if verdict else "",
+        verdict.sentence if verdict else f"failed: {failed[0].reason}" if failed and not done else "",
+        _mean([t.miou_off for t in done]), _mean([t.accuracy for t in done]), iou,
+        done[0].parameters if done else None, done[0].flops if done else None,
+        _median([t.latency_ms for t in done]), _median([t.memory_mb for t in done]), _mean([t.seconds for t in done]),
+        control, over, beside, of_one,
+        trained_once(of_one, len(done)) if of_one and len(done) > 1 and not is_reference(name) else "",
+        _came_in(name, done),
+    )  # fmt: skip
+
+
+# ---- controls --------------------------------------------------------------------------------------------------------
+
+
+def _sizes(trials: Sequence[Trial]) -> dict[str, int]:
+    """Parameters that each candidate adds to the host; 0 where they are not known."""
+    whole = {t.candidate: t.parameters or 0 for t in trials if t.status == "done"}
+    return {name: max(count - whole.get("baseline", count), 0) for name, count in whole.items()}
+
+
+def _control_of(name: str, sizes: Mapping[str, int]) -> str | None:
+    """The control of a block: of those at its place the one nearest in size."""
+    if is_reference(name) or name not in sizes:
+        return None
+    controls = [other for other in sizes if is_reference(other) and other != "baseline"]
+    here = [other for other in controls if _place(other) == _place(name)] or controls
+    return min(here, key=lambda other: abs(math.log(max(sizes[other], 1) / max(sizes[name], 1))), default=None)
+
+
+def _place(name: str) -> str:
+    return name[name.rfind(")") + 1 :].rpartition("@")[2] if "@" in name[name.rfind(")") + 1 :] else ""
+
+
+def _called(own: int, control: int) -> str:
+    """What the control is called beside a block of this size."""
+    if control == 0:
+        return "plain convolutions"
+    if own * 2 >= control and own <= control * 2:
+        return f"convolutions of the same size ({thousands(control)} parameters)"
+    relation = "larger" if control > own else "smaller"
+    return f"convolutions of {relation} size ({thousands(control)} parameters, the block {thousands(own)})"
+
+
+# ---- beyond the differences ------------------------------------------------------------------------------------------
+
+
+def _nothing_learned(rows: Sequence[Summary], counts: Mapping[tuple[str, int], np.ndarray]) -> list[str]:
+    """One line where no candidate beats a network that always names the commonest class."""
+    if not counts:
+        return []
+    least = commonest_class(next(iter(counts.values())))
+    means = [row.miou.mean for row in rows if row.miou is not None]
+    if not means or not max(means) <= least:
+        return []
+    return [f"Nothing was learned: no candidate beats always naming the commonest class ({points(least)} % mIoU)."]
+
+
+def _came_in(name: str, done: Sequence[Trial]) -> str:
+    """Says so where a block added next to nothing at the end of training."""
+    added = [t.contribution for t in done if t.contribution is not None]
+    out = [share for share in added if share < CAME_IN]
+    if name == "baseline" or not out:
+        return ""
+    if len(out) < len(added):
+        return f"did not come in under {len(out)} of {len(added)} seeds: it added less than 2 % to its input at the end"
+    most = max(out)
+    added_at_most = f" (at the end it added {100 * most:.1f} % to its input)" if most >= 0.001 else ""
+    return f"never came in{added_at_most}: {ABOUT_THE_GATE}"
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
