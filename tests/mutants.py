@@ -35,6 +35,10 @@ MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
 RESULTS = "tests/study/test_results.py"
+STATISTICS = (
+    "tests/study/test_statistics.py --deselect=tests/study/test_statistics.py::"
+    "test_intervals_and_verdicts_are_right_as_often_as_they_say"  # takes a minute
+)
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
 PLAN = "tests/study/test_plan.py"
@@ -218,17 +222,22 @@ MUTANTS = [
     Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = inner**-0.5",
            SPARSE_BLOCKS, "windowed attention's scale ignores its heads"),
     # ---- study ----
-    Mutant("study/results.py", "np.mean([drawn for _, drawn in values], 0).var(ddof=1)",
-           "np.mean([drawn.var(ddof=1) for _, drawn in values])", RESULTS,
-           "the image variance is the mean of the seeds' variances"),
-    Mutant("study/results.py", "drawn - other_drawn", "drawn - other_drawn[::-1]", RESULTS,
-           "the bootstrap of a difference is not paired"),
-    Mutant("study/results.py", "stats.t.ppf(0.975, S - 1)) * math.sqrt(sd**2 / S + image_variance)",
-           "stats.t.ppf(0.975, S - 1)) * math.sqrt(sd**2 / S)", RESULTS, "images make nothing uncertain"),
-    Mutant("study/results.py", "np.std(values, ddof=1)", "np.std(values)", RESULTS,
+    Mutant("study/statistics.py", "covariance = (covariance - by_candidate @ by_candidate.T) / (S * (S - 1))",
+           "covariance = covariance / S**2", STATISTICS, "what samples do to one run counts twice"),
+    Mutant("study/statistics.py", "covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]",
+           "covariance[0, 0] + covariance[1, 1]", RESULTS, "the draws of a difference are not paired"),
+    Mutant("study/statistics.py", "    if groups > 1 and sample_variance > 0:", "    if False:",
+           f"{STATISTICS} {RESULTS}", "images make nothing uncertain"),
+    Mutant("study/statistics.py", "float(of_seed.var(ddof=1))", "float(of_seed.var())", STATISTICS,
            "the deviation over seeds is divided by S"),
-    Mutant("study/results.py", "np.maximum(there.sum(-1), 1)", "there.shape[-1]", RESULTS,
-           "a class that never occurs counts in a study"),
+    Mutant("study/statistics.py", "1 if alone else self.compared", "1", STATISTICS,
+           "several blocks are several chances to be lucky"),
+    Mutant("study/statistics.py", "max(a + b, seed_variance)", "a + b", STATISTICS,
+           "a pair that scatters is not believed"),
+    Mutant("study/statistics.py", "(2 * pooled + (S - 1) * unbiased) / (S + 1)", "unbiased", STATISTICS,
+           "variances are not moderated"),
+    Mutant("study/scoring.py", "where=truth > 0", "where=truth + predicted > 0", RESULTS,
+           "a class that no mask shows costs its own IoU"),
     Mutant("study/build.py", "torch.manual_seed(_BLOCK_SEED + seed)", "torch.manual_seed(_BLOCK_SEED)", WORKER,
            "blocks are the same under every seed"),
     Mutant("study/build.py", "torch.manual_seed(seed)", "torch.manual_seed(0)", WORKER,

@@ -219,7 +219,7 @@ def test_a_real_study(tmp_path):
     results = load(out)
     assert results.complete
     row = results.summary("nonlocal")
-    assert row.verdict == ""
+    assert row.verdict == "seed noise not measured"
     assert "seed noise not measured" in row.sentence
     assert "seed noise not measured" in done.stdout
     of_block, of_control, host = (results.summary(n).parameters for n in ("nonlocal", "control", "baseline"))
