@@ -136,7 +136,7 @@ MUTANTS = [
            "truth stands in columns"),
     Mutant("training/metrics.py", "float(np.mean(present)) if", "float(np.sum(present) / len(iou)) if", METRICS,
            "a class that never occurs counts as missed"),
-    Mutant("training/metrics.py", "total.sum(0) + total.sum(1) - hit", "total.sum(0) + total.sum(1)", METRICS,
+    Mutant("training/metrics.py", "total.sum(0) + truth - hit", "total.sum(0) + truth", METRICS,
            "hits are counted twice in a union"),
     Mutant("training/metrics.py", "valid = truth != IGNORE", "valid = truth >= 0", METRICS, "void pixels are judged"),
     Mutant("training/metrics.py", "network.eval()\n    try", "network.train()\n    try", METRICS,
