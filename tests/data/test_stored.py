@@ -72,8 +72,18 @@ def test_pnm_that_cannot_be(tmp_path, content):
         read_stored(written(tmp_path / "a.pgm", content))
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tif", "pgm"])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "I", "F"])
+UNWRITTEN = {("P", "pgm"), ("I;16", "bmp"), ("I", "png"), ("I", "bmp"), ("F", "png"), ("F", "bmp")}  # by Pillow
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        (mode, suffix)
+        for mode in ("1", "L", "P", "I;16", "I", "F")
+        for suffix in ("png", "bmp", "gif", "tif", "pgm")
+        if (mode, suffix) not in UNWRITTEN
+    ],
+)
 def test_what_pillow_writes_is_read_back(tmp_path, mode, suffix):
     values = stripes(0, 1) if mode == "1" else stripes(0, 1, 2)
     if mode == "1":
@@ -84,10 +94,7 @@ def test_what_pillow_writes_is_read_back(tmp_path, mode, suffix):
     else:
         image = Image.fromarray(values.astype({"I": "i4", "I;16": "u2", "F": "f4"}.get(mode, "u1")))
     path = tmp_path / f"a.{suffix}"
-    try:
-        image.save(path)
-    except (OSError, ValueError, KeyError):
-        pytest.skip(f"Pillow writes no {mode} as {suffix}")
+    image.save(path)
     assert np.array_equal(read_mask(path).values, 255 * values if (mode, suffix) == ("1", "gif") else values)
 
 

@@ -4,6 +4,7 @@ Traps: Pillow scales grey of 1, 2 and 4 bits and PGM with another largest value 
 drops bands beside RGB, turns TIFF (and nothing else) by its orientation, and takes some BMP of two colours for 1-bit.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -212,6 +213,8 @@ class _Page:
 
 def _whole_pages(pages: Sequence[_Page]) -> list[int]:
     """The pages that are pictures of full size: neither overviews nor transparency masks."""
+    if not pages:
+        raise ValueError("no pages")
     pictures = [page for page in pages if not page.kind & (_REDUCED | _TRANSPARENCY)] or list(pages)
     largest = max(page.size[0] * page.size[1] for page in pictures)
     size = next(page.size for page in pictures if page.size[0] * page.size[1] == largest)
@@ -266,6 +269,9 @@ def _read_with_tifffile(path: Path, whole: Sequence[int] | None = None) -> Store
     """What Pillow has no mode for: bands beside RGB, colours of more than 8 bits, 64 bits."""
     import tifffile
 
+    log = logging.getLogger("tifffile")  # what it says of damaged tags is for whoever listens, not for the terminal
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:
         if whole is None:
             pages = [
