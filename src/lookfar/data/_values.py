@@ -21,7 +21,7 @@ def parse_values(given: Value | Iterable[object], option: str) -> tuple[Value, .
     """
     parts: list[object] = []
     for part in [given] if isinstance(given, str | int) else given:
-        parts.extend(part.split(",") if isinstance(part, str) else [part])
+        parts.extend(filter(str.strip, part.split(",")) if isinstance(part, str) else [part])
     values: list[Value] = []
     for part in parts:
         values.extend(_parse_value(part, option))

@@ -264,16 +264,17 @@ def _beyond(tally: _Tally, beyond: list[int], labels: Mapping[int, int], wanted:
     masks = len({name for key in beyond for name in tally[key].files})
     held = f"{counted(masks, 'mask')} {'holds' if masks == 1 else 'hold'} a class that does not exist. "
 
-    def write(room: int) -> str:
-        if len(beyond) > 3:
-            return f"mask values {tally.shares(beyond, room)}: {limit}. {cure}"
-        each = [f"{tally.line(key)} ({listed(tally[key].files, room // len(beyond))}): {limit}. " for key in beyond]
-        return "".join(each) + cure
+    def each(room: int) -> str:
+        room //= len(beyond)
+        return "".join(f"{tally.line(key)} ({listed(tally[key].files, room)}): {limit}. " for key in beyond)
 
-    for before, after in ((ignored, held), ("", held), ("", "")):
-        text = fitted(lambda room: before + write(room).replace(cure, after + cure))  # noqa: B023
-        if len(text) <= MOST:
-            break
+    def together(room: int) -> str:
+        return f"mask values {tally.shares(beyond, room)}: {limit}. {cure}"
+
+    text = fitted(together)
+    for before, after in (("", ""), ("", held), (ignored, held)) if len(beyond) <= 3 else ():
+        longer = fitted(lambda room: before + each(room) + after + cure)  # noqa: B023
+        text = longer if len(longer) <= MOST else text
     return text
 
 
