@@ -54,3 +54,20 @@ def test_onnx(sample: Sample) -> None:
         found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs)})
         for y, want in zip(found, outputs(m, inputs)):
             assert_same(f"{sample} at {size}", torch.from_numpy(y), want, 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@torch.no_grad()
+@samples("context")
+def test_jit_trace(sample: Sample) -> None:
+    """A trace takes the branches of its example: a branch by size would be wrong, in silence, at every other size."""
+    m = sample.make()
+    sizes = [*sample.sizes[:2], *([(12, 9)] if len(sample.sizes[0]) == 2 else [])]
+    for example in (sizes[0], sizes[-1]):
+        traced = torch.jit.trace(m, sample.inputs(m, example), check_trace=False)
+        for size in sizes:
+            inputs = sample.inputs(m, size)
+            for y, want in zip(outputs(traced, inputs), outputs(m, inputs)):
+                # a number made of sizes is one of float32 in a trace
+                assert_same(f"{sample} traced at {example}, run at {size}", y, want, 1e-6)

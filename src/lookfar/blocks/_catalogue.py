@@ -30,6 +30,11 @@ _ASKED = (
     "Options of many blocks, for studies that compare one block with itself. At their defaults every block is the "
     "published one; which values a block takes, and why not others, its page or its error says."
 )
+_EXPORTED = (
+    "Programs for maps of any size come from `torch.export` and from `torch.onnx.export(..., dynamo=True)`, which is "
+    "what ONNX means in these documents. `torch.jit.trace`, and with it the older exporter (`dynamo=False`), takes the "
+    "form without loops too, so that a trace is right at other sizes than its example's."
+)
 _SHARED = {
     "heads": "several attentions side by side, each on its share of the channels",
     "share_query_key": "one projection for queries and keys",
@@ -232,7 +237,7 @@ def _index() -> str:
     table = markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows)
     shared = [(f"`{option}`", meaning, _with_option(option)) for option, meaning in _SHARED.items()]
     questions = markdown_table(["option", "what it asks", "blocks"], shared)
-    return f"{head}{table}\n\n## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
+    return f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
 
 
 def _with_option(option: str) -> str:

@@ -28,9 +28,11 @@ def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
 def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """x and y of the positions of a map of ``size``, ``(H' W',)`` each; -1 and 1 at the corners."""
 
-    def line(n: int) -> Tensor:  # not linspace, which freezes the size into exported programs
-        steps: Any = torch.sym_max(n - 1, 1)
-        last: Any = torch.sym_min(n - 1, 1)
+    def line(n: Any) -> Tensor:  # not linspace, which freezes the size into exported programs
+        if isinstance(n, Tensor):  # a size, under torch.jit.trace
+            steps, last = (n - 1).clamp(min=1), (n - 1).clamp(max=1)
+        else:
+            steps, last = torch.sym_max(n - 1, 1), torch.sym_min(n - 1, 1)
         return 2 * torch.arange(n, dtype=like.dtype, device=like.device) / steps - last
 
     rows, columns = map(line, size)
