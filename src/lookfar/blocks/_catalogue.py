@@ -237,7 +237,8 @@ def _index() -> str:
     table = markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows)
     shared = [(f"`{option}`", meaning, _with_option(option)) for option, meaning in _SHARED.items()]
     questions = markdown_table(["option", "what it asks", "blocks"], shared)
-    return f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
+    head = f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n"
+    return f"{head}## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
 
 
 def _with_option(option: str) -> str:

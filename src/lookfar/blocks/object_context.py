@@ -92,7 +92,7 @@ class ObjectAttention(PairwiseAttention):
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Weighted sums of the values: maps in, a map out."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a program for every size: one attention with a mask
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # for every size: one attention, masked
             weights = self._block_weights(q, k)
             with without_autocast(v):
                 return to_map(weights @ widened(to_tokens(v, self.heads)), v).to(v.dtype)
