@@ -11,7 +11,7 @@ import torch
 import lookfar
 
 SRC = Path(lookfar.__file__).parent
-ROOMS = ("cost", "diagnostics", "networks")  # every public function here has an example
+ROOMS = ("cost", "diagnostics", "networks", "ops")  # every public function here has an example
 WITHOUT = {
     "keep_pages": "cannot be undone in the process that calls it",
     "collect_samples": "wants a trained network and its data",

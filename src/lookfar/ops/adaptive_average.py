@@ -11,12 +11,19 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def adaptive_average_reference(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
-    """The definition: bin i holds the mean of rows floor(iH/b) .. ceil((i+1)H/b) - 1; columns likewise."""
+    """The definition: bin i holds the mean of rows floor(iH/b) .. ceil((i+1)H/b) - 1; columns likewise.
+
+    >>> adaptive_average_reference(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1, 2)).tolist()  # the bins share the middle
+    [[[[1.5, 2.5]]]]
+    """
     return F.adaptive_avg_pool2d(x, bins)
 
 
 def adaptive_average(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
     """Means over a grid of bins that overlap where they do not divide the map: A_h x A_w^T.
+
+    >>> adaptive_average(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1, 2)).tolist()  # the bins share the middle
+    [[[[1.5, 2.5]]]]
 
     Shape: ``(B, C, H, W) -> (B, C, b_h, b_w)``, in float32 where ``x`` is in half precision.
     """

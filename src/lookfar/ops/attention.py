@@ -40,6 +40,10 @@ def attention_weights(
 ) -> Tensor:
     """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``.
 
+    >>> q, k = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]])
+    >>> attention_weights(q, k, normalization="l1").tolist()
+    [[[[0.75, 0.25]]]]
+
     Args:
         q: The queries whose weights are wanted.
         k: All keys.
@@ -66,7 +70,12 @@ def attention_weights(
 def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
 ) -> Tensor:
-    """The definition: the weights of the file's head, N x M of them, times the values."""
+    """The definition: the weights of the file's head, N x M of them, times the values.
+
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]), torch.tensor([[[[8.0], [4.0]]]])
+    >>> attention_reference(q, k, v, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
+    [[[[7.0]]]]
+    """
     check_normalization(normalization, NORMALIZATIONS)
     with without_autocast(q):
         q, k, v32 = widened(q), widened(k), widened(v)
@@ -79,6 +88,10 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
 ) -> Tensor:
     """:func:`attention_reference` without its N x M weights: fused, by associativity, or in blocks of queries.
+
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]), torch.tensor([[[[8.0], [4.0]]]])
+    >>> attention(q, k, v, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
+    [[[[7.0]]]]
 
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
 

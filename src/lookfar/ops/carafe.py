@@ -18,7 +18,12 @@ from lookfar.ops._window import Window, weighted_sum
 def carafe_reference(
     x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, scale_factor: int = 2
 ) -> Tensor:
-    """The definition: windows unfolded, repeated to the output's size, weighted, summed."""
+    """The definition: windows unfolded, repeated to the output's size, weighted, summed.
+
+    >>> masks = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])  # windows of one cell: a weight for each output pixel
+    >>> carafe_reference(torch.full((1, 1, 1, 1), 10.0), masks, kernel_size=1).tolist()
+    [[[[10.0, 20.0], [30.0, 40.0]]]]
+    """
     _check(x, masks, kernel_size, groups, scale_factor)
     B, C, H, W = x.shape
     with without_autocast(x):
@@ -40,6 +45,10 @@ def carafe_reference(
 def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, scale_factor: int = 2) -> Tensor:
     """:func:`carafe_reference` without unfolding: memory that of input, masks and output.
 
+    >>> masks = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])  # windows of one cell: a weight for each output pixel
+    >>> carafe(torch.full((1, 1, 1, 1), 10.0), masks, kernel_size=1).tolist()
+    [[[[10.0, 20.0], [30.0, 40.0]]]]
+
     Args:
         x: Features ``(B, C, H, W)``.
         masks: Weights ``(B, G k^2, sH, sW)`` as they are used, nothing is normalised; groups, then cells row by row.
@@ -60,7 +69,12 @@ def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, s
 
 
 def reassemble(x: Tensor, cells: Tensor, scale_factor: int) -> Tensor:
-    """:func:`carafe` with the masks on the small map: ``(B, C, H, W), (B, G, k^2, s^2, H, W) -> (B, C, sH, sW)``."""
+    """:func:`carafe` with the masks on the small map: ``(B, C, H, W), (B, G, k^2, s^2, H, W) -> (B, C, sH, sW)``.
+
+    >>> cells = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4, 1, 1)
+    >>> reassemble(torch.full((1, 1, 1, 1), 10.0), cells, 2).tolist()
+    [[[[10.0, 20.0], [30.0, 40.0]]]]
+    """
     groups, k, s = cells.shape[1], math.isqrt(cells.shape[2]), scale_factor
     with without_autocast(x):
         values = widened(x).contiguous().unflatten(1, (groups, -1))[:, None]  # (B, 1, G, C/G, H, W)

@@ -11,14 +11,24 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
-    """``(B, C, N) -> (B, C, C)``; every row sums to one."""
+    """``(B, C, N) -> (B, C, C)``; every row sums to one.
+
+    >>> import torch
+    >>> channel_attention_weights(100 * torch.eye(2)[None]).tolist()  # each channel looks at the one that differs
+    [[[0.0, 1.0], [1.0, 0.0]]]
+    """
     with without_autocast(x):
         x = widened(x)
         return (scale * x @ x.transpose(-2, -1)).softmax(-1)
 
 
 def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
-    """The definition, the authors' way: energies subtracted from the largest of their row, softmax, weighted sum."""
+    """The definition, the authors' way: energies subtracted from the largest of their row, softmax, weighted sum.
+
+    >>> import torch
+    >>> channel_attention_reference(100 * torch.eye(2)[None]).tolist()  # each channel takes the one that differs
+    [[[0.0, 100.0], [100.0, 0.0]]]
+    """
     with without_autocast(x):
         wide = widened(x)
         energy = -scale * (wide @ wide.transpose(-2, -1))
@@ -28,6 +38,10 @@ def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
 
 def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
     """Softmax attention between the C channels of ``x``, without parameters.
+
+    >>> import torch
+    >>> channel_attention(100 * torch.eye(2)[None]).tolist()  # each channel takes the one that differs
+    [[[0.0, 100.0], [100.0, 0.0]]]
 
     Args:
         x: Channels as rows.

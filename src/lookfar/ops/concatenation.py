@@ -21,7 +21,12 @@ ConcatenationNormalization = Literal["none", "l1"]
 
 
 def concatenation_weights(a: Tensor, b: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
-    """``(B, h, Q), (B, h, M) -> (B, h, Q, M)``, ReLU(a_i + b_j) over M (none) or over the row's sum (l1)."""
+    """``(B, h, Q), (B, h, M) -> (B, h, Q, M)``, ReLU(a_i + b_j) over M (none) or over the row's sum (l1).
+
+    >>> a, b = torch.tensor([[[1.0]]]), torch.tensor([[[5.0, -3.0]]])
+    >>> concatenation_weights(a, b).tolist()  # ReLU(1 + 5) / 2, ReLU(1 - 3) / 2
+    [[[[3.0, 0.0]]]]
+    """
     with without_autocast(a):
         a, b = widened(a), widened(b)
         weights = (a[..., :, None] + b[..., None, :]).relu()
@@ -33,7 +38,12 @@ def concatenation_weights(a: Tensor, b: Tensor, *, normalization: ConcatenationN
 def concatenation_reference(
     a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none"
 ) -> Tensor:
-    """The definition: y_i = 1/M sum_j ReLU(a_i + b_j) v_j (none) or with weights that sum to one (l1)."""
+    """The definition: y_i = 1/M sum_j ReLU(a_i + b_j) v_j (none) or with weights that sum to one (l1).
+
+    >>> a, b, v = torch.tensor([[[1.0]]]), torch.tensor([[[5.0, -3.0]]]), torch.tensor([[[[2.0], [7.0]]]])
+    >>> concatenation_reference(a, b, v).tolist()  # (ReLU(1 + 5) * 2 + ReLU(1 - 3) * 7) / 2
+    [[[[6.0]]]]
+    """
     with without_autocast(a):
         return (concatenation_weights(a, b, normalization=normalization) @ widened(v)).to(v.dtype)
 
@@ -68,6 +78,10 @@ def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: Concatenati
     """:func:`concatenation_reference` by sorting and prefix sums, in time O((N + M) log M + (N + M) E).
 
     Sums are accumulated in float64. ONNX has no bisection: programs exported to it compute the definition.
+
+    >>> a, b, v = torch.tensor([[[1.0]]]), torch.tensor([[[5.0, -3.0]]]), torch.tensor([[[[2.0], [7.0]]]])
+    >>> concatenation(a, b, v).tolist()  # (ReLU(1 + 5) * 2 + ReLU(1 - 3) * 7) / 2
+    [[[[6.0]]]]
 
     Shape: ``(B, h, N), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
 

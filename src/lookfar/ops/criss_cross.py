@@ -27,6 +27,10 @@ def criss_cross_weights(
 ) -> Tensor:
     """``(B, h, H, W, D), (B, h, H, W, D) -> (B, h, Q, N)``: rows of the dense map, exactly zero off the cross.
 
+    >>> q = torch.zeros(1, 1, 2, 2, 1)
+    >>> criss_cross_weights(q, q, torch.tensor([0]))  # all but the position diagonally opposite
+    tensor([[[[0.3333, 0.3333, 0.3333, 0.0000]]]])
+
     Args:
         q: Queries.
         k: Keys.
@@ -44,7 +48,12 @@ def criss_cross_weights(
 
 
 def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """The definition, position by position: the own row, and the own column without the own position."""
+    """The definition, position by position: the own row, and the own column without the own position.
+
+    >>> q, v = torch.zeros(1, 1, 2, 2, 1), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2, 1)
+    >>> criss_cross_reference(q, q, v).flatten()  # each the mean of all but the position diagonally opposite
+    tensor([1.0000, 1.3333, 1.6667, 2.0000])
+    """
     H, W = q.shape[2:4]
     with without_autocast(q):
         q, k, values = (widened(t).movedim(-1, 2) for t in (q, k, v))
@@ -193,6 +202,10 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalizat
 
     Logits and sums are float32 where the inputs are float16 or bfloat16. Under ``torch.compile`` and ``torch.export``
     the loop-free form is taken, whose memory is N (H + W).
+
+    >>> q, v = torch.zeros(1, 1, 2, 2, 1), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2, 1)
+    >>> criss_cross(q, q, v).flatten()  # each the mean of all but the position diagonally opposite
+    tensor([1.0000, 1.3333, 1.6667, 2.0000])
 
     Args:
         q: Queries ``(B, h, H, W, D)``.

@@ -33,7 +33,13 @@ LIMIT_ELSEWHERE = 1 << 25
 
 
 def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
-    """The definition: all samples, ``(B, C, k^2, H, W)``, times their weights."""
+    """The definition: all samples, ``(B, C, k^2, H, W)``, times their weights.
+
+    >>> x, w = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.ones(1, 1, 1, 1, 3)
+    >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
+    >>> deformable_sum_reference(w, x, offsets).tolist()
+    [[[[1.5, 2.5, 1.5]]]]
+    """
     B, G, K, H, W = weights.shape
     if offsets is None:
         k, margin = math.isqrt(K), dilation * (math.isqrt(K) // 2)
@@ -53,6 +59,11 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
     """Every position's weighted sum of its moved samples.
 
     Places and sums are float32 where ``x`` is float16 or bfloat16.
+
+    >>> x, w = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.ones(1, 1, 1, 1, 3)
+    >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
+    >>> deformable_sum(w, x, offsets).tolist()
+    [[[[1.5, 2.5, 1.5]]]]
 
     Args:
         weights: ``(B, G, k^2, H, W)``, samples row by row, k odd; group g weighs the channels g C/G .. (g + 1) C/G.
@@ -85,12 +96,23 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
 
 
 def deformable_convolution_reference(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
-    """The definition: all samples, ``(B, C, k^2, H, W)``, times the kernel."""
+    """The definition: all samples, ``(B, C, k^2, H, W)``, times the kernel.
+
+    >>> x, kernel = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.full((1, 1, 1, 1), 10.0)
+    >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
+    >>> deformable_convolution_reference(x, kernel, offsets).tolist()
+    [[[[15.0, 25.0, 15.0]]]]
+    """
     return torch.einsum("ock,bckyx->boyx", weight.flatten(2), _samples(x, offsets, dilation))
 
 
 def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
     """A convolution whose samples every position moves; zeros outside, as many positions out as in.
+
+    >>> x, kernel = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.full((1, 1, 1, 1), 10.0)
+    >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
+    >>> deformable_convolution(x, kernel, offsets).tolist()
+    [[[[15.0, 25.0, 15.0]]]]
 
     Args:
         x: ``(B, C, H, W)``.
@@ -119,6 +141,10 @@ def deformable_rows(
     weights: Tensor, offsets: Tensor | None = None, *, dilation: int = 1, queries: Tensor | None = None
 ) -> Tensor:
     """Weights of moved samples as rows over all positions; what lies outside the map is given to nobody.
+
+    >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
+    >>> deformable_rows(torch.ones(1, 1, 1, 1, 3), offsets).tolist()
+    [[[[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5]]]]
 
     Args:
         weights: ``(B, G, k^2, H, W)``.

@@ -13,12 +13,21 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian
 
 
 def centred(t: Tensor) -> Tensor:
-    """``(B, h, N, D)`` less its mean over the positions, channel by channel."""
+    """``(B, h, N, D)`` less its mean over the positions, channel by channel.
+
+    >>> centred(torch.tensor([[[[1.0], [3.0]]]])).tolist()
+    [[[[-1.0], [1.0]]]]
+    """
     return t - t.mean(-2, keepdim=True)
 
 
 def pairwise_attention_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: weights softmax_j(scale * (q_i - mean q) . (k_j - mean k))."""
+    """The definition: weights softmax_j(scale * (q_i - mean q) . (k_j - mean k)).
+
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[1.0], [3.0]]]])
+    >>> pairwise_attention_reference(q, k, v).tolist()  # a single query is the mean query, to which all keys are alike
+    [[[[2.0]]]]
+    """
     with without_autocast(q):
         q, k = (widened(t) - widened(t).mean(-2, keepdim=True) for t in (q, k))
         return ((scale * q @ k.transpose(-2, -1)).softmax(-1) @ widened(v)).to(v.dtype)
@@ -27,31 +36,55 @@ def pairwise_attention_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: floa
 def pairwise_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """:func:`pairwise_attention_reference` as one fused attention of centred queries to the keys as they are.
 
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[1.0], [3.0]]]])
+    >>> pairwise_attention(q, k, v).tolist()  # a single query is the mean query, to which all keys are alike
+    [[[[2.0]]]]
+
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
     """
     return embedded_gaussian(centred(q), k, v, scale=scale)
 
 
 def unary_weights(logits: Tensor) -> Tensor:
-    """``(B, h, M) -> (B, h, 1, M)``: one map for every query, at least in float32."""
+    """``(B, h, M) -> (B, h, 1, M)``: one map for every query, at least in float32.
+
+    >>> unary_weights(torch.tensor([[[3.0, 1.0]]]).log())
+    tensor([[[[0.7500, 0.2500]]]])
+    """
     return widened(logits).softmax(-1).unsqueeze(-2)
 
 
 def unary_attention(logits: Tensor, v: Tensor) -> Tensor:
-    """The softmax of the logits over the positions times the values: ``(B, h, M), (B, h, M, E) -> (B, h, 1, E)``."""
+    """The softmax of the logits over the positions times the values: ``(B, h, M), (B, h, M, E) -> (B, h, 1, E)``.
+
+    >>> unary_attention(torch.tensor([[[3.0, 1.0]]]).log(), torch.tensor([[[[1.0], [0.0]]]]))
+    tensor([[[[0.7500]]]])
+    """
     with without_autocast(v):
         return (unary_weights(logits) @ widened(v)).to(v.dtype)
 
 
 def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Weights softmax_j(scale * q_i . k_j + logits_j): ``(B, h, Q, D), (B, h, M, D), (B, h, M) -> (B, h, Q, M)``."""
+    """Weights softmax_j(scale * q_i . k_j + logits_j): ``(B, h, Q, D), (B, h, M, D), (B, h, M) -> (B, h, Q, M)``.
+
+    >>> q, k = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [1.0]]]]).log()
+    >>> logits = torch.tensor([[[2.0, 1.0]]]).log()
+    >>> multiplied_attention_weights(q, k, logits)  # 2 * 2 : 1 * 1
+    tensor([[[[0.8000, 0.2000]]]])
+    """
     with without_autocast(q):
         q, k, logits = widened(q), widened(k), widened(logits)
         return (scale * q @ k.transpose(-2, -1) + logits.unsqueeze(-2)).softmax(-1)
 
 
 def multiplied_attention_reference(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: pairwise times unary attention, renormalised, is one softmax over the sum of their logits."""
+    """The definition: pairwise times unary attention, renormalised, is one softmax over the sum of their logits.
+
+    >>> q, k = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [1.0]]]]).log()
+    >>> logits = torch.tensor([[[2.0, 1.0]]]).log()
+    >>> multiplied_attention_reference(q, k, logits, torch.tensor([[[[1.0], [0.0]]]]))  # weights 2 * 2 : 1 * 1
+    tensor([[[[0.8000]]]])
+    """
     with without_autocast(q):
         weights = scale * widened(q) @ widened(k).transpose(-2, -1) + widened(logits)[..., None, :]
         return (weights.softmax(-1) @ widened(v)).to(v.dtype)
@@ -61,6 +94,11 @@ def multiplied_attention(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, sca
     """:func:`multiplied_attention_reference` as one fused attention with one more channel, [q, 1] and [k, logits].
 
     Half-precision inputs are computed in float32: a logit rounded to half is not the logit.
+
+    >>> q, k = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [1.0]]]]).log()
+    >>> logits = torch.tensor([[[2.0, 1.0]]]).log()
+    >>> multiplied_attention(q, k, logits, torch.tensor([[[[1.0], [0.0]]]]))  # weights 2 * 2 : 1 * 1
+    tensor([[[[0.8000]]]])
 
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
     """

@@ -10,14 +10,25 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
-    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; of either sign, rows sum to anything."""
+    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; of either sign, rows sum to anything.
+
+    >>> import torch
+    >>> dot_product_weights(torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]])).tolist()
+    [[[[1.0, -2.0]]]]
+    """
     with without_autocast(q):
         q, k = widened(q), widened(k)
         return scale / max(k.shape[-2], 1) * q @ k.transpose(-2, -1)
 
 
 def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, N x M weights and all."""
+    """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, N x M weights and all.
+
+    >>> import torch
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]]), torch.tensor([[[[5.0], [1.0]]]])
+    >>> dot_product_reference(q, k, v).tolist()  # (2 * 5 - 4 * 1) / 2
+    [[[[3.0]]]]
+    """
     with without_autocast(q):
         weights = scale * widened(q) @ widened(k).transpose(-2, -1) / max(k.shape[-2], 1)
         return (weights @ widened(v)).to(v.dtype)
@@ -38,6 +49,11 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tenso
     """:func:`dot_product_reference` by associativity, in the other order where that costs less (few positions).
 
     Half-precision inputs are multiplied and summed in float32.
+
+    >>> import torch
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]]), torch.tensor([[[[5.0], [1.0]]]])
+    >>> dot_product(q, k, v).tolist()  # (2 * 5 - 4 * 1) / 2
+    [[[[3.0]]]]
 
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
 

@@ -16,13 +16,24 @@ EPS = 1e-9
 
 
 def double_normalization_reference(logits: Tensor, *, positions: int = -2, slots: int = -1) -> Tensor:
-    """The definition: softmax over one axis, then division by 1e-9 + the sum over the other."""
+    """The definition: softmax over one axis, then division by 1e-9 + the sum over the other.
+
+    >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
+    >>> double_normalization_reference(logits)  # columns (3, 1) / 4 and (1, 1) / 2, then rows
+    tensor([[0.6000, 0.4000],
+            [0.3333, 0.6667]])
+    """
     a = widened(logits).softmax(positions)
     return (a / (EPS + a.sum(slots, keepdim=True))).to(logits.dtype)
 
 
 def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1) -> Tensor:
     """Both normalisations in logarithms, in float32 at least: nothing underflows on the way, however many positions.
+
+    >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
+    >>> double_normalization(logits)  # columns (3, 1) / 4 and (1, 1) / 2, then rows
+    tensor([[0.6000, 0.4000],
+            [0.3333, 0.6667]])
 
     Args:
         logits: Similarities of any shape.

@@ -18,7 +18,11 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def embedded_gaussian_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
-    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; every row sums to one."""
+    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; every row sums to one.
+
+    >>> embedded_gaussian_weights(torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log())
+    tensor([[[[0.7500, 0.2500]]]])
+    """
     with without_autocast(q):
         # half-precision logits of unscaled products overflow at 65504
         q, k = widened(q), widened(k)
@@ -26,7 +30,12 @@ def embedded_gaussian_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Te
 
 
 def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: y_i = sum_j softmax_j(scale * q_i . k_j) v_j, N x M weights and all."""
+    """The definition: y_i = sum_j softmax_j(scale * q_i . k_j) v_j, N x M weights and all.
+
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
+    >>> embedded_gaussian_reference(q, k, v)
+    tensor([[[[0.7500]]]])
+    """
     with without_autocast(q):
         return (embedded_gaussian_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
 
@@ -106,6 +115,10 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
     """Softmax attention of N queries to M keys: :func:`embedded_gaussian_reference` without its N x M weights.
 
     Fused kernels where there are any, blocks of queries elsewhere. Second derivatives work and do hold the weights.
+
+    >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
+    >>> embedded_gaussian(q, k, v)
+    tensor([[[[0.7500]]]])
 
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
 

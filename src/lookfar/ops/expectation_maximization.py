@@ -34,7 +34,13 @@ def expectation_maximization_reference(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, as the authors' code does it: h = W x + b on the map, then T steps of E and M."""
+    """The definition, as the authors' code does it: h = W x + b on the map, then T steps of E and M.
+
+    >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
+    >>> r, bases = expectation_maximization_reference(x, 1000 * torch.eye(2)[None], iterations=1, variant="mmseg")
+    >>> r.tolist()  # each position becomes the direction of its cluster
+    [[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]]
+    """
 
     def guard(d: Tensor) -> Tensor:
         return d + 1e-6 if variant == "authors" else d.clamp_min(1e-12)
@@ -111,6 +117,10 @@ def expectation_maximization_weights(
     """The equivalent weights ``(B, h, Q, N)`` of the values h, of rank K; rows do not sum to one.
 
     Takes what :func:`expectation_maximization` takes, and the flat positions ``queries`` ``(Q,)``, all when None.
+
+    >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
+    >>> expectation_maximization_weights(x, 1000 * torch.eye(2)[None], iterations=1, variant="mmseg").tolist()
+    [[[[0.25, 0.25, 0.0], [0.25, 0.25, 0.0], [0.0, 0.0, 0.5]]]]
     """
     with without_autocast(x):
         z, _, scale = _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)
@@ -130,6 +140,11 @@ def expectation_maximization(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rank-K reconstruction of positions: :func:`expectation_maximization_reference` in O(N K).
+
+    >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
+    >>> r, bases = expectation_maximization(x, 1000 * torch.eye(2)[None], iterations=1, variant="mmseg")
+    >>> r.tolist()  # each position becomes the direction of its cluster
+    [[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]]
 
     Args:
         x: Tokens ``(B, h, N, C)`` in any strides: a map's ``x.flatten(2).transpose(1, 2)`` is not copied.
@@ -171,6 +186,10 @@ def responsibilities(
     """z of the last E step, ``(B, h, K, N)``: at each position they sum to one over the bases.
 
     Takes what :func:`expectation_maximization` takes; with one iteration they are those of the given bases.
+
+    >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
+    >>> responsibilities(x, 1000 * torch.eye(2)[None], iterations=1).tolist()
+    [[[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]]
     """
     with without_autocast(x):
         return _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)[0]

@@ -30,7 +30,13 @@ NORMALIZATIONS = tuple(_NORMALIZE)
 def external_attention_reference(
     x: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
 ) -> Tensor:
-    """The definition, positions first: similarities (B, h, N, S), their normalisation, the sum over slots."""
+    """The definition, positions first: similarities (B, h, N, S), their normalisation, the sum over slots.
+
+    >>> import torch
+    >>> x, key, value = torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), torch.tensor([[8.0], [4.0]])
+    >>> external_attention_reference(x, key, value, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
+    [[[[7.0]]]]
+    """
     with without_autocast(x):
         l = widened(x) @ widened(key).T
         l = l if bias is None else l + widened(bias)
@@ -42,6 +48,11 @@ def external_attention(
     x: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
 ) -> Tensor:
     """A mixture of S value rows for every position: :func:`external_attention_reference` without copies of ``x``.
+
+    >>> import torch
+    >>> x, key, value = torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), torch.tensor([[8.0], [4.0]])
+    >>> external_attention(x, key, value, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
+    [[[[7.0]]]]
 
     Args:
         x: Tokens ``(B, h, N, D)`` in any strides: a map's ``x.flatten(2).transpose(1, 2)`` is not copied.
@@ -68,6 +79,10 @@ def external_attention_weights(
     x: Tensor, key: Tensor, *, bias: Tensor | None = None, normalization: Normalization = "double"
 ) -> Tensor:
     """Weights ``(B, h, N, S)`` over the slots of each position, in float32 at least.
+
+    >>> import torch
+    >>> external_attention_weights(torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), normalization="l1").tolist()
+    [[[[0.75, 0.25]]]]
 
     Args:
         x: Tokens ``(B, h, N, D)`` in any strides, or ``(B, 1, N, D)`` for all heads.

@@ -82,7 +82,12 @@ def _windowed_average(x: Tensor, radius: int, weigh: Callable[[int, int], Tensor
 def bilateral_reference(
     x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar
 ) -> Tensor:
-    """The definition: f_ij = exp(-|s_i - s_j|^2 / (2 sigma_spatial^2) - |x_i - x_j|^2 / (2 sigma_color^2))."""
+    """The definition: f_ij = exp(-|s_i - s_j|^2 / (2 sigma_spatial^2) - |x_i - x_j|^2 / (2 sigma_color^2)).
+
+    >>> x = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+    >>> bilateral_reference(x, kernel_size=3, sigma_color=0.01, sigma_spatial=1.0).tolist()  # the edge stays
+    [[[[0.0, 0.0, 1.0]]]]
+    """
     H, W = x.shape[2:]
     radius = max(H, W) if kernel_size is None else kernel_size // 2
     found = []
@@ -103,6 +108,10 @@ def _within(H: int, W: int, i: int, j: int, radius: int, device: torch.device) -
 
 def bilateral(x: Tensor, *, kernel_size: int | None = None, sigma_color: Scalar, sigma_spatial: Scalar) -> Tensor:
     """Edge-preserving blur: an average over neighbours near in space and in value (Tomasi, Manduchi 1998).
+
+    >>> x = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+    >>> bilateral(x, kernel_size=3, sigma_color=0.01, sigma_spatial=1.0).tolist()  # the edge stays
+    [[[[0.0, 0.0, 1.0]]]]
 
     Args:
         x: Images ``(B, C, H, W)``, values in [0, 1]; channels share one weight, of their joint Euclidean distance.
@@ -150,7 +159,12 @@ def _padded(x: Tensor, margin: int) -> Tensor:
 def nonlocal_means_reference(
     x: Tensor, *, patch_size: int = 7, patch_distance: int | None = 11, h: Scalar = 0.1, sigma: Scalar = 0.0
 ) -> Tensor:
-    """The definition: patches of two positions, their weighted squared distance, exp(-max(distance, 0))."""
+    """The definition: patches of two positions, their weighted squared distance, exp(-max(distance, 0)).
+
+    >>> x = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+    >>> nonlocal_means_reference(x, patch_size=1, h=0.01).tolist()  # zeros and ones are too different to be mixed
+    [[[[0.0, 0.0, 1.0]]]]
+    """
     (C, H, W), margin = x.shape[1:], patch_size // 2
     radius = max(H, W) if patch_distance is None else patch_distance
     u = torch.arange(patch_size, dtype=x.dtype, device=x.device) - margin
@@ -172,6 +186,10 @@ def nonlocal_means(
     x: Tensor, *, patch_size: int = 7, patch_distance: int | None = 11, h: Scalar = 0.1, sigma: Scalar = 0.0
 ) -> Tensor:
     """Average over positions whose surroundings look alike (Buades, Coll, Morel 2005).
+
+    >>> x = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+    >>> nonlocal_means(x, patch_size=1, h=0.01).tolist()  # zeros and ones are too different to be mixed
+    [[[[0.0, 0.0, 1.0]]]]
 
     Args:
         x: Images ``(B, C, H, W)``, values in [0, 1].
@@ -217,6 +235,11 @@ def mean_shift(
 
     Queries start as the pixels and move; keys and values stay the original image. One Gaussian step is the bilateral
     filter of the whole image.
+
+    >>> x = torch.tensor([[[[0.0, 1.0]]]])  # two pixels, each in the other's reach
+    >>> values, places = mean_shift(x, sigma_spatial=1.0, sigma_color=1.0, iterations=1, kernel="flat")
+    >>> values.tolist()
+    [[[[0.5, 0.5]]]]
 
     Args:
         x: Images ``(B, C, H, W)``, values in [0, 1].

@@ -32,6 +32,12 @@ def matrix_decomposition(
 ) -> tuple[Tensor, Tensor]:
     """Factors of ``x``, from ``bases`` on.
 
+    >>> x = torch.tensor([[[3.0, 1.0, 0.0], [0.0, 0.0, 2.0]]])  # two channels, three positions
+    >>> bases = torch.eye(2)[None]
+    >>> _, coefficients = matrix_decomposition(x, bases, method="vq", iterations=1, inverse_temperature=1000.0)
+    >>> coefficients.tolist()  # which basis each position is assigned to
+    [[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]
+
     Args:
         x: ``(B, D, N)``; non-negative for ``nmf``.
         bases: ``(B, D, R)``, of unit columns.

@@ -38,6 +38,10 @@ def relative_logits(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     2 k products a query, added up for k^2 cells.
 
+    >>> rows = torch.tensor([[[-1.0, 0.0, 1.0]]])
+    >>> relative_logits(torch.ones(1, 1, 2, 1, 1), rows, 10 * rows).flatten().tolist()
+    [-11.0, -1.0, 9.0, -10.0, 0.0, 10.0, -9.0, 1.0, 11.0]
+
     Shape: ``(B, h, D, H, W), (h or 1, D/2, k), (h or 1, D/2, k) -> (B, h, k^2, H, W)``
     """
     with without_autocast(q):
@@ -85,7 +89,12 @@ class Cells:
 
 
 def neighborhood_weights(q: Tensor, k: Tensor, **options: Any) -> Tensor:
-    """Weights of the cells, ``(B, h, k^2, H', W')``; keywords as in :func:`neighborhood`."""
+    """Weights of the cells, ``(B, h, k^2, H', W')``; keywords as in :func:`neighborhood`.
+
+    >>> q = torch.zeros(1, 1, 1, 1, 3)
+    >>> neighborhood_weights(q, q, kernel_size=3)[0, 0, :, 0, 0]  # the leftmost query: two cells are on the map
+    tensor([0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 0.5000, 0.0000, 0.0000, 0.0000])
+    """
     return Cells(**options).weights(q, k)
 
 
@@ -107,6 +116,10 @@ def neighborhood(
     """Every query's weighted sum of the values in its window: :func:`neighborhood_reference` in N (C + h k^2) memory.
 
     Logits, softmax and sums are float32 where the inputs are float16 or bfloat16.
+
+    >>> q, v = torch.zeros(1, 1, 1, 1, 3), torch.tensor([[[[[0.0, 1.0, 1.0]]]]])
+    >>> neighborhood(q, q, v, kernel_size=3).flatten()  # means of two, three and two values
+    tensor([0.5000, 0.6667, 1.0000])
 
     Args:
         q: Queries ``(B, h, D, H', W')``, at every ``stride``-th position of the keys: H' = ceil(H / stride).
@@ -140,7 +153,12 @@ def neighborhood(
 
 
 def neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """The definition, query by query and cell by cell; keywords as in :func:`neighborhood`."""
+    """The definition, query by query and cell by cell; keywords as in :func:`neighborhood`.
+
+    >>> q, v = torch.zeros(1, 1, 1, 1, 3), torch.tensor([[[[[0.0, 1.0, 1.0]]]]])
+    >>> neighborhood_reference(q, q, v, kernel_size=3).flatten()  # means of two, three and two values
+    tensor([0.5000, 0.6667, 1.0000])
+    """
     o = Cells(**options)
     (kh, kw), (sh, sw), (lh, lw) = ((n, n) if isinstance(n, int) else n for n in (o.kernel_size, o.stride, o.dilation))
     (H, W), grid = k.shape[-2:], q.shape[-2:]
@@ -199,6 +217,12 @@ def neighborhood_rows(
 ) -> Tensor:
     """Weights of cells as rows over all keys, exactly zero off the window.
 
+    >>> q = torch.zeros(1, 1, 1, 1, 3)
+    >>> neighborhood_rows(neighborhood_weights(q, q, kernel_size=3), (1, 3), kernel_size=3)
+    tensor([[[[0.5000, 0.5000, 0.0000],
+              [0.3333, 0.3333, 0.3333],
+              [0.0000, 0.5000, 0.5000]]]])
+
     Args:
         weights: ``(B, h, k^2, H', W')``, of :func:`neighborhood_weights`.
         size: H and W of the keys.
@@ -219,7 +243,11 @@ def neighborhood_rows(
 
 
 def rows_of_cells(weights: Tensor, at: Tensor, size: Pair, window: Window) -> Tensor:
-    """``(B, h, k^2, Q)`` of the windows around the flat positions ``at`` (Q,) as rows over all keys, (B, h, Q, N)."""
+    """``(B, h, k^2, Q)`` of the windows around the flat positions ``at`` (Q,) as rows over all keys, (B, h, Q, N).
+
+    >>> rows_of_cells(torch.ones(1, 1, 3, 1), torch.tensor([0]), (1, 3), Window((1, 3))).tolist()
+    [[[[1.0, 1.0, 0.0]]]]
+    """
     H, W = size
     rows, columns = window.lines(0, H, at.device)[0], window.lines(1, W, at.device)[0]
     keys = (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)[:, at].T  # (Q, k^2)

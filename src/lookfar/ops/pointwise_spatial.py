@@ -85,7 +85,12 @@ def pointwise_spatial_weights(
     normalization: Normalization = "softmax",
     queries: Tensor | None = None,
 ) -> Tensor:
-    """Weights of sources for the flat targets ``queries`` (Q,), all when None: ``(B, Q, N)``."""
+    """Weights of sources for the flat targets ``queries`` (Q,), all when None: ``(B, Q, N)``.
+
+    >>> a, m = torch.ones(1, 1, 1, 2), torch.tensor([[[1.0], [2.0], [3.0]]])  # one step left, here, one step right
+    >>> pointwise_spatial_weights(a, m, direction="collect", normalization="none").tolist()
+    [[[2.0, 3.0], [1.0, 2.0]]]
+    """
     _check(a, m, a, direction, normalization)
     H, W = a.shape[2:]
     with without_autocast(a):
@@ -104,7 +109,13 @@ def pointwise_spatial_weights(
 def pointwise_spatial_reference(
     a: Tensor, m: Tensor, v: Tensor, *, direction: Direction, normalization: Normalization = "softmax"
 ) -> Tensor:
-    """The definition: every logit by its offset, N x N of them."""
+    """The definition: every logit by its offset, N x N of them.
+
+    >>> a, m = torch.ones(1, 1, 1, 2), torch.tensor([[[1.0], [2.0], [3.0]]])  # one step left, here, one step right
+    >>> v = torch.tensor([[[[1.0, 10.0]]]])
+    >>> pointwise_spatial_reference(a, m, v, direction="collect", normalization="none").tolist()  # 2 + 30 and 1 + 20
+    [[[[32.0, 21.0]]]]
+    """
     _check(a, m, v, direction, normalization)
     (H, W), (mh, mw) = a.shape[2:], m.shape[:2]
     with without_autocast(a):
@@ -125,6 +136,11 @@ def pointwise_spatial(
     a: Tensor, m: Tensor, v: Tensor, *, direction: Direction, normalization: Normalization = "softmax"
 ) -> Tensor:
     """:func:`pointwise_spatial_reference` with blocks of logits, recomputed in the backward pass.
+
+    >>> a, m = torch.ones(1, 1, 1, 2), torch.tensor([[[1.0], [2.0], [3.0]]])  # one step left, here, one step right
+    >>> v = torch.tensor([[[[1.0, 10.0]]]])
+    >>> pointwise_spatial(a, m, v, direction="collect", normalization="none").tolist()  # 2 + 30 and 1 + 20
+    [[[[32.0, 21.0]]]]
 
     Args:
         a: What logits are predicted from.

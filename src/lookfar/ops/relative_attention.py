@@ -43,7 +43,12 @@ def relative_attention_weights(
     queries: Tensor | None = None,
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
-    """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
+    """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None.
+
+    >>> q, rows, columns = torch.ones(1, 1, 2, 1), torch.zeros(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> relative_attention_weights(q, 0 * q, rows, columns, size=(1, 2), normalization="none").tolist()  # over two keys
+    [[[[1.0, 1.5], [0.5, 1.0]]]]
+    """
     check_normalization(normalization, why=WHY_NOT_DOUBLE)
     _check(q, k, rows, columns, size)
     at = torch.arange(q.shape[-2], device=q.device)
@@ -63,7 +68,13 @@ def relative_attention_reference(
     size: Pair,
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
-    """The definition: every pair's embedding gathered, N x N x D of them."""
+    """The definition: every pair's embedding gathered, N x N x D of them.
+
+    >>> q, rows, columns = torch.ones(1, 1, 2, 1), torch.zeros(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> v = torch.tensor([[[[1.0], [10.0]]]])
+    >>> relative_attention_reference(q, 0 * q, v, rows, columns, size=(1, 2), normalization="none").flatten().tolist()
+    [16.0, 10.5]
+    """
     _check(q, k, rows, columns, size)
     (H, W), at = size, torch.arange(q.shape[-2], device=q.device)
     y = at // W
@@ -86,6 +97,11 @@ def relative_attention(
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """:func:`relative_attention_reference` in blocks of queries.
+
+    >>> q, rows, columns = torch.ones(1, 1, 2, 1), torch.zeros(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> v = torch.tensor([[[[1.0], [10.0]]]])
+    >>> relative_attention(q, 0 * q, v, rows, columns, size=(1, 2), normalization="none").flatten().tolist()
+    [16.0, 10.5]
 
     Args:
         q: Queries ``(B, h, N, D)``, already scaled.

@@ -19,14 +19,22 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
-    """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0."""
+    """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0.
+
+    >>> affine_points(torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]]), (1, 2)).tolist()  # moved to the right
+    [[[[-0.5, 0.0], [1.5, 0.0]]]]
+    """
 
     x, y = grid_points(theta, size)
     return torch.stack([x, y, torch.ones_like(x)], -1).matmul(theta.transpose(1, 2)).unflatten(1, size)
 
 
 def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """x and y of the positions of a map of ``size``, ``(H' W',)`` each; -1 and 1 at the corners."""
+    """x and y of the positions of a map of ``size``, ``(H' W',)`` each; -1 and 1 at the corners.
+
+    >>> grid_points(torch.zeros(1), (1, 3))
+    (tensor([-1.,  0.,  1.]), tensor([0., 0., 0.]))
+    """
 
     def line(n: Any) -> Tensor:  # not linspace, which freezes the size into exported programs
         if isinstance(n, Tensor):  # a size, under torch.jit.trace
@@ -41,7 +49,12 @@ def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def affine_sample_reference(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """The definition: sum_nm x_nm max(0, 1 - |p_x - m|) max(0, 1 - |p_y - n|), pixel (n, m) by pixel."""
+    """The definition: sum_nm x_nm max(0, 1 - |p_x - m|) max(0, 1 - |p_y - n|), pixel (n, m) by pixel.
+
+    >>> x, theta = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
+    >>> affine_sample_reference(x, theta).tolist()  # read half a width to the right
+    [[[[2.0, 3.0, 0.0]]]]
+    """
     (H, W), (h, w) = x.shape[2:], size or x.shape[2:]
     down, across = (torch.linspace(-1, 1, n, dtype=theta.dtype) if n > 1 else theta.new_zeros(1) for n in (h, w))
     t = theta[:, :, :, None, None]
@@ -55,6 +68,10 @@ def affine_sample_reference(x: Tensor, theta: Tensor, size: tuple[int, int] | No
 
 def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """A map read at the places of an affine grid: bilinear, zeros outside, gradients to map and transformation.
+
+    >>> x, theta = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
+    >>> affine_sample(x, theta).tolist()  # read half a width to the right
+    [[[[2.0, 3.0, 0.0]]]]
 
     Args:
         x: ``(B, C, H, W)``.
@@ -74,7 +91,11 @@ def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None)
 
 
 def sample_at(x: Tensor, points: Tensor) -> Tensor:
-    """A map read at places (x, y), ``(B, C, H, W), (B, H', W', 2) -> (B, C, H', W')``, as :func:`affine_sample`."""
+    """A map read at places (x, y), ``(B, C, H, W), (B, H', W', 2) -> (B, C, H', W')``, as :func:`affine_sample`.
+
+    >>> sample_at(torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[[[0.5, 0.0]]]])).tolist()
+    [[[[2.5]]]]
+    """
     with without_autocast(x):
         wide = widened(x)  # half-precision places lose whole pixels beyond 2048
         points = points.to(wide.dtype)
@@ -104,7 +125,12 @@ def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
 def glimpse_sensor_reference(
     x: Tensor, location: Tensor, *, kernel_size: int, scales: int = 1, scale_factor: int = 2
 ) -> Tensor:
-    """The definition: pad with zeros, cut one window a sample and scale, average it down."""
+    """The definition: pad with zeros, cut one window a sample and scale, average it down.
+
+    >>> x, corner = torch.arange(9.0).view(1, 1, 3, 3), torch.tensor([[-1.0, -1.0]])
+    >>> glimpse_sensor_reference(x, corner, kernel_size=1, scales=2, scale_factor=3).flatten()  # 0 and 8 / 9
+    tensor([0.0000, 0.8889])
+    """
     B, _, H, W = x.shape
     found = []
     for i in range(scales):
@@ -128,6 +154,10 @@ def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int
     """Square windows about one place of each map, ever wider and coarser, all of ``kernel_size`` cells a side.
 
     Only the pixels of the windows are read: the cost does not depend on the size of the map.
+
+    >>> x, corner = torch.arange(9.0).view(1, 1, 3, 3), torch.tensor([[-1.0, -1.0]])
+    >>> glimpse_sensor(x, corner, kernel_size=1, scales=2, scale_factor=3).flatten()  # 0 and 8 / 9
+    tensor([0.0000, 0.8889])
 
     Args:
         x: ``(B, C, H, W)``.

@@ -61,6 +61,10 @@ def sparse_attention_weights(q: Tensor, k: Tensor, *, queries: Tensor | None = N
     """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen.
 
     ``queries`` are flat positions ``(Q,)``, all when None; other keywords as in :func:`sparse_attention`.
+
+    >>> q = torch.zeros(1, 1, 1, 1, 4)
+    >>> sparse_attention_weights(q, q, queries=torch.tensor([0]), pattern="atrous", dilation=2).tolist()
+    [[[[0.5, 0.0, 0.5, 0.0]]]]
     """
     reach = Reach(**options)
     _check(q, k, k)
@@ -80,7 +84,12 @@ def sparse_attention_weights(q: Tensor, k: Tensor, *, queries: Tensor | None = N
 
 
 def sparse_attention_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """The definition, position by position: which keys it sees, and their average."""
+    """The definition, position by position: which keys it sees, and their average.
+
+    >>> q, v = torch.zeros(1, 1, 1, 1, 4), torch.arange(4.0).view(1, 1, 1, 1, 4)
+    >>> sparse_attention_reference(q, q, v, pattern="atrous", dilation=2).flatten().tolist()  # every second value
+    [1.0, 2.0, 1.0, 2.0]
+    """
     reach = Reach(**options)
     (H, W), size, r = q.shape[-2:], reach.kernel_size, reach.kernel_size // 2
     places = list(itertools.product(range(H), range(W)))
@@ -110,6 +119,10 @@ def sparse_attention(
     normalization: RowNormalization = "softmax",
 ) -> Tensor:
     """:func:`sparse_attention_reference` without its N x N weights.
+
+    >>> q, v = torch.zeros(1, 1, 1, 1, 4), torch.arange(4.0).view(1, 1, 1, 1, 4)
+    >>> sparse_attention(q, q, v, pattern="atrous", dilation=2).flatten().tolist()  # every second value
+    [1.0, 2.0, 1.0, 2.0]
 
     Args:
         q: Queries ``(B, h, D, H, W)``.
