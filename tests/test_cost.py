@@ -84,13 +84,13 @@ def test_scratch_of_fused_attention_is_seen():
     assert output + log_sums < seen < 1024 * 1024 * 4  # with the scratch of the blocks, without N x N
 
 
-def cells_seen(H, W, kernel_size, stride, dilation, border):
-    """Cells on the map that all queries of a map see, by unfolding a map of ones."""
+def cells_of_windows(H, W, kernel_size, stride, dilation, border):
+    """Cells of the windows of all queries, by unfolding a padded map; a clamped window is no larger than the map."""
     (kh, kw), (lh, lw) = kernel_size, dilation
     if border == "clamped":
         return H * W * min(kh, H) * min(kw, W)
-    ones = F.pad(torch.ones(1, 1, H, W), (lw * (kw // 2),) * 2 + (lh * (kh // 2),) * 2)
-    return int(F.unfold(ones, kernel_size, dilation=dilation, stride=stride).sum())
+    padding = (lh * (kh // 2), lw * (kw // 2))
+    return F.unfold(torch.ones(1, 1, H, W), kernel_size, dilation=dilation, stride=stride, padding=padding).numel()
 
 
 WINDOWS = [
@@ -107,7 +107,7 @@ WINDOWS = [
 
 @pytest.mark.parametrize("similarity", ["product", "squared"])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_flops_of_windows_are_those_of_cells_on_the_map(window, similarity):
+def test_flops_of_windows_are_those_of_all_their_cells(window, similarity):
     kernel_size, stride, dilation, border = window
     B, h, D, E, H, W = 2, 3, 4, 5, 9, 8
     q = torch.randn(B, h, D, -(-H // stride[0]), -(-W // stride[1]), requires_grad=True)
@@ -117,9 +117,20 @@ def test_flops_of_windows_are_those_of_cells_on_the_map(window, similarity):
     def run():
         return ops.neighborhood(q, k, v, similarity=similarity, **options)
 
-    forward = 2 * B * h * cells_seen(H, W, *window) * (D + E)
+    forward = 2 * B * h * cells_of_windows(H, W, *window) * (D + E)
     assert count_flops(run) == forward
     assert count_flops(lambda: run().sum().backward()) == 3 * forward  # each map gets its gradient by one pass
+
+
+@pytest.mark.parametrize("normalization", ["softmax", "l1"])
+def test_flops_of_the_near_part_of_sparse_attention(normalization):
+    q = torch.randn(1, 2, 4, 9, 8)
+
+    def flops(pattern):
+        options = {"kernel_size": 5, "dilation": 3, "normalization": normalization}
+        return count_flops(lambda: ops.sparse_attention(q, q, q, pattern=pattern, **options))
+
+    assert flops("sparse") - flops("atrous") == 2 * 2 * (9 * 8) * 5**2 * (4 + 4)
 
 
 def test_flops_of_windows_in_a_transform_of_torch_func():
@@ -128,7 +139,7 @@ def test_flops_of_windows_in_a_transform_of_torch_func():
     def run(q):
         return ops.neighborhood(q, q, q, kernel_size=3).sum()
 
-    assert count_flops(torch.func.grad(run), q) >= count_flops(run, q) == 2 * 2 * (6 * 3 - 2) * (5 * 3 - 2) * 8
+    assert count_flops(torch.func.grad(run), q) >= count_flops(run, q) == 2 * 2 * (6 * 5) * 9 * 8
 
 
 @pytest.mark.parametrize(("groups", "k"), [(1, 3), (4, 3), (2, 1)])
@@ -194,7 +205,6 @@ def test_one_nonlocal_block_costs_what_it_costs():
 
 C, D, N, H, W = 32, 16, 9 * 7, 9, 7
 S = K = 64
-K3, K7 = (9 * 3 - 2) * (7 * 3 - 2), (9 * 7 - 12) * (7 * 7 - 12)  # pairs of positions with cells on the map
 CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
     "nonlocal": 4 * N * C * D + N**2 * 2 * D,
     "nonlocal(heads=4)": 4 * N * C * D + N**2 * 2 * D,
@@ -211,8 +221,11 @@ CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
     "dual_attention": N * C * (2 * C // 8 + C) + N**2 * (C // 8 + C) + 2 * N * C**2,
     "external_attention": 2 * N * C * S + 2 * C**2 * S + C * S,  # both convolutions, and a bias, go into the memories
     "squeeze_excitation": 2 * C * (C // 16),
-    "local_attention": 4 * N * C * D + K7 * 2 * D,
-    "carafe": N * C * 64 + N * 64 * 9 * 100 + 4 * (9 * 5 - 6) * (7 * 5 - 6) * C,
+    "local_attention": 4 * N * C * D + N * 7**2 * 2 * D,
+    "stand_alone": 3 * N * C**2 + N * 7**2 * 2 * C + N * 7 * C,  # the relative logits at the end
+    "stand_alone(kernel_size=11)": 3 * N * C**2 + N * 11**2 * 2 * C + N * 11 * C,  # wider than the map
+    "local_relation": 2 * N * C * 4 + N * C**2 + N * 7**2 * (4 + C) + 7**2 * (2 + 4) * 16,  # 4 groups; the prior
+    "carafe": N * C * 64 + N * 64 * 9 * 100 + 4 * N * 5**2 * C,
     "cbam": 2 * 2 * C * (C // 16) + N * 2 * 7**2,
 }
 

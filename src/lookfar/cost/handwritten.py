@@ -1,7 +1,8 @@
 """Work that no kernel of torch stands for: functions of :mod:`lookfar.ops` that multiply and add element by element.
 
 Windows and moved samples are loops over cells on views of the maps; to torch's counter they are element-wise work. Each
-of these functions has its closed form here. Only products that are computed count: those of cells on the map.
+of these functions has its closed form here. Every cell of a window counts, also one off the map whose product is left
+out: torch's counter and the field's papers count a padded convolution's kernel in the same way.
 """
 
 import functools
@@ -48,16 +49,10 @@ def reported(add: Callable[[int], None]) -> Iterator[None]:
 
 
 def pairs(window: Window, size: tuple[int, int]) -> int:
-    """Queries of a map of this size with the cells that they see, cells off the map left out."""
-    (rows, columns) = (_on_axis(window, axis, n) for axis, n in enumerate(size))
-    return rows * columns
-
-
-def _on_axis(window: Window, axis: int, n: int) -> int:
-    k, s, l = window.kernel_size[axis], window.stride[axis], window.dilation[axis]
-    if window.border == "clamped":
-        return n * min(k, n)
-    return sum(0 <= at + l * (cell - k // 2) < n for at in range(0, n, s) for cell in range(k))
+    """Queries of a map of this size, each with all cells of its window; a clamped one is no larger than the map."""
+    rows, columns = window.grid(*size)
+    (kh, kw), (H, W) = window.kernel_size, size
+    return rows * columns * (min(kh, H) * min(kw, W) if window.border == "clamped" else kh * kw)
 
 
 # ---- multiply-adds, from what a function returned and what it was given ----------------------------------------------
