@@ -56,6 +56,10 @@ def test_check_fills_in_and_sizes_the_control():
     parameters = checked.facts["parameters"]
     assert list(parameters) == ["baseline", "control", "nonlocal", "cbam(reduction=4)@layer2"]
     assert parameters["baseline"] == 0
+    # groups of images are found by these, also when a finished study is judged again
+    names = checked.facts["data"]["val_names"]
+    assert len(names) == checked.facts["data"]["val"]
+    assert names[:2] == ["val_0000", "val_0001"]
     assert checked.control_parameters == parameters["nonlocal"]
     assert parameters["control"] == pytest.approx(parameters["nonlocal"], rel=0.05)
 

@@ -54,9 +54,9 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
         raise ValueError(
             f"{plan.data} has {len(data.train)} images to train on and {len(data.val)} to validate: want both"
         )
-    names = [str(name) for name in data.val.names]
+    val_names = [str(name) for name in data.val.names]
     if plan.groups is not None:
-        note(f"Validation images by --groups: {groups_of(names, plan.groups)}.")
+        note(f"Validation images by --groups: {groups_of(val_names, plan.groups)}.")
     host = build_host(plan, data, seed=0)
     plan = replace(plan, place=resolve_place(host, plan.place or host.place))
 
@@ -79,7 +79,7 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
             "classes": list(data.classes),
             "train": len(data.train),
             "val": len(data.val),
-            "val_names": names,
+            "val_names": val_names,
             "size": list(data.size),
             "in_chans": data.in_chans,
             "task": data.task,
