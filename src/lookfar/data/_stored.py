@@ -232,7 +232,7 @@ def _read_tiff(image: Any, path: Path) -> Stored:
     whole = _whole_pages(pages)
     image.seek(whole[0])
     bits, samples = image.tag_v2.get(_BITS, (1,)), image.tag_v2.get(_SAMPLES, 1)
-    if samples > len(image.getbands()) or (samples > 1 and max(bits) > 8):
+    if samples > len(image.getbands()) or image.mode == "RGBX" or (samples > 1 and max(bits) > 8):
         return _read_with_tifffile(path, whole)
     check_size(image.size[1], image.size[0], len(whole) * len(image.getbands()), 4 if image.mode in "IF" else 2)
     found = [_read_tiff_page(image, index, bits[0]) for index in whole]
@@ -244,9 +244,8 @@ def _read_tiff_page(image: Any, index: int, bits: int) -> Stored:
     turn = _orientation(image.tag_v2)
     white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
     image.load()
-    upright = _ORIENTATION not in image.tag_v2
     mode, pixels = image.mode, _pixels(image)
-    if upright and turn > 1:
+    if turn > 1:  # Pillow has turned it already
         pixels = np.ascontiguousarray(turned(pixels, {6: 8, 8: 6}.get(turn, turn)))
     kind = "JPEG" if image.info.get("compression") in _LOSSY_TIFF else "TIFF"
     stored = _unscaled(Stored(pixels, mode, kind, palette=_palette(image), turn=turn), bits)
