@@ -34,6 +34,10 @@ HOSTS = "tests/networks/test_segmentation.py"
 MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
+STATISTICS = "tests/study/test_statistics.py"
+GOLDENS = "tests/test_goldens.py"
+UNCHANGED = "tests/insertion/test_unchanged.py"
+START = "tests/insertion/test_start.py"
 RESULTS = "tests/study/test_results.py"
 STATISTICS = (
     "tests/study/test_statistics.py --deselect=tests/study/test_statistics.py::"
@@ -160,7 +164,7 @@ MUTANTS = [
            "each query is compared with itself"),
     Mutant("diagnostics/maps.py", "rows = maps.double() * valid[:, None, None]", "rows = maps.double()", MAPS,
            "weight on void counts as weight on another class"),
-    Mutant("diagnostics/maps.py", "valid.double().mean(-1)", "1", MAPS, "chance counts void keys"),
+    Mutant("diagnostics/maps.py", " / valid.double().mean(-1)[:, None]", "", MAPS, "chance counts void keys"),
     Mutant("diagnostics/maps.py", "device=labels.device) + 0.5)", "device=labels.device))", MAPS,
            "labels are those of corners, not of centres"),
     Mutant("diagnostics/samples.py", "(2 * i + 1) * count // (2 * wanted)", "i * count // wanted",
@@ -190,7 +194,7 @@ MUTANTS = [
            "the E step normalises over positions"),
     Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
            "a bias is given once, not once a position"),
-    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins", LOW_RANK,
+    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins", "tests/ops/test_every_op.py -k adaptive",
            "bins that do not divide the map lose their last row"),
     Mutant("ops/matrix_decomposition.py", "shares.sum(1, keepdim=True)", "shares.sum(2, keepdim=True)",
            "tests/test_goldens.py -k hamburger", "concepts are means over the wrong axis"),
@@ -217,10 +221,47 @@ MUTANTS = [
     Mutant("ops/deformable.py", "rows = moves[:, :, 0] + step[:, None", "rows = moves[:, :, 1] + step[:, None",
            "tests/ops/test_deformable.py", "samples move by the column's offset in rows"),
     # ---- blocks ----
-    Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = 1.0", SPARSE_BLOCKS,
-           "windowed attention has no scale"),
+    Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = 1.0",
+           SPARSE_BLOCKS, "windowed attention has no scale"),
     Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = inner**-0.5",
            SPARSE_BLOCKS, "windowed attention's scale ignores its heads"),
+    Mutant("blocks/criss_cross.py", "for _ in range(self.recurrence):", "for _ in range(1):",
+           "tests/blocks/test_criss_cross.py", "recurrence is not repeated"),
+    Mutant("blocks/global_context.py", "self.mul(mixed).sigmoid()", "self.mul(mixed)",
+           f"{GOLDENS} -k global_context", "a context multiplies without a sigmoid"),
+    Mutant("blocks/global_context.py", "x.flatten(2).mean(-1)[:, None, None]", "x.flatten(2).sum(-1)[:, None, None]",
+           f"{GOLDENS} -k global_context", "average pooling sums"),
+    Mutant("blocks/dual_attention.py", '(-1.0 if similarity == "least" else 1.0)', "1.0",
+           f"{GOLDENS} -k dual_attention", "channels look at those most like them"),
+    Mutant("blocks/cbam.py", "gated if self.order", "x if self.order", "tests/blocks/test_gates.py",
+           "both gates see the input"),
+    Mutant("blocks/squeeze_excitation.py", "widened(flat).mean(-1)", "widened(flat).sum(-1)",
+           "tests/blocks/test_gates.py", "channels are squeezed to sums"),
+    Mutant("blocks/expectation_maximization.py", "(1 - momentum) * self.bases + momentum * mean",
+           "momentum * self.bases + (1 - momentum) * mean", "tests/blocks/test_expectation_maximization.py",
+           "bases forget at the rate at which they should keep"),
+    Mutant("blocks/non_local.py", "return width**-0.5 if scale else 1.0", "return 1.0",
+           "tests/blocks/test_non_local.py", "scale=True does nothing"),
+    # ---- insertion ----
+    Mutant("insertion/hanging.py", "nn.Parameter(torch.zeros(1,", "nn.Parameter(torch.ones(1,", START,
+           "a gate is open at the start"),
+    Mutant("insertion/hanging.py", "(self.block(x).to(x.dtype) - x)", "self.block(x).to(x.dtype)", START,
+           "a gate adds to its input"),
+    Mutant("insertion/hanging.py", "if record is not None and record.off:\n        return output",
+           "if False:\n        return output", "tests/insertion/test_managing.py", "a block cannot be switched off"),
+    Mutant("insertion/dry_run.py", "module._buffers[name] = buffer.copy_(value)", "pass", UNCHANGED,
+           "trying moves batch statistics"),
+    Mutant("insertion/dry_run.py", "module.training = training", "module.training = True", UNCHANGED,
+           "a frozen part thaws"),
+    Mutant("insertion/dry_run.py", "with torch.random.fork_rng(devices=cuda), _other", "with _other", UNCHANGED,
+           "trying takes random numbers from the caller"),
+    Mutant("insertion/files.py", "for order, step in enumerate(steps, 1):",
+           "for order, step in enumerate(steps[::-1], 1):", "tests/insertion/test_files.py",
+           "blocks are replayed in the other order"),
+    Mutant("insertion/building.py", "x = _random(like, device=like.device)", "x = like", START,
+           "whether a block is gated depends on the host's features"),
+    Mutant("insertion/inserting.py", "if one.calls != len(slot.calls)", "if one.calls < 1", UNCHANGED,
+           "a block that runs twice passes for one that runs once"),
     # ---- study ----
     Mutant("study/statistics.py", "covariance = (covariance - by_candidate @ by_candidate.T) / (S * (S - 1))",
            "covariance = covariance / S**2", STATISTICS, "what samples do to one run counts twice"),
