@@ -22,7 +22,6 @@ CROSS = "tests/ops/test_criss_cross.py"
 SPARSE = "tests/ops/test_sparse_attention.py"
 WINDOWS = "tests/ops/test_neighborhood.py"
 FILTERS = "tests/ops/test_filters.py"
-LOW_RANK = "tests/blocks/test_low_rank.py"
 BATCHES = "tests/data/test_batches.py"
 SCENES = "tests/data/test_scenes.py"
 FOLDER = "tests/data/test_folder.py"
@@ -34,7 +33,6 @@ HOSTS = "tests/networks/test_segmentation.py"
 MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
-STATISTICS = "tests/study/test_statistics.py"
 GOLDENS = "tests/test_goldens.py"
 UNCHANGED = "tests/insertion/test_unchanged.py"
 START = "tests/insertion/test_start.py"
@@ -194,7 +192,8 @@ MUTANTS = [
            "the E step normalises over positions"),
     Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
            "a bias is given once, not once a position"),
-    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins", "tests/ops/test_every_op.py -k adaptive",
+    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins",
+           "tests/ops/test_every_op.py -k adaptive",
            "bins that do not divide the map lose their last row"),
     Mutant("ops/matrix_decomposition.py", "shares.sum(1, keepdim=True)", "shares.sum(2, keepdim=True)",
            "tests/test_goldens.py -k hamburger", "concepts are means over the wrong axis"),
