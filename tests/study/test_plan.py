@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from lookfar.study.plan import Candidate, Plan, default_folder, slug, split_candidates, trial_folder
+from lookfar.study.candidates import Candidate, slug, split_candidates
+from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.training import Settings
 
 

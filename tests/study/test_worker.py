@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lookfar.study.build import build_host, open_plan_data, put_in
-from lookfar.study.plan import Candidate, Plan
+from lookfar.study.candidates import Candidate
+from lookfar.study.plan import Plan
 from lookfar.study.preflight import preflight
 from lookfar.study.worker import why
 from lookfar.training import TrainingError

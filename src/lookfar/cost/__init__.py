@@ -9,15 +9,8 @@ Everything is measured on this machine, by running it; nothing is extrapolated. 
 """
 
 from lookfar.cost.flops import count_flops
-from lookfar.cost.measure import (
-    GROWTH_CHANNELS,
-    GROWTH_SIZES,
-    Cost,
-    Growth,
-    growth,
-    measure_cost,
-    measure_network,
-)
+from lookfar.cost.growing import GROWTH_CHANNELS, GROWTH_SIZES, Growth, growth
+from lookfar.cost.measure import Cost, measure_cost, measure_network
 from lookfar.cost.memory import keep_pages, peak_memory
 from lookfar.cost.sizes import parse_size, size_for
 

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 from lookfar._options import positive
 from lookfar._tables import by_size, table
 from lookfar.blocks import block_info, parse_block
-from lookfar.cost.measure import (
-    GROWTH_CHANNELS,
-    Cost,
-    Growth,
-    growth,
-    measure_cost,
-)
+from lookfar.cost.growing import GROWTH_CHANNELS, Growth, growth
+from lookfar.cost.measure import Cost, measure_cost
 from lookfar.cost.memory import keep_pages
 from lookfar.cost.sizes import parse_size, size_for
 

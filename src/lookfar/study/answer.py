@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lookfar.study.candidates import is_reference
 from lookfar.study.judging import ABOUT_THE_GATE
-from lookfar.study.plan import is_reference
 from lookfar.study.results import Results
 from lookfar.study.rows import Summary
 from lookfar.study.statistics import Difference, failures_possible

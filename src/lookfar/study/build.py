@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lookfar.study.plan import Candidate, Plan
+from lookfar.study.candidates import Candidate
+from lookfar.study.plan import Plan
 
 if TYPE_CHECKING:
     from lookfar.data import Data

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lookfar.study.candidates import is_reference
 from lookfar.study.groups import Groups
-from lookfar.study.plan import is_reference
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import accuracy, commonest_class, iou_of, mean_iou
 from lookfar.study.statistics import Best, Comparisons, measure, once

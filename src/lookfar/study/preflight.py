@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lookfar.study.candidates import Candidate
 from lookfar.study.groups import groups_of
-from lookfar.study.plan import Candidate, Plan
+from lookfar.study.plan import Plan
 
 
 @dataclass(frozen=True)

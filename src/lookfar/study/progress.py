@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lookfar.study.plan import Plan, is_reference
+from lookfar.study.candidates import is_reference
+from lookfar.study.plan import Plan
 from lookfar.study.processes import RunningTrial
 from lookfar.study.words import counted, duration, points, thousands
 

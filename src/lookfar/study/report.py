@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lookfar.study import charts, pictures
 from lookfar.study._files import read_json, write_text
 from lookfar.study.answer import answer, facts, intervals, limits, made, short_names
-from lookfar.study.plan import is_reference
+from lookfar.study.candidates import is_reference
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.statistics import Interval, over_seeds

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lookfar.study.candidates import is_reference
 from lookfar.study.judging import Conclusions
-from lookfar.study.plan import is_reference
 from lookfar.study.rows import Summary
 from lookfar.study.words import points, three, unit
 

@@ -36,7 +36,8 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     from lookfar.diagnostics import choose_images, collect_samples
     from lookfar.insertion import switched_off
     from lookfar.study.build import build_host, open_plan_data, put_in
-    from lookfar.study.plan import Candidate, Plan
+    from lookfar.study.candidates import Candidate
+    from lookfar.study.plan import Plan
     from lookfar.training import evaluate, is_main_process, scores, train
 
     config = read_json(folder / "config.json")
