@@ -1,0 +1,373 @@
+"""What may be done to a network with a block in it: asked of every context block, after a stage and in its branches.
+
+    python tests/insertion/matrix.py [--blocks criss_cross,nonlocal] [--questions fx,onnx] [--fresh]
+
+Answers are kept in tests/insertion/matrix.json, so that a run that was stopped goes on where it was; at the end the
+table of docs/insertion.md is written from them (`make insertion-table`). The suite asks a block of four families.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
+
+from samples import assert_same, randomise  # noqa: E402
+
+import lookfar  # noqa: E402
+from lookfar.blocks import list_blocks  # noqa: E402
+from lookfar.insertion import insert, insertions, verify  # noqa: E402
+
+ANSWERS = Path(__file__).with_name("matrix.json")
+DOCUMENT = TESTS.parent / "docs" / "insertion.md"
+BEGIN, END = "<!-- the table of blocks: made by `make insertion-table` -->", "<!-- end of the table -->"
+POSITIONS = ("last", "branch")
+SIZE, OTHERS = (40, 56), ((56, 40), (72, 72), (32, 96))
+FAMILIES = {
+    "resnet18": "layer3",
+    "efficientnet_lite0": "blocks.4",
+    "tf_efficientnetv2_b0": "blocks.4",
+    "mobilenetv3_small_050": "blocks.3",
+    "regnety_002": "s3",
+    "convnext_atto": "stages.2",
+}
+
+
+class Host(nn.Module):
+    """A small residual network; a stage of two blocks at stride 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models.resnet import BasicBlock
+
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 7, stride=4, padding=3), nn.BatchNorm2d(32), nn.ReLU())
+        self.stage = nn.Sequential(BasicBlock(32, 32), BasicBlock(32, 32))
+        self.head = nn.Conv2d(32, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x))).mean((2, 3))
+
+
+@functools.cache
+def _host() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(Host()).eval()
+
+
+def image(size: tuple[int, int] = SIZE, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(3))
+
+
+def inserted(block: str, position: str) -> nn.Module:
+    """A network with the block awake in it, in evaluation."""
+    net = copy.deepcopy(_host())
+    insert(net, block, "stage", position=position, example=image())
+    for one in insertions(net):
+        randomise(one.module)
+    net.eval()
+    with torch.no_grad():
+        assert not torch.equal(net(image()), _host()(image())), "the block does nothing"
+    return net
+
+
+def same(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:
+    assert_same("output", got, want, tolerance)
+
+
+# the questions: each takes the network, fresh, and raises where the answer is no
+
+
+@torch.no_grad()
+def compiled(net: nn.Module) -> None:
+    torch._dynamo.reset()
+    same(torch.compile(net, fullgraph=True, backend="aot_eager")(image()), net(image()))
+
+
+def _free() -> dict[str, dict[int, object]]:
+    return {"x": {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
+
+
+@torch.no_grad()
+def exported(net: nn.Module) -> None:
+    program = torch.export.export(net, (image(),), dynamic_shapes=_free(), strict=False).module(check_guards=False)
+    for size in (SIZE, *OTHERS):
+        same(program(image(size)), net(image(size)))
+
+
+@torch.no_grad()
+def onnx(net: nn.Module) -> None:
+    import onnxruntime
+
+    program = torch.onnx.export(net, (image(),), dynamo=True, dynamic_shapes=_free(), verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in (SIZE, *OTHERS):
+        (got,) = session.run(None, {session.get_inputs()[0].name: image(size).numpy()})
+        same(torch.from_numpy(got), net(image(size)))
+
+
+@torch.no_grad()
+def fx(net: nn.Module) -> None:
+    from torch.fx.experimental.optimization import fuse
+
+    graph = torch.fx.symbolic_trace(net)
+    same(graph(image()), net(image()))
+    missing = dict(net.named_parameters()).keys() - dict(graph.named_parameters()).keys()
+    assert not missing, f"the graph lacks {sorted(missing)[:3]}"
+    same(fuse(net)(image()), net(image()))
+
+
+@torch.no_grad()
+def copied(net: nn.Module) -> None:
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        same(other(image()), net(image()), 0)
+
+
+@torch.no_grad()
+def synchronised(net: nn.Module) -> None:
+    want = net(image())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net).eval()
+    same(converted(image()), want)
+    assert verify(converted, image()) == {}
+
+
+@torch.no_grad()
+def frozen(net: nn.Module) -> None:
+    from timm.layers import freeze_batch_norm_2d
+
+    want = net(image())
+    converted = freeze_batch_norm_2d(net)
+    same(converted(image()), want)
+    assert verify(converted, image()) == {}
+
+
+def sharded(net: nn.Module) -> None:
+    """FSDP2 in a group of one process: each residual block, then the rest."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        other = copy.deepcopy(net)
+        mesh = init_device_mesh("cpu", (1,))
+        for block in other.stage:
+            fully_shard(block, mesh=mesh)
+        fully_shard(other, mesh=mesh)
+        _compare_training(other, net, lambda g: g.full_tensor())
+    finally:
+        dist.destroy_process_group()
+
+
+def _compare_training(other: nn.Module, net: nn.Module, whole: Callable[[Tensor], Tensor]) -> None:
+    for one in (net, other):
+        torch.manual_seed(0)
+        one.train()(image()).square().mean().backward()
+    for (name, p), q in zip(net.named_parameters(), other.parameters()):
+        if p.grad is not None:
+            assert q.grad is not None, f"no gradient reaches {name}"
+            assert_same(name, whole(q.grad), p.grad, 1e-3)
+
+
+def in_two_processes(net: nn.Module) -> None:
+    """DDP: the gradient of two halves of a batch is the batch's; statistics of batches are a process's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(_ddp, (net, folder), nprocs=2, start_method="fork")
+        grads = [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            assert name in grads[0], f"no gradient reaches {name}"
+            assert torch.equal(grads[0][name], grads[1][name]), f"{name} differs between the processes"
+    net.eval()(image()).square().mean().backward()
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            assert_same(name, grads[0][name], p.grad, 1e-3)
+
+
+def _ddp(rank: int, net: nn.Module, folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    wrapped = nn.parallel.DistributedDataParallel(net.eval())
+    for _ in range(2):  # a second step would find parameters that the first one did not reach
+        wrapped.zero_grad()
+        wrapped(image()[rank : rank + 1]).square().mean().backward()
+    torch.save({name: p.grad for name, p in net.named_parameters() if p.grad is not None}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def loaded(net: nn.Module) -> None:
+    """In a new process."""
+    (told,) = load_elsewhere([net]).values()
+    assert told == "yes", told
+
+
+@torch.no_grad()
+def load_elsewhere(nets: list[nn.Module]) -> dict[int, str]:
+    """Answers for several networks from one new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, net in enumerate(nets):
+            lookfar.save(net, Path(folder, f"{number}.safetensors"))
+            torch.save(net(image()), Path(folder, f"{number}.pt"))
+        script = f"""
+            import json, sys; sys.path[:0] = [{str(TESTS)!r}]
+            import torch, lookfar
+            from insertion.matrix import Host, image
+            told = {{}}
+            for number in range({len(nets)}):
+                try:
+                    net = lookfar.load(Host(), f"{folder}/{{number}}.safetensors").eval()
+                    want = torch.load(f"{folder}/{{number}}.pt", weights_only=True)
+                    assert torch.equal(net(image()), want), "differs"
+                    told[number] = "yes"
+                except Exception as error:
+                    told[number] = f"{{type(error).__name__}}: {{error}}"
+            print(json.dumps(told))
+        """
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
+        return {int(number): text for number, text in json.loads(done.stdout).items()}
+
+
+@functools.cache
+def _family(name: str) -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    return randomise(timm.create_model(name, num_classes=5))
+
+
+def checkpointed(block: str, position: str) -> None:
+    """timm's activation checkpointing, which runs the children of a stage: in six families."""
+    x = image((64, 64))
+    for name, stage in FAMILIES.items():
+        if position == "branch" and name == "convnext_atto":
+            continue  # its branch ends in a parameter
+        net = copy.deepcopy(_family(name))
+        insert(net, block, stage, position=position, example=x)
+        for one in insertions(net):
+            randomise(one.module)
+        outputs = []
+        for on in (False, True):
+            net.set_grad_checkpointing(on)
+            torch.manual_seed(5)
+            outputs.append(net.train()(x))
+        outputs[1].square().mean().backward()
+        same(outputs[1], outputs[0], 1e-5)
+        assert verify(net, x) == {}, name
+        reached = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in insertions(net)[0].module.parameters()]
+        assert any(reached), f"{name}: no gradient reaches the block"
+
+
+QUESTIONS: dict[str, tuple[str, Callable[..., None]]] = {
+    "copied": ("deepcopy, pickle", copied),
+    "compiled": ("compile", compiled),
+    "exported": ("export", exported),
+    "onnx": ("ONNX", onnx),
+    "fx": ("fx", fx),
+    "checkpointed": ("checkpointing", checkpointed),
+    "synchronised": ("SyncBN", synchronised),
+    "frozen": ("frozen BN", frozen),
+    "sharded": ("FSDP2", sharded),
+    "in_two_processes": ("DDP", in_two_processes),
+    "loaded": ("save, load", loaded),
+}
+
+
+def ask(question: str, block: str, position: str) -> None:
+    """Raise where the answer is no."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters and of autograd on one thread
+        torch.manual_seed(0)
+        function = QUESTIONS[question][1]
+        if function is checkpointed:
+            function(block, position)
+        else:
+            function(inserted(block, position))
+
+
+def answer(question: str, block: str, position: str) -> str:
+    try:
+        ask(question, block, position)
+    except Exception as error:
+        traceback.print_exc(limit=-3)
+        return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    return "yes"
+
+
+def table(answers: dict[str, dict[str, str]]) -> str:
+    """A row a block; a cell is a tick where both positions say yes."""
+    from lookfar._tables import markdown_table
+
+    blocks = sorted({key.partition("@")[0] for key in answers})
+    rows, notes = [], []
+    for block in blocks:
+        cells = []
+        for question in QUESTIONS:
+            given = {position: answers.get(f"{block}@{position}", {}).get(question) for position in POSITIONS}
+            wrong = {position: text for position, text in given.items() if text not in ("yes", None)}
+            for text in dict.fromkeys(wrong.values()):
+                where = " and ".join(position for position, one in wrong.items() if one == text)
+                notes.append(f"- `{block}` at `{where}`, {QUESTIONS[question][0]}: {text}")
+            asked = [text for text in given.values() if text is not None]
+            cells.append(
+                "no" if len(wrong) == 2 else f"not at {next(iter(wrong))}" if wrong else "yes" if asked else ""
+            )
+        rows.append([f"`{block}`", *cells])
+    text = markdown_table(["block", *(title for title, _ in QUESTIONS.values())], rows)
+    return text + ("\n\n" + "\n".join(notes) if notes else "")
+
+
+def write(answers: dict[str, dict[str, str]]) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(answers)}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", help="names with commas; all context blocks by default")
+    parser.add_argument("--questions", help=f"of {', '.join(QUESTIONS)}; all by default")
+    parser.add_argument("--fresh", action="store_true", help="ask again what has been answered")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    answers: dict[str, dict[str, str]] = json.loads(ANSWERS.read_text()) if ANSWERS.exists() else {}
+    blocks = args.blocks.split(",") if args.blocks else list_blocks(kind="context")
+    for question in args.questions.split(",") if args.questions else QUESTIONS:
+        pairs = [(block, position) for block in blocks for position in POSITIONS]
+        left = [pair for pair in pairs if args.fresh or answers.get("@".join(pair), {}).get(question) != "yes"]
+        if question == "loaded" and left:
+            told = load_elsewhere([inserted(*pair) for pair in left])
+            for number, pair in enumerate(left):
+                answers.setdefault("@".join(pair), {})[question] = told[number]
+                print(f"{question:16} {pair[0]:28} {pair[1]:7} {told[number]}", flush=True)
+            left = []
+        for block, position in left:
+            start = time.perf_counter()
+            told_one = answer(question, block, position)
+            answers.setdefault(f"{block}@{position}", {})[question] = told_one
+            seconds = f"{time.perf_counter() - start:5.1f} s"
+            print(f"{question:16} {block:28} {position:7} {seconds}  {told_one}", flush=True)
+            ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
+        ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
+    write(answers)
+
+
+if __name__ == "__main__":
+    main()
