@@ -184,42 +184,59 @@ def _compare_training(other: nn.Module, net: nn.Module, whole: Callable[[Tensor]
             assert_same(name, whole(q.grad), p.grad, 1e-3)
 
 
-def in_two_processes(net: nn.Module) -> None:
-    """DDP: the gradient of two halves of a batch is the batch's; statistics of batches are a process's own."""
+def in_two_processes(block: str, position: str) -> None:
+    """DDP: the gradient of two halves of a batch is the batch's."""
+    (told,) = train_together([(block, position)])
+    assert told == "yes", told
+
+
+def train_together(pairs: list[tuple[str, str]]) -> list[str]:
+    """Answers for several blocks from one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(_ddp, (net, folder), nprocs=2, start_method="fork")
-        grads = [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
-    for name, p in net.named_parameters():
-        if p.requires_grad:
-            assert name in grads[0], f"no gradient reaches {name}"
-            assert torch.equal(grads[0][name], grads[1][name]), f"{name} differs between the processes"
-    net.eval()(image()).square().mean().backward()
-    for name, p in net.named_parameters():
-        if p.grad is not None:
-            assert_same(name, grads[0][name], p.grad, 1e-3)
+        torch.multiprocessing.start_processes(_ddp, (pairs, folder), nprocs=2, start_method="spawn")
+        told = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+    return [next((text for text in both if text != "yes"), "yes") for both in zip(*told)]
 
 
-def _ddp(rank: int, net: nn.Module, folder: str) -> None:
+def _ddp(rank: int, pairs: list[tuple[str, str]], folder: str) -> None:
     import torch.distributed as dist
 
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    wrapped = nn.parallel.DistributedDataParallel(net.eval())
-    for _ in range(2):  # a second step would find parameters that the first one did not reach
-        wrapped.zero_grad()
-        wrapped(image()[rank : rank + 1]).square().mean().backward()
-    torch.save({name: p.grad for name, p in net.named_parameters() if p.grad is not None}, f"{folder}/{rank}.pt")
+    told = []
+    for block, position in pairs:
+        try:
+            _ddp_step(inserted(block, position), rank)
+            told.append("yes")
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}".splitlines()[0][:160])
+    Path(folder, f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
+def _ddp_step(net: nn.Module, rank: int) -> None:
+    alone = copy.deepcopy(net)
+    alone(image()).square().mean().backward()
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    for _ in range(2):  # a second step would find parameters that the first one did not reach
+        wrapped.zero_grad()
+        wrapped(image()[rank : rank + 1]).square().mean().backward()
+    for (name, p), q in zip(alone.named_parameters(), net.parameters()):
+        if p.grad is not None:
+            assert q.grad is not None, f"no gradient reaches {name}"
+            assert_same(name, q.grad, p.grad, 1e-3)
+
+
+@torch.no_grad()
 def loaded(net: nn.Module) -> None:
     """In a new process."""
-    (told,) = load_elsewhere([net]).values()
+    (told,) = load_elsewhere([net])
     assert told == "yes", told
 
 
 @torch.no_grad()
-def load_elsewhere(nets: list[nn.Module]) -> dict[int, str]:
+def load_elsewhere(nets: list[nn.Module]) -> list[str]:
     """Answers for several networks from one new process."""
     with tempfile.TemporaryDirectory() as folder:
         for number, net in enumerate(nets):
@@ -229,20 +246,20 @@ def load_elsewhere(nets: list[nn.Module]) -> dict[int, str]:
             import json, sys; sys.path[:0] = [{str(TESTS)!r}]
             import torch, lookfar
             from insertion.matrix import Host, image
-            told = {{}}
+            told = []
             for number in range({len(nets)}):
                 try:
                     net = lookfar.load(Host(), f"{folder}/{{number}}.safetensors").eval()
                     want = torch.load(f"{folder}/{{number}}.pt", weights_only=True)
                     assert torch.equal(net(image()), want), "differs"
-                    told[number] = "yes"
+                    told.append("yes")
                 except Exception as error:
-                    told[number] = f"{{type(error).__name__}}: {{error}}"
+                    told.append(f"{{type(error).__name__}}: {{error}}")
             print(json.dumps(told))
         """
         done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
-        return {int(number): text for number, text in json.loads(done.stdout).items()}
+        return json.loads(done.stdout)
 
 
 @functools.cache
@@ -290,13 +307,20 @@ QUESTIONS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 
+# questions that want other processes: asked of all blocks at once
+TOGETHER: dict[str, Callable[[list[tuple[str, str]]], list[str]]] = {
+    "in_two_processes": train_together,
+    "loaded": lambda pairs: load_elsewhere([inserted(*pair) for pair in pairs]),
+}
+
+
 def ask(question: str, block: str, position: str) -> None:
     """Raise where the answer is no."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters and of autograd on one thread
         torch.manual_seed(0)
         function = QUESTIONS[question][1]
-        if function is checkpointed:
+        if function in (checkpointed, in_two_processes):
             function(block, position)
         else:
             function(inserted(block, position))
@@ -352,18 +376,17 @@ def main() -> None:
     for question in args.questions.split(",") if args.questions else QUESTIONS:
         pairs = [(block, position) for block in blocks for position in POSITIONS]
         left = [pair for pair in pairs if args.fresh or answers.get("@".join(pair), {}).get(question) != "yes"]
-        if question == "loaded" and left:
-            told = load_elsewhere([inserted(*pair) for pair in left])
-            for number, pair in enumerate(left):
-                answers.setdefault("@".join(pair), {})[question] = told[number]
-                print(f"{question:16} {pair[0]:28} {pair[1]:7} {told[number]}", flush=True)
+        if question in TOGETHER and left:
+            for pair, told in zip(left, TOGETHER[question](left)):
+                answers.setdefault("@".join(pair), {})[question] = told
+                print(f"{question:16} {pair[0]:28} {pair[1]:7} {told}", flush=True)
             left = []
         for block, position in left:
             start = time.perf_counter()
-            told_one = answer(question, block, position)
-            answers.setdefault(f"{block}@{position}", {})[question] = told_one
+            told = answer(question, block, position)
+            answers.setdefault(f"{block}@{position}", {})[question] = told
             seconds = f"{time.perf_counter() - start:5.1f} s"
-            print(f"{question:16} {block:28} {position:7} {seconds}  {told_one}", flush=True)
+            print(f"{question:16} {block:28} {position:7} {seconds}  {told}", flush=True)
             ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
         ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
     write(answers)

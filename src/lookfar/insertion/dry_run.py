@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+PATIENCE = 2.0  # seconds without a word
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
 
@@ -93,7 +94,7 @@ def run(network: nn.Module, inputs: Inputs, *, train: bool) -> list[Tensor]:
 def _said(network: nn.Module) -> Iterator[None]:
     """On a terminal, say what is waited for after two seconds."""
     text = f"lookfar: running {type(network).__name__} on the example …"
-    timer = threading.Timer(2.0, lambda: print(text, file=sys.stderr, flush=True))
+    timer = threading.Timer(PATIENCE, lambda: print(text, file=sys.stderr, flush=True))
     timer.daemon = True
     if sys.stderr is not None and sys.stderr.isatty():
         timer.start()
