@@ -1,5 +1,6 @@
 """The command line: parses, calls the library, prints. Nothing heavy is imported before a command needs it."""
 
+import io
 import os
 import sys
 import textwrap
@@ -199,6 +200,9 @@ def _user_error(error: Exception) -> NoReturn:
 
 def main() -> None:
     """Run the command line; mistakes of the user end in a message and exit code 2, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8 ends no command
     try:
         code = app(standalone_mode=False)
     except (ValueError, TypeError, OSError) as error:

@@ -16,7 +16,8 @@ except ImportError:  # Windows: nothing is locked there
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there in full or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    # names of files need not be UTF-8; that must not cost what stands beside them
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
