@@ -73,7 +73,7 @@ def slug(text: str) -> str:
     plain = re.sub(r"[^\w.]+", "-", text.replace("@", "-at-"), flags=re.ASCII).strip("-.")
     # what words do not distinguish: scale=-1 and scale=1, (1, 3) and (13)
     if re.search(r"[^\w.@=()]", text, flags=re.ASCII):
-        plain += f"-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
+        plain += f"-{hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=3).hexdigest()}"
     return plain
 
 

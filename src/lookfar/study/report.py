@@ -63,7 +63,7 @@ def render(results: Results) -> str:
             css=css, js=js, js_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
             pictures=shown.at(detail), shade=text.shade, **vars(text),
         )  # fmt: skip
-        if len(html.encode()) <= LIMIT:
+        if len(html.encode(errors="backslashreplace")) <= LIMIT:
             break
     return html
 
