@@ -130,12 +130,12 @@ def test_starts_of_the_authors_and_for_insertion():
     [
         ({"terms": "all"}, "terms must be both, pairwise, unary or joint, got 'all'"),
         ({"whiten": "in_nostd"}, "whiten must be channel, .*norm_affine, a tuple of these or None, got 'in_nostd'"),
-        ({"combine": "multiply", "mode": "dot_product"}, "a softmax, which mode='dot_product' has not"),
+        ({"combine": "multiply", "mode": "dot_product"}, "a softmax, which mode='dot_product' does not have"),
         ({"combine": "multiply", "terms": "pairwise"}, "wants terms='both'"),
         ({"unary": "key", "whiten": None}, "mean query"),
         ({"unary": "key", "whiten": "position"}, "mean query"),
         ({"mode": "gaussian", "share_query_key": True}, "no projections"),
-        ({"mode": "gaussian", "whiten": "norm"}, "has not"),
+        ({"mode": "gaussian", "whiten": "norm"}, "lacks"),
     ],
 )
 def test_errors(options, message):

@@ -225,6 +225,6 @@ def test_class_names_are_printable_and_one_in_any_form(tmp_path):
     root = make_tree(tmp_path, [stripes(0, 1)] * 2, classes=["ca\u0301r", "\x1b[31mred"])
     assert open_data(str(root)).classes == ["cár", "\\x1b[31mred"]
     (root / "classes.txt").write_bytes(b"caf\xe9\nb\n")
-    assert "no text in UTF-8" in refusal(root)
+    assert "not text in UTF-8" in refusal(root)
     (root / "classes.txt").write_text("cár\nca\u0301r\n")
     assert "twice" in refusal(root)

@@ -369,7 +369,7 @@ class DisentangledNonLocal(QueryKeyValue):
 
 def _check(terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, switches: Switches) -> None:
     if combine == "multiply" and "gaussian" not in mode:
-        raise ValueError(f"combine='multiply' adds logits of a softmax, which {mode=} has not")
+        raise ValueError(f"combine='multiply' adds logits of a softmax, which {mode=} does not have")
     if combine == "multiply" and switches.normalization != "softmax":
         raise ValueError(f"combine='multiply' adds logits of a softmax, got normalization={switches.normalization!r}")
     if combine == "multiply" and terms != "both":
@@ -383,4 +383,4 @@ def _check(terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: s
     if switches.share_query_key and mode == "gaussian":
         raise ValueError("share_query_key: mode='gaussian' has no projections of queries and keys")
     if mode == "gaussian" and {"norm", "norm_affine"} & set(steps):
-        raise ValueError("whiten='norm' normalises projected queries and keys, which mode='gaussian' has not")
+        raise ValueError("whiten='norm' normalises projected queries and keys, which mode='gaussian' lacks")

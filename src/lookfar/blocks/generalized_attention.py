@@ -100,7 +100,7 @@ class GeneralizedAttention(QueryKeyValue):
         pair, query_position, key, position = (bit == "1" for bit in _checked(terms))
         asks, answers = pair or query_position, pair or key  # contents of queries, of keys
         if share_query_key and not (asks and answers):
-            raise ValueError(f"share_query_key: {terms=} has not the contents of both queries and keys")
+            raise ValueError(f"share_query_key: {terms=} lacks the contents of queries or keys")
         conv = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
         super().__init__(Switches(heads, "softmax", share_query_key, projections), conv, conv)
         self.query, self.key = self.query if asks else None, self.key if answers else None

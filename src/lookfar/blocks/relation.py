@@ -1,4 +1,4 @@
-"""Relation networks: boxes exchange what they hold, by likeness and by where they lie to each other.
+"""Relation networks: boxes exchange features, weighted by similarity and by their relative position.
 
 Traps: angles reach 700 rad and the gate's logarithm amplifies what they lose: the geometry is computed in float32 at
 least; widths count the last pixel; a distance is divided by the width of the box that asks.
@@ -58,7 +58,7 @@ class Relation(nn.Module):
             the widths below it.
         inner_channels: Channels of queries and keys, all heads together; C by default.
         position_channels: E, sines and cosines of the geometry, a multiple of 8.
-        gated: Boxes gate the weights; off, regions are related by what they show alone.
+        gated: Boxes gate the weights; off, regions are related by their features alone.
         share_query_key: One projection for queries and keys.
         zero_init: Start as the identity (values are zero).
 
@@ -96,7 +96,7 @@ class Relation(nn.Module):
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """A key bias adds the same number to every logit of a region: softmax does not see it."""
+        """A key's bias shifts all logits of a region equally, so softmax cancels it."""
         return () if self.key is None else ("key.bias",)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
@@ -155,7 +155,7 @@ class Relation(nn.Module):
 
 
 def _placed(boxes: Tensor, images: Tensor | None) -> Tensor:
-    """Boxes, and where they are told the numbers of their images, ``(B, n, 4 or 5)``."""
+    """Boxes, with the numbers of their images where these are given, ``(B, n, 4 or 5)``."""
     boxes = widened(boxes)
     return boxes if images is None else torch.cat([boxes, images.to(boxes)[..., None]], -1)
 

@@ -231,7 +231,7 @@ def _options(subject: Subject) -> dict[str, Any]:
 def _ignored(subject: Subject, name: str, value: int) -> bool:
     tried = 0
     near = (2 * value, value // 2, value + 1)
-    # max(8, channels // reduction) hears of a smaller reduction alone, and of a much smaller one
+    # max(8, channels // reduction) changes with a smaller reduction alone, and only with a much smaller one
     far = (4 * value, value // 4, 1)
     for other in dict.fromkeys(v for v in near + far if v not in (0, value)):
         try:

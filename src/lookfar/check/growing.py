@@ -13,7 +13,7 @@ SIZES = {
     2: [(32, 32), (48, 48), (64, 64), (96, 96)],
     3: [(4, 16, 16), (4, 24, 24), (4, 32, 32), (4, 48, 48)],
 }
-SECONDS = 8.0  # that one call may take
+SECONDS = 8.0  # seconds that one call may take
 
 
 def grows(subject: Subject) -> Outcome:

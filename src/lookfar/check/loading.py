@@ -93,7 +93,7 @@ def load(text: str, options: Sequence[str] = ()) -> Target:
         options: Further options, ``"heads=4"``.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It cannot be imported, holds no such class, an option cannot be read.
         TypeError: A block of the registry does not take an option.
 

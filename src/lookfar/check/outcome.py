@@ -1,4 +1,4 @@
-"""What came of asking a promise."""
+"""The outcome of asking a promise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Status = Literal["holds", "broken", "fact", "not asked"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether a promise holds, and in one line how.
+    """Whether a promise holds, and details in one line.
 
     Attributes:
         status: ``holds``, ``broken``, ``fact`` (true of the module, no fault) or ``not asked``.
@@ -24,7 +24,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """A promise and what came of it."""
+    """A promise and its outcome."""
 
     promise: str
     title: str

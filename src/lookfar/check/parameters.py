@@ -57,7 +57,7 @@ def _inside(name: str, value: Any, depth: int) -> Iterator[tuple[str, nn.Module 
 
 
 def _leaves_outside(subject: Subject) -> int:
-    """Leaves of the graph of a forward pass that are no parameters."""
+    """Leaves of the graph of a forward pass that are not parameters."""
     module = subject.build().to(subject.dtype)
     known = {id(p) for p in module.parameters()}
     found: dict[int, Tensor] = {}

@@ -39,9 +39,9 @@ def positions_kept(subject: Subject) -> Outcome:
     if rest:
         return not_asked("it takes more than a map")
     if x.shape[2:] != subject.size:
-        return not_asked("its input is no map")
+        return not_asked("its input is not a map")
     if not any(y.dim() == x.dim() for y in outputs(module, (x,))):
-        return not_asked("its output is no map")
+        return not_asked("its output is not a map")
     changes = list(_changes(len(subject.size)))
     faults = _faults(subject, module, changes)
     if not faults:

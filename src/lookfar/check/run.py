@@ -31,7 +31,7 @@ class Promise:
         name: Short, for programs.
         title: For people.
         ask: Gives the outcome; an exception is one too.
-        always: Asked of a module that does not run as well.
+        always: Also asked of a module that does not run.
     """
 
     name: str
@@ -88,7 +88,7 @@ def check_module(
 
     Raises:
         ValueError: The module cannot be imported or built, a promise that does not exist.
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         TypeError: An option that a block of ours does not take.
 
     >>> report = check_module("squeeze_excitation", 32, only=["images", "sizes"])
@@ -176,7 +176,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """The random state is kept; what modules and exporters warn of and print is theirs."""
+    """The random state is kept; warnings and output of modules and exporters are suppressed."""
     with (
         random_state_kept(),
         warnings.catch_warnings(),

@@ -42,7 +42,7 @@ def check_command(
 
 
 def print_report(report: Report, *, strict: bool = False) -> None:
-    """The table: promise, what came of it, how; and a sentence that counts."""
+    """The table: promise, outcome, details; and a sentence with the counts."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -25,7 +25,7 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a promise is asked of.
+    """The module that a promise is asked of, and its inputs.
 
     Attributes:
         target: Builds the module.
@@ -77,7 +77,7 @@ def outputs(module: Callable[..., Any], inputs: Iterable[Tensor]) -> list[Tensor
 
 
 def moved(got: Tensor, want: Tensor) -> float:
-    """||got - want|| / ||want||; infinite for other shapes and for numbers that are none."""
+    """||got - want|| / ||want||; infinite for other shapes and for nan."""
     if got.shape != want.shape:
         return float("inf")
     got, want = got.detach().double(), want.detach().double()

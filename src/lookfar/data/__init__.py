@@ -61,7 +61,7 @@ def open_data(
         The data set; its ``facts`` are for the reader.
 
     Raises:
-        ValueError: The spec or an option is unknown, masks hold values that are no classes, or files are damaged.
+        ValueError: The spec or an option is unknown, masks hold values that belong to no class, or files are damaged.
         FileNotFoundError: Nothing is there.
     """
     kind, colon, rest = spec.partition(":")

@@ -215,12 +215,12 @@ def choose_size(sizes: Sequence[tuple[int, int]], size: tuple[int, int] | None) 
     distinct = set(sizes)
     if size is None and len(distinct) == 1:
         return sizes[0], []
-    told = "" if size else " (the median; --size changes it)"
+    note = "" if size else " (the median; --size changes it)"
     height, width = size or (max(32, round(median(side) / 32) * 32) for side in zip(*sizes))
     if distinct == {(height, width)}:
         return (height, width), []
     before = f"images of {len(distinct)} sizes" if len(distinct) > 1 else f"images of {sizes[0][0]}×{sizes[0][1]}"
-    line = f"{before} resized to {height}×{width}, height × width{told}."
+    line = f"{before} resized to {height}×{width}, height × width{note}."
     worst = max(max(r, 1 / r) for r in ((h / w) * (width / height) for h, w in distinct))
     if worst > 1.25:
         line += f" Sides change by up to {worst:.2g} against each other."

@@ -58,7 +58,7 @@ class Mask:
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Picture:
-    """An image file; ``size`` (H, W) tells ``(bands, H, W)`` from ``(H, W, bands)`` in a ``.npy`` file."""
+    """An image file; ``size`` (H, W) distinguishes ``(bands, H, W)`` from ``(H, W, bands)`` in ``.npy``."""
     stored = read_stored(path)
     pixels, mode = _as_picture(stored)
     if stored.format == "NPY" and pixels.ndim == 3 and pixels.shape[:2] != size and pixels.shape[1:] == size:
@@ -177,7 +177,7 @@ def _packed(colours: NDArray) -> NDArray:
 
 
 def _check_alpha(pixels: NDArray) -> None:
-    """Transparency that the colours do not tell would be a mask of its own."""
+    """Transparency that does not follow from the colours would be a mask of its own."""
     alpha = pixels[..., -1]
     if (alpha == alpha.flat[0]).all():
         return

@@ -268,7 +268,7 @@ def _read_with_tifffile(path: Path, whole: Sequence[int] | None = None) -> Store
     """What Pillow has no mode for: bands beside RGB, colours of more than 8 bits, 64 bits."""
     import tifffile
 
-    log = logging.getLogger("tifffile")  # what it says of damaged tags is for whoever listens, not for the terminal
+    log = logging.getLogger("tifffile")  # what it says of damaged tags belongs in a log, not on the terminal
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:

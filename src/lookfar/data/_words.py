@@ -13,7 +13,7 @@ def shown(text: str) -> str:
 
 
 def _escape(sign: str) -> str:
-    if 0xDC80 <= ord(sign) <= 0xDCFF:  # a byte that is no UTF-8, as Python keeps it in a name
+    if 0xDC80 <= ord(sign) <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in a name
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign.encode("unicode_escape").decode()
 

@@ -91,7 +91,7 @@ def read_folder(root: Path, val: str | None = None) -> Source:
     source.notes += [unused(word, split) for word, split in splits.items() if word not in used and split.pairs]
     source.notes += [f"{text}: not used." for word, text in layout.broken.items() if word not in SPLITS["train"]]
     held = {pair.image for pair in source.val}
-    # what lies in a sub-folder of train; all of train is told by the images themselves
+    # for val in a sub-folder of train; where val is all of train, the check for shared images reports it
     source.train = [pair for pair in source.train if pair.image not in held] or source.train
     return source
 
@@ -267,7 +267,7 @@ def read_classes(path: Path) -> Classes | None:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise ValueError(f"{cut(shown(str(path)), 90)} is no text in UTF-8; save it as such") from None
+        raise ValueError(f"{cut(shown(str(path)), 90)} is not text in UTF-8; save it as such") from None
     read = [_read_line(line) for line in lines]
     colours = [colour for _, colour in read if colour is not None]
     if colours and len(colours) < len(read):

@@ -1,6 +1,6 @@
 """What the values of masks mean: numbers and colours of files become labels 0, 1, 2 ..., and 255 where ignored.
 
-A value that is no number of a class stops here, with its share, its files and the option that says what it is.
+A value that belongs to no class raises here, with its share, its files and the option that says what it is.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,7 +122,7 @@ def give_meaning(found: Mapping[Pair, Found], wanted: Wanted) -> tuple[Labels, i
         wanted: What is known of the classes.
 
     Raises:
-        ValueError: Values that are no classes, or not certainly the classes that they seem.
+        ValueError: Values that belong to no class, or may not be the classes that they seem to be.
     """
     by_colour, lines = _choose_kinds(found, wanted)
     numbered = {pair: result for pair, result in found.items() if _kind(result) not in by_colour}
@@ -352,7 +352,7 @@ def _count_classes(tally: _Tally, labels: Mapping[int, int], wanted: Wanted, lin
 
 
 def _refuse_gaps(tally: _Tally, used: list[int], wanted: Wanted) -> None:
-    """More than half of the numbers up to the largest never occur: they are no numbers of classes."""
+    """More than half of the numbers up to the largest never occur: they are not numbers of classes."""
     count = used[-1] + 1
     if 2 * (count - len(used)) <= count:
         return

@@ -174,7 +174,7 @@ def scan(pairs: Sequence[Pair], root: Path, *, progress: bool = True) -> dict[Pa
             looks = pool.map(look, [pair for pair, _ in unknown])
             for (pair, stamp), result in zip(unknown, _waiting(looks, len(unknown), progress)):
                 found[pair] = result
-                if not result.error:  # what ails a file may be cured without touching it
+                if not result.error:  # what is wrong with a file may be mended without touching it
                     known[_key(pair)] = stamp, result
         _write_cache(memory, known)
     return {pair: found[pair] for pair in pairs}

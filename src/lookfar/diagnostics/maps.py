@@ -76,7 +76,7 @@ def attention_maps(module: nn.Module, x: Tensor, queries: Tensor | None = None) 
 
 
 def key_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
-    """The grid that a block's keys form on a map of ``size``, as the block says; None where they form none.
+    """The grid that a block's keys form on a map of ``size``, as the block reports it; None where they form none.
 
     A block whose keys are not the map's positions has ``key_grid(size)``; the others need not say anything.
 

@@ -82,7 +82,7 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
             }
             if block is not None and not reason:
                 if seen[-1].dim() != 4:
-                    reason = "its input is no feature map"
+                    reason = "its input is not a feature map"
                 else:
                     of_image, common = _look(block, seen[-1].float(), truth.to(device))
                     reason = common.pop("reason", "")

@@ -302,7 +302,7 @@ def _depends_on_mode(module: nn.Module) -> bool:
 def _hang_on(module: nn.Module, block: nn.Module, name: str, layout: Layout) -> None:
     _register(module, functools.partial(call_kept, block=block, name=name, layout=layout))
     if type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS):
-        module.__module__ = __name__  # by this torch.fx tells its leaves; see announce
+        module.__module__ = __name__  # by this torch.fx recognises its leaves; see announce
         if not any(_is(hook, refuse_tracing) for hook in module._forward_pre_hooks.values()):
             _register(module, functools.partial(refuse_tracing), pre=True)
 

@@ -285,7 +285,7 @@ def _differs(
     *,
     given: bool,
 ) -> bool:
-    """Whether a block changes the network in eval, which is told."""
+    """Whether a block changes the network in eval, which is reported."""
     changed = [(slot, one) for slot, one in zip(new, seen) if one.off_by is not None]
     if changed:
         _tell(_changed(changed, "eval"), given)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ConvControl(nn.Module):
-    """A residual of plain convolutions, the like-parameter opponent of every block in a study.
+    """A residual branch of plain convolutions, which every block in a study is compared with at equal parameters.
 
     x + BN(conv1x1(ReLU(conv3x3(ReLU(conv1x1(x)))))), with the last BN weight 0: it starts as the identity.
 

@@ -82,7 +82,7 @@ class Segmenter(nn.Module):
         y = self.classifier(self.head(features))
         if self.shuffle is None:
             return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
-        # strided convolutions round sizes up: what stands over the edge is cut
+        # strided convolutions round sizes up: what goes past the edge is cut off
         return F.pixel_shuffle(y, self.shuffle)[..., : size[0], : size[1]]
 
 
@@ -195,7 +195,7 @@ def _timm_stages(backbone: nn.Module) -> dict[str, str]:
 
 
 def _load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load a backbone's own checkpoint, a whole network's, or a classifier's; what is no head must fit."""
+    """Load a checkpoint of a backbone, a whole network or a classifier; everything but the head must fit."""
     state = read(path)
     if any(key.startswith("backbone.") for key in state):  # a network of ours
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}

@@ -50,7 +50,7 @@ def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
     Shape: ``(B, C, N) -> (B, C, N)``
 
     Raises:
-        ValueError: ``x`` has not three axes.
+        ValueError: ``x`` does not have three axes.
     """
     if x.dim() != 3:
         raise ValueError(f"want x (B, C, N), a map is flattened by x.flatten(2); got {x.shape=}")

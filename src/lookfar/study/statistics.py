@@ -24,7 +24,7 @@ RESAMPLES = 1000
 DRAWS = 10_000  # for the probability of being best
 SEED = 0  # the same samples are drawn for every candidate, and every time a report is made
 LEVEL = 0.95
-FEW_GROUPS = 4  # up to here the interval of seeds alone is told beside the whole one
+FEW_GROUPS = 4  # up to here the interval of seeds alone is reported beside the whole one
 MOST_SEEDS = 1000  # planning looks no further
 
 Score = Callable[[Any, np.ndarray], np.ndarray]

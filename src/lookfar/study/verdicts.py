@@ -15,7 +15,7 @@ Word = Literal[
 
 @dataclass(frozen=True)
 class Terms:
-    """What a study's differences are told in.
+    """What a study's differences are reported in.
 
     Attributes:
         score: Name of the score.

@@ -92,7 +92,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint of a run, or None; what a killed process left half-written is removed."""
     for left in folder.glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)  # several processes may be at it
+        shutil.rmtree(left, ignore_errors=True)  # several processes may do this at once
     path = newest_checkpoint(folder)
     if path is None:
         return None

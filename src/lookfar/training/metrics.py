@@ -30,7 +30,7 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
         Counts ``(B, K, K)``, int64; rows are the truth, columns the prediction.
 
     Raises:
-        ValueError: Different shapes; a label that no class has.
+        ValueError: Different shapes; a label that belongs to no class.
     """
     if truth.shape != prediction.shape or truth.ndim != 3:
         raise ValueError(f"want truth and prediction (B, H, W), got {tuple(truth.shape)} and {tuple(prediction.shape)}")

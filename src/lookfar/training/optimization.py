@@ -37,7 +37,7 @@ def create_optimizer(network: nn.Module, settings: Settings, blocks: Sequence[st
         }
         for key in sorted(groups, reverse=True)  # the backbone first: the last group has the full learning rate
     ]
-    # a fused optimiser unscales gradients by itself, which leaves Fabric none to clip
+    # a fused optimiser unscales gradients by itself, which leaves Fabric nothing to clip
     fused = settings.precision != "16-mixed"
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=settings.lr, fused=fused)

@@ -2,7 +2,7 @@
 
 Torch files go through torch's own restricted unpickler. Training files hold more than tensors (mmengine's histories,
 numpy arrays, arguments): numpy's globals are allowed, and every other class or function is replaced by one that does
-nothing, so that the tensors beside it can be had. What is not a file of tensors is told in one line.
+nothing, so that the tensors beside it can be read. What is not a file of tensors is reported in one line.
 """
 
 import _compat_pickle
@@ -43,18 +43,18 @@ def read(path: str | Path, *, prefix: str = "") -> State:
     ``module.``, ``model.`` and ``_orig_mod.`` before their names, nested in any order.
 
     Args:
-        path: The file; what it is is told by its content, not by its name.
-        prefix: Only the keys that start with it, without it, as in ``"decode_head.nl_block."``.
+        path: The file; its kind is recognised by its content, not by its name.
+        prefix: Only the keys that start with it, which is then removed, as in ``"decode_head.nl_block."``.
 
     Raises:
-        FileNotFoundError: There is no file.
+        FileNotFoundError: The file does not exist.
         ValueError: It holds no weights that can be read; or no key starts with ``prefix``.
     """
     return unwrapped(content(path), prefix=prefix, of=str(path))
 
 
 def content(path: str | Path) -> Any:
-    """All that a file holds, objects that are no tensors replaced by ones that do nothing."""
+    """All that a file holds; objects other than tensors are replaced by ones that do nothing."""
     path = Path(path)
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar"))
@@ -166,7 +166,7 @@ def _safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no safetensors file, or is cut off: {reason}") from None
+        raise ValueError(f"{path} is not a safetensors file, or is cut off: {reason}") from None
 
 
 def _torch_file(path: Path, start: bytes) -> Any:
@@ -178,12 +178,12 @@ def _torch_file(path: Path, start: bytes) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
     except EOFError:
-        raise ValueError(f"{path} is no torch or safetensors file, or is cut off") from None
+        raise ValueError(f"{path} is not a torch or safetensors file, or is cut off") from None
     try:
         with torch.serialization.safe_globals(_allowed(names)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # torch's message is left out: it advises to load the file unsafely
+        # torch's message is left out: it advises loading the file unsafely
         raise ValueError(f"{path} holds {_listed(names)}, not only tensors: {_HOW}") from None
     except Exception as error:
         reason = str(error).splitlines()[0][:60] if str(error) else type(error).__name__
@@ -197,8 +197,8 @@ def _globals(path: Path, zipped: bool) -> set[str]:
     """Dotted names of the classes and functions that a torch file asks for; nothing of it is run.
 
     Raises:
-        ValueError: It is a file of another kind; the message says of which.
-        EOFError: It is no pickle, or ends too early.
+        ValueError: It is a file of another kind; the message says which.
+        EOFError: It is not a pickle, or ends too early.
     """
     if not zipped:
         with path.open("rb") as file:

@@ -27,7 +27,7 @@ def load(block: nn.Module, source: Mapping[str, Any] | str | Path, *, prefix: st
         prefix: Where the block's weights stand in those of a network, as in ``"decode_head.nl_block."``.
 
     Raises:
-        FileNotFoundError: There is no file.
+        FileNotFoundError: The file does not exist.
         ValueError: It holds no weights; or they do not fit: what has no place, what is missing, and the prefix, the
             option or the block that would fit, if there is one.
     """
@@ -48,7 +48,7 @@ def load(block: nn.Module, source: Mapping[str, Any] | str | Path, *, prefix: st
 
 def _problems(block: nn.Module, state: State) -> dict[str, list[str]]:
     own = block.state_dict()
-    kept = getattr(block, "unpublished", ())  # what the originals have not keeps its value
+    kept = getattr(block, "unpublished", ())  # what the originals do not have keeps its value
     problems = {
         "no place for": [key for key in state if key not in own],
         "missing": [key for key in own if key not in {*state, *kept} and not key.endswith("num_batches_tracked")],
@@ -111,7 +111,7 @@ def _parts(state: State) -> dict[str, State]:
 def _fits(block: nn.Module, state: State) -> bool:
     try:
         return not _problems(block, convert(block, state))
-    except Exception:  # a conversion that wants keys which are not there
+    except Exception:  # a conversion that needs keys which are missing
         return False
 
 
@@ -126,7 +126,7 @@ def _options_that_fit(info: BlockInfo, block: nn.Module, state: State) -> str:
     def misfit(tried: nn.Module) -> int:
         try:
             return sum(map(len, _problems(tried, convert(tried, state)).values()))
-        except Exception:  # a conversion that wants keys which are not there
+        except Exception:  # a conversion that needs keys which are missing
             return len(state) + 1
 
     start, left = _nearest(info, {}, _widths(shapes.values()), unlike)

@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 def from_inplace_abn(state: Mapping[str, Tensor], *, eps: float = 1e-5) -> State:
     """Weights trained with InPlaceABN, whose norms multiply by |weight| + eps, for norms that multiply by weight.
 
-    Wanted where a network of OCNet.pytorch or CCNet is loaded; no key tells that, so it must be asked for. It is done
+    Wanted where a network of OCNet.pytorch or CCNet is loaded; no key shows that, so it must be asked for. It is done
     once: a second time adds eps again.
 
     Args:
