@@ -179,10 +179,10 @@ NO_WEIGHTS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "LFS pointer of safetensors": ("w.safetensors", lfs, "git LFS pointer"),
     "empty": ("w.pth", lambda p: p.write_bytes(b""), "is empty"),
     "page": ("w.pth", lambda p: p.write_text("\n<!DOCTYPE html>\n<html>"), "is a web page"),
-    "text": ("w.pth", lambda p: p.write_text("not found"), "no torch or safetensors file"),
+    "text": ("w.pth", lambda p: p.write_text("not found"), "not a torch or safetensors file"),
     "cut off": ("w.pth", cut(False), "cut off"),
     "cut off, old": ("w.pth", cut(True), "cut off"),
-    "header of safetensors": ("w.safetensors", lambda p: p.write_bytes(b"\xff" * 64), "no safetensors file"),
+    "header of safetensors": ("w.safetensors", lambda p: p.write_bytes(b"\xff" * 64), "not a safetensors file"),
     "cut safetensors": ("w.safetensors", lambda p: p.write_bytes((99).to_bytes(8, "little") + b'{"a":'), "is cut off"),
     "whole module": ("w.pth", whole(False), r"whole pickled object \(torch.nn.modules.container.Sequential\)"),
     "whole module, old": ("w.pth", whole(True), "whole pickled module"),
@@ -207,7 +207,7 @@ NO_WEIGHTS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", NO_WEIGHTS)
-def test_what_is_no_weights_is_told_in_a_line(tmp_path: Path, case: str) -> None:
+def test_what_is_not_weights_is_reported_in_a_line(tmp_path: Path, case: str) -> None:
     name, write, words = NO_WEIGHTS[case]
     path = tmp_path / name
     write(path)
