@@ -14,6 +14,8 @@ from lookfar.training import Settings
     [
         ("baseline", "baseline"),
         ("control", "control"),
+        ("control(parameters=653)", "control(parameters=653)"),
+        ("control( parameters = 653 ) @ layer2", "control(parameters=653)@layer2"),
         ("nonlocal", "nonlocal"),
         ("pam", "position_attention"),
         (" pam ( reduction = 4 ) @ layer3 ", "position_attention(reduction=4)@layer3"),

@@ -80,7 +80,7 @@ def test_runs_all_and_repeats_nothing(fake, capsys):
     assert results.complete
     assert (out / "results.csv").exists()
     said = capsys.readouterr().out
-    assert said.startswith("lookfar study · scenes:lookup · 3 candidates × 2 seeds · 2 steps")
+    assert said.startswith("lookfar study · scenes:lookup · 1 block × 2 seeds · 2 steps")
     assert said.count("mIoU 50.0") == 6
     assert "\x1b" not in said
     again = run_study(PLAN, out, workers=3)

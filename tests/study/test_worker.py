@@ -6,7 +6,7 @@ import torch
 from lookfar.study.build import build_host, open_plan_data, put_in
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import Plan
-from lookfar.study.preflight import preflight
+from lookfar.study.preflight import _controls, preflight
 from lookfar.study.worker import why
 from lookfar.training import TrainingError
 
@@ -55,7 +55,9 @@ def test_check_fills_in_and_sizes_the_control():
     assert checked.plan.place == "backbone.layer4"
     assert None not in [checked.plan.place, checked.plan.steps, checked.plan.host]
     parameters = checked.facts["parameters"]
-    assert list(parameters) == ["baseline", "control", "nonlocal", "cbam(reduction=4)@layer2"]
+    cbam = "cbam(reduction=4)@layer2"
+    other = f"control(parameters={parameters[cbam]})@layer2"
+    assert list(parameters) == ["baseline", "control", other, "nonlocal", cbam] == list(checked.plan.candidates)
     assert parameters["baseline"] == 0
     # groups of images are found by these, also when a finished study is judged again
     names = checked.facts["data"]["val_names"]
@@ -63,6 +65,26 @@ def test_check_fills_in_and_sizes_the_control():
     assert names[:2] == ["val_0000", "val_0001"]
     assert checked.control_parameters == parameters["nonlocal"]
     assert parameters["control"] == pytest.approx(parameters["nonlocal"], rel=0.05)
+    assert 0.5 < parameters[other] / parameters[cbam] < 2
+
+
+def test_every_size_of_a_place_has_its_control():
+    def smallest_267(name, size):
+        return max(size, 267)
+
+    blocks = {
+        "nonlocal": 8480, "global_context": 653, "cbam": 1300, "channel_attention": 1, "criss_cross": 400,
+        "squeeze_excitation@layer2": 5, "double_attention@layer2": 600,
+    }  # fmt: skip
+    assert _controls(blocks, smallest_267) == {
+        "control": 1,  # and 400
+        "control(parameters=653)": 653,  # and 1300
+        "control(parameters=8480)": 8480,
+        "control(parameters=5)@layer2": 5,
+        "control(parameters=600)@layer2": 600,
+    }
+    assert _controls({"nonlocal": 8432}, smallest_267) == {"control": 8432}
+    assert list(_controls({"nonlocal@layer2": 8432}, smallest_267)) == ["control(parameters=8432)@layer2"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def put_in(
         candidate: What to insert.
         data: Its size is the size of the example that insertion looks at.
         seed: Of the trial.
-        control_parameters: How many parameters the control should have.
+        control_parameters: How many parameters a control should have that does not say so itself.
 
     Returns:
         Names of the inserted modules; none for the baseline.
@@ -70,9 +70,11 @@ def put_in(
     if candidate.name == "baseline":
         return []
     place = resolve_place(network, candidate.place or plan.place or network.place)
-    control: Any = partial(control_of, parameters=control_parameters)
-    block = control if candidate.name == "control" else candidate.name
+    options = dict(candidate.options)
+    block: Any = candidate.name
+    if candidate.name == "control":
+        block = partial(control_of, parameters=options.pop("parameters", control_parameters))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_BLOCK_SEED + seed)
         example = torch.randn(2, data.in_chans, *data.size)
-        return insert(network, block, at=place, example=example, **dict(candidate.options))
+        return insert(network, block, at=place, example=example, **options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REFERENCES = ("baseline", "control")  # always compared, whatever else is
+_CONTROL = re.compile(r"control(\(parameters=(?P<parameters>\d+)\))?(@(?P<place>.+))?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Candidate:
         body, place = (text, None) if at < 0 else (text[:at], text[at + 1 :].strip())
         if place == "":
             raise ValueError(f"cannot read {text!r}: a place must follow the @, as in {text}layer3")
+        if (control := _CONTROL.fullmatch(body.strip().replace(" ", ""))) and control["parameters"]:
+            return cls("control", (("parameters", int(control["parameters"])),), place)
         if body.strip() in REFERENCES:
             if place is not None:
                 raise ValueError(f"{body.strip()} has no place of its own; give --place for the whole study")
@@ -61,7 +64,7 @@ class Candidate:
 
 def is_reference(candidate: str) -> bool:
     """Whether this is the baseline or a control."""
-    return candidate in REFERENCES
+    return candidate == "baseline" or _CONTROL.fullmatch(candidate) is not None
 
 
 def slug(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from lookfar._tables import shorten
+from lookfar.study.candidates import is_reference
 from lookfar.study.words import tick
 
 # one path a marker, about (0, 0), all of about the same area
@@ -40,7 +41,9 @@ class Style:
 
 def styles(candidates: Sequence[str]) -> dict[str, Style]:
     """Colours in the order of the plan; the references are grey and ink."""
-    found = {"baseline": Style("var(--base)", MARKERS[0]), "control": Style("var(--control)", MARKERS[1])}
+    found = {"baseline": Style("var(--base)", MARKERS[0])}
+    controls = [name for name in candidates if is_reference(name) and name != "baseline"] or ["control"]
+    found |= {name: Style("var(--control)", MARKERS[(1 + n) % len(MARKERS)]) for n, name in enumerate(controls)}
     others = [name for name in candidates if name not in found]
     for i, name in enumerate(others):
         marker = MARKERS[(i + i // PALETTE) % len(MARKERS)]

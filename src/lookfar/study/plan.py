@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check, nearest
 from lookfar.study._files import write_text
-from lookfar.study.candidates import REFERENCES, Candidate, slug, split_candidates
+from lookfar.study.candidates import Candidate, is_reference, slug, split_candidates
 
 if TYPE_CHECKING:
     from lookfar.training import Settings
@@ -77,6 +77,8 @@ class Plan:
         checkpoint_every: Steps between checkpoints.
         tensorboard: Also write a TensorBoard log.
         threads: Threads of a trial; part of the plan, since sums depend on it.
+        controls: Plain convolutions to compare with, one for each size of the blocks of a place: ``control``,
+            ``control(parameters=8480)``; a study finds them by itself.
         margin: Differences within ± so many points of mIoU are practically none.
         groups: Which validation images belong together: a regular expression for their names, or ``none``.
 
@@ -123,6 +125,7 @@ class Plan:
     checkpoint_every: int | None = None
     tensorboard: bool = False
     threads: int = 1
+    controls: tuple[str, ...] = ("control",)
     margin: float = 0.5
     groups: str | None = None
 
@@ -141,7 +144,7 @@ class Plan:
     @property
     def candidates(self) -> tuple[str, ...]:
         """All that is compared, in the order in which a seed's trials run."""
-        return ("baseline", "control", *(b for b in self.blocks if b not in REFERENCES))
+        return ("baseline", *self.controls, *(b for b in self.blocks if not is_reference(b)))
 
     @property
     def trials(self) -> list[tuple[str, int]]:
@@ -159,7 +162,7 @@ class Plan:
         names = [str(Candidate.parse(text)) for text in self.blocks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")
-        names = [name for name in names if name not in REFERENCES]
+        names = [name for name in names if not is_reference(name)]
         usual = {"scenes:lookup": 1000, "scenes:cue": 1200}.get(self.data, 2000)
         steps = usual if self.steps is None else self.steps
         scenes = self.data.startswith("scenes")

@@ -1,7 +1,7 @@
 """The whole plan tried before the first step: names, options, data, host, places, every candidate for real."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ class ReadyPlan:
     Attributes:
         plan: With every entry filled in.
         task: What is to be learned, in a sentence or two.
-        control_parameters: Parameters of the largest candidate: what the control is sized to.
+        control_parameters: What the first control is sized to.
         facts: What ``environment.json`` says of data, place and candidates.
     """
 
@@ -61,17 +61,22 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
     host = build_host(plan, data, seed=0)
     plan = replace(plan, place=resolve_place(host, plan.place or host.place))
 
-    parameters = {str(candidate): 0 for candidate in candidates}
-    # the control comes last: its size is that of the largest block
-    for candidate in sorted(candidates, key=lambda c: c.name == "control"):
+    def added(candidate: Candidate, control_parameters: int = 0) -> int:
+        """Parameters that a candidate adds to the host, by putting it in."""
         network = copy.deepcopy(host)
-        largest = max(parameters.values())
         try:
-            names = put_in(network, plan, candidate, data, seed=0, control_parameters=largest)
+            names = put_in(network, plan, candidate, data, seed=0, control_parameters=control_parameters)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{candidate} cannot go into {plan.host}: {' '.join(str(error).split())}") from error
-        parameters[str(candidate)] = sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
-    largest = max(count for name, count in parameters.items() if name != "control")
+        return sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
+
+    sizes = {str(c): added(c) for c in candidates if c.name != "control"}
+    blocks = {name: size for name, size in sizes.items() if name != "baseline"}
+    wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size))
+    sizes |= {name: added(Candidate.parse(name), size) for name, size in wanted.items()}
+    plan = replace(plan, controls=tuple(wanted))
+    parameters = {name: sizes[name] for name in plan.candidates}
+    first = next(iter(wanted.values()))
     facts = {
         "place": plan.place,
         "parameters": parameters,
@@ -87,7 +92,33 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
             "facts": list(data.facts),
         },
     }
-    return ReadyPlan(plan, data.task, largest, facts)
+    return ReadyPlan(plan, data.task, first, facts)
+
+
+def _controls(blocks: Mapping[str, int], parameters_of: Callable[[str, int], int]) -> dict[str, int]:
+    """The controls of a study and the number of parameters that each aims at.
+
+    Of the blocks of a place the smallest opens a class, whose control serves all up to twice its size; the next larger
+    block opens another. No control is smaller than its one channel allows.
+
+    Args:
+        blocks: Parameters of each block.
+        parameters_of: Those that a control by this name has when it aims at so many.
+    """
+    places: dict[str | None, list[int]] = {}
+    for name, size in blocks.items():
+        places.setdefault(Candidate.parse(name).place, []).append(size)
+    found: dict[str, int] = {}
+    for place in sorted(places, key=lambda place: place is not None):
+        most = -1
+        for size in sorted(places[place]):
+            if size <= most:
+                continue
+            end = f"@{place}" if place else ""
+            name = f"control(parameters={size}){end}" if found or place else "control"
+            found[name] = size
+            most = 2 * max(size, parameters_of(name, size))
+    return found
 
 
 def _refuse_other_kinds(candidate: Candidate) -> None:

@@ -42,7 +42,7 @@ class Board:
         blocks = [b for b in plan.blocks if not is_reference(b)]
         parts = [
             f"lookfar study · {plan.data}",
-            f"{len(blocks) + 2} candidates × {counted(plan.seeds, 'seed')}",
+            f"{counted(len(blocks), 'block')} × {counted(plan.seeds, 'seed')}",
             *([counted(plan.steps, "step")] if plan.steps else []),
             str(folder),
         ]
