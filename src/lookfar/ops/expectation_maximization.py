@@ -6,7 +6,8 @@ scale, so everything is float32 at least; the two codes guard their divisions di
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +24,31 @@ Gradient = Literal["none", "last", "full"]
 _GUARD: dict[str, Callable[[Tensor], Tensor]] = {"authors": lambda d: 1e-6 + d, "mmseg": lambda d: d.clamp_min(1e-12)}
 
 
-def expectation_maximization_reference(
-    x: Tensor,
-    bases: Tensor,
-    *,
-    iterations: int = 3,
-    variant: Variant = "authors",
-    gradient: Gradient = "none",
-    fit: bool = True,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Clustering:
+    """The keywords of :func:`expectation_maximization`, checked: how often, how, and in which space it clusters."""
+
+    iterations: int = 3
+    variant: Variant = "authors"
+    gradient: Gradient = "none"
+    fit: bool = True
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check("iterations", self.iterations, Steps)
+        choice("variant", self.variant, _GUARD)
+        choice("gradient", self.gradient, get_args(Gradient))
+
+    @property
+    def steps(self) -> int:
+        return self.iterations if self.fit else 1
+
+
+def expectation_maximization_reference(x: Tensor, bases: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """The definition, as the authors' code does it: h = W x + b on the map, then T steps of E and M.
+
+    Keywords as in :func:`expectation_maximization`.
 
     >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
     >>> r, bases = expectation_maximization_reference(x, 1000 * torch.eye(2)[None], iterations=1, variant="mmseg")
@@ -42,49 +56,39 @@ def expectation_maximization_reference(
     [[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]]
     """
 
+    o = Clustering(**options)
+
     def guard(d: Tensor) -> Tensor:
-        return d + 1e-6 if variant == "authors" else d.clamp_min(1e-12)
+        return d + 1e-6 if o.variant == "authors" else d.clamp_min(1e-12)
 
     with without_autocast(x):
         h = widened(x)  # (B, h, N, D)
-        if weight is not None:
-            h = F.linear(h, widened(weight), None if bias is None else widened(bias))
+        if o.weight is not None:
+            h = F.linear(h, widened(o.weight), None if o.bias is None else widened(o.bias))
         mu = widened(bases).expand(x.shape[0], *bases.shape)  # (B, h, D, K)
         z = mu.new_zeros(())
-        for step in range(iterations if fit else 1):
-            if gradient != "full":
+        for step in range(o.steps):
+            if o.gradient != "full":
                 mu = mu.detach()
-            last = step == (iterations if fit else 1) - 1
-            live = h if gradient == "full" or (gradient == "last" and last) else h.detach()
+            last = step == o.steps - 1
+            live = h if o.gradient == "full" or (o.gradient == "last" and last) else h.detach()
             z = (live @ mu).softmax(-1)  # (B, h, N, K)
             m = live.transpose(-2, -1) @ (z / guard(z.sum(-2, keepdim=True)))
             mu = m / guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
-        mixed = mu if fit else widened(bases).expand_as(mu)
+        mixed = mu if o.fit else widened(bases).expand_as(mu)
         return (z @ mixed.transpose(-2, -1)).to(x.dtype), mu
 
 
-def _fit(
-    x: Tensor,
-    bases: Tensor,
-    *,
-    iterations: int,
-    variant: Variant,
-    gradient: Gradient,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tensor]:
     """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and what divides each basis' sum ``(B, h, 1, K)``."""
-    check("iterations", iterations, Steps)
-    choice("variant", variant, _GUARD)
-    choice("gradient", gradient, get_args(Gradient))
-    guard = _GUARD[variant]
+    guard = _GUARD[o.variant]
     t = widened(x).transpose(-2, -1)  # (B, h, C, N)
-    W, b = (None if p is None else widened(p) for p in (weight, bias))
+    W, b = (None if p is None else widened(p) for p in (o.weight, o.bias))
     # a copy, since the caller's moving average changes them in place while the graph may still need them
     mu = widened(bases).clone().expand(x.shape[0], *bases.shape)
     z = scale = mu
-    for step in range(iterations):
-        live = gradient == "full" or (gradient == "last" and step == iterations - 1)
+    for step in range(o.steps):
+        live = o.gradient == "full" or (o.gradient == "last" and step == o.steps - 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and live):
             # h = W t + b never stands on the map: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
             logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
@@ -104,26 +108,17 @@ def _fit(
     return z, mu, scale
 
 
-def expectation_maximization_weights(
-    x: Tensor,
-    bases: Tensor,
-    queries: Tensor | None = None,
-    *,
-    iterations: int = 3,
-    variant: Variant = "authors",
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
+def expectation_maximization_weights(x: Tensor, bases: Tensor, queries: Tensor | None = None, **options: Any) -> Tensor:
     """The equivalent weights ``(B, h, Q, N)`` of the values h, of rank K; rows do not sum to one.
 
-    Takes what :func:`expectation_maximization` takes, and the flat positions ``queries`` ``(Q,)``, all when None.
+    ``queries`` are flat positions ``(Q,)``, all when None; keywords as in :func:`expectation_maximization`.
 
     >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
     >>> expectation_maximization_weights(x, 1000 * torch.eye(2)[None], iterations=1, variant="mmseg").tolist()
     [[[[0.25, 0.25, 0.0], [0.25, 0.25, 0.0], [0.0, 0.0, 0.5]]]]
     """
     with without_autocast(x):
-        z, _, scale = _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)
+        z, _, scale = _fit(x, bases, Clustering(gradient="full", **options))
         chosen = z if queries is None else z[..., queries]
         return (chosen.transpose(-2, -1) / scale) @ z
 
@@ -167,29 +162,20 @@ def expectation_maximization(
     width = x.shape[-1] if weight is None else weight.shape[0]
     if x.dim() != 4 or bases.shape[:2] != (x.shape[1], width):
         raise ValueError(f"want x (B, h, N, C) and bases (h, D, K) with D = {width}; got {x.shape=}, {bases.shape=}")
-    steps = iterations if fit else min(iterations, 1)
     with without_autocast(x):
-        z, mu, _ = _fit(x, bases, iterations=steps, variant=variant, gradient=gradient, weight=weight, bias=bias)
+        z, mu, _ = _fit(x, bases, Clustering(iterations, variant, gradient, fit, weight, bias))
         mixed = mu if fit else widened(bases).clone().expand_as(mu)
         return (mixed @ z).transpose(-2, -1).to(x.dtype), mu
 
 
-def responsibilities(
-    x: Tensor,
-    bases: Tensor,
-    *,
-    iterations: int = 3,
-    variant: Variant = "authors",
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
+def responsibilities(x: Tensor, bases: Tensor, **options: Any) -> Tensor:
     """z of the last E step, ``(B, h, K, N)``: at each position they sum to one over the bases.
 
-    Takes what :func:`expectation_maximization` takes; with one iteration they are those of the given bases.
+    Keywords as in :func:`expectation_maximization`; with one iteration they are those of the given bases.
 
     >>> x = torch.tensor([[[[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]]])  # three positions, two clusters
     >>> responsibilities(x, 1000 * torch.eye(2)[None], iterations=1).tolist()
     [[[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]]
     """
     with without_autocast(x):
-        return _fit(x, bases, iterations=iterations, variant=variant, gradient="full", weight=weight, bias=bias)[0]
+        return _fit(x, bases, Clustering(gradient="full", **options))[0]

@@ -6,6 +6,8 @@ A query's products with the 2H - 1 and 2W - 1 embeddings are looked up by distan
 which the backward pass computes again: N x N logits are never held, nor N (H + W) of the lookups.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,8 +51,7 @@ def relative_attention_weights(
     >>> relative_attention_weights(q, 0 * q, rows, columns, size=(1, 2), normalization="none").tolist()  # over two keys
     [[[[1.0, 1.5], [0.5, 1.0]]]]
     """
-    check_normalization(normalization, why=WHY_NOT_DOUBLE)
-    _check(q, k, rows, columns, size)
+    _check(q, k, rows, columns, size, normalization)
     at = torch.arange(q.shape[-2], device=q.device)
     at = at if queries is None else at[queries]
     with without_autocast(q):
@@ -59,24 +60,17 @@ def relative_attention_weights(
 
 
 def relative_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    *,
-    size: Pair,
-    normalization: RowNormalization = "softmax",
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, **options: Any
 ) -> Tensor:
-    """The definition: every pair's embedding gathered, N x N x D of them.
+    """The definition: every pair's embedding gathered, N x N x D of them; keywords as in :func:`relative_attention`.
 
     >>> q, rows, columns = torch.ones(1, 1, 2, 1), torch.zeros(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
     >>> v = torch.tensor([[[[1.0], [10.0]]]])
     >>> relative_attention_reference(q, 0 * q, v, rows, columns, size=(1, 2), normalization="none").flatten().tolist()
     [16.0, 10.5]
     """
-    _check(q, k, rows, columns, size)
-    (H, W), at = size, torch.arange(q.shape[-2], device=q.device)
+    (H, W), normalization = _check(q, k, rows, columns, **options)
+    at = torch.arange(q.shape[-2], device=q.device)
     y = at // W
     x = at - y * W
     with without_autocast(q):
@@ -117,8 +111,7 @@ def relative_attention(
     Raises:
         ValueError: Shapes that do not fit, an unknown normalisation.
     """
-    check_normalization(normalization, why=WHY_NOT_DOUBLE)
-    _check(q, k, rows, columns, size)
+    _check(q, k, rows, columns, size, normalization)
     dtype = v.dtype
     with without_autocast(q):
         q, k, v, rows, columns = (widened(t) for t in (q, k, v, rows, columns))
@@ -130,10 +123,14 @@ def relative_attention(
         return over_queries(some, (q, at), k, v, rows, columns, keys=q.shape[-2]).to(dtype)
 
 
-def _check(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> None:
+def _check(
+    q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, size: Pair, normalization: RowNormalization = "softmax"
+) -> tuple[Pair, RowNormalization]:
+    check_normalization(normalization, why=WHY_NOT_DOUBLE)
     D, (H, W) = q.shape[-1], size
     if q.shape != k.shape or q.shape[-2] != H * W or rows.shape != (2 * H - 1, D) or columns.shape != (2 * W - 1, D):
         raise ValueError(
             f"want q, k (B, h, HW, D), rows (2H - 1, D), columns (2W - 1, D) with {H=}, {W=}; "
             f"got {q.shape=}, {k.shape=}, {rows.shape=}, {columns.shape=}"
         )
+    return size, normalization
