@@ -112,9 +112,9 @@ def test_reinforce_is_unbiased() -> None:
     assert_same("gradient", got, want)
     bonus = ops.reinforce_loss(*torch.ones(3, 4), entropy=torch.full((4,), 2.0), exploration=0.1)
     assert float(bonus) == pytest.approx(float(ops.reinforce_loss(*torch.ones(3, 4))) - 0.2)
-    with pytest.raises(ValueError, match="one entropy a choice"):
+    with pytest.raises(ValueError, match="one entropy per choice"):
         ops.reinforce_loss(*torch.ones(3, 4), entropy=torch.ones(1))
-    with pytest.raises(ValueError, match="one number a choice"):
+    with pytest.raises(ValueError, match="one number per choice"):
         ops.reinforce_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2, 1))
 
 

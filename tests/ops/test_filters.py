@@ -101,7 +101,7 @@ def test_errors_say_what_came() -> None:
         nonlocal_means(x[0])
     with pytest.raises(ValueError, match="kernel must be gaussian or flat, got 'box'"):
         mean_shift(x, sigma_spatial=1.0, sigma_color=1.0, kernel="box")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="normalizer is sum, positions, none"):
+    with pytest.raises(ValueError, match="normalizer must be sum, positions, none"):
         nonlocal_operation(torch.rand(1, 3, 2), torch.rand(3, 3), None, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"f must give \(.., Q, M\) = \(.., 3, 3\)"):
         nonlocal_operation(torch.rand(1, 3, 2), torch.rand(3, 4))

@@ -1,8 +1,8 @@
-"""Where a custom autograd function may be used, and what stands in for its gradient where that is differentiated again.
+"""When a custom autograd function can be used, and what replaces its gradient where that is differentiated again.
 
-Functions of this library have fast, hand-written first derivatives. They are not for graphs with free sizes, for the
-transforms of ``torch.func`` and for forward-mode derivatives: there each op takes its plain form, which is made of
-ordinary differentiable operations.
+The custom functions of this library have fast, hand-written first derivatives. They cannot be used in graphs with
+dynamic sizes, under the transforms of ``torch.func`` or for forward-mode derivatives. There each op falls back to its
+plain form, made of ordinary differentiable operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _Probe(torch.autograd.Function):
-    """Without ``setup_context``, like the functions of this library: what ``torch.func`` refuses."""
+    """Has no ``setup_context``, like the functions of this library, so that ``torch.func`` refuses it."""
 
     @staticmethod
     def forward(ctx: Any) -> None:
@@ -23,7 +23,7 @@ class _Probe(torch.autograd.Function):
 
 
 def under_transform() -> bool:
-    """Whether a transform of ``torch.func`` is active: vmap, grad, jvp and what is made of them."""
+    """Whether a transform of ``torch.func`` is active: vmap, grad, jvp and those built on them."""
     try:
         _Probe.apply()
     except RuntimeError:
@@ -32,17 +32,17 @@ def under_transform() -> bool:
 
 
 def traced() -> bool:
-    """Whether a program is being compiled, exported or traced, so that sizes may be free: no loops by size."""
+    """Whether a program is being compiled, exported or traced: sizes may be dynamic, and no loop may depend on them."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def for_graphs() -> bool:
-    """Whether sizes may be free or a transform is active."""
+    """Whether sizes may be dynamic or a transform is active."""
     return traced() or under_transform()
 
 
 def has_tangent(*tensors: Tensor) -> bool:
-    """Whether a forward-mode derivative is asked for."""
+    """Whether a forward-mode derivative is being computed."""
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
@@ -56,7 +56,7 @@ def gradients(
 ) -> list[Tensor | None]:
     """Gradients of ``f`` at ``inputs`` by ordinary differentiation, None where not wanted.
 
-    For a backward pass that :func:`needs_graph`: ``f`` is the plain form, whose gradient has a graph in its turn.
+    For a backward pass that :func:`needs_graph`: ``f`` is the plain form, whose gradient has a graph of its own.
 
     >>> x = torch.tensor([1.0, 2.0])
     >>> gradients(lambda a, b: a * b, [x, x], [True, False], torch.ones(2))
@@ -64,7 +64,7 @@ def gradients(
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # views, since two inputs may be one tensor
+        # views, since two inputs may be the same tensor
         fresh = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted)]
         y = f(*fresh)
     sources = [t for t, w in zip(fresh, wanted) if w]
@@ -73,7 +73,7 @@ def gradients(
 
 
 def recomputed(f: Callable[..., Any], *args: Any) -> Any:
-    """``f(*args)``, computed again in the backward pass instead of being kept for it, where that is possible."""
+    """``f(*args)``, recomputed in the backward pass instead of being stored for it, where possible."""
     tensors = [t for t in args if isinstance(t, Tensor)]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not wanted or for_graphs() or has_tangent(*tensors):

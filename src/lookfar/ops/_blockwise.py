@@ -1,4 +1,4 @@
-"""Attention over blocks of queries: N x M weights are never held, neither forward nor for the gradient.
+"""Attention over blocks of queries: the N x M weights are never held at once, neither forward nor backward.
 
 For what fused kernels can't do: float64 on CUDA, other normalisations than softmax, log-sum-exps with gradients.
 """
@@ -12,18 +12,18 @@ from torch import Tensor
 from lookfar.ops._autograd import recomputed, traced
 from lookfar.ops._precision import widened, without_autocast
 
-# logits held at a time, summed over batch and heads: 4 MiB in float32 on a CPU; a GPU wants larger launches
+# logits held at a time, over batch and heads: 4 MiB in float32 on a CPU; a GPU needs larger launches
 BUDGET = {"cpu": 2**20}
 BUDGET_ELSEWHERE = 2**25
 
 
 def over_queries(f: Callable[..., Any], queries: Tensor | tuple[Tensor, ...], *others: Tensor, keys: int) -> Any:
-    """``f(*queries, *others)`` for blocks of the query axis (-2), each computed again in the backward pass.
+    """``f(*queries, *others)`` for blocks of the query axis (-2), each recomputed in the backward pass.
 
     Memory is that of one block of logits and of the result; derivatives of every order work. Compiled and exported
-    programs get the one call ``f(*queries, *others)``, since a loop by size would tie them to the size.
+    programs make a single call ``f(*queries, *others)``, since a loop over blocks would tie them to one size.
 
-    >>> def f(q, at, k):  # a function of each query by itself, and of where it stands
+    >>> def f(q, at, k):  # depends on each query alone and on its position
     ...     return at * (q @ k.transpose(-2, -1))
     >>> at = torch.arange(3)[:, None]
     >>> over_queries(f, (torch.ones(1, 1, 3, 2), at), torch.ones(1, 1, 1, 2), keys=1).flatten()
@@ -33,8 +33,8 @@ def over_queries(f: Callable[..., Any], queries: Tensor | tuple[Tensor, ...], *o
         f: Maps queries ``(B, h, Q, D)`` and ``others`` to a tensor or a tuple of tensors with the axis Q at -2; rows
             must not depend on each other.
         queries: ``(B, h, N, D)``, or several tensors with the axis N at -2.
-        others: What every query sees, such as keys and values.
-        keys: Logits of one row of the first queries, M: decides the size of the blocks.
+        others: Tensors that every query needs, such as keys and values.
+        keys: Number M of logits per query, which decides the size of the blocks.
     """
     queries = (queries,) if isinstance(queries, Tensor) else queries
     q, N = queries[0], queries[0].shape[-2]

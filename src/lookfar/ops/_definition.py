@@ -1,4 +1,4 @@
-"""What the definitions share, and nothing else may use: weights by their formulas, keys listed one by one."""
+"""Shared by the definitions, for no other use: weights by their formulas, keys listed one by one."""
 
 import torch
 from torch import Tensor

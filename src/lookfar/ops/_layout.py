@@ -1,4 +1,4 @@
-"""Between feature maps (B, C, *S) and tokens (B, h, N, D): the only reshapes of the library."""
+"""Conversions between feature maps (B, C, *S) and tokens (B, h, N, D): the only reshapes of the library."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from lookfar.ops._autograd import traced, under_transform
 
 
 def to_tokens(x: Tensor, heads: int = 1) -> Tensor:
-    """``(B, C, *S) -> (B, h, N, C/h)`` with the last axis contiguous, as fused attention kernels want it.
+    """``(B, C, *S) -> (B, h, N, C/h)`` with the last axis contiguous, as fused attention kernels need it.
 
     Head t holds the channels ``t * C/h .. (t + 1) * C/h``. A channels_last map with one head is not copied.
     """
@@ -35,7 +35,7 @@ def to_blocks(x: Tensor, block: tuple[int, int], heads: int = 1, *, far: bool = 
 
 
 def from_blocks(t: Tensor, size: Sequence[int], block: tuple[int, int], heads: int = 1, *, far: bool = False) -> Tensor:
-    """What :func:`to_blocks` made of a map of this size, as a map again."""
+    """The inverse of :func:`to_blocks` for a map of this size."""
     (H, W), (dh, dw) = size, block
     if far:
         t = t[:, 0].unflatten(1, (H // dh, W // dw)).unflatten(0, (-1, dh, dw))  # (B h, dh, dw, a, b, C/h)
@@ -59,7 +59,7 @@ def merge_heads(t: Tensor) -> Tensor:
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last (or its 3-D form) where ``x`` is in it and not also in the plain format, else contiguous.
 
-    Under the transforms of ``torch.func`` contiguous too: there a tensor does not know.
+    Under the transforms of ``torch.func`` always contiguous: a tensor's strides are not known there.
     """
     if not x.is_contiguous() and (traced() or not under_transform()):
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):

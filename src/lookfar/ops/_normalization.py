@@ -1,11 +1,11 @@
-"""Weights of similarities, a row by itself: softmax, or terms divided by a sum over the keys.
+"""Weights from similarities, each row on its own: softmax, or terms divided by a sum over the keys.
 
     softmax   exp(s_j) / sum_j exp(s_j)
     l1        s_j / sum_j |s_j|
     sigmoid   1 / (1 + exp(-s_j)) / M
-    none      s_j / M, M the keys that are seen
+    none      s_j / M, with M keys seen
 
-All but softmax are a numerator and a divisor that add up over disjoint sets of keys.
+All but softmax have a numerator and a divisor that add up over disjoint sets of keys.
 """
 
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ ROW_NORMALIZATIONS: tuple[str, ...] = get_args(RowNormalization)
 
 
 def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim: int = -1) -> Tensor:
-    """The weights of similarities whose keys lie along ``dim``; keys that are not ``seen`` do not exist."""
+    """The weights of similarities whose keys lie along ``dim``; keys that are not ``seen`` are left out."""
     if normalization == "softmax":
         return (s if seen is None else s.masked_fill(~seen, -torch.inf)).softmax(dim)
     s = s.sigmoid() if normalization == "sigmoid" else s
@@ -33,7 +33,7 @@ def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim
 
 
 def terms(s: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
-    """What each key adds to the numerator, beside its value, and to the divisor; not for softmax."""
+    """Each key's factor on its value in the numerator, and its term in the divisor; not for softmax."""
     w = s.sigmoid() if normalization == "sigmoid" else s
     return w, w.abs() if normalization == "l1" else w.new_ones(()).expand_as(w)
 
@@ -57,5 +57,5 @@ def divided(y: Tensor, divisor: Tensor) -> Tensor:
 
 
 def check_normalization(normalization: str, allowed: tuple[str, ...] = ROW_NORMALIZATIONS, why: str = "") -> None:
-    """Raise a ValueError for what is not allowed; ``why`` is the reason why ``double`` is not."""
+    """Raise a ValueError for a normalisation that is not allowed; ``why`` explains why ``double`` is not."""
     choice("normalization", normalization, allowed, why=why if normalization == "double" else "")

@@ -1,4 +1,4 @@
-"""Half precision: what must be computed in float32 whatever surrounds it."""
+"""Half precision: computations that run in float32 even under autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +14,6 @@ def widened(t: Tensor) -> Tensor:
 def without_autocast(t: Tensor) -> AbstractContextManager:
     """A context in which products of wide tensors stay wide on the device of ``t``."""
     device = t.device.type
-    # graphs are made for real devices, and not every supported torch can trace the question
+    # compiled graphs run on real devices, and not every supported torch can trace this call
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if known else nullcontext()

@@ -1,7 +1,7 @@
 """Windows of k x k cells and the three passes over them, each a loop over cells on shifted views of the maps.
 
-Products of pairs, weighted sums, and weighted sums the other way round are each other's gradients, so that derivatives
-of every order hold N (C + h k^2) numbers and never the N k^2 C of unfolded maps.
+Products of pairs, weighted sums and transposed weighted sums are each other's gradients, so that derivatives of every
+order hold N (C + h k^2) numbers and never the N k^2 C of unfolded maps.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Window(NamedTuple):
     def views(self, H: int, W: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
         """``(cell, queries, keys)``: rectangles in which the cell lies on the map.
 
-        Keys have the queries' extent or, where a clamped window rests at the border, length 1 for all of them.
+        Keys have the queries' extent or, where a clamped window stops at the border, length 1 for all of them.
         """
         (kh, kw), (h, w) = self.kernel_size, self.grid(H, W)
         columns = [list(self._pieces(1, b, W, w)) for b in range(kw)]
@@ -91,7 +91,7 @@ class Window(NamedTuple):
 
 
 def window_of(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, border: Border) -> Window:
-    """The window that options describe, which are checked here."""
+    """The window that these options describe; they are checked here."""
     odd("kernel_size", kernel_size)
     check("stride", stride, int | tuple[int, int])
     check("dilation", dilation, int | tuple[int, int])
@@ -123,7 +123,7 @@ def _sums(w: Tensor, b: Tensor, window: Window) -> Tensor:
 
 
 def _spread(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:
-    """``(..., k^2, H', W'), (..., E, H', W') -> (..., E, H, W)``: every query gives to the cells that it sees."""
+    """``(..., k^2, H', W'), (..., E, H', W') -> (..., E, H, W)``: every query adds to the cells that it sees."""
     y = a.new_zeros((*a.shape[:-2], *size))
     for cell, queries, keys in window.views(*size):
         given = w[(..., slice(cell, cell + 1), *queries)] * a[(..., *queries)]
@@ -133,7 +133,7 @@ def _spread(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """Each of these three is linear in both tensors, and its gradients are the other two."""
+    """Each of these three functions is linear in both tensors, and its gradients are the other two."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, window: Window) -> Tensor:
@@ -180,7 +180,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Compared(torch.autograd.Function):
-    """Similarities that are no products: the gradient is computed cell by cell from the two maps."""
+    """Similarities that are not products: the gradient is computed cell by cell from the two maps."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, window: Window, similarity: str) -> Tensor:
@@ -212,7 +212,7 @@ class _Compared(torch.autograd.Function):
 
 
 def _shifted(x: Tensor, window: Window) -> Iterator[Tensor]:
-    """The map as each cell sees it, ``(..., H', W')``, without asking for its size: for graphs with free axes."""
+    """The map as each cell sees it, ``(..., H', W')``, without reading its size: for graphs with dynamic sizes."""
     (kh, kw), (sh, sw), (lh, lw), border = window
     H, W = x.shape[-2:]
     if border == "clamped":
@@ -240,20 +240,20 @@ def _shifted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
 
 
 def similarities(q: Tensor, k: Tensor, window: Window, similarity: Similarity = "product") -> Tensor:
-    """Of every query with the cells of its window, summed over channels; cells off the map hold nothing of meaning.
+    """Similarities of every query with the cells of its window, summed over channels; arbitrary for cells off the map.
 
     Shape: ``(..., D, H', W'), (..., D, H, W) -> (..., k^2, H', W')``
     """
     if for_graphs() or has_tangent(q, k):
         return _shifted_similarity(q, k, window, SIMILARITIES[similarity])
-    # q and k may be one tensor, which an autograd function must not be given twice
+    # q and k may be the same tensor, which an autograd function must not be given twice
     if similarity == "product":
         return _Products.apply(q.view_as(q), k.view_as(k), window)  # type: ignore[return-value]
     return _Compared.apply(q.view_as(q), k.view_as(k), window, similarity)  # type: ignore[return-value]
 
 
 def weighted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
-    """Of the values in every query's window, with a weight a cell; cells off the map add nothing.
+    """Sum of the values in every query's window, with one weight per cell; cells off the map add nothing.
 
     Shape: ``(..., k^2, H', W'), (..., E, H, W) -> (..., E, H', W')``
     """

@@ -1,4 +1,4 @@
-"""One similarity s_ij = scale * q_i . k_j, five ways to make weights of it, none of which holds N x M of them.
+"""One similarity s_ij = scale * q_i . k_j, turned into weights in five ways; none holds all N x M of them.
 
     softmax   exp(s_ij) / sum_j exp(s_ij)
     double    softmax over the queries, then every row divided by 1e-9 + its sum
@@ -7,8 +7,8 @@
     none      s_ij / M
 
 Double normalisation is ``softmax_j(s_ij - z_j)`` with ``z_j = log sum_i exp(s_ij)``: one fused attention in which every
-key carries a bias, its popularity, beside one key of logit log 1e-9 and value 0. Its weights of one query depend on all
-queries; the 1e-9 shows where every key prefers other queries.
+key carries a bias, its popularity, with one more key of logit log 1e-9 and value 0. The weights of one query depend on
+all queries; the 1e-9 matters for a query to which every key prefers others.
 """
 
 import math
@@ -48,8 +48,8 @@ def attention_weights(
         q: The queries whose weights are wanted.
         k: All keys.
         scale: Factor on every similarity.
-        normalization: See the file's head.
-        all_queries: ``(B, h, N, D)``, where ``q`` is a part of them: double normalisation sums over all.
+        normalization: See the top of this module.
+        all_queries: ``(B, h, N, D)``, where ``q`` holds only some of them: double normalisation sums over all.
     """
     check_normalization(normalization, NORMALIZATIONS)
     if normalization == "softmax":
@@ -70,7 +70,7 @@ def attention_weights(
 def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, normalization: Normalization = "softmax"
 ) -> Tensor:
-    """The definition: the weights of the file's head, N x M of them, times the values.
+    """The definition: the weights by their formulas above, N x M of them, times the values.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]), torch.tensor([[[[8.0], [4.0]]]])
     >>> attention_reference(q, k, v, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)

@@ -43,7 +43,7 @@ def carafe_reference(
 
 
 def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, scale_factor: int = 2) -> Tensor:
-    """:func:`carafe_reference` without unfolding: memory that of input, masks and output.
+    """:func:`carafe_reference` without unfolding, in the memory of input, masks and output.
 
     >>> masks = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])  # windows of one cell: a weight for each output pixel
     >>> carafe(torch.full((1, 1, 1, 1), 10.0), masks, kernel_size=1).tolist()
@@ -51,10 +51,10 @@ def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, s
 
     Args:
         x: Features ``(B, C, H, W)``.
-        masks: Weights ``(B, G k^2, sH, sW)`` as they are used, nothing is normalised; groups, then cells row by row.
+        masks: Weights ``(B, G k^2, sH, sW)`` used as they are, not normalised; groups first, then cells row by row.
         kernel_size: Odd extent k of the window in the small map.
-        groups: Groups G of channels with masks of their own.
-        scale_factor: Factor s of the size.
+        groups: Number G of channel groups, each with its own masks.
+        scale_factor: Upsampling factor s.
 
     Shape: ``(B, C, sH, sW)``
 
@@ -62,7 +62,7 @@ def carafe(x: Tensor, masks: Tensor, *, kernel_size: int = 5, groups: int = 1, s
         ValueError: Shapes that do not fit, an even kernel, groups that do not divide the channels.
     """
     _check(x, masks, kernel_size, groups, scale_factor)
-    # the s^2 subpixels of one source come together, where they see the same cells; pixel_unshuffle takes no empty batch
+    # the s^2 subpixels of one source see the same cells and are computed together; pixel_unshuffle takes no empty batch
     cells = masks.unflatten(3, (x.shape[3], scale_factor)).unflatten(2, (x.shape[2], scale_factor))
     cells = cells.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
     return reassemble(x, cells.unflatten(1, (groups, kernel_size**2)), scale_factor)

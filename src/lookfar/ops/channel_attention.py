@@ -1,8 +1,10 @@
-"""Attention between channels: z_c = sum_d softmax_d(scale x_c . x_d) x_d; the authors' scale is -1, the least alike.
+"""Attention between channels: z_c = sum_d softmax_d(scale x_c . x_d) x_d.
 
-Traps: the authors write softmax(rowmax(E) - E), which is softmax(-E), since softmax does not see the row's maximum;
-softmax(E) is another function. Similarities are sums over all N positions and reach 1e5: in half precision another
-channel wins, so they are float32 always.
+The authors' scale of -1 gives most weight to the least similar channels.
+
+Traps: the authors write softmax(rowmax(E) - E), which is softmax(-E), since the row's maximum cancels; softmax(E) is
+another function. Similarities are sums over all N positions and reach 1e5: in half precision another channel wins, so
+they are always float32.
 """
 
 from torch import Tensor
@@ -23,7 +25,7 @@ def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
 
 
 def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
-    """The definition, the authors' way: energies subtracted from the largest of their row, softmax, weighted sum.
+    """The definition as the authors compute it: energies subtracted from their row's largest, softmax, weighted sum.
 
     >>> import torch
     >>> channel_attention_reference(100 * torch.eye(2)[None]).tolist()  # each channel takes the one that differs
@@ -45,7 +47,7 @@ def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
 
     Args:
         x: Channels as rows.
-        scale: Factor on their products: negative as the authors have it, most weight to the least alike.
+        scale: Factor on their products; a negative one, as the authors use, gives most weight to the least similar.
 
     Shape: ``(B, C, N) -> (B, C, N)``
 

@@ -1,11 +1,11 @@
 """Concatenation attention in O((N + M) log M): y_i = 1/M sum_j ReLU(a_i + b_j) v_j.
 
 w . [theta_i, phi_j] is a sum of two numbers, a_i + b_j. The keys that pass query i's ReLU, b_j > -a_i, are the first
-k_i of the keys in descending order of b, so that with prefix sums S0_k = sum_{t<=k} v_t and S1_k = sum_{t<=k} b_t v_t
+k_i keys in descending order of b, so that with prefix sums S0_k = sum_{t<=k} v_t and S1_k = sum_{t<=k} b_t v_t
 
     y_i = (a_i S0_{k_i} + S1_{k_i}) / M,    k_i found by bisection.
 
-k_i is locally constant and the term that comes or goes at a jump is zero there, so ordinary autograd is right.
+k_i is locally constant, and the term that enters or leaves at a jump is zero there, so ordinary autograd is correct.
 """
 
 from typing import Literal, get_args
@@ -51,14 +51,14 @@ def concatenation_reference(
 def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
     M, E = v.shape[-2:]
     dtype = a.dtype
-    # a S0 and S1 cancel where a and b carry opposite offsets; this removes the offset of b (exactly, as a + b stays)
+    # a S0 and S1 cancel where a and b have opposite offsets; removing that of b is exact, since a + b does not change
     offset = b.masked_fill(b == -torch.inf, 0).mean(-1, keepdim=True)
     a, b = a + offset, b - offset
     if a.device.type != "mps":  # has no float64
         a, b, v = a.double(), b.double(), v.double()
     if normalization == "l1":
         v = F.pad(v, (0, 1), value=1.0)  # the row's sum is one more channel
-    # no key passes a query of -inf, and a key of -inf passes none: they must not make NaN of the sums' zeros
+    # no key passes a query of -inf, and a key of -inf passes none: they must not turn the sums' zeros into NaN
     a = a.clamp_min(torch.finfo(a.dtype).min)
     b, order = b.sort(-1, descending=True)
     v = v.gather(-2, order[..., None].expand(*order.shape, v.shape[-1]))
@@ -66,9 +66,8 @@ def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNo
     with torch.no_grad():
         k = torch.searchsorted((-b).contiguous(), a.contiguous())  # how many -b_j < a_i
     k = k[..., None].expand(*k.shape, v.shape[-1])
-    y = (
-        a[..., None] * S0.gather(-2, k) + S1.gather(-2, k) + 0 * S0[..., -1:, :]
-    )  # a value that is NaN reaches everybody
+    everything = 0 * S0[..., -1:, :]  # NaN where any value is, so that it reaches every query
+    y = a[..., None] * S0.gather(-2, k) + S1.gather(-2, k) + everything
     if normalization == "l1":
         return (y[..., :E] / y[..., E:].clamp_min(1e-12)).to(dtype)
     return (y / M).to(dtype)
@@ -86,7 +85,7 @@ def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: Concatenati
     Shape: ``(B, h, N), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
 
     Raises:
-        ValueError: ``b`` and ``v`` have different numbers of keys, or an unknown normalisation.
+        ValueError: ``b`` and ``v`` have different numbers of keys, or the normalisation is unknown.
     """
     if b.shape != v.shape[:-1] or a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"want a (B, h, N), b (B, h, M), v (B, h, M, E); got {a.shape=}, {b.shape=}, {v.shape=}")

@@ -1,6 +1,6 @@
 """Attention of every position to its own row and column: y_i = sum_{j in cross(i)} softmax_j(q_i . k_j) v_j.
 
-Other normalisations than softmax are sums along both lines, less the own position, which both hold.
+Normalisations other than softmax are sums along both lines, minus the query's own position, which lies on both.
 
 Traps: the own position lies on both lines and counts once (here it is masked in the column); similarities are not
 divided by sqrt(D). Differentiating a merge of two fused attentions is wrong where their backward ignores the gradient
@@ -48,7 +48,7 @@ def criss_cross_weights(
 
 
 def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """The definition, position by position: the own row, and the own column without the own position.
+    """The definition, position by position: its row, and its column without the position itself.
 
     >>> q, v = torch.zeros(1, 1, 2, 2, 1), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2, 1)
     >>> criss_cross_reference(q, q, v).flatten()  # each the mean of all but the position diagonally opposite
@@ -79,7 +79,7 @@ def _merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _blocks(G: int, L: int, numbers: int, limit: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of (groups, lines) whose lines of so many numbers each stay together under the limit."""
+    """Slices of (groups, lines) whose lines, of ``numbers`` numbers each, stay below the limit together."""
     lines = max(1, limit // numbers)
     if lines < L:  # within one group the slices are views
         for g in range(G):
@@ -91,7 +91,7 @@ def _blocks(G: int, L: int, numbers: int, limit: int) -> Iterator[tuple[slice, s
 
 
 def _limit(t: Tensor) -> int:
-    return 1 << 24 if t.is_cuda else 1 << 18  # 1 MB of float32 stays in a CPU's cache, a GPU wants to be filled
+    return 1 << 24 if t.is_cuda else 1 << 18  # 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
 
 
 def _lines(t: Tensor, block: tuple[slice, slice]) -> Tensor:
@@ -107,7 +107,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     total = v.new_zeros((G, H, W), dtype=wide)  # sum of exp(logit - top)
     for column in (True, False):
         if column and H == 1:
-            continue  # nothing but the own position
+            continue  # nothing but the position itself
         tensors = (q, k, v, out, top, total)
         qs, ks, vs, outs, tops, totals = (t.transpose(1, 2) if column else t for t in tensors)
         L, M = outs.shape[1:3]
@@ -131,7 +131,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v with the weights computed again, block by block, from the merged log-sum-exp."""
+    """Gradients of q, k, v with the weights recomputed, block by block, from the merged log-sum-exp."""
     grad = grad.flatten(0, 1).contiguous()
     G, H, W, E = v.shape
     inner = (widened(grad) * out).sum(-1)  # (G, H, W): what softmax subtracts from every dP
@@ -157,7 +157,7 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: T
 
 
 class _LineBlocks(torch.autograd.Function):
-    """Columns, then rows, some lines at a time; keeps q, k, v, the output and its log-sum-exp: memory N (D + E)."""
+    """Columns, then rows, some lines at a time; saves q, k, v, the output and its log-sum-exp: memory N (D + E)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _LineBlocks(torch.autograd.Function):
             out, lse = _forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         y = out.view_as(v).to(v.dtype)
         ctx.save_for_backward(q, k, v, y, lse)
-        return y.clone()  # what is kept must not change with the output
+        return y.clone()  # the saved output must not change with the returned one
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -178,12 +178,12 @@ class _LineBlocks(torch.autograd.Function):
 
 
 def _line_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # fresh views, since q and k may be one tensor and the second derivative would then count it twice
+    # fresh views, since q and k may be the same tensor, which the second derivative would then count twice
     return _LineBlocks.apply(q.view_as(q), k.view_as(k), v.view_as(v))
 
 
 def _line_sums(q: Tensor, k: Tensor, v: Tensor, normalization: RowNormalization) -> Tensor:
-    """The normalisations that are sums over keys: each line by itself, in blocks of queries."""
+    """The normalisations that are sums over keys: each line on its own, in blocks of queries."""
     dtype = v.dtype
     with without_autocast(q):
         q, k, v = widened(q), widened(k), widened(v)
@@ -198,10 +198,10 @@ PATHS = {"line_blocks": _line_blocks, "merged": _merged}  # tests and benchmarks
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """Attention to the own row and column: :func:`criss_cross_reference` in O(N) memory.
+    """Attention of every position to its row and column: :func:`criss_cross_reference` in O(N) memory.
 
     Logits and sums are float32 where the inputs are float16 or bfloat16. Under ``torch.compile`` and ``torch.export``
-    the loop-free form is taken, whose memory is N (H + W).
+    the loop-free form is used, whose memory is N (H + W).
 
     >>> q, v = torch.zeros(1, 1, 2, 2, 1), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2, 1)
     >>> criss_cross(q, q, v).flatten()  # each the mean of all but the position diagonally opposite
@@ -217,7 +217,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalizat
     Shape: ``(B, h, H, W, E)``
 
     Raises:
-        ValueError: The shapes do not fit, an unknown normalisation.
+        ValueError: Shapes that do not fit, an unknown normalisation.
     """
     check_normalization(normalization, why=WHY_NOT_DOUBLE)
     if q.dim() != 5 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:

@@ -1,13 +1,13 @@
-"""Sums over a small grid of samples that every position moves for itself, each read bilinearly between positions.
+"""Weighted sums over a small grid of samples that each position shifts by its own offsets, with bilinear interpolation.
 
-Sample (i, j) of the position p lies at p + dilation (i - r, j - r) + its offset; outside the map there are zeros.
+Sample (i, j) of position p lies at p + dilation (i - r, j - r) + its offset; the map is zero outside.
 
-The definition reads k^2 C numbers a position. Reading is linear, so that a convolution may mix channels before it, and
-sums are added up sample by sample: N (C + G k^2) numbers, forward and backward.
+The definition reads k^2 C numbers per position. Interpolation is linear, so a convolution can mix channels first, and
+sums are accumulated sample by sample: N (C + G k^2) numbers, forward and backward.
 
-Traps: offsets are (row, column), in positions, one field for all channels; places are float32 at least, half precision
-has no fraction left on large maps; at whole numbers the derivative is the right-hand one, also where the tent
-1 - |p - m|, and a grid that is normalised to -1 .. 1 and back, give another.
+Traps: offsets are (row, column), in positions, one field for all channels; places are float32 at least, since half
+precision has no fraction left on large maps; at whole numbers the derivative is the right-hand one, unlike that of the
+tent 1 - |p - m| or of a grid normalised to -1 .. 1 and back.
 """
 
 import functools
@@ -27,7 +27,7 @@ from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
 
-# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU wants to be filled
+# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
 LIMIT = {"cpu": 1 << 18}
 LIMIT_ELSEWHERE = 1 << 25
 
@@ -56,7 +56,7 @@ def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None 
 
 
 def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
-    """Every position's weighted sum of its moved samples.
+    """Every position's weighted sum of its shifted samples.
 
     Places and sums are float32 where ``x`` is float16 or bfloat16.
 
@@ -68,8 +68,8 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
     Args:
         weights: ``(B, G, k^2, H, W)``, samples row by row, k odd; group g weighs the channels g C/G .. (g + 1) C/G.
         x: ``(B, C, H, W)``.
-        offsets: ``(B, 2 k^2, H, W)``, row and column of each sample in turn; None moves none.
-        dilation: Distance of the grid's samples.
+        offsets: ``(B, 2 k^2, H, W)``, row and column of each sample in turn; None for no shift.
+        dilation: Spacing of the grid's samples.
 
     Shape: ``(B, C, H, W)``
 
@@ -107,7 +107,7 @@ def deformable_convolution_reference(x: Tensor, weight: Tensor, offsets: Tensor,
 
 
 def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
-    """A convolution whose samples every position moves; zeros outside, as many positions out as in.
+    """A convolution whose samples are shifted at every position; zeros outside, the output as large as the input.
 
     >>> x, kernel = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.full((1, 1, 1, 1), 10.0)
     >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
@@ -118,7 +118,7 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
         x: ``(B, C, H, W)``.
         weight: ``(O, C, k, k)``, k odd.
         offsets: ``(B, 2 k^2, H, W)``, row and column of each sample in turn.
-        dilation: Distance of the kernel's samples.
+        dilation: Spacing of the kernel's samples.
 
     Shape: ``(B, O, H, W)``
 
@@ -140,7 +140,7 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
 def deformable_rows(
     weights: Tensor, offsets: Tensor | None = None, *, dilation: int = 1, queries: Tensor | None = None
 ) -> Tensor:
-    """Weights of moved samples as rows over all positions; what lies outside the map is given to nobody.
+    """Weights of shifted samples as rows over all positions; what falls outside the map is dropped.
 
     >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 3)  # half a position to the right
     >>> deformable_rows(torch.ones(1, 1, 1, 1, 3), offsets).tolist()
@@ -149,7 +149,7 @@ def deformable_rows(
     Args:
         weights: ``(B, G, k^2, H, W)``.
         offsets: As in :func:`deformable_sum`.
-        dilation: As there.
+        dilation: As in :func:`deformable_sum`.
         queries: Flat positions ``(Q,)``; all when None.
 
     Shape: ``(B, G, Q, N)``
@@ -171,8 +171,8 @@ def deformable_rows(
 def _corners(
     rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0, *, slopes: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
-    """For each of the four positions around the places: where it is, counted from ``start``, the first position of a
-    place's map, its bilinear weight, 0 outside, and with ``slopes`` the weight's derivatives by row and by column.
+    """For each of the four positions around the places: its index, counted from ``start``, the first position of the
+    place's map; its bilinear weight, 0 outside; and with ``slopes`` the weight's derivatives by row and by column.
     """
     (down, there, by_height), (right, here, by_width) = _line(rows, size[0]), _line(columns, size[1])
     found = [start + (down * size[1])[:, None] + right, by_height[:, None] * by_width]
@@ -182,7 +182,7 @@ def _corners(
 
 
 def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two whole numbers around each place, ``(2, *places)``, whether they are on an axis of ``n``, their shares."""
+    """The two integers around each place, ``(2, *places)``, whether they are on an axis of ``n``, and their shares."""
     first = places.floor()
     u = places - first
     at = torch.stack([first, first + 1])
@@ -191,7 +191,7 @@ def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _slope(inside: Tensor) -> Tensor:
-    """Of the shares by the place: whole numbers, which take the precision of what they multiply."""
+    """Derivatives of the shares by the place: integers, which take the precision of what they multiply."""
     return torch.stack([-inside[0].int(), inside[1].int()])
 
 
@@ -225,7 +225,7 @@ def _all_samples(x: Tensor, rows: Tensor, columns: Tensor, size: Pair, starts: T
 
 
 class _Sum(torch.autograd.Function):
-    """:func:`_sum` over as many samples at a time as the budget lets."""
+    """:func:`_sum` over as many samples at a time as the budget allows."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
@@ -266,7 +266,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """:func:`_convolution` over as many samples at a time as the budget lets."""
+    """:func:`_convolution` over as many samples at a time as the budget allows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
@@ -312,7 +312,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of the samples, and of the positions of a map ``like`` (n, C), that are held at a time, and where."""
+    """Slices of samples and of positions of a map ``like`` (n, C) that are held at a time, and the memory for them."""
     n, C = like.shape
     limit = LIMIT.get(like.device.type, LIMIT_ELSEWHERE)
     held = like.new_empty((max(min(limit // max(C, 1), cells * n), 1), C))
@@ -368,7 +368,7 @@ def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
     cell = torch.arange(cells, device=x.device)[:, None, None]
     row = offsets[:, 0::2] + dilation * (cell // k - k // 2) + torch.arange(H, device=x.device)[:, None]
     column = offsets[:, 1::2] + dilation * (cell % k - k // 2) + torch.arange(W, device=x.device)
-    # zero, and part of a graph where there is no pixel at all
+    # zero, but part of the graph even where the map has no pixels
     seen = (x.sum((2, 3))[:, :, None, None, None] + (row + column)[:, None]).mul(0).nan_to_num(0, 0, 0)
     for n, m in itertools.product(range(H), range(W)):
         down, right = row - n, column - m
@@ -390,7 +390,7 @@ def _map_of(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _side(cells: int, offsets: Tensor | None, x: Tensor, dilation: int) -> int:
-    """k, after a look at what was given."""
+    """The side k of the grid, after checking what was given."""
     k = math.isqrt(cells)
     if k * k != cells or k % 2 == 0:
         raise ValueError(f"the grid has k x k samples, k odd; got {cells} of them")

@@ -1,7 +1,7 @@
-"""Attention taken apart: how i relates to j once the means are removed (pairwise), how salient j is to all (unary).
+"""Attention split in two: how i relates to j once the means are removed (pairwise), how salient j is to all (unary).
 
 softmax_j(q_i . k_j) = softmax_j((q_i - mean q) . (k_j - mean k) + mean q . k_j): the joint attention is the product of
-the two, renormalised. What is constant over j drops out of a softmax, so removing the mean of the queries is enough.
+the two, renormalised. Terms constant over j cancel in the softmax, so removing the mean of the queries is enough.
 """
 
 import torch
@@ -13,7 +13,7 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian
 
 
 def centred(t: Tensor) -> Tensor:
-    """``(B, h, N, D)`` less its mean over the positions, channel by channel.
+    """``(B, h, N, D)`` minus its mean over the positions, channel by channel.
 
     >>> centred(torch.tensor([[[[1.0], [3.0]]]])).tolist()
     [[[[-1.0], [1.0]]]]
@@ -34,7 +34,7 @@ def pairwise_attention_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: floa
 
 
 def pairwise_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """:func:`pairwise_attention_reference` as one fused attention of centred queries to the keys as they are.
+    """:func:`pairwise_attention_reference` as one fused attention of centred queries to the unchanged keys.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[1.0], [3.0]]]])
     >>> pairwise_attention(q, k, v).tolist()  # a single query is the mean query, to which all keys are alike
@@ -91,9 +91,9 @@ def multiplied_attention_reference(q: Tensor, k: Tensor, logits: Tensor, v: Tens
 
 
 def multiplied_attention(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """:func:`multiplied_attention_reference` as one fused attention with one more channel, [q, 1] and [k, logits].
+    """:func:`multiplied_attention_reference` as one fused attention with an extra channel, [q, 1] and [k, logits].
 
-    Half-precision inputs are computed in float32: a logit rounded to half is not the logit.
+    Half-precision inputs are computed in float32: rounding the logits would change the weights.
 
     >>> q, k = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [1.0]]]]).log()
     >>> logits = torch.tensor([[[2.0, 1.0]]]).log()

@@ -10,7 +10,7 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
-    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; of either sign, rows sum to anything.
+    """``(B, h, Q, D), (B, h, M, D) -> (B, h, Q, M)``; of either sign; rows do not sum to one.
 
     >>> import torch
     >>> dot_product_weights(torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]])).tolist()
@@ -22,7 +22,7 @@ def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
 
 
 def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, N x M weights and all.
+    """The definition: y_i = 1/M sum_j (scale * q_i . k_j) v_j, with all N x M weights.
 
     >>> import torch
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]]), torch.tensor([[[[5.0], [1.0]]]])

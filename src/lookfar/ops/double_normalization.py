@@ -1,8 +1,8 @@
 """Double normalisation: softmax over the positions, then each position's weights divided by their sum over the slots.
 
-With e = exp(l - log sum_positions exp(l)) it is a = e / (1e-9 + sum_slots e): a softmax over the slots whose only
-contact with the other positions is one number a slot, its log-popularity. Traps: the order of the axes; 1e-9 is 0 in
-half precision, and matters where a position is rejected by every slot.
+With e = exp(l - log sum_positions exp(l)) it is a = e / (1e-9 + sum_slots e): a softmax over the slots, into which the
+other positions enter as one number per slot, its log-popularity. Traps: the order of the axes; 1e-9 is 0 in half
+precision, and matters where a position is rejected by every slot.
 """
 
 import math
@@ -16,7 +16,7 @@ EPS = 1e-9
 
 
 def double_normalization_reference(logits: Tensor, *, positions: int = -2, slots: int = -1) -> Tensor:
-    """The definition: softmax over one axis, then division by 1e-9 + the sum over the other.
+    """The definition: softmax over the positions, then division by 1e-9 + the sum over the slots.
 
     >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
     >>> double_normalization_reference(logits)  # columns (3, 1) / 4 and (1, 1) / 2, then rows
@@ -41,7 +41,7 @@ def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1
         slots: Axis along which the result then sums to one, or less where every slot rejects a position.
 
     Raises:
-        ValueError: The two axes are one.
+        ValueError: The two axes are the same.
     """
     if positions % logits.dim() == slots % logits.dim():
         raise ValueError(f"positions and slots must be two axes, got {positions=}, {slots=} of {logits.dim()}")
@@ -50,4 +50,5 @@ def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1
     total = l.logsumexp(slots, keepdim=True)
     # log(1e-9 + sum_slots e)
     total = torch.logaddexp(total, total.new_full((), math.log(EPS)))
-    return (l - total).exp().to(logits.dtype, copy=True)  # exp keeps its own, which must not change with the output
+    # a copy, since exp saves its result, which must not change with the returned one
+    return (l - total).exp().to(logits.dtype, copy=True)

@@ -1,8 +1,8 @@
 """Softmax attention without its N x M weights: y_i = sum_j softmax_j(scale * q_i . k_j) v_j.
 
-Traps: on CPU ``scaled_dot_product_attention`` builds the N x M weights in silence when the widths of value and query
+Traps: on CPU ``scaled_dot_product_attention`` silently builds the N x M weights when the widths of value and query
 differ (586 MB against 30 MB at N = 8192, D = 32, E = 256) or when the last axis is not contiguous; on CUDA it does so
-for float64 and, in float32, for widths that are no multiple of 4. Its fused kernels have no second derivative.
+for float64 and, in float32, for widths that are not multiples of 4. Its fused kernels have no second derivative.
 """
 
 import functools
@@ -30,7 +30,7 @@ def embedded_gaussian_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Te
 
 
 def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The definition: y_i = sum_j softmax_j(scale * q_i . k_j) v_j, N x M weights and all.
+    """The definition: y_i = sum_j softmax_j(scale * q_i . k_j) v_j, with all N x M weights.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
     >>> embedded_gaussian_reference(q, k, v)
@@ -41,7 +41,7 @@ def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In one width, as fused kernels want them, on CUDA in multiples of 8; zero channels change no q . k."""
+    """Padded to one width for fused kernels, on CUDA to a multiple of 8; zero channels leave q . k unchanged."""
     width = max(q.shape[-1], v.shape[-1])
     width = -(-width // 8) * 8 if q.is_cuda else width
     q, k, v = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t.contiguous() for t in (q, k, v))
@@ -58,9 +58,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 class _Before(torch.autograd.Function):
     """Passes q, k, v on to the fused kernel, beside a placeholder for the kernel's output.
 
-    The fused kernels have no second derivative. A backward pass that is differentiated in its turn therefore goes round
+    The fused kernels have no second derivative. A backward pass that is itself differentiated therefore bypasses
     them: :class:`_After` sends the output's gradient through the placeholder, and the plain form gives the gradients
-    here. All tensors are kept by ``save_for_backward``, where hooks such as activation checkpointing see them.
+    here. All tensors are saved by ``save_for_backward``, where hooks such as activation checkpointing see them.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Before(torch.autograd.Function):
 
 
 class _After(torch.autograd.Function):
-    """The fused kernel's output, or rather a copy: the kernel keeps its own, which nobody may change in place."""
+    """A copy of the fused kernel's output: the kernel saves its own, which must not be modified in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, placeholder: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return embedded_gaussian_reference(q, k, v, scale=scale)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, k, v)):
         return _sdpa(q, k, v, scale)
-    # three tensors, even where q is k
+    # three distinct tensors, even where q is k
     *inputs, placeholder = _Before.apply(*_padded(q.view_as(q), k.view_as(k), v.view_as(v)), scale)  # type: ignore[misc]
     y, E = F.scaled_dot_product_attention(*inputs, scale=scale), v.shape[-1]
     return _After.apply(y[..., :E], placeholder[..., :E])  # type: ignore[return-value]
@@ -114,7 +114,7 @@ PATHS = {"fused": _fused, "blockwise": _blockwise}  # tests go through each
 def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """Softmax attention of N queries to M keys: :func:`embedded_gaussian_reference` without its N x M weights.
 
-    Fused kernels where there are any, blocks of queries elsewhere. Second derivatives work and do hold the weights.
+    Fused kernels where there are any, blocks of queries elsewhere. Second derivatives work, but hold the weights.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
     >>> embedded_gaussian(q, k, v)

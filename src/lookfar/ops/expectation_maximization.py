@@ -1,8 +1,8 @@
 """Soft clustering of positions by a few EM steps, and their reconstruction from the K bases found.
 
-E: z = softmax_k(h_n . mu_k); M: mu_k = normalised sum_n z_nk h_n. After T of both r_n = sum_k z_nk mu_k, with the last
+E: z = softmax_k(h_n . mu_k); M: mu_k = normalised sum_n z_nk h_n. After T rounds r_n = sum_k z_nk mu_k, with the last
 mu and the z computed before it. Traps: softmax over the bases, normalisation over the positions; similarities have no
-scale, so everything is float32 at least; the two codes guard their divisions differently (``variant``).
+scale, so everything is float32 at least; the two implementations guard their divisions differently (``variant``).
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from lookfar.ops._precision import widened, without_autocast
 Variant = Literal["authors", "mmseg"]
 Gradient = Literal["none", "last", "full"]
 
-# how a denominator, never negative, is kept from zero
+# how a non-negative denominator is kept from zero
 _GUARD: dict[str, Callable[[Tensor], Tensor]] = {"authors": lambda d: 1e-6 + d, "mmseg": lambda d: d.clamp_min(1e-12)}
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """The keywords of :func:`expectation_maximization`, checked: how often, how, and in which space it clusters."""
+    """The keywords of :func:`expectation_maximization`, checked."""
 
     iterations: int = 3
     variant: Variant = "authors"
@@ -80,7 +80,7 @@ def expectation_maximization_reference(x: Tensor, bases: Tensor, **options: Any)
 
 
 def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tensor]:
-    """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and what divides each basis' sum ``(B, h, 1, K)``."""
+    """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and the divisor of each basis ``(B, h, 1, K)``."""
     guard = _GUARD[o.variant]
     t = widened(x).transpose(-2, -1)  # (B, h, C, N)
     W, b = (None if p is None else widened(p) for p in (o.weight, o.bias))
@@ -90,7 +90,7 @@ def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tenso
     for step in range(o.steps):
         live = o.gradient == "full" or (o.gradient == "last" and step == o.steps - 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and live):
-            # h = W t + b never stands on the map: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
+            # h = W t + b is never computed: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
             logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
             if b is not None:
                 logits = logits + (b @ mu)[..., None]
@@ -143,15 +143,15 @@ def expectation_maximization(
 
     Args:
         x: Tokens ``(B, h, N, C)`` in any strides: a map's ``x.flatten(2).transpose(1, 2)`` is not copied.
-        bases: Where EM starts, ``(h, D, K)``, the same for every image.
+        bases: Initial bases ``(h, D, K)``, the same for every image.
         iterations: Number T of EM steps.
-        variant: How divisions are guarded: ``authors`` adds 1e-6, ``mmseg`` takes at least 1e-12.
-        gradient: ``none``: the result is a constant, as published; ``last``: the last step is differentiated;
+        variant: How divisions are guarded: ``authors`` adds 1e-6, ``mmseg`` clamps at 1e-12.
+        gradient: ``none``: the result is a constant, as published; ``last``: only the last step is differentiated;
             ``full``: all of them.
-        fit: Off, the given bases themselves rebuild every position, ``r_n = sum_k z_nk bases_k`` with one E step; the
+        fit: If False, the given bases rebuild every position, ``r_n = sum_k z_nk bases_k`` with one E step; the
             fitted bases that are returned are then those of one M step.
-        weight: With ``bias`` a linear map ``(D, C)`` before EM, merged into the bases; then h is 1.
-        bias: ``(D,)``.
+        weight: Matrix ``(D, C)`` of a linear map before EM, merged into the bases; for one head.
+        bias: Its bias ``(D,)``.
 
     Returns:
         The reconstruction ``(B, h, N, D)`` and the fitted bases ``(B, h, D, K)``.

@@ -59,7 +59,7 @@ def external_attention(
         key: Key memory ``(S, D)``, the same for all heads.
         value: Value memory ``(S, E)``.
         bias: Added to the similarities, ``(S,)``; under ``double`` it cancels.
-        normalization: See the module's text.
+        normalization: See the top of this module.
 
     Shape: ``(B, h, N, E)``
 
@@ -86,9 +86,9 @@ def external_attention_weights(
 
     Args:
         x: Tokens ``(B, h, N, D)`` in any strides, or ``(B, 1, N, D)`` for all heads.
-        key: ``(S, D)``, or ``(h, S, D)`` for heads with memories of their own.
+        key: ``(S, D)``, or ``(h, S, D)`` where each head has its own memory.
         bias: ``(S,)`` or ``(h, S)``.
-        normalization: See the module's text.
+        normalization: See the top of this module.
     """
     with without_autocast(x):
         l = widened(key) @ widened(x).transpose(-2, -1)  # (B, h, S, N): sums over positions run along memory

@@ -1,8 +1,8 @@
-"""The classical ancestors as instances of the general operator: bilateral filter, non-local means, mean shift.
+"""The classical predecessors as cases of the general operator: bilateral filter, non-local means, mean shift.
 
-y_i = sum_j f_ij x_j / sum_j f_ij over the keys inside the image, the centre included; no padding takes part. For tests,
-pictures and gradients; scikit-image's and OpenCV's filters (docs/filters.md) are the ones for images of daily life, and
-deviate from these definitions. This is not what feature denoising calls "bilateral".
+y_i = sum_j f_ij x_j / sum_j f_ij over the keys inside the image, the centre included, without padding. For tests,
+pictures and gradients; for everyday images use scikit-image's and OpenCV's filters (docs/filters.md), which deviate
+from these definitions. This is not what feature denoising calls "bilateral".
 
 Traps: membership in the flat kernel of mean shift flips with rounding in float32, so it is decided in float64; patches
 read the image reflected at its borders (or repeated, where it is too small to be reflected).
@@ -39,13 +39,13 @@ def _coordinates(x: Tensor) -> Tensor:
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances ``(..., Q, D), (..., M, D) -> (..., Q, M)``, differences first: nothing cancels."""
+    """Squared distances ``(..., Q, D), (..., M, D) -> (..., Q, M)``, from differences, so that nothing cancels."""
     return (a[..., :, None, :] - b[..., None, :, :]).square().sum(-1)
 
 
 def _gaussian_average(features: Tensor, x: Tensor) -> Tensor:
     """Average of the whole image with weights exp(-|z_i - z_j|^2 / 2), z the ``features`` (B, N, D): attention."""
-    z = (features - features.mean(1, keepdim=True))[:, None]  # centred, what cancels is small
+    z = (features - features.mean(1, keepdim=True))[:, None]  # centred, so that little cancels
     k = torch.cat([z, -z.square().sum(-1, keepdim=True) / 2], -1)
     return to_map(embedded_gaussian(F.pad(z, (0, 1), value=1.0), k, to_tokens(x)), x)
 
@@ -59,9 +59,9 @@ def _shifted(x: Tensor, dy: int, dx: int) -> tuple[Tensor, Tensor]:
 
 
 def _windowed_average(x: Tensor, radius: int, weigh: Callable[[int, int], Tensor]) -> Tensor:
-    """Average in a square window; ``weigh(dy, dx)`` gives the affinities of the pairs so far apart.
+    """Average in a square window; ``weigh(dy, dx)`` gives the affinities of pairs that far apart.
 
-    Affinities are symmetric: one array serves both directions, and half of the window's offsets are enough.
+    Affinities are symmetric: one array serves both directions, and half the window's offsets are enough.
     """
     H, W = x.shape[-2:]
     numerator, denominator = x, torch.ones_like(x[:, :1])
@@ -195,8 +195,8 @@ def nonlocal_means(
         x: Images ``(B, C, H, W)``, values in [0, 1].
         patch_size: Side s of the patches that are compared, odd; their pixels are weighted by a Gaussian.
         patch_distance: Rows and columns searched on each side; the whole image when None.
-        h: Strength, in values.
-        sigma: Standard deviation of the noise: twice its square is expected between equal patches and taken off.
+        h: Strength of the filter, in values.
+        sigma: Standard deviation of the noise: twice its square, expected between equal patches, is subtracted.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -253,7 +253,7 @@ def mean_shift(
         Values ``(B, C, H, W)`` and places ``(B, 2, H, W)``, row and column, where the queries ended.
 
     Raises:
-        ValueError: Not images, fewer than no iterations, an unknown kernel.
+        ValueError: Not images, a negative number of iterations, an unknown kernel.
     """
     _check(x, "mean_shift")
     check("iterations", iterations, Natural)
@@ -265,7 +265,7 @@ def mean_shift(
         keys = torch.cat([places, values], -1)  # (B, N, 2 + C)
 
         def affinity(queries: Tensor, keys: Tensor) -> Tensor:
-            # differences, squares, sums, and the division last: the order in which the rim of the flat kernel is exact
+            # differences, squares, sums, and the division last: in this order the edge of the flat kernel is exact
             u = _squares(queries[..., :2], keys[..., :2]) / sigma_spatial**2
             v = _squares(queries[..., 2:], keys[..., 2:]) / sigma_color**2
             if kernel == "gaussian":

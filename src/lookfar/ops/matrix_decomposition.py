@@ -1,8 +1,8 @@
 """Low-rank factors X = D C^T by a few iterations: non-negative matrix factorisation, concepts, vector quantisation.
 
-The product is left to the caller, who usually has a convolution to apply to the R columns of D first.
+The product is left to the caller, who usually applies a convolution to the R columns of D first.
 
-Traps: eps 1e-6 is nothing in half precision, so everything runs in float32 at least; a factorisation by multiplicative
+Traps: eps 1e-6 vanishes in half precision, so everything runs in float32 at least; a factorisation by multiplicative
 updates needs a non-negative X.
 """
 
@@ -30,7 +30,7 @@ def matrix_decomposition(
     ridge: float = 0.1,
     full_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Factors of ``x``, from ``bases`` on.
+    """Factors of ``x``, found by iterations that start from ``bases``.
 
     >>> x = torch.tensor([[[3.0, 1.0, 0.0], [0.0, 0.0, 2.0]]])  # two channels, three positions
     >>> bases = torch.eye(2)[None]
@@ -40,13 +40,13 @@ def matrix_decomposition(
 
     Args:
         x: ``(B, D, N)``; non-negative for ``nmf``.
-        bases: ``(B, D, R)``, of unit columns.
+        bases: ``(B, D, R)``, with columns of unit length.
         method: Non-negative matrix factorisation, concept decomposition or soft vector quantisation.
         iterations: Alternating updates before the last one of the coefficients.
         inverse_temperature: Of the assignments; ``nmf`` takes 1.
         ridge: Of the last, linear coefficients of ``cd``.
-        full_gradient: Differentiate all iterations; else bases and former coefficients are constants (the one-step
-            gradient of the paper) and only the last update of the coefficients is differentiated.
+        full_gradient: Differentiate all iterations; otherwise bases and earlier coefficients are constants (the
+            one-step gradient of the paper) and only the last update of the coefficients is differentiated.
 
     Returns:
         Bases ``(B, D, R)`` and coefficients ``(B, N, R)``.
@@ -71,7 +71,7 @@ def matrix_decomposition(
             gram = gram + ridge * torch.eye(bases.shape[2], dtype=x.dtype, device=x.device)
             # (X^T D) G^-1 = (G^-1 D^T X)^T for the symmetric G
             return bases, torch.linalg.solve(gram, bases.transpose(1, 2) @ x).transpose(1, 2)
-        length = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)  # a constant of the gradient, as published
+        length = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)  # constant in the gradient, as published
         cosines = (x / (EPS + length)).transpose(1, 2) @ F.normalize(bases, dim=1, eps=EPS)
         return bases, (sharpness * cosines).softmax(2)
 

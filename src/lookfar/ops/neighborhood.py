@@ -3,8 +3,8 @@
 The definition unfolds the maps to N k^2 C numbers; here they are N (C + h k^2), forward and backward.
 
 Traps: three borders are three functions, equal only inside the map. With ``mask`` cells outside do not exist; with
-``zeros`` they take their share of the weights and give nothing; with ``clamped`` the window is pushed inward, always
-has k x k cells, and the query sits off its centre there.
+``zeros`` they take their share of the weights and contribute nothing; with ``clamped`` the window is pushed inward,
+always has k x k cells, and the query is off its centre there.
 """
 
 import itertools
@@ -36,7 +36,7 @@ Normalization = RowNormalization
 def relative_logits(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Products of queries with embeddings of their cells' offsets, the first half of the channels with the row's.
 
-    2 k products a query, added up for k^2 cells.
+    2 k products per query, added up for its k^2 cells.
 
     >>> rows = torch.tensor([[[-1.0, 0.0, 1.0]]])
     >>> relative_logits(torch.ones(1, 1, 2, 1, 1), rows, 10 * rows).flatten().tolist()
@@ -128,16 +128,16 @@ def neighborhood(
         kernel_size: Odd extent of the window; it may exceed the map.
         stride: Step between queries on the keys' map.
         dilation: Step between the cells of a window.
-        border: What cells outside the map are: ``mask`` absent; ``zeros`` there, with similarity ``outside`` and value
-            0; ``clamped`` never, the window is pushed inward (stride and dilation 1).
-        outside: Similarity of a cell outside the map with ``border="zeros"``; neither scaled nor exempt from ``bias``.
+        border: How cells outside the map are treated: ``mask`` leaves them out; ``zeros`` gives them similarity
+            ``outside`` and value 0; ``clamped`` pushes the window inward (stride and dilation 1).
+        outside: Similarity of a cell outside the map with ``border="zeros"``; not scaled, ``bias`` is added.
         scale: Factor on the similarities.
         bias: Added to the scaled similarities, broadcast to ``(B, h, k^2, H', W')``, cells row by row; -inf takes a
             cell out of a softmax.
         similarity: Summed over the D channels: ``product`` q k, ``key`` k, ``absolute`` -|q - k|, ``absolute_ratio``
             -|q - k| / (|q| + |k| + 1), ``squared_ratio`` -(q - k)^2 / (|q k| + 1), ``squared`` -(q - k)^2.
         normalization: ``softmax`` over the cells, ``l1`` s / sum |s|, and ``sigmoid`` and ``none`` divided by the
-            number of cells that exist.
+            number of cells on the map.
 
     Shape: ``(B, h, E, H', W')``
 
@@ -189,7 +189,7 @@ def neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> T
 
 
 def _similarity(q: Tensor, k: Tensor, similarity: str) -> Tensor:
-    """Of two vectors along the last axis, for the definition."""
+    """Similarity of two vectors along the last axis, for the definition."""
     q, k = torch.broadcast_tensors(q, k)
     if similarity == "product":
         return (q * k).sum(-1)
@@ -226,10 +226,10 @@ def neighborhood_rows(
     Args:
         weights: ``(B, h, k^2, H', W')``, of :func:`neighborhood_weights`.
         size: H and W of the keys.
-        kernel_size: As there, like ``stride``, ``dilation`` and ``border``.
-        stride: As there.
-        dilation: As there.
-        border: As there.
+        kernel_size: As in :func:`neighborhood`, like the next three.
+        stride: Step between queries.
+        dilation: Step between cells.
+        border: How cells outside the map are treated.
         queries: Flat positions ``(Q,)`` on the queries' grid; all when None.
 
     Shape: ``(B, h, Q, N)``

@@ -1,7 +1,8 @@
-"""The general operator: y_i = 1/C_i(x) sum_j f(x_i, x_j) g(x_j). Attention, convolution, graphs and filters are cases.
+"""The general operator: y_i = 1/C_i(x) sum_j f(x_i, x_j) g(x_j).
 
-It is the definition, for tests, pictures and teaching: it holds f for Q x M pairs at a time, where each op of this
-library is the exact cheap form of one case. ``tests/test_special_cases.py`` proves them equal.
+Attention, convolution, graphs and filters are special cases. This is the definition, for tests, pictures and teaching:
+it holds f for all Q x M pairs, while each op of this library is the exact, cheap form of one case.
+``tests/test_special_cases.py`` proves them equal.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def nonlocal_operation(
     mask: Tensor | None = None,
     log: bool = False,
 ) -> Tensor:
-    """Every query's answer: the values of all keys, weighted by an affinity and divided by a normaliser.
+    """For every query, the values of all keys, weighted by an affinity and divided by a normaliser.
 
     >>> x = torch.tensor([[[1.0], [3.0]]])  # two positions of one channel
     >>> nonlocal_operation(x, lambda q, k: torch.ones(1, 2, 2)).flatten().tolist()  # f = 1: the mean
@@ -33,13 +34,14 @@ def nonlocal_operation(
 
     Args:
         x: Features of the queries ``(..., Q, C)``, and of the keys where ``keys`` is None.
-        f: Affinity of queries and keys, ``(..., Q, C), (..., M, C) -> (..., Q, M)``, or its values, where it does not
+        f: Affinity of queries and keys, ``(..., Q, C), (..., M, C) -> (..., Q, M)``, or a tensor, where it does not
             depend on x (a graph, a filter's window).
-        g: What a key has to say, ``(..., M, C) -> (..., M, E)``, or its values ``(..., M, E)``; x itself by default.
+        g: Values of the keys, a function ``(..., M, C) -> (..., M, E)`` or a tensor ``(..., M, E)``; by default the
+            keys themselves.
         normalizer: C_i: ``sum`` of f over the allowed keys, their number (``positions``), 1 (``none``), a tensor
             that broadcasts to ``(..., Q, 1)``, or a function of the affinities.
         keys: Features of the keys ``(..., M, C)`` where they are not the queries.
-        mask: Which pairs there are, bool, broadcast to ``(..., Q, M)``; all by default. A query without keys gives 0.
+        mask: Which pairs are allowed, bool, broadcast to ``(..., Q, M)``; all by default. A query without keys gives 0.
         log: f gives logarithms of affinities, so that large ones do not overflow: with ``sum`` this is a softmax.
 
     Shape: ``(..., Q, C) -> (..., Q, E)``
@@ -76,6 +78,6 @@ def nonlocal_operation(
     elif normalizer == "none":
         return mixed
     else:
-        raise ValueError(f"normalizer is sum, positions, none, a tensor or a function; got {normalizer!r}")
-    # without keys the sum above is 0, and stays it
+        raise ValueError(f"normalizer must be sum, positions, none, a tensor or a function, got {normalizer!r}")
+    # without keys the numerator is 0 too: the result is 0, not NaN
     return mixed / total.masked_fill(total == 0, 1)

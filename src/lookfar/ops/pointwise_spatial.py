@@ -1,11 +1,12 @@
-"""Attention that each position predicts from itself, one logit an offset: y_j = sum_i softmax_i(L_ij) v_i.
+"""Attention that each position predicts from itself, one logit per offset: y_j = sum_i softmax_i(L_ij) v_i.
 
     collect      L_ij = m(i - j) . a_j     where position j gathers from
-    distribute   L_ij = m(j - i) . a_i     whom position i gives to
+    distribute   L_ij = m(j - i) . a_i     where position i gives to
 
-m holds a vector for every offset within a mask; offsets outside it have logit 0, which is a weight like others. The
-original computes all offsets of all positions, four times N^2 numbers, then picks; here some rows of targets meet all
-sources at a time, and the products, computed again for the gradient, are skewed into place: memory N (D + W).
+m holds a vector for every offset within a mask; offsets outside it have logit 0, and so a weight like others. The
+original computes all offsets of all positions, four times N^2 numbers, then selects; here some rows of targets are
+paired with all sources at a time, and the products, recomputed for the gradient, are skewed into place: memory N (D +
+W).
 
 Trap: the softmax runs over sources i in both directions.
 """
@@ -143,10 +144,10 @@ def pointwise_spatial(
     [[[[32.0, 21.0]]]]
 
     Args:
-        a: What logits are predicted from.
+        a: Features that the logits are predicted from.
         m: A vector for every offset of the mask, whose entry ((rows - 1) // 2, (columns - 1) // 2) is offset 0.
-        v: What is mixed.
-        direction: See the file's head.
+        v: Values.
+        direction: See the top of this module.
         normalization: ``softmax`` over sources, or ``none``: the logits are the weights.
 
     Shape: ``(B, D, H, W), (rows, columns, D), (B, E, H, W) -> (B, E, H, W)``
@@ -172,6 +173,6 @@ def pointwise_spatial(
                 return torch.stack(found, 1).permute(0, 3, 1, 2)  # (B, E, rows, W)
 
             at = torch.arange(H)[:, None]
-            numbers = -(-2 * W * H * W // max(D, 1))  # of a row of targets, beside each channel of a
+            numbers = -(-2 * W * H * W // max(D, 1))  # logits of a row of targets, per channel of a
             y = over_queries(some, (a, at), a, offsets, values, keys=numbers)
     return y.to(v.dtype)

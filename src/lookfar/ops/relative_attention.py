@@ -3,7 +3,7 @@
 o_i = sum_j softmax_j(q_i . (k_j + rows[jy - iy + H - 1] + columns[jx - ix + W - 1])) v_j
 
 A query's products with the 2H - 1 and 2W - 1 embeddings are looked up by distance, for one block of queries at a time,
-which the backward pass computes again: N x N logits are never held, nor N (H + W) of the lookups.
+recomputed in the backward pass: neither the N x N logits nor the N (H + W) lookups are ever held at once.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from lookfar.ops._precision import widened, without_autocast
 
 Pair = tuple[int, int]
 
-WHY_NOT_DOUBLE = "a key's popularity among all queries would want their relative logits twice over"
+WHY_NOT_DOUBLE = "a key's popularity among all queries would need their relative logits a second time"
 
 
 def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, size: Pair) -> Tensor:
-    """``(B, h, Q, N)`` of queries ``(B, h, Q, D)`` that stand at the flat positions ``at`` (Q,)."""
+    """``(B, h, Q, N)`` of queries ``(B, h, Q, D)`` at the flat positions ``at`` (Q,)."""
     H, W = size
 
     def by_distance(table: Tensor, n: int, own: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ def relative_attention(
         q: Queries ``(B, h, N, D)``, already scaled.
         k: Keys ``(B, h, N, D)``.
         v: Values ``(B, h, N, E)``.
-        rows: Embeddings ``(2H - 1, D)`` of the distance in rows, the own row in the middle; for all heads.
+        rows: Embeddings ``(2H - 1, D)`` of the distance in rows, distance 0 in the middle; for all heads.
         columns: Embeddings ``(2W - 1, D)`` of the distance in columns.
         size: H and W with N = H W.
-        normalization: Of the logits: ``softmax``, ``l1``, ``sigmoid``, ``none``.
+        normalization: How logits become weights: ``softmax``, ``l1``, ``sigmoid``, ``none``.
 
     Shape: ``(B, h, N, E)``
 

@@ -1,4 +1,4 @@
-"""Reading a map at chosen places: softly, through a warp with gradients to the places, or as windows cut out of it.
+"""Reading a map at chosen places: by interpolation, with gradients to the places, or as windows cut out of it.
 
 Traps: a pixel's centre lies on -1 and 1 at the corners (``align_corners=True``), which is not torch's default and which
 an identity test does not catch; windows have no gradient with respect to their place, and coarse ones average the zeros
@@ -19,7 +19,7 @@ from lookfar.ops._precision import widened, without_autocast
 
 
 def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
-    """Places (x, y) that a map of ``size`` is read at, ``(B, 2, 3) -> (B, H', W', 2)``; along an axis of one, 0.
+    """Places (x, y) at which an affine grid of ``size`` reads, ``(B, 2, 3) -> (B, H', W', 2)``.
 
     >>> affine_points(torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]]), (1, 2)).tolist()  # moved to the right
     [[[[-0.5, 0.0], [1.5, 0.0]]]]
@@ -30,7 +30,7 @@ def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """x and y of the positions of a map of ``size``, ``(H' W',)`` each; -1 and 1 at the corners.
+    """x and y of all positions of a map of ``size``, ``(H' W',)`` each: from -1 to 1, and 0 along an axis of one.
 
     >>> grid_points(torch.zeros(1), (1, 3))
     (tensor([-1.,  0.,  1.]), tensor([0., 0., 0.]))
@@ -75,7 +75,7 @@ def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None)
 
     Args:
         x: ``(B, C, H, W)``.
-        theta: ``(B, 2, 3)``; its first row gives x, its second y, of the target's (x, y, 1), corners at -1 and 1.
+        theta: ``(B, 2, 3)``; its first row gives x, its second y, from the target's (x, y, 1), corners at -1 and 1.
         size: (H', W') of the result; that of ``x`` by default.
 
     Shape: ``(B, C, H', W')``
@@ -108,7 +108,7 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
 
 
 def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
-    """The same in ordinary operations: ``grid_sample`` has no forward-mode derivative."""
+    """The same in plain operations: ``grid_sample`` has no forward-mode derivative."""
     H, W = x.shape[2:]
     column, row = (points[..., 0] + 1) / 2 * (W - 1), (points[..., 1] + 1) / 2 * (H - 1)
     left, top = column.detach().floor(), row.detach().floor()
@@ -125,7 +125,7 @@ def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
 def glimpse_sensor_reference(
     x: Tensor, location: Tensor, *, kernel_size: int, scales: int = 1, scale_factor: int = 2
 ) -> Tensor:
-    """The definition: pad with zeros, cut one window a sample and scale, average it down.
+    """The definition: pad with zeros, cut one window per sample and scale, average it down.
 
     >>> x, corner = torch.arange(9.0).view(1, 1, 3, 3), torch.tensor([[-1.0, -1.0]])
     >>> glimpse_sensor_reference(x, corner, kernel_size=1, scales=2, scale_factor=3).flatten()  # 0 and 8 / 9
@@ -151,7 +151,7 @@ def glimpse_sensor_reference(
 
 
 def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int = 1, scale_factor: int = 2) -> Tensor:
-    """Square windows about one place of each map, ever wider and coarser, all of ``kernel_size`` cells a side.
+    """Square windows around one place of each map, wider and coarser by scale, all ``kernel_size`` cells wide.
 
     Only the pixels of the windows are read: the cost does not depend on the size of the map.
 
@@ -162,14 +162,14 @@ def glimpse_sensor(x: Tensor, location: Tensor, *, kernel_size: int, scales: int
     Args:
         x: ``(B, C, H, W)``.
         location: (x, y) of the centre, ``(B, 2)``, (-1, -1) top left, (0, 0) the centre; no gradient flows to it.
-        kernel_size: Cells g on a side; of an even side the centre is the first cell of the lower right half.
+        kernel_size: Cells g on a side; where g is even the centre is the first cell of the lower right half.
         scales: Number k of windows, finest first.
         scale_factor: Integer s: the i-th window is g s^i pixels wide and averaged over blocks of s^i.
 
     Shape: ``(B, k C, g, g)``, all channels of the finest scale first.
 
     Raises:
-        ValueError: Shapes that do not fit, sizes that are no positive integers.
+        ValueError: Shapes that do not fit, sizes that are not positive integers.
     """
     if x.dim() != 4 or location.shape != (x.shape[0], 2):
         raise ValueError(f"want x (B, C, H, W) and location (B, 2), got {x.shape=}, {location.shape=}")

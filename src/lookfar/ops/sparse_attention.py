@@ -1,6 +1,6 @@
-"""Attention to near keys, to keys at distances that r divides, or to both.
+"""Attention to near keys, to keys at distances that are multiples of r, or to both.
 
-o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, seen being
+o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, where the keys seen are
 
     local           |dy|, |dx| <= k // 2 inside the map
     local_clamped   a k x k window that is pushed inward at the border
@@ -8,10 +8,11 @@ o_i = sum_{j seen by i} softmax_j(scale * q_i . k_j) v_j, seen being
     sparse          local or atrous; a key in both counts once
 
 Exact and without masked N x N weights: atrous is full attention inside each of the r^2 phases, local a loop over the
-window's cells, sparse the softmax of the atrous part's log-sum-exp beside the cells that are not in it. Other
-normalisations than softmax are sums over keys and their divisors, which add up.
+window's cells, sparse one softmax over the atrous part's log-sum-exp and the cells that are not in it. The other
+normalisations are sums over keys and divisors, which add up.
 
-Traps: ``atrous`` is no dilated window; in ``sparse`` the published Keras code counts keys twice and has no near ones.
+Traps: ``atrous`` is not a dilated window; the published Keras code of ``sparse`` counts keys twice and has no near
+ones.
 """
 
 import itertools
@@ -58,7 +59,7 @@ class Reach:
 
 
 def sparse_attention_weights(q: Tensor, k: Tensor, *, queries: Tensor | None = None, **options: Any) -> Tensor:
-    """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero where none is seen.
+    """``(B, h, D, H, W), (B, h, D, H, W) -> (B, h, Q, N)``: rows over all keys, exactly zero for keys not seen.
 
     ``queries`` are flat positions ``(Q,)``, all when None; other keywords as in :func:`sparse_attention`.
 
@@ -128,9 +129,9 @@ def sparse_attention(
         q: Queries ``(B, h, D, H, W)``.
         k: Keys ``(B, h, D, H, W)``.
         v: Values ``(B, h, E, H, W)``.
-        pattern: Which keys a query sees: ``local``, ``local_clamped``, ``atrous``, ``sparse``; see the file's head.
-        kernel_size: Odd extent of the near window; ``atrous`` has none.
-        dilation: Distance r of the far keys; the local patterns have none.
+        pattern: Which keys a query sees: ``local``, ``local_clamped``, ``atrous`` or ``sparse``; see the module's top.
+        kernel_size: Odd extent of the near window; unused by ``atrous``.
+        dilation: Distance r of the far keys; unused by the local patterns.
         scale: Factor on the similarities.
         normalization: ``softmax`` over the keys seen, ``l1`` s / sum |s|, and ``sigmoid`` and ``none`` divided by
             their number.
@@ -181,9 +182,9 @@ def _atrous(
     *,
     with_divisor: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention inside each phase, ``(B, h, E, H, W)``, and its divisor ``(B, h, 1, H, W)`` where asked for.
+    """Attention inside each phase, ``(B, h, E, H, W)``, and its divisor ``(B, h, 1, H, W)`` where requested.
 
-    Of softmax, averages and the logarithms of their denominators; of the others, sums that are still to be divided.
+    For softmax, averages and the logarithms of their denominators; for the others, sums still to be divided.
     """
     H, W = q.shape[-2:]
     if for_graphs():
@@ -223,9 +224,9 @@ def _phases(n: int, r: int, device: torch.device) -> list[Tensor]:
 def _padded_atrous(
     q: Tensor, k: Tensor, v: Tensor, r: int, scale: float, normalization: RowNormalization
 ) -> tuple[Tensor, Tensor]:
-    """The same with phases of one size, filled up with absent keys: for graphs with free axes. Holds N^2 / r^2."""
+    """The same with phases of one size, padded with masked keys: for graphs with dynamic sizes. Holds N^2 / r^2."""
     B, h, _, H, W = q.shape
-    a, b = H // r + 2, W // r + 2  # more than needed: a graph made where one is enough would be tied to that one
+    a, b = H // r + 2, W // r + 2  # more than needed: a graph traced where 1 is enough would be specialised to 1
 
     def tokens(t: Tensor) -> Tensor:
         t = F.pad(widened(t), (0, r * b - W, 0, r * a - H)).reshape(B, h, t.shape[2], a, r, b, r)
