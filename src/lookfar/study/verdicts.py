@@ -44,8 +44,8 @@ def judge(d: Difference, terms: Terms) -> Verdict:
         return Verdict(
             "seed noise not measured",
             f"one seed: open{where}",
-            f"{signed(d.mean, d.half)} {terms.score}{where or ' on these images'}; seed noise not measured: at least 3 seeds "
-            "for a verdict",
+            f"{signed(d.mean, d.half)} {terms.score}{where or ' on these images'}; seed noise not measured: at least 3 "
+            "seeds for a verdict",
         )
     range_ = f"{_range(d.interval)} {terms.score} at {d.seeds} seeds{where}{_few_groups(d)}"
     if d.seeds == 2:
