@@ -1,5 +1,9 @@
 """Every block leaves Python: ``torch.export`` and ONNX, with free height and width where a block's sizes are free."""
 
+import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
 from samples import Sample, assert_same, outputs, samples
@@ -10,6 +14,20 @@ LONG = {"interlaced"}  # six seconds an option: its options are exported at one 
 
 every_block = samples()
 every_default = samples(variants=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _translations_read_once() -> Iterator[None]:
+    """The exporter reads the source of its 500 translations for every model anew: half of its time, sixty times."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            from torch.onnx._internal.exporter import _registration
+
+            read = functools.cache(lambda apis=_registration.onnxscript_apis: apis.get_torchlib_ops())
+            patch.setattr(_registration, "onnxscript_apis", SimpleNamespace(get_torchlib_ops=read))
+        except (ImportError, AttributeError):
+            pass  # another torch: it only takes longer
+        yield
 
 
 def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...] | None:
