@@ -84,7 +84,7 @@ def test_cgnl_decay_is_the_gaussian_of_the_paper() -> None:
             for j in range(group * n, (group + 1) * n):
                 u[i] += torch.exp(-0.3 * (t[i] - p[j]) ** 2) * g[j]
     assert_same("y", m(x), x + m.norm(m.project(u.view(1, 2, 3, 2))))
-    with pytest.raises(ValueError, match="decay is of mode"):
+    with pytest.raises(ValueError, match="decay must be False"):
         create_block("compact_generalized_nonlocal", 16, decay=True)
 
 

@@ -267,8 +267,9 @@ def _run(block: nn.Module, output: Any, layout: Layout) -> Any:
     record = getattr(block, "inserted", None)
     if record is not None and record.off:
         return output
-    if isinstance(output, tuple | list):  # of one tensor, see dry_run.only_tensor
-        return type(output)(_run(block, y, layout) if isinstance(y, Tensor | Proxy) else y for y in output)
+    # classes in tuples: torch 2.8 cannot compile a union of them
+    if isinstance(output, (tuple, list)):  # of one tensor, see dry_run.only_tensor
+        return type(output)(_run(block, y, layout) if isinstance(y, (Tensor, Proxy)) else y for y in output)
     return layout.around(functools.partial(_leaf, block) if isinstance(output, Proxy) else block, output)
 
 

@@ -185,7 +185,7 @@ def _may_be_replaced(module: nn.Module, hidden: Collection[nn.Module]) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether the module normalises and does nothing before it: torch's norms, and others by their name."""
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
         return True
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     return "Norm" in type(module).__name__ and not any(isinstance(m, layers) for m in module.modules())

@@ -77,7 +77,7 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
         features = self.backbone(x)
-        if isinstance(features, list | tuple):
+        if isinstance(features, (list, tuple)):
             features = features[-1]
         y = self.classifier(self.head(features))
         if self.shuffle is None:
