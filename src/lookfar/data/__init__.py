@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lookfar._options import check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
-from lookfar.data._words import shown
+from lookfar.data._words import cut, shown
 from lookfar.data.scenes import CLASSES, SIZE, Task, open_scenes
 
 __all__ = ["IGNORE", "KINDS", "Augment", "Data", "MemorySamples", "Sample", "Samples", "open_data"]
@@ -76,7 +76,7 @@ def open_data(
     path = Path(root or ".", Path(rest).expanduser())
     if kind == "folder" and not path.exists():
         raise FileNotFoundError(
-            f"no data called {shown(spec)!r}{_nearest(spec)}; want a folder or {', '.join(KINDS.values())}"
+            f"no data called {cut(shown(spec), 80)!r}{_nearest(spec)}; want a folder or {', '.join(KINDS.values())}"
         )
     if download and kind not in _DOWNLOADABLE:
         raise ValueError(f"{kind} cannot be downloaded; {' and '.join(_DOWNLOADABLE)} can")
