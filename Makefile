@@ -15,7 +15,7 @@ PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
 create = $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $1
 install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -m pip install -q --disable-pip-version-check)
 
-.PHONY: demo demo-cue test test-oldest mutations lint format blocks-docs versions clean help
+.PHONY: demo demo-cue test test-oldest mutations lint format blocks-docs insertion-table versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ lint: $(VENV)/.dev ## Style and types
 
 format: $(VENV)/.dev ## Put the code into the house style
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+insertion-table: $(VENV)/.dev ## Ask every block what may be done to a network with it, and write the table of docs/insertion.md
+	@$(BIN)/python tests/insertion/matrix.py
 
 blocks-docs: $(VENV)/.user ## Write the README's table of blocks and docs/blocks from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue
