@@ -57,8 +57,7 @@ class Sample:
 
     @property
     def sizes(self) -> list[tuple[int, ...]]:
-        default = self.info.options["dims"].default if "dims" in self.info.options else 2
-        return SIZES[self.options.get("dims", default)]
+        return SIZES[self.options.get("dims", 2)]
 
     @property
     def attends(self) -> str:

@@ -12,14 +12,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"mode": "gaussian", "heads": 2, "subsample": 2, "norm_layer": None},
         {"mode": "dot_product", "subsample": 2, "subsample_order": "before", "heads": 2, "bias": False},
         {"mode": "concatenation", "subsample": 2, "heads": 2},
-        {"normalization": "double", "projections": "around"},
-        {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0},
+        {"normalization": "double", "projections": "around", "dims": 1},
+        {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0, "dims": 3, "subsample": 2},
     ],
     "global_context": [
         {"reduction": 4, "pooling": "avg"},
         {"inner_channels": 5, "fusion": "both", "zero_init": False},
+        {"dims": 1, "reduction": 4},
+        {"dims": 3, "fusion": "both"},
     ],
-    "simplified_nonlocal": [{"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d}],
+    "simplified_nonlocal": [
+        {"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d},
+        {"dims": 1},
+        {"dims": 3, "subsample": 2, "norm_layer": nn.BatchNorm2d},
+    ],
     "disentangled_nonlocal": [
         {"terms": "unary", "subsample": 2, "value_channels": 6, "heads": 2},
         {"combine": "multiply", "unary": "both", "scale": True, "norm_layer": nn.BatchNorm2d},
@@ -27,22 +33,32 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"whiten": ("layer_std", "norm_affine"), "unary": "key", "share_query_key": True, "subsample": 2},
         {"projections": "around", "heads": 2, "normalization": "double", "unary": "both"},
         {"mode": "dot_product", "heads": 2, "normalization": "l1", "whiten": "channel_std", "value_channels": 6},
+        {"dims": 1, "terms": "unary", "heads": 2, "value_channels": 6},
+        {"dims": 3, "subsample": 2, "norm_layer": nn.BatchNorm2d},
     ],
     "position_attention": [
         {"reduction": 1, "heads": 2, "share_query_key": True, "normalization": "none"},
         {"normalization": "double"},
-        {"projections": "around", "heads": 2, "reduction": 4, "normalization": "l1"},
+        {"projections": "around", "heads": 2, "reduction": 4, "normalization": "l1", "dims": 1},
+        {"dims": 3},
     ],
-    "dual_attention": [{"projections": "around", "heads": 2, "normalization": "sigmoid", "inner_channels": 6}],
+    "dual_attention": [
+        {"projections": "around", "heads": 2, "normalization": "sigmoid", "inner_channels": 6},
+        {"dims": 1},
+        {"dims": 3},
+    ],
     "double_attention": [
         {"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d},
         {"dims": 3, "share_query_key": True, "normalization": "double"},
+        {"dims": 1},
     ],
-    "channel_attention": [{"similarity": "most", "scale": True}],
-    "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}],
+    "channel_attention": [{"similarity": "most", "scale": True}, {"dims": 1}, {"dims": 3}],
+    "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}, {"dims": 3, "norm_layer": nn.BatchNorm2d}],
     "compact_generalized_nonlocal": [
         {"groups": 4, "scale": True, "norm_layer": nn.BatchNorm2d, "share_query_key": True},
         {"groups": 2, "mode": "gaussian", "gamma": 0.1, "decay": True},
+        {"dims": 1, "groups": 4},
+        {"dims": 3, "groups": 2, "mode": "gaussian", "gamma": 0.1, "norm_layer": nn.BatchNorm2d},
     ],
     "hamburger": [
         {"bases": 3, "variant": "v2", "gradient": "full", "inner_channels": 12, "heads": 2},
@@ -50,8 +66,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bases": 3, "method": "vq", "inverse_temperature": 2.0, "gradient": "full", "norm_layer": None},
         {"bases": 3, "spatial": False, "heads": 2, "gradient": "full"},
         {"reasoning": False},
+        {"dims": 1, "bases": 3},
+        {"dims": 3, "bases": 3, "variant": "v2"},
     ],
-    "graph_projection": [{"nodes": 3, "inner_channels": 5, "reasoning": False, "scale": True}],
+    "graph_projection": [
+        {"nodes": 3, "inner_channels": 5, "reasoning": False, "scale": True},
+        {"dims": 1, "nodes": (2, 3)},
+        {"dims": 3, "nodes": 3},
+    ],
     "dynamic_message_passing": [
         {"variant": "fast", "groups": 2, "dilation": (1, 3), "reduction": 2, "affinity": "own"},
         {"groups": 2, "dilation": 2, "walks": False, "affinity": "none", "reduction": 2, "zero_init": False},
@@ -120,6 +142,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "latent_gnn": [
         {"nodes": (3, 5), "graph_convolution": True, "normalize": True},
         {"nodes": 4, "symmetric": True, "reasoning": False},
+        {"dims": 1, "nodes": 4},
+        {"dims": 3, "nodes": 4, "normalize": True},
     ],
     "local_attention": [
         {"border": "clamped", "kernel_size": 3, "heads": 2, "projections": "around"},
@@ -164,8 +188,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},
         {"bases": 3, "iterations": 1, "eval_iterations": 1, "gradient": "last", "final_act": True, "zero_init": False},
         {"bases": 3, "heads": 2, "gradient": "last", "reasoning": False},
+        {"dims": 1, "bases": 3, "gradient": "full"},
+        {"dims": 3, "bases": 3},
     ],
-    "external_attention": [{"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False}],
+    "external_attention": [
+        {"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False},
+        {"dims": 1, "bases": 5},
+        {"dims": 3, "bases": 5},
+    ],
     "multi_head_external": [
         {"heads": 2, "expansion": 1, "bases": 5, "out_channels": 6, "key_bias": False},
         {"heads": 4, "bases": 3, "normalization": "softmax"},
@@ -196,7 +226,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"selection": "place", "kernel_size": 3},
         {"selection": "place", "kernel_size": 3, "hard": False},
     ],
-    "squeeze_excitation": [{"bias": False, "reduction": 4, "pooling": "max", "gate": "tanh"}],
+    "squeeze_excitation": [
+        {"bias": False, "reduction": 4, "pooling": "max", "gate": "tanh"},
+        {"dims": 1},
+        {"dims": 3, "pooling": "max"},
+    ],
     "cbam": [{"pooling": ("avg", "max", "lp", "lse"), "spatial_gate": False}, {"order": "parallel"}],
 }
 

@@ -129,6 +129,8 @@ def block(
         )  # fmt: skip
         _ALIASES.update(dict.fromkeys(aliases, name))
         cls.__init__ = _checked(cls.__init__, _BLOCKS[name])
+        if kind not in ("tokens", "region"):
+            cls.forward = _of_maps(cls.forward, _BLOCKS[name])
         return cls
 
     return record
@@ -144,6 +146,20 @@ def _checked(build: Callable[..., None], info: BlockInfo) -> Callable[..., None]
         _check_known(info, options)
         check_arguments(signature, hints, (self, *args), options)
         build(self, *args, **options)
+        if "dims" in info.options:
+            self.dims = options.get("dims", info.options["dims"].default)
+
+    return checked
+
+
+def _of_maps(forward: Callable[..., Any], info: BlockInfo) -> Callable[..., Any]:
+    """A forward that takes maps with as many axes as the block was built for, and says what to change otherwise."""
+
+    @functools.wraps(forward)
+    def checked(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.dim() != (getattr(self, "dims", 2) or max(x.dim() - 2, 1)) + 2:
+            raise ValueError(_explain_axes(info, getattr(self, "dims", 2), tuple(x.shape)))
+        return forward(self, x, *args, **kwargs)
 
     return checked
 
@@ -281,6 +297,17 @@ def _explain(info: BlockInfo, option: str) -> str:
         near = nearest(option, info.options)
         message += f" Did you mean {near}?" if near else ""
     return f"{message} It takes: {', '.join(info.options) or 'no options'}."
+
+
+def _explain_axes(info: BlockInfo, dims: int | None, shape: tuple[int, ...]) -> str:
+    maps = {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)", None: "(B, C, *S)"}[dims]
+    message = f"{info.name} takes maps {maps}, got {shape}"
+    if "dims" not in info.options:
+        return message
+    message = message.replace(" takes", f"(dims={dims}) takes") if dims else message
+    wanted = len(shape) - 2
+    batch = "add the batch axis, or " if dims is not None and wanted == dims - 1 else ""
+    return f"{message}: {batch}build it with dims={wanted}" if wanted in (1, 2, 3) else message
 
 
 def sample_inputs(module: nn.Module, channels: int, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:

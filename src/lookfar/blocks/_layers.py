@@ -1,6 +1,7 @@
 """What many blocks build from: layers by the number of spatial axes, pooling, zero starts."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -16,12 +17,25 @@ BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 Norm = Callable[..., nn.Module]
+Dims = Literal[1, 2, 3]
 Form = Literal["block", "published"]
 M = TypeVar("M", bound=nn.Module)
+
+
+_INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_SAME_NORMS = {cls: row for row in (BATCH_NORM, _INSTANCE_NORM) for cls in row.values()}
+
+
+def norm_of(norm_layer: Norm, dims: int) -> Norm:
+    """``norm_layer`` for maps of ``dims`` axes: ``nn.BatchNorm2d`` (or a partial of it) is then the 1-D or 3-D one."""
+    if isinstance(norm_layer, partial):
+        return partial(norm_of(norm_layer.func, dims), *norm_layer.args, **norm_layer.keywords)
+    row = _SAME_NORMS.get(norm_layer) if isinstance(norm_layer, type) else None
+    return norm_layer if row is None else row[dims]
 
 
 def pool_stride(size: tuple[int, ...], stride: int) -> tuple[int, ...]:
@@ -76,7 +90,7 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dims = x.dim() - 2
     with without_autocast(x):
         weight = widened(weight).reshape(*weight.shape[:2], *(1,) * dims)
-        return _CONVOLVE[dims](widened(x), weight, None if bias is None else widened(bias))
+        return CONVOLVE[dims](widened(x), weight, None if bias is None else widened(bias))
 
 
 def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
@@ -89,11 +103,13 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
     return y + shift.to(t.dtype)[:, None] if bias and shift is not None else y
 
 
-def projection(form: Form, out_channels: int, channels: int, *, zero_init: bool, **dd: Any) -> nn.Conv2d | None:
+def projection(
+    form: Form, out_channels: int, channels: int, *, zero_init: bool, dims: Dims = 2, **dd: Any
+) -> nn.Module | None:
     """P of a block ``x + P(published(x))``, a 1x1 convolution that starts at zero; None where ``form="published"``."""
     if form == "published":
         return None
-    project = nn.Conv2d(out_channels, channels, 1, **dd)
+    project = CONV[dims](out_channels, channels, 1, **dd)
     return zero_(project) if zero_init else project
 
 
@@ -145,6 +161,7 @@ class ConvNorm(nn.Module):
         bias: bool = False,
         norm_layer: Norm | None,
         act_layer: Norm | None = None,
+        dims: Dims = 2,
         device=None,
         dtype=None,
     ) -> None:
@@ -152,8 +169,8 @@ class ConvNorm(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         padding = dilation * (kernel_size // 2)
         bias = bias or norm_layer is None
-        self.conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
-        self.norm = nn.Identity() if norm_layer is None else norm_layer(out_channels, **dd)
+        self.conv = CONV[dims](channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)
+        self.norm = nn.Identity() if norm_layer is None else norm_of(norm_layer, dims)(out_channels, **dd)
         self.act = act_layer() if act_layer is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

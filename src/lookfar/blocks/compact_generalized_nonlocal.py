@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import normal_, normed, readable, zero_
+from lookfar.blocks._layers import CONV, CONVOLVE, Dims, norm_of, normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -61,10 +61,11 @@ class CompactGeneralizedNonlocal(nn.Module):
             factors exp(-gamma t_i^2) and exp(-gamma p_j^2), as published.
         share_query_key: One projection for t and p.
         scale: Divide the kernel by sqrt(entries of a group).
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: Last normalisation; None for the published GroupNorm over ``groups``.
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors do.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class CompactGeneralizedNonlocal(nn.Module):
         decay: bool = False,
         share_query_key: bool = False,
         scale: bool = False,
+        dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         zero_init: bool = True,
         device=None,
@@ -86,6 +88,7 @@ class CompactGeneralizedNonlocal(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv = CONV[dims]
         inner = inner_channels or max(channels // 2, 1)
         groups = largest_divisor(8, channels, inner) if groups is None else groups
         divides("groups", groups, channels=channels, inner_channels=inner)
@@ -93,25 +96,26 @@ class CompactGeneralizedNonlocal(nn.Module):
             raise ValueError(f"decay must be False in {mode=}, it belongs to mode='gaussian'; got {decay!r}")
         self.groups, self.mode, self.order, self.gamma, self.scale = groups, mode, order, gamma, scale
         self.decay = decay
-        self.query = nn.Conv2d(channels, inner, 1, bias=False, **dd)
-        self.key = None if share_query_key else nn.Conv2d(channels, inner, 1, bias=False, **dd)
-        self.value = nn.Conv2d(channels, inner, 1, bias=False, **dd)
-        self.project = nn.Conv2d(inner, channels, 1, groups=groups, bias=False, **dd)
-        self.norm = norm_layer(channels, **dd) if norm_layer else nn.GroupNorm(groups, channels, **dd)
-        for conv in (self.query, self.key, self.value, self.project):
-            if conv is not None:
-                normal_(conv)
+        self.query = conv(channels, inner, 1, bias=False, **dd)
+        self.key = None if share_query_key else conv(channels, inner, 1, bias=False, **dd)
+        self.value = conv(channels, inner, 1, bias=False, **dd)
+        self.project = conv(inner, channels, 1, groups=groups, bias=False, **dd)
+        self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else nn.GroupNorm(groups, channels, **dd)
+        for layer in (self.query, self.key, self.value, self.project):
+            if layer is not None:
+                normal_(layer)
         if zero_init:
             zero_(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         t, g = self.query(x), self.value(x)
+        each = (..., *(None,) * (x.dim() - 1))  # one number for all entries of a group
         p = t if self.key is None else self.key(x)
         if self.mode == "dot_product":
             weight = self._kernel(p, g, 1)
             # z has the groups of the kernel: it may act before the one number a group that the kernel is
             v = self.project(t).unflatten(1, (self.groups, -1))
-            y = (widened(v) * weight[..., None, None, None]).flatten(1, 2)
+            y = (widened(v) * weight[each]).flatten(1, 2)
         else:
             with without_autocast(x):
                 t = widened(t).unflatten(1, (self.groups, -1))
@@ -119,9 +123,9 @@ class CompactGeneralizedNonlocal(nn.Module):
                 u = torch.zeros_like(t)
                 for k in range(self.order, -1, -1):
                     factor = (2 * self.gamma) ** k / math.factorial(k)
-                    u = u * t + factor * self._kernel(p, g, k)[..., None, None, None]
+                    u = u * t + factor * self._kernel(p, g, k)[each]
                 u = u * ((-self.gamma * t.square()).exp() if self.decay else math.exp(-2 * self.gamma))
-                y = nn.functional.conv2d(u.flatten(1, 2), self.project.weight.to(u.dtype), groups=self.groups)
+                y = CONVOLVE[x.dim() - 2](u.flatten(1, 2), self.project.weight.to(u.dtype), groups=self.groups)
         # normalised in float32 under half precision: the kernel's sums pass its range, and leave here
         norm_dtype = next(iter(self.norm.parameters()), y).dtype
         with without_autocast(x):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lookfar._options import NotNegative, Positive, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, normed, zero_last
+from lookfar.blocks._layers import CONV, Dims, Norm, max_pool, norm_of, normal_, normed, zero_last
 from lookfar.blocks._projections import (
     Projections,
     QueryKeyValue,
@@ -110,12 +110,13 @@ class DisentangledNonLocal(QueryKeyValue):
         projections: ``inside`` has queries, keys and values; ``around`` has one of D channels, whose result is all
             three, and W_o.
         subsample: Stride of max-pooling x before keys, values and mask; 1 is off.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: Norm of what is added, a class or factory, or None.
         variant: Whose function: the ``authors``' or ``mmseg``'s.
         zero_init: Start as the identity: the last of norm, W_o and value is zero and gamma 1; else gamma starts at 0,
             as the authors have it.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: An unknown choice, or choices that exclude each other.
@@ -141,6 +142,7 @@ class DisentangledNonLocal(QueryKeyValue):
         share_query_key: bool = False,
         projections: Projections = "inside",
         subsample: int = 1,
+        dims: Dims = 2,
         norm_layer: Norm | None = None,
         variant: Literal["authors", "mmseg"] = "authors",
         zero_init: bool = True,
@@ -152,12 +154,13 @@ class DisentangledNonLocal(QueryKeyValue):
         steps = (whiten,) if isinstance(whiten, str) else tuple(whiten or ())
         switches = Switches(heads, normalization_of(mode, normalization), share_query_key, projections, subsample)
         _check(terms, combine, unary, steps, mode, switches)
-        self._add_projections(channels, inner, inner if mmseg else value_channels, terms, unary, mode, switches, **dd)
+        values = inner if mmseg else value_channels
+        self._add_projections(channels, inner, values, terms, unary, mode, switches, dims, **dd)
         self.terms, self.combine, self.mode, self.eps = terms, combine, mode, eps
         self.scale = scale_of(mmseg if scale is None else scale, inner // heads)
         self.scale /= temperature or (0.05 if mmseg else 1.0)
         self._add_whitening(inner, () if terms == "joint" else steps, **dd)
-        self._add_output(channels, norm_layer, mmseg, zero_init, **dd)
+        self._add_output(channels, norm_layer, mmseg, zero_init, dims, **dd)
 
     def _add_projections(
         self,
@@ -168,6 +171,7 @@ class DisentangledNonLocal(QueryKeyValue):
         unary: Literal["mask", "key", "both"],
         mode: Mode,
         switches: Switches,
+        dims: Dims,
         **dd: Any,
     ) -> None:
         """Of queries and keys where a term asks for them, of values, and of the mask."""
@@ -178,8 +182,8 @@ class DisentangledNonLocal(QueryKeyValue):
         values = value_width(value_channels, channels, heads if not related else inner, switches)
         self.narrow = not switches.inside or value_channels is not None
 
-        def projection(width: int, bias: bool = True) -> nn.Conv2d:
-            return normal_(nn.Conv2d(channels, width, 1, bias=bias, **dd))
+        def projection(width: int, bias: bool = True) -> nn.Module:
+            return normal_(CONV[dims](channels, width, 1, bias=bias, **dd))
 
         embedded = related and mode != "gaussian"
         super().__init__(
@@ -199,10 +203,12 @@ class DisentangledNonLocal(QueryKeyValue):
                 norm = nn.BatchNorm1d(inner, affine=step == "norm_affine", **dd) if wanted else None
                 self.add_module(f"{side}_{step}", norm)
 
-    def _add_output(self, channels: int, norm_layer: Norm | None, mmseg: bool, zero_init: bool, **dd: Any) -> None:
-        self.norm = norm_layer(channels, **dd) if norm_layer else None
+    def _add_output(
+        self, channels: int, norm_layer: Norm | None, mmseg: bool, zero_init: bool, dims: Dims, **dd: Any
+    ) -> None:
+        self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else None
         bias = mmseg and self.norm is None
-        self.project = normal_(nn.Conv2d(self.value_channels, channels, 1, bias=bias, **dd)) if self.narrow else None
+        self.project = normal_(CONV[dims](self.value_channels, channels, 1, bias=bias, **dd)) if self.narrow else None
         plain = mmseg or self.terms == "unary"
         self.gamma = None if plain else nn.Parameter(torch.full((1,), float(zero_init), **dd))
         if zero_init:
@@ -252,8 +258,8 @@ class DisentangledNonLocal(QueryKeyValue):
             source = max_pool(x, self.subsample)
             tokens = source.flatten(2).transpose(1, 2).unsqueeze(1)
             pooled = unary_attention(self.mask(source).flatten(2), tokens)  # (B, h, 1, C)
-            of_values = self._layers[2]
-            found = to_tokens(applied(of_values, pooled.transpose(1, 3)), self.heads)  # every head's of every mask
+            a_map = pooled.squeeze(2).transpose(1, 2).unflatten(2, (*(1,) * (x.dim() - 3), self.heads))  # (B, C, .., h)
+            found = to_tokens(applied(self._layers[2], a_map), self.heads)  # every head's of every mask
             return self._finish_terms(x, None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)])
         q, k, v, logits = self._similar(x)
         if self.combine == "multiply" and logits:
@@ -363,7 +369,7 @@ class DisentangledNonLocal(QueryKeyValue):
         terms = ([] if pairwise is None else [pairwise]) + unary
         t = sum(terms[1:], terms[0])
         one = t.shape[2] == 1  # one vector for all positions, or a map
-        y = t.transpose(2, 3).flatten(1, 2).unsqueeze(3) if one else to_map(t, x)
+        y = t.transpose(2, 3).flatten(1, 2).unflatten(2, (1,) * (x.dim() - 2)) if one else to_map(t, x)
         return x + normed(self.norm, after_mixing(self.project, y, self.normalization)).to(x.dtype)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, normed, pointwise, zero_
+from lookfar.blocks._layers import CONV, Dims, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
@@ -81,7 +81,7 @@ class DoubleAttention(nn.Module):
         nodes: int | None = None,
         share_query_key: bool = False,
         normalization: Normalization = "softmax",
-        dims: Literal[1, 2, 3] = 2,
+        dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         residual: bool = True,
         zero_init: bool = True,
@@ -97,7 +97,7 @@ class DoubleAttention(nn.Module):
         self.key = None if share_query_key else conv(channels, nodes, 1, **dd)
         self.query = conv(channels, nodes, 1, **dd)
         self.project = conv(inner, channels, 1, **dd)
-        self.norm = norm_layer(channels, **dd) if norm_layer else nn.Identity()
+        self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else nn.Identity()
         self.normalization: Normalization = normalization
         self.residual = residual
         if zero_init and residual:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lookfar._options import divides
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import CONV, Dims
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops.attention import Normalization
@@ -54,9 +55,10 @@ class PositionAttention(PairwiseAttention):
         share_query_key: One projection for queries and keys.
         projections: ``inside`` has queries, keys and values; ``around`` has one before, of the queries' width, whose
             result is all three, and one after.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
@@ -72,19 +74,21 @@ class PositionAttention(PairwiseAttention):
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv = CONV[dims]
         inner = inner_channels or reduced(channels, reduction, heads)
         divides("heads", heads, channels=channels, inner_channels=inner)
         super().__init__(
             Switches(heads, normalization, share_query_key, projections),
-            partial(nn.Conv2d, channels, inner, 1, **dd),
-            partial(nn.Conv2d, channels, channels, 1, **dd),
+            partial(conv, channels, inner, 1, **dd),
+            partial(conv, channels, channels, 1, **dd),
         )
-        self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
+        self.project = None if projections == "inside" else conv(inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
 
@@ -121,6 +125,7 @@ class ChannelAttention(nn.Module):
         similarity: Weights go to the ``least`` similar channels, as the authors' code has it, or to the ``most``
             similar, as the paper does.
         scale: Divide the products by the number of positions, which keeps the weights soft on maps of any size.
+        dims: Spatial axes of the map: 1, 2 or 3; None takes any.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
@@ -135,6 +140,7 @@ class ChannelAttention(nn.Module):
         *,
         similarity: Literal["least", "most"] = "least",
         scale: bool = False,
+        dims: Dims | None = None,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -187,9 +193,10 @@ class DualAttention(nn.Module):
         normalization: Of the similarities between positions, as in ``position_attention``.
         share_query_key: One projection for the positions' queries and keys.
         projections: Of the position attention, as in ``position_attention``; the channels' has none.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
@@ -205,6 +212,7 @@ class DualAttention(nn.Module):
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -219,10 +227,11 @@ class DualAttention(nn.Module):
             normalization=normalization,
             share_query_key=share_query_key,
             projections=projections,
+            dims=dims,
             zero_init=zero_init,
             **dd,
         )
-        self.channel = ChannelAttention(channels, zero_init=zero_init, **dd)
+        self.channel = ChannelAttention(channels, dims=dims, zero_init=zero_init, **dd)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
@@ -85,9 +85,10 @@ class ExpectationMaximization(nn.Module):
             (in training they still follow what one step would fit).
         norm_layer: Normalisation after the last convolution.
         final_act: End in a ReLU, as published.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``; an unknown ``variant`` or ``gradient``; no iterations.
@@ -109,6 +110,7 @@ class ExpectationMaximization(nn.Module):
         reasoning: bool = True,
         norm_layer: Norm = SLOW_BATCH_NORM,
         final_act: bool = False,
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -124,10 +126,10 @@ class ExpectationMaximization(nn.Module):
         self.final_act = final_act
         if not reasoning:
             self.attends = "maps"  # what is mixed is stored: no position gives anything to another
-        self.embed = nn.Conv2d(channels, channels, 1, **dd)
+        self.embed = CONV[dims](channels, channels, 1, **dd)
         self.embed.requires_grad_(gradient != "none")
-        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
-        self.norm = norm_layer(channels, **dd)
+        self.project = CONV[dims](channels, channels, 1, bias=False, **dd)
+        self.norm = norm_of(norm_layer, dims)(channels, **dd)
         for conv in (self.embed, self.project):
             nn.init.normal_(conv.weight, std=(2 / channels) ** 0.5)
         if zero_init:
@@ -227,6 +229,6 @@ class ExpectationMaximization(nn.Module):
     def _tokens(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
         """What EM runs on: with one head the convolution is merged into the bases, and the map stays as it is."""
         if self.heads == 1:
-            return self._heads(x), {"weight": self.embed.weight[:, :, 0, 0], "bias": self.embed.bias}
+            return self._heads(x), {"weight": self.embed.weight.flatten(1), "bias": self.embed.bias}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient != "none"):
             return self._heads(self.embed(x)), {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.external_attention import Normalization, external_attention
 
@@ -54,9 +54,10 @@ class ExternalAttention(nn.Module):
             ``l1`` over slots, ``sigmoid``, ``none``.
         norm_layer: Normalisation after the last convolution.
         final_act: End in a ReLU, as published.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: An unknown ``normalization``.
@@ -70,6 +71,7 @@ class ExternalAttention(nn.Module):
         normalization: Normalization = "double",
         norm_layer: Norm = nn.BatchNorm2d,
         final_act: bool = False,
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -78,11 +80,11 @@ class ExternalAttention(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.normalization: Normalization = normalization
         self.final_act = final_act
-        self.embed = nn.Conv2d(channels, channels, 1, **dd)
+        self.embed = CONV[dims](channels, channels, 1, **dd)
         self.key = nn.Linear(channels, bases, bias=False, **dd)
         self.value = nn.Linear(bases, channels, bias=False, **dd)
-        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
-        self.norm = norm_layer(channels, **dd)
+        self.project = CONV[dims](channels, channels, 1, bias=False, **dd)
+        self.norm = norm_of(norm_layer, dims)(channels, **dd)
         for layer, fan in ((self.embed, channels), (self.key, bases), (self.project, channels)):
             nn.init.normal_(layer.weight, std=(2 / fan) ** 0.5)
         with torch.no_grad():
@@ -96,7 +98,7 @@ class ExternalAttention(nn.Module):
         return ("embed.bias",) if self.normalization == "double" else ()
 
     def forward(self, x: Tensor) -> Tensor:
-        W, P = self.embed.weight[:, :, 0, 0], self.project.weight[:, :, 0, 0]
+        W, P = self.embed.weight.flatten(1), self.project.weight.flatten(1)
         # the bias goes in where it cancels, too: a parameter outside the graph stops DDP
         key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view

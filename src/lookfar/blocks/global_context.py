@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, max_pool, normal_, normed, pooled_size, zero_
+from lookfar.blocks._layers import CONV, Dims, Norm, max_pool, norm_of, normal_, normed, pooled_size, zero_
 from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
@@ -67,10 +67,11 @@ class GlobalContext(nn.Module):
         reduction: Divisor that gives the width.
         pooling: ``att`` weighs positions by a learned softmax, ``avg`` equally.
         fusion: ``add``, ``mul`` (scales by a sigmoid, without a residual) or ``both``.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: The transforms start at zero: the identity for ``add``, x / 2 where a sigmoid multiplies (insertion
             into a network then adds a gate of its own).
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
         ValueError: An unknown choice.
@@ -84,6 +85,7 @@ class GlobalContext(nn.Module):
         reduction: int = 16,
         pooling: Literal["att", "avg"] = "att",
         fusion: Literal["add", "mul", "both"] = "add",
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -101,7 +103,7 @@ class GlobalContext(nn.Module):
                 zero_(last) if zero_init else last,
             )
 
-        self.mask = nn.Conv2d(channels, 1, 1, **dd) if pooling == "att" else None
+        self.mask = CONV[dims](channels, 1, 1, **dd) if pooling == "att" else None
         self.mul = transform() if fusion in ("mul", "both") else None
         self.add = transform() if fusion in ("add", "both") else None
         if self.mask is not None:
@@ -162,9 +164,10 @@ class SimplifiedNonLocal(nn.Module):
         inner_channels: Width of a bottleneck between W_v (then with a bias) and W_o; None has neither, W_v is C x C.
         subsample: Stride of max-pooling x before mask and values; 1 is off.
         norm_layer: Norm of the vector, a class or factory such as ``nn.BatchNorm2d``, or None.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity: the norm's weight, else W_o, else W_v is zero.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class SimplifiedNonLocal(nn.Module):
         inner_channels: int | None = None,
         subsample: int = 1,
         norm_layer: Norm | None = None,
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -182,10 +186,10 @@ class SimplifiedNonLocal(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.subsample = subsample
         bottleneck = inner_channels is not None
-        self.mask = normal_(nn.Conv2d(channels, 1, 1, **dd))
+        self.mask = normal_(CONV[dims](channels, 1, 1, **dd))
         self.value = normal_(nn.Linear(channels, inner_channels or channels, bias=bottleneck, **dd))
         self.project = normal_(nn.Linear(inner_channels, channels, bias=False, **dd)) if inner_channels else None
-        self.norm = norm_layer(channels, **dd) if norm_layer else None
+        self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else None
         if zero_init:
             norm = self.norm if getattr(self.norm, "weight", None) is not None else None
             zero_(norm or self.project or self.value)

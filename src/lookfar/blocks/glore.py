@@ -5,12 +5,12 @@ Traps: the projections are signed, there is no softmax; the graph mixes nodes fi
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, normed, pointwise, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -70,7 +70,7 @@ class GloRe(nn.Module):
         inner_channels: int | None = None,
         normalize: bool = False,
         reasoning: bool = True,
-        dims: Literal[1, 2, 3] = 2,
+        dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         zero_init: bool = True,
         device=None,
@@ -88,7 +88,9 @@ class GloRe(nn.Module):
             self.mix_nodes = nn.Linear(nodes, nodes, **dd)
             self.mix_states = nn.Linear(inner, inner, bias=False, **dd)
         self.project = conv(inner, channels, 1, bias=False, **dd)
-        self.norm = norm_layer(channels, **dd) if norm_layer else BATCH_NORM[dims](channels, eps=1e-4, **dd)
+        self.norm = (
+            norm_of(norm_layer, dims)(channels, **dd) if norm_layer else BATCH_NORM[dims](channels, eps=1e-4, **dd)
+        )
         for layer in (self.value, self.assign, *((self.mix_nodes, self.mix_states) if reasoning else ()), self.project):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Form, projected, projection
+from lookfar.blocks._layers import Dims, Form, projected, projection
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -94,9 +94,10 @@ class GraphProjection(nn.Module):
         scale: Divide the squared distances by C, which keeps the assignments soft in wide maps.
         reasoning: The graph convolution; off, every node keeps to itself.
         form: ``"block"`` keeps the shape; ``"published"`` gives the units' outputs ``(B, units * O, H, W)``.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (P is zero).
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class GraphProjection(nn.Module):
         scale: bool = False,
         reasoning: bool = True,
         form: Form = "block",
+        dims: Dims = 2,
         zero_init: bool = True,
         device=None,
         dtype=None,
@@ -117,7 +119,7 @@ class GraphProjection(nn.Module):
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = inner_channels or min(channels, 256)
         self.units = nn.ModuleList(GraphUnit(channels, inner, n, scale=scale, reasoning=reasoning, **dd) for n in nodes)
-        self.project = projection(form, inner * len(nodes), channels, zero_init=zero_init, **dd)
+        self.project = projection(form, inner * len(nodes), channels, zero_init=zero_init, dims=dims, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):

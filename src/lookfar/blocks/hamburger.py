@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from lookfar._options import NotNegative, Positive, Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, normed, zero_
+from lookfar.blocks._layers import CONV, ConvNorm, Dims, norm_of, normed, zero_
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
 
 
 class Ham(nn.Module):
-    """The factorisation of a map ``(B, C, H, W)``: two factors whose product is its low-rank form.
+    """The factorisation of a map ``(B, C, *S)``: two factors whose product is its low-rank form.
 
     Args:
         channels: C of the map.
@@ -68,7 +68,7 @@ class Ham(nn.Module):
         self.register_buffer("bases", kept)
 
     def forward(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(B, C, H, W) -> (B, h, C/h, R), (B, h, N, R)``; their product is the factorised map."""
+        """``(B, C, *S) -> (B, h, C/h, R), (B, h, N, R)``; their product is the factorised map."""
         B, C = x.shape[:2]
         with without_autocast(x):
             tokens = widened(x.reshape(B * self.heads, C // self.heads, positions(x)))
@@ -131,7 +131,9 @@ def _uniform(index: Tensor, seed: Tensor) -> Tensor:
     return (h & 0xFFFFFF).to(torch.float64) / 0x1000000
 
 
-def apply_to_factors(conv: nn.Conv2d, factors: list[tuple[Tensor, Tensor]], size: tuple[int, ...]) -> Tensor:
+def apply_to_factors(
+    conv: nn.modules.conv._ConvNd, factors: list[tuple[Tensor, Tensor]], size: tuple[int, ...]
+) -> Tensor:
     """A 1x1 convolution of the concatenated products of some factors, ``(B, O, *size)``.
 
     It acts on the R columns of each left factor instead of on N positions.
@@ -206,11 +208,12 @@ class Hamburger(nn.Module):
             that follows the bases found in eval with ``momentum``, as in the original's online update. Bases that are
             maps come from the seed unless kept ones were loaded, whose size the map must have.
         reasoning: The factorisation; off, what stands around it remains.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: After the convolutions; None in ``v1`` leaves the last convolution with a bias.
         final_act: End in a ReLU, as the original does.
         zero_init: Start as the identity: the last layer of the branch is zero.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
     """
 
     def __init__(
@@ -233,6 +236,7 @@ class Hamburger(nn.Module):
         random_bases: Literal["train", "always", "never"] = "train",
         momentum: Share = 0.9,
         reasoning: bool = True,
+        dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
         final_act: bool = False,
         zero_init: bool = True,
@@ -249,18 +253,18 @@ class Hamburger(nn.Module):
         self.reasoning, self.final_act, self.rectify = reasoning, final_act, method == "nmf"
         # soft quantisation takes the length of x for a constant, as published, even in the full gradient
         self.exact_gradient = not reasoning or (gradient == "full" and method != "vq")
-        self._add_hams(channels, inner_channels or channels, variant == "v2plus" and dual, spatial, ham, **dd)
-        self._add_output(channels, squeeze, variant, norm_layer, zero_init, **dd)
+        self._add_hams(channels, inner_channels or channels, variant == "v2plus" and dual, spatial, ham, dims, **dd)
+        self._add_output(channels, squeeze, variant, norm_layer and norm_of(norm_layer, dims), zero_init, dims, **dd)
 
     def _add_hams(
-        self, channels: int, inner: int, dual: bool, spatial: bool, ham: Callable[..., Ham], **dd: Any
+        self, channels: int, inner: int, dual: bool, spatial: bool, ham: Callable[..., Ham], dims: Dims, **dd: Any
     ) -> None:
         """What is factorised, and the one or two factorisations."""
         if dual and not spatial:
             raise ValueError("spatial=False is of a single factorisation: dual=False, or another variant")
         parts = 2 if dual else 1
         self.inner_channels = inner
-        self.value = nn.Conv2d(channels, parts * inner, 1, **dd)
+        self.value = CONV[dims](channels, parts * inner, 1, **dd)
         self.hams = nn.ModuleList(ham(inner, spatial=spatial and n == 0) for n in range(parts))
 
     def _add_output(
@@ -270,6 +274,7 @@ class Hamburger(nn.Module):
         variant: str,
         norm_layer: Callable[..., nn.Module] | None,
         zero_init: bool,
+        dims: Dims,
         **dd: Any,
     ) -> None:
         """What leads the factorised maps back: in v1 a convolution and a norm, later two convolutions."""
@@ -279,10 +284,10 @@ class Hamburger(nn.Module):
         self.mix = self.norm = self.gamma = self.shortcut = None
         if variant != "v1":
             norm = norm_layer or nn.Identity
-            self.mix = ConvNorm(self.value.out_channels, width, norm_layer=norm, act_layer=nn.ReLU, **dd)
+            self.mix = ConvNorm(self.value.out_channels, width, norm_layer=norm, act_layer=nn.ReLU, dims=dims, **dd)
         elif norm_layer:
             self.norm = norm_layer(channels, **dd)
-        self.project = nn.Conv2d(width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
+        self.project = CONV[dims](width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
         if variant == "v2plus":
             self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
             self.shortcut = nn.Parameter(torch.ones(1, **dd))

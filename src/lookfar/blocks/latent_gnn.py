@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm
+from lookfar.blocks._layers import ConvNorm, Dims
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -57,10 +57,11 @@ class LatentGNN(nn.Module):
             is not fixed.
         reasoning: The attention among the nodes; off, the nodes send back what they gathered.
         residual: Add the input; else ``gamma`` is absent.
+        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: After every convolution.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class LatentGNN(nn.Module):
         normalize: bool = False,
         reasoning: bool = True,
         residual: bool = True,
+        dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         zero_init: bool = True,
         device=None,
@@ -86,7 +88,7 @@ class LatentGNN(nn.Module):
         self.normalize, self.reasoning, self.symmetric = normalize, reasoning, symmetric
 
         def layer(before: int, after: int) -> ConvNorm:
-            return ConvNorm(before, after, bias=False, norm_layer=norm_layer, **dd)
+            return ConvNorm(before, after, bias=False, norm_layer=norm_layer, dims=dims, **dd)
 
         self.value = layer(channels, inner)
         self.back = None if symmetric else layer(channels, inner)

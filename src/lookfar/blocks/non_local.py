@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lookfar._options import choice, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Norm, max_pool, normal_, wide, zero_last
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Norm, max_pool, norm_of, normal_, wide, zero_last
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -125,7 +125,7 @@ class NonLocal(PairwiseAttention):
         channels: int,
         *,
         mode: Mode = "embedded_gaussian",
-        dims: Literal[1, 2, 3] = 2,
+        dims: Dims = 2,
         inner_channels: int | None = None,
         reduction: int = 2,
         heads: int = 1,
@@ -157,7 +157,7 @@ class NonLocal(PairwiseAttention):
         self.scale = scale_of(scale, inner // heads if mode == "embedded_gaussian" else 1)
         self.project = normal_(conv(inner, channels, 1, bias=bias if project_bias is None else project_bias, **dd))
         norm = BATCH_NORM[dims] if norm_layer is True else norm_layer
-        self.norm = norm(channels, **dd) if norm else None
+        self.norm = norm_of(norm, dims)(channels, **dd) if norm else None
         if zero_init:
             zero_last(self.norm, self.project)
 

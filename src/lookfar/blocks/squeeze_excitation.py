@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Dims
 from lookfar.ops._precision import widened
 
 
@@ -50,6 +51,7 @@ class SqueezeExcitation(nn.Module):
         bias: Both layers have a bias.
         pooling: Squeeze every channel to its ``avg`` or, the paper's comparison, its ``max``.
         gate: ``sigmoid``, or the paper's comparisons ``tanh`` and ``relu``.
+        dims: Spatial axes of the map: 1, 2 or 3; None takes any.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
 
@@ -65,6 +67,7 @@ class SqueezeExcitation(nn.Module):
         bias: bool = True,
         pooling: Literal["avg", "max"] = "avg",
         gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid",
+        dims: Dims | None = None,
         device=None,
         dtype=None,
     ) -> None:
