@@ -19,7 +19,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"reduction": 4, "pooling": "avg"},
         {"inner_channels": 5, "fusion": "both", "zero_init": False},
         {"dims": 1, "reduction": 4},
-        {"dims": 3, "fusion": "both"},
+        {"dims": 3, "inner_channels": 5},
     ],
     "simplified_nonlocal": [
         {"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d},
