@@ -261,6 +261,38 @@ def test_weights_times_values_is_the_output(sample: Sample) -> None:
             assert_same(f"{sample}: one map for all queries", weights, weights[:, :, :1].expand_as(weights))
 
 
+# of the module, of the features, of autocast; and the mean error that is allowed, of the mean number
+PRECISIONS = {
+    "float64": (torch.float64, torch.float64, None, 1e-9),
+    "float32": (torch.float32, torch.float32, None, 1e-4),
+    "bf16": (torch.bfloat16, torch.bfloat16, None, 0.03),
+    "fp16": (torch.float16, torch.float16, None, 0.004),
+    "float32 under bf16": (torch.float32, torch.float32, torch.bfloat16, 0.03),
+    "float32 under fp16": (torch.float32, torch.float32, torch.float16, 0.004),
+    "bf16 features under bf16": (torch.float32, torch.bfloat16, torch.bfloat16, 0.03),
+    "fp16 features under fp16": (torch.float32, torch.float16, torch.float16, 0.004),
+}
+
+
+@torch.no_grad()
+@samples(attends="weights")
+def test_weights_times_values_in_every_precision(sample: Sample) -> None:
+    base = sample.make(dtype=torch.float32)
+    for precision, (dtype, features, autocast, tolerance) in PRECISIONS.items():
+        m = twin(base).to(dtype)
+        x = sample.inputs(m, dtype=features)[0]
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+        for memory in filter(None, (torch.contiguous_format, last)):
+            x = x.contiguous(memory_format=memory)
+            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+                y, weights, values = m(x), m.attention(x), m.values(x)
+                got = m.finish(x, weights @ values)
+            assert weights.dtype == values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert got.dtype == y.dtype, f"{precision}: {got.dtype} for {y.dtype}"
+            error = float((got.double() - y.double()).abs().mean() / y.double().abs().mean())
+            assert error <= tolerance, f"{precision}, {memory}: off by {error:.1e}"
+
+
 @samples(attends="maps")
 def test_maps(sample: Sample) -> None:
     m = sample.make()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lookfar import ops
 from lookfar._options import check_arguments, nearest
+from lookfar.ops._precision import widened
 
 Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
 Family = Literal[
@@ -131,6 +132,8 @@ def block(
         cls.__init__ = _checked(cls.__init__, _BLOCKS[name])
         if kind not in ("tokens", "region"):
             cls.forward = _of_maps(cls.forward, _BLOCKS[name])
+        if hasattr(cls, "finish"):
+            _keep_law(cls)
         return cls
 
     return record
@@ -297,6 +300,30 @@ def _explain(info: BlockInfo, option: str) -> str:
         near = nearest(option, info.options)
         message += f" Did you mean {near}?" if near else ""
     return f"{message} It takes: {', '.join(info.options) or 'no options'}."
+
+
+def _keep_law(cls: Any) -> None:
+    """Make ``finish(x, attention(x) @ values(x))`` hold in every precision: two factors in float32 at least.
+
+    ``finish`` takes their product, or what the block itself mixes in half precision. Sums that are no averages stay
+    wide until the block narrows them.
+    """
+    attention, values, finish = cls.attention, cls.values, cls.finish
+
+    @functools.wraps(attention)
+    def wide_attention(self: nn.Module, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        return widened(attention(self, x, queries))
+
+    @functools.wraps(values)
+    def wide_values(self: nn.Module, x: Tensor) -> Tensor:
+        return widened(values(self, x))
+
+    @functools.wraps(finish)
+    def narrow_finish(self: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+        averages = getattr(self, "normalization", "softmax") != "none"
+        return finish(self, x, mixed.to(x.dtype) if averages and widened(x) is not x else mixed)
+
+    cls.attention, cls.values, cls.finish = wide_attention, wide_values, narrow_finish
 
 
 def _explain_axes(info: BlockInfo, dims: int | None, shape: tuple[int, ...]) -> str:

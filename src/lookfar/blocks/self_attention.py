@@ -89,10 +89,10 @@ class SelfAttention(PairwiseAttention):
         """Tokens, one a position of a map of ``size``."""
         return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
 
-    def mix(self, x: Tensor, values: Tensor | None = None) -> Tensor:
-        """The weighted sums ``(B, h, N, D)`` for every token, of ``values`` where the caller has them already."""
+    def mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sums for every token, and the values that they are of, ``(B, h, N, D)`` both."""
         q, k, v = self._queries_keys_values(x)
-        return attention(q, k, v if values is None else values, scale=self.scale, normalization=self.normalization)
+        return attention(q, k, v, scale=self.scale, normalization=self.normalization), v
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, D)``."""

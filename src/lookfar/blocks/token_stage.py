@@ -127,9 +127,9 @@ class TokenStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         if isinstance(self.mixer, SelfAttention):
-            values = self.mixer.values(normed)
-            skip = merge_heads(values) if self.changes_width else x
-            return self._perceptron(skip + self.mixer.finish(normed, self.mixer.mix(normed, values)))
+            mixed, values = self.mixer.mix(normed)
+            skip = merge_heads(values).to(x.dtype) if self.changes_width else x
+            return self._perceptron(skip + self.mixer.finish(normed, mixed))
         if not self.changes_width:
             return self._perceptron(x + self.mixer(normed))
         u = self.mixer.embed(normed)
@@ -146,7 +146,7 @@ class TokenStage(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the input and the weighted sums ``(B, h, N, D)``."""
         normed = self.norm1(x)
-        skip = merge_heads(self._self_attention().values(normed)) if self.changes_width else x
+        skip = merge_heads(self._self_attention().values(normed)).to(x.dtype) if self.changes_width else x
         return self._perceptron(skip + self._self_attention().finish(normed, mixed))
 
     def maps(self, x: Tensor) -> Tensor:
