@@ -6,9 +6,9 @@ UV := $(shell command -v uv 2>/dev/null)
 # Trials run side by side, one thread each; OpenMP spins when processes outnumber cores.
 export OMP_NUM_THREADS ?= 1
 
-# The folders of the oldest run; a study, because it is where everything meets.
-OLDEST_TESTS := tests/ops tests/blocks tests/test_every_block.py tests/test_goldens.py tests/test_special_cases.py \
-    $(wildcard tests/insertion tests/test_insertion.py) tests/study/test_run.py
+# The oldest run: what depends on torch most, and one study, where everything meets.
+OLDEST_TESTS := tests/ops tests/blocks tests/test_every_block.py tests/test_goldens.py tests/insertion \
+    tests/study/test_running.py::test_a_real_study
 # worksteal: the slow tests lie side by side in a few files
 PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
 

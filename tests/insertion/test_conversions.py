@@ -143,7 +143,7 @@ def test_a_conversion_before_compiling_is_told() -> None:
     net = freeze_batch_norm_2d(net)
     torch._dynamo.reset()
     # torch 2.8 says that an exception was raised, not which
-    with pytest.raises(Exception, match="run the network once before compiling|raised exception"):
+    with pytest.raises(Exception, match=r"run the network once before compiling|raised exception"):
         torch.compile(net, fullgraph=True, backend="eager")(images())
     want = run(net)
     torch._dynamo.reset()
