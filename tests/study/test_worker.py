@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lookfar.insertion import insertions
 from lookfar.study.build import build_host, open_plan_data, put_in
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import Plan
@@ -31,7 +32,7 @@ def test_candidates_share_host_and_random_state(data):
     for text, place in [("control", "layer4"), ("nonlocal", "layer4"), ("cbam(reduction=4)@layer2", "layer2")]:
         network, names = built(data, text, 3)
         assert torch.equal(torch.rand(3), drawn)  # what is put in takes nothing from the host's generator
-        assert all(place in name for name in names)
+        assert [(one.name, one.place) for one in insertions(network)] == [(names[0], f"backbone.{place}")]
         state = network.state_dict()
         for key, value in host.state_dict().items():
             assert torch.equal(state[key], value), (text, key)
