@@ -37,11 +37,12 @@ def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """
 
     def line(n: Any) -> Tensor:  # not linspace, which freezes the size into exported programs
+        end: Any = n  # which type checkers do not narrow
         if isinstance(n, Tensor):  # a size, under torch.jit.trace
             steps, last = (n - 1).clamp(min=1), (n - 1).clamp(max=1)
         else:
             steps, last = torch.sym_max(n - 1, 1), torch.sym_min(n - 1, 1)
-        return 2 * torch.arange(n, dtype=like.dtype, device=like.device) / steps - last
+        return 2 * torch.arange(end, dtype=like.dtype, device=like.device) / steps - last
 
     rows, columns = map(line, size)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
