@@ -11,7 +11,7 @@ import torch
 import lookfar
 
 SRC = Path(lookfar.__file__).parent
-ROOMS = ("cost", "diagnostics", "networks", "ops")  # every public function here has an example
+ROOMS = ("blocks", "cost", "diagnostics", "networks", "ops")  # every public function here has an example
 WITHOUT = {
     "keep_pages": "cannot be undone in the process that calls it",
     "collect_samples": "wants a trained network and its data",
@@ -39,3 +39,8 @@ def test_public_functions_have_an_example(room: str) -> None:
     functions = {name for name in module.__all__ if inspect.isroutine(getattr(module, name))}
     without = {name for name in functions if ">>> " not in (getattr(module, name).__doc__ or "")}
     assert without == functions & WITHOUT.keys()
+
+
+@pytest.mark.parametrize("name", lookfar.list_blocks())
+def test_blocks_have_an_example(name: str) -> None:
+    assert ">>> " in (lookfar.block_info(name).cls.__doc__ or "")

@@ -202,6 +202,9 @@ def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
 
     Raises:
         ValueError: No block has this name; the message names the nearest ones.
+
+    >>> block_info("danet").name
+    'dual_attention'
     """
     _load_all()
     if not isinstance(name, str):
@@ -234,6 +237,9 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     Raises:
         ValueError: Unknown name, channels that are no positive integer, an option's value that the block does not take.
         TypeError: Unknown option; the message names those that the block takes.
+
+    >>> create_block("se", 64, reduction=4).reduce
+    Linear(in_features=64, out_features=16, bias=True)
     """
     return block_info(name).cls(channels, **options)
 
@@ -338,7 +344,11 @@ def _explain_axes(info: BlockInfo, dims: int | None, shape: tuple[int, ...]) -> 
 
 
 def sample_inputs(module: nn.Module, channels: int, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
-    """Random inputs that ``module.forward`` takes on a map of ``size``; blocks that want more than x say what."""
+    """Random inputs that ``module.forward`` takes on a map of ``size``; blocks that want more than x say what.
+
+    >>> [tuple(x.shape) for x in sample_inputs(create_block("object_contextual", 16), 16, (6, 5))]
+    [(2, 16, 6, 5), (2, 5, 6, 5)]
+    """
     import torch
 
     own = getattr(module, "sample_inputs", None)

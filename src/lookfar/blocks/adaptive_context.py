@@ -110,6 +110,12 @@ class AdaptiveContext(nn.Module):
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Example:
+        >>> block = AdaptiveContext(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

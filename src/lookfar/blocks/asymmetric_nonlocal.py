@@ -87,6 +87,12 @@ class AsymmetricNonlocal(QueryKeyValue):
 
     Raises:
         ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
+
+    Example:
+        >>> block = AsymmetricNonlocal(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -69,6 +69,11 @@ class AttentionAugmented(nn.Module):
     Raises:
         ValueError: ``heads`` does not divide ``key_channels`` and ``value_channels``, more values than output channels,
             an even kernel, a size that is none, an unknown choice, choices that exclude each other.
+
+    Example:
+        >>> block = AttentionAugmented(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

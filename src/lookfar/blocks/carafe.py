@@ -52,6 +52,11 @@ class Carafe(nn.Module):
 
     Raises:
         ValueError: Even kernels, ``groups`` that do not divide ``channels``, a factor below 1.
+
+    Example:
+        >>> block = Carafe(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 12, 10])
     """
 
     def __init__(

@@ -72,6 +72,11 @@ class CBAM(nn.Module):
 
     Raises:
         ValueError: An unknown pooling or none; an unknown order; an even ``kernel_size``.
+
+    Example:
+        >>> block = CBAM(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

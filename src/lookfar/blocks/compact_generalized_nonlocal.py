@@ -66,6 +66,12 @@ class CompactGeneralizedNonlocal(nn.Module):
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors do.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
+
+    Example:
+        >>> block = CompactGeneralizedNonlocal(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -64,6 +64,12 @@ class CrissCross(PairwiseAttention):
     Raises:
         ValueError: ``heads`` does not divide ``channels``, ``recurrence`` is no positive number, an unknown choice,
             choices that exclude each other.
+
+    Example:
+        >>> block = CrissCross(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

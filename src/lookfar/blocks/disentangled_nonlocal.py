@@ -120,6 +120,12 @@ class DisentangledNonLocal(QueryKeyValue):
 
     Raises:
         ValueError: An unknown choice, or choices that exclude each other.
+
+    Example:
+        >>> block = DisentangledNonLocal(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -71,6 +71,13 @@ class DoubleAttention(nn.Module):
 
     Raises:
         ValueError: An unknown ``normalization``.
+
+    Example:
+        >>> import torch
+        >>> block = DoubleAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

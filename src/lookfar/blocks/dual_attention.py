@@ -62,6 +62,12 @@ class PositionAttention(PairwiseAttention):
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
+
+    Example:
+        >>> block = PositionAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(
@@ -132,6 +138,12 @@ class ChannelAttention(nn.Module):
 
     Raises:
         ValueError: An unknown similarity.
+
+    Example:
+        >>> block = ChannelAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(
@@ -200,6 +212,12 @@ class DualAttention(nn.Module):
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
+
+    Example:
+        >>> block = DualAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

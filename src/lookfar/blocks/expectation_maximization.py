@@ -92,6 +92,12 @@ class ExpectationMaximization(nn.Module):
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``; an unknown ``variant`` or ``gradient``; no iterations.
+
+    Example:
+        >>> block = ExpectationMaximization(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     bases: Tensor

@@ -61,6 +61,12 @@ class ExternalAttention(nn.Module):
 
     Raises:
         ValueError: An unknown ``normalization``.
+
+    Example:
+        >>> block = ExternalAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -76,6 +76,12 @@ class FeatureDenoising(PairwiseAttention):
     Raises:
         ValueError: An unknown filter, an even window, heads that do not divide the widths or have nothing to divide,
             a shared projection where there are none.
+
+    Example:
+        >>> block = FeatureDenoising(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

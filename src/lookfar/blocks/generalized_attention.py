@@ -75,6 +75,12 @@ class GeneralizedAttention(QueryKeyValue):
 
     Raises:
         ValueError: Terms that are no four bits, heads or widths that do not fit.
+
+    Example:
+        >>> block = GeneralizedAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

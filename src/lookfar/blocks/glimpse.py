@@ -53,6 +53,11 @@ class Glimpse(nn.Module):
         inner_channels: Width of what and of where before they are joined.
 
     Shape: ``(B, C, H, W)[, (B, 2)] -> (B, out_channels)``; the location (x, y) in [-1, 1] is the centre by default.
+
+    Example:
+        >>> block = Glimpse(16)
+        >>> block(torch.randn(2, 16, 6, 5), torch.randn(2, 2)).shape
+        torch.Size([2, 256])
     """
 
     def __init__(

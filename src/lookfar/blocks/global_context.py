@@ -75,6 +75,13 @@ class GlobalContext(nn.Module):
 
     Raises:
         ValueError: An unknown choice.
+
+    Example:
+        >>> import torch
+        >>> block = GlobalContext(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(
@@ -168,6 +175,13 @@ class SimplifiedNonLocal(nn.Module):
         zero_init: Start as the identity: the norm's weight, else W_o, else W_v is zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
+
+    Example:
+        >>> import torch
+        >>> block = SimplifiedNonLocal(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

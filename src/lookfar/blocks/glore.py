@@ -60,6 +60,13 @@ class GloRe(nn.Module):
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors' networks do.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
+
+    Example:
+        >>> import torch
+        >>> block = GloRe(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

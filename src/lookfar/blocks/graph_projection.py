@@ -98,6 +98,12 @@ class GraphProjection(nn.Module):
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
+
+    Example:
+        >>> block = GraphProjection(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -214,6 +214,12 @@ class Hamburger(nn.Module):
         zero_init: Start as the identity: the last layer of the branch is zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
+
+    Example:
+        >>> block = Hamburger(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

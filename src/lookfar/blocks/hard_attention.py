@@ -79,6 +79,11 @@ class HardAttention(nn.Module):
 
     Raises:
         ValueError: An unknown selection, a sigma that is not positive.
+
+    Example:
+        >>> block = HardAttention(16)
+        >>> block(torch.randn(2, 16, 6, 5)).output.shape
+        torch.Size([2, 16, 1, 1])
     """
 
     def __init__(

@@ -57,6 +57,12 @@ class InterleavedGroupConvolution(nn.Module):
 
     Raises:
         ValueError: ``groups`` does not divide ``channels``, M does not divide ``out_channels``, an even kernel.
+
+    Example:
+        >>> import torch
+        >>> block = InterleavedGroupConvolution(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

@@ -65,6 +65,11 @@ class LocalRelation(nn.Module):
 
     Raises:
         ValueError: ``groups`` does not divide ``channels``, an even kernel, an unknown similarity.
+
+    Example:
+        >>> block = LocalRelation(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

@@ -58,6 +58,11 @@ class MultiHeadExternal(nn.Module):
 
     Raises:
         ValueError: Heads that do not divide the width, an unknown ``normalization``.
+
+    Example:
+        >>> block = MultiHeadExternal(16)
+        >>> block(torch.randn(2, 30, 16)).shape
+        torch.Size([2, 30, 16])
     """
 
     def __init__(

@@ -118,6 +118,12 @@ class NonLocal(PairwiseAttention):
 
     Raises:
         ValueError: An unknown choice, or a normalisation that the mode does not have.
+
+    Example:
+        >>> block = NonLocal(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -216,6 +216,12 @@ class ObjectContext(nn.Module):
 
     Raises:
         ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
+
+    Example:
+        >>> block = ObjectContext(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

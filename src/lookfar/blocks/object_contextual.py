@@ -112,6 +112,11 @@ class ObjectContextual(nn.Module):
     Raises:
         ValueError: Heads that do not divide the inner channels; an unknown ``normalization``; without ``reasoning``
             several heads, ``subsample`` or another normalisation, which have no meaning there.
+
+    Example:
+        >>> block = ObjectContextual(16)
+        >>> block(torch.randn(2, 16, 6, 5), torch.randn(2, 5, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

@@ -63,6 +63,11 @@ class OffsetAttention(PairwiseAttention):
 
     Raises:
         ValueError: An unknown choice, choices that exclude each other.
+
+    Example:
+        >>> block = OffsetAttention(16)
+        >>> block(torch.randn(2, 16, 30)).shape
+        torch.Size([2, 16, 30])
     """
 
     def __init__(
@@ -139,6 +144,11 @@ class PointStage(nn.Module):
 
     Raises:
         ValueError: Coordinates that are missing or not wanted, an unknown ``normalization``.
+
+    Example:
+        >>> block = PointStage(16)
+        >>> block(torch.randn(2, 16, 30)).shape
+        torch.Size([2, 64, 30])
     """
 
     def __init__(

@@ -156,6 +156,12 @@ class PointwiseSpatialAttention(nn.Module):
 
     Raises:
         ValueError: An unknown choice; in ``forward`` a map that a compact mask does not fit.
+
+    Example:
+        >>> block = PointwiseSpatialAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

@@ -59,6 +59,12 @@ class PyramidPooling(nn.Module):
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Example:
+        >>> block = PyramidPooling(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(
@@ -151,6 +157,12 @@ class AtrousPyramid(nn.Module):
         zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Example:
+        >>> block = AtrousPyramid(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

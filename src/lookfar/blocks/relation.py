@@ -64,6 +64,11 @@ class Relation(nn.Module):
 
     Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels. Regions of
         several images may be packed into one list, with the number of its image for each: ``images`` (n,).
+
+    Example:
+        >>> block = Relation(16)
+        >>> block(torch.randn(2, 30, 16), torch.randn(2, 30, 4)).shape
+        torch.Size([2, 30, 16])
     """
 
     def __init__(

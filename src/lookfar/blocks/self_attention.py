@@ -59,6 +59,11 @@ class SelfAttention(PairwiseAttention):
 
     Raises:
         ValueError: Heads that do not divide the width, an unknown choice, choices that exclude each other.
+
+    Example:
+        >>> block = SelfAttention(16)
+        >>> block(torch.randn(2, 30, 16)).shape
+        torch.Size([2, 30, 16])
     """
 
     def __init__(

@@ -111,6 +111,13 @@ class AtrousAttention(_PatternAttention):
 
     Raises:
         ValueError: ``heads`` does not divide the width, ``dilation`` below 1, an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> block = AtrousAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     pattern = "atrous"
@@ -173,6 +180,13 @@ class SparseAttention(_PatternAttention):
 
     Raises:
         ValueError: ``heads`` does not divide the width, an even kernel, ``dilation`` below 1, an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> block = SparseAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     pattern = "sparse"
@@ -235,6 +249,13 @@ class LocalAttention(_WindowedAttention):
 
     Raises:
         ValueError: ``heads`` does not divide the width, an even kernel, an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> block = LocalAttention(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     def __init__(

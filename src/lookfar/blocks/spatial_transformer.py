@@ -80,6 +80,12 @@ class SpatialTransformer(nn.Module):
 
     Raises:
         ValueError: An unknown mode or form.
+
+    Example:
+        >>> block = SpatialTransformer(16)
+        >>> x = torch.randn(2, 16, 6, 5)
+        >>> torch.equal(block(x), x)  # starts as the identity
+        True
     """
 
     position_dependent = "reading elsewhere than at one's own place is what it does"

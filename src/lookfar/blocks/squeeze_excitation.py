@@ -57,6 +57,11 @@ class SqueezeExcitation(nn.Module):
 
     Raises:
         ValueError: An unknown ``pooling`` or ``gate``.
+
+    Example:
+        >>> block = SqueezeExcitation(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(

@@ -80,6 +80,11 @@ class StandAlone(QueryKeyValue):
 
     Raises:
         ValueError: ``heads`` does not divide ``out_channels``, nothing is left to compare.
+
+    Example:
+        >>> block = StandAlone(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     def __init__(
@@ -189,6 +194,11 @@ class StandAloneStem(QueryKeyValue):
 
     Raises:
         ValueError: ``heads`` does not divide ``out_channels``; in forward, a map that k does not divide.
+
+    Example:
+        >>> block = StandAloneStem(16)
+        >>> block(torch.randn(2, 16, 24, 20)).shape
+        torch.Size([2, 16, 24, 20])
     """
 
     def __init__(

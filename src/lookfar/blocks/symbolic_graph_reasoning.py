@@ -61,6 +61,11 @@ class SymbolicGraphReasoning(nn.Module):
         zero_init: Start as the identity (gamma 0).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
+
+    Example:
+        >>> block = SymbolicGraphReasoning(16)
+        >>> block(torch.randn(2, 16, 6, 5)).shape
+        torch.Size([2, 16, 6, 5])
     """
 
     embeddings: Tensor

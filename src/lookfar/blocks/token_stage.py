@@ -64,6 +64,11 @@ class TokenStage(nn.Module):
 
     Raises:
         ValueError: An unknown ``attention``, heads that do not divide the width.
+
+    Example:
+        >>> block = TokenStage(16)
+        >>> block(torch.randn(2, 30, 16)).shape
+        torch.Size([2, 30, 16])
     """
 
     def __init__(
