@@ -5,8 +5,9 @@ import torch
 from samples import assert_same, outputs, randomise
 from torch import Tensor, nn
 
-from lookfar import create_block, list_blocks
+from lookfar import create_block, insert, list_blocks
 from lookfar.blocks import block_info
+from lookfar.blocks._layers import CONV
 
 OF_ALL = [name for name in list_blocks(kind="context") if "dims" in block_info(name).options]
 WITH_AXES = {"criss_cross"}  # these know them, but not how many there are
@@ -86,3 +87,18 @@ def test_without_layers_of_axes_any_map_is_taken(name: str) -> None:
         m(torch.randn(2, 16))
     with pytest.raises(ValueError, match="build it with dims=1"):
         create_block(name, 16, dims=3)(torch.randn(2, 16, 7))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_insertion_finds_the_axes_or_refuses(dims: int) -> None:
+    size = {1: (9,), 3: (3, 6, 5)}[dims]
+    for name in list_blocks(kind="context"):
+        host = nn.Sequential(CONV[dims](3, 16, 1), nn.ReLU()).eval()
+        x = torch.randn(2, 3, *size)
+        want = host(x)
+        if name in OF_ALL:
+            insert(host, name, at="0", example=x)
+            assert torch.equal(host(x), want)
+        else:
+            with pytest.raises(ValueError, match=rf"{name} takes maps \(B, C, H, W\)"):
+                insert(host, name, at="0", example=x)
