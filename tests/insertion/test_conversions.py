@@ -233,3 +233,18 @@ def test_timm_feature_nets_made_afterwards() -> None:
 def host_features(net: nn.Module) -> Tensor:
     with switched_off(net):
         return net.forward_features(images())
+
+
+def test_a_norm_in_a_network_of_sequentials() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    want = net(images())
+    assert insert(net, "position_attention", "1", example=images()) == ["1.position_attention"]
+    assert torch.equal(copy.deepcopy(net)(images()), want)
+    converted = freeze_batch_norm_2d(copy.deepcopy(net))
+    with pytest.raises(
+        RuntimeError, match="position_attention was kept in the norm '1', in whose place there is another"
+    ):
+        converted(images())
+    remove(net)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    assert torch.equal(net(images()), want)

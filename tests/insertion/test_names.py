@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lookfar import insert
 from lookfar.blocks import block_info, list_blocks
 from lookfar.insertion import insertions
-from lookfar.insertion.hanging import _child_name
+from lookfar.insertion.gated import child_name
 
 
 @pytest.mark.parametrize("block", list_blocks())
 def test_a_child_is_called_by_an_identifier(block: str) -> None:
-    name = _child_name(block_info(block).cls.__new__(block_info(block).cls))
+    name = child_name(block_info(block).cls.__new__(block_info(block).cls))
     assert name.isidentifier()
     assert not keyword.iskeyword(name)
     assert name == {"nonlocal": "non_local"}.get(block, block)

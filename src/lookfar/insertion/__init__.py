@@ -1,12 +1,18 @@
 """Put a block into an existing network: output unchanged, checkpoints of the host still load, and it can be undone."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookfar.insertion.description import describe
 from lookfar.insertion.files import load, recipe, replay, save
-from lookfar.insertion.hanging import Gated, Insertion, block_name, insertions
+from lookfar.insertion.gated import Gated, block_name
+from lookfar.insertion.hanging import Insertion, insertions
 from lookfar.insertion.inserting import insert
 from lookfar.insertion.managing import remove, switched_off, verify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    LEAVES: list[type[nn.Module]]  # every block's class, for tracers of torch.fx that want to be told their leaves
 
 __all__ = [
     "LEAVES",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lookfar.blocks import BlockInfo, block_info, create_block
 from lookfar.insertion.dry_run import bit_equal, untouched
-from lookfar.insertion.hanging import Gated, Record, block_name
+from lookfar.insertion.gated import Gated, block_name
+from lookfar.insertion.hanging import Record
 from lookfar.insertion.layouts import Layout
 
 KINDS = ("context", "tokens")

@@ -9,7 +9,8 @@ from torch import nn
 from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.insertion.dry_run import Seen, example_inputs, pretrained_cfg, untouched
-from lookfar.insertion.hanging import Gated, block_name, insertions
+from lookfar.insertion.gated import Gated, block_name
+from lookfar.insertion.hanging import insertions
 from lookfar.insertion.managing import count_calls, switched_off
 
 

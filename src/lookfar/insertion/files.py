@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks import create_block
-from lookfar.insertion.hanging import Gated, Record, attach, detach, insertions
+from lookfar.insertion.gated import Gated
+from lookfar.insertion.hanging import Record, attach, detach, insertions
 from lookfar.insertion.layouts import Layout, grid_hooks, grid_of
 from lookfar.insertion.places import refuse_host
 

@@ -10,8 +10,6 @@ All hooks are functions of this file bound by ``functools.partial``: they are co
 """
 
 import functools
-import keyword
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,27 +20,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
-from lookfar.blocks import block_info
+from lookfar.insertion.gated import child_name, snake
 from lookfar.insertion.layouts import Layout
 from lookfar.insertion.places import CONTAINERS, is_norm
-
-
-class Gated(nn.Module):
-    """x + gamma (block(x) - x) with a learnable gamma that starts at zero: any block enters as the identity.
-
-    Args:
-        block: A module that keeps the shape of its input.
-
-    Shape: that of ``block``
-    """
-
-    def __init__(self, block: nn.Module, *, device=None, dtype=None) -> None:
-        super().__init__()
-        self.block = block
-        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.gamma.to(x.dtype) * (self.block(x).to(x.dtype) - x)
 
 
 @dataclass(eq=False)
@@ -138,14 +118,17 @@ def attach(network: nn.Module, block: nn.Module, *, place: str, spot: str, holde
     """
     record: Record = block.inserted  # type: ignore[assignment]
     keeper, module = network.get_submodule(holder), network.get_submodule(spot)
-    base = _child_name(block)
+    base = child_name(block)
     name = name or next(n for n in _numbered(base) if not hasattr(keeper, n))
     record.place, record.spot, record.was = relative(holder, place), relative(holder, spot), type(module).__name__
-    old = _old_name(module, _snake(block), base, name, record)
+    old = _old_name(module, snake(block), base, name, record)
     keeper.add_module(name, block)
     if record.spot[0] or not record.spot[1]:  # the holder is the spot or inside it
         path = ".".join(filter(None, [relative(spot, holder)[1], name]))
         _register(module, functools.partial(call_inside, path=path, layout=record.layout))
+        if spot == holder and "." not in path and is_norm(module):  # nobody else could keep it: a net of Sequentials
+            around, _, own = spot.rpartition(".")
+            _register(network.get_submodule(around), functools.partial(miss, child=own, name=name), pre=True)
     else:
         _hang_on(module, block, name, record.layout)
         _register(keeper, functools.partial(watch, target=record.spot[1], name=name), pre=True)
@@ -179,6 +162,8 @@ def detach(network: nn.Module, name: str) -> None:
             _drop(module._forward_pre_hooks, refuse_tracing)
     _drop(keeper._forward_pre_hooks, watch, name=child)
     around, _, own = spot.rpartition(".")
+    for module in (m for n, m in network.named_modules() if n == around):
+        _drop(module._forward_pre_hooks, miss, child=own, name=child)
     if around != holder and not any(one.spot == spot and one.name != name for one in insertions(network)):
         for module in (m for n, m in network.named_modules() if n == around):
             _drop(module._forward_pre_hooks, announce, child=own)
@@ -228,6 +213,15 @@ def watch(module: nn.Module, args: Any, *, target: str, name: str) -> None:
         _hang_again(module, spot, block, target, name)
     if "." not in target:
         announce(module, args, child=target)
+
+
+def miss(module: nn.Module, args: Any, *, child: str, name: str) -> None:
+    """Sees that a norm is still the one that keeps the block."""
+    if name not in module.get_submodule(child)._modules:
+        raise RuntimeError(
+            f"{name} was kept in the norm {child!r}, in whose place there is another module now: the block is lost. "
+            "Convert first, insert then"
+        )
 
 
 def announce(module: nn.Module, args: Any, *, child: str) -> None:
@@ -359,27 +353,6 @@ def _drop(hooks: dict[int, Any], function: Any, **keywords: Any) -> None:
 # names
 
 
-def block_name(module: nn.Module) -> str:
-    """The registered name of an inserted module's block, or its class's."""
-    module = module.block if isinstance(module, Gated) else module
-    try:
-        return block_info(module).name
-    except ValueError:
-        return type(module).__name__
-
-
-def _snake(module: nn.Module) -> str:
-    return re.sub(r"\W", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", block_name(module)).lower())
-
-
-def _child_name(module: nn.Module) -> str:
-    """An identifier: compilers write ``layer.name`` into code, where a keyword cannot stand."""
-    name = _snake(module)
-    if not keyword.iskeyword(name):
-        return name
-    return "non_local" if name == "nonlocal" else f"{name}_block"
-
-
 def _numbered(base: str) -> Iterator[str]:
     yield base
     number = 1
@@ -388,12 +361,12 @@ def _numbered(base: str) -> Iterator[str]:
         yield f"{base}_{number}"
 
 
-def _old_name(spot: nn.Module, snake: str, base: str, name: str, record: Record) -> str:
+def _old_name(spot: nn.Module, own: str, base: str, name: str, record: Record) -> str:
     """How an earlier version called the block, from the holder: by keywords too, and behind the norm it stood on."""
     before = sum(_is(hook, call_kept) for hook in spot._forward_hooks.values())
     inside = bool(record.spot[0]) or not record.spot[1]
     number = name[len(base) :] if inside else f"_{before + 1}" if before else ""
-    old = snake + number
+    old = own + number
     if inside:
         return old
     path = record.spot[1]

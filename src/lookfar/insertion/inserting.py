@@ -25,7 +25,8 @@ from lookfar.insertion.dry_run import (
     untouched,
     watched,
 )
-from lookfar.insertion.hanging import attach, block_name, detach, insertions
+from lookfar.insertion.gated import block_name
+from lookfar.insertion.hanging import attach, detach, insertions
 from lookfar.insertion.layouts import Layout, OffGridError, convolutions, find_layout, forget_grids
 from lookfar.insertion.places import blocks_of, branch_ends, find_modules, holders, refuse_host, spot_of
 
