@@ -18,6 +18,7 @@ from lookfar.ops._precision import widened, without_autocast
 
 Method = Literal["nmf", "cd", "vq"]
 EPS = 1e-6
+_STEPS = Annotated[int, Range(0, 1000)]  # made here: compilers cannot make an annotation
 
 
 def matrix_decomposition(
@@ -52,7 +53,7 @@ def matrix_decomposition(
         Bases ``(B, D, R)`` and coefficients ``(B, N, R)``.
     """
     choice("method", method, get_args(Method))
-    check("iterations", iterations, Annotated[int, Range(0, 1000)])
+    check("iterations", iterations, _STEPS)
     with without_autocast(x):
         x, bases = widened(x), widened(bases)
         sharpness = 1.0 if method == "nmf" else inverse_temperature
