@@ -55,3 +55,15 @@ def test_a_trained_module_may_enter_and_the_change_is_said() -> None:
         insert(net, block, at=["layer1", "layer2"], example=images())
     with pytest.raises(TypeError, match="already built takes no options, got reduction"):
         insert(net, block, at="layer3", example=images(), reduction=2)
+
+
+def test_a_host_of_zeros_does_not_decide_what_is_gated() -> None:
+    class Doubles(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    nn.init.zeros_(net[0].weight)
+    nn.init.zeros_(net[0].bias)
+    (name,) = insert(net, Doubles(), "0", example=torch.randn(2, 3, 4, 4))
+    assert hasattr(net.get_submodule(name), "gamma")
