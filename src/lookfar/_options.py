@@ -87,8 +87,8 @@ def check(name: str, value: Any, annotation: Any) -> None:
     if not _fits(value, annotation):
         marks = list(_marks(annotation))
         reasons = [m.why for m in marks if isinstance(m, Range) and isinstance(value, Real)]
-        reasons += [m.why for m in marks if isinstance(m, Refused) and m.value == value]
-        near = nearest(value, [m for m in marks if isinstance(m, str)])
+        reasons += [no.why for no in refused_by(annotation) if no.value == value]
+        near = nearest(value, words_of(annotation))
         raise ValueError(_refusal(name, value, _described(annotation), next(filter(None, reasons), ""), near))
 
 
@@ -97,6 +97,16 @@ def check_arguments(signature: inspect.Signature, hints: Mapping[str, Any], args
     for name, value in signature.bind(*args, **kwargs).arguments.items():
         if name in hints:
             check(name, value, hints[name])
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words of the closed choice that an annotation is, in their order; none for other annotations."""
+    return list(dict.fromkeys(mark for mark in _marks(annotation) if isinstance(mark, str)))
+
+
+def refused_by(annotation: Any) -> list[Refused]:
+    """The values that an annotation refuses with a reason."""
+    return [mark for mark in _marks(annotation) if isinstance(mark, Refused)]
 
 
 def nearest(value: Any, accepted: Collection[Any]) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lookfar import ops
 from lookfar._options import check_arguments, nearest
+from lookfar.blocks._texts import complete
 from lookfar.ops._precision import widened
 
 Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
@@ -130,6 +131,7 @@ def block(
         )  # fmt: skip
         _ALIASES.update(dict.fromkeys(aliases, name))
         cls.__init__ = _checked(cls.__init__, _BLOCKS[name])
+        cls.__doc__ = complete(cls.__doc__, ["channels", *_BLOCKS[name].options])
         if kind not in ("tokens", "region"):
             cls.forward = _of_maps(cls.forward, _BLOCKS[name])
         if hasattr(cls, "finish"):
@@ -142,7 +144,7 @@ def block(
 def _checked(build: Callable[..., None], info: BlockInfo) -> Callable[..., None]:
     """A constructor that holds what it is given against its own annotations before it builds anything."""
     signature, hints = inspect.signature(build), get_type_hints(build, include_extras=True)
-    hints["channels"] = int
+    hints = {**hints, "channels": int, "dd": Any}
 
     @functools.wraps(build)
     def checked(self: nn.Module, *args: Any, **options: Any) -> None:
@@ -152,6 +154,9 @@ def _checked(build: Callable[..., None], info: BlockInfo) -> Callable[..., None]
         if "dims" in info.options:
             self.dims = options.get("dims", info.options["dims"].default)
 
+    named = [p for p in signature.parameters.values() if p.name != "dd"]
+    named += [inspect.Parameter(p, inspect.Parameter.KEYWORD_ONLY, default=None) for p in ("device", "dtype")]
+    checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
     return checked
 
 

@@ -13,8 +13,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import refused_by, words_of
 from lookfar._tables import markdown_table, table
 from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks, sample_inputs
+from lookfar.blocks._texts import OPTIONS, args_of
 
 CHANNELS = 256  # parameters are given at this width
 START, END = "<!-- blocks: made by `make blocks-docs` -->", "<!-- end of blocks -->"
@@ -35,13 +37,7 @@ _EXPORTED = (
     "what ONNX means in these documents. `torch.jit.trace`, and with it the older exporter (`dynamo=False`), takes the "
     "form without loops too, so that a trace is right at other sizes than its example's."
 )
-_SHARED = {
-    "heads": "several attentions side by side, each on its share of the channels",
-    "share_query_key": "one projection for queries and keys",
-    "projections": "`around`: no projections of queries, keys and values, one convolution before and one after instead",
-    "normalization": "of the weights: `softmax`, `double`, `l1`, `sigmoid`, `none`",
-    "reasoning": "off: the middle step of a low-rank or graph block is left out",
-}
+_QUESTIONS = ("heads", "share_query_key", "projections", "normalization", "reasoning")
 
 
 def select(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:
@@ -103,7 +99,6 @@ def overview(names: list[str], *, width: int | None = None) -> str:
 def page(name: str, *, markdown: bool = False) -> str:
     """All about one block, for the terminal or as Markdown: what it computes, options, cost, sources."""
     info = block_info(name)
-    doc = _sections(info)
     heading = (lambda text: f"## {text}") if markdown else str.upper
     arxiv = f"arXiv:{info.arxiv}"
     if info.arxiv and markdown:
@@ -113,13 +108,13 @@ def page(name: str, *, markdown: bool = False) -> str:
         "",
         ", ".join([info.paper, *([arxiv] if info.arxiv else [])]),
         "",
-        *_paragraphs(doc["about"], markdown=markdown),
+        *_paragraphs(_about(info), markdown=markdown),
         heading("Use"),
         "",
         *_code(f'lookfar.create_block("{info.name}", {CHANNELS})', *_insertion(info), markdown=markdown, lang="python"),
         heading("Options"),
         "",
-        *_option_lines(info, doc["args"], markdown=markdown),
+        *_option_lines(info, markdown=markdown),
         "",
         heading("Cost and kind"),
         "",
@@ -235,7 +230,7 @@ def _index() -> str:
     ]
     head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
     table = markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows)
-    shared = [(f"`{option}`", meaning, _with_option(option)) for option, meaning in _SHARED.items()]
+    shared = [(f"`{option}`", _inline(OPTIONS[option]), _with_option(option)) for option in _QUESTIONS]
     questions = markdown_table(["option", "what it asks", "blocks"], shared)
     head = f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n"
     return f"{head}## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
@@ -273,18 +268,9 @@ def _name(value: Any) -> str:
     return getattr(value, "__name__", repr(value))
 
 
-def _sections(info: BlockInfo) -> dict[str, Any]:
-    """The class docstring in two parts: the paragraphs before ``Args:`` and the text of each argument."""
-    doc = inspect.getdoc(info.cls) or ""
-    about, _, rest = doc.partition("\nArgs:\n")
-    about = re.split(r"\n(?=(?:Shape|Raises|Example|Attributes|Traps):)", about)[0]
-    block = re.split(r"\n(?=\S)", rest)[0]
-    args = {
-        name: re.sub(r"\s+", " ", match[2]).strip()
-        for match in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}\S.*)*)", block, re.MULTILINE)
-        for name in match[1].split(", ")
-    }
-    return {"about": about, "args": args}
+def _about(info: BlockInfo) -> str:
+    """The paragraphs of the class docstring before its first section."""
+    return re.split(r"\n(?=(?:Args|Shape|Raises|Example|Attributes|Traps):)", inspect.getdoc(info.cls) or "")[0]
 
 
 def _paragraphs(text: str, *, markdown: bool) -> list[str]:
@@ -308,13 +294,22 @@ def _list(*lines: str) -> list[str]:
     return [f"- {_inline(line)}" for line in lines]
 
 
-def _option_lines(info: BlockInfo, texts: dict[str, str], *, markdown: bool) -> list[str]:
-    rows = [(f"`{option}={_shown(p)}`", _inline(texts.get(option, ""))) for option, p in info.options.items()]
+def _option_lines(info: BlockInfo, *, markdown: bool) -> list[str]:
+    texts = args_of(inspect.getdoc(info.cls) or "")
+    rows = [(f"`{o}={_shown(p)}`", _inline(f"{texts[o]}{_accepted(p, texts[o])}")) for o, p in info.options.items()]
     if not rows:
         return ["none"]
     if markdown:
         return [markdown_table(["option and default", "meaning"], rows)]
-    return [f"- {option}: {text}" for option, text in rows]
+    return [f"- {option}: {text}" for option, (_, text) in zip(info.options, rows)]
+
+
+def _accepted(parameter: inspect.Parameter, text: str) -> str:
+    """The words that an option takes, where its text gives none of them, and why it does not take another."""
+    words = words_of(parameter.annotation)
+    listed = "" if any(f"``{word}``" in text for word in words) else ", ".join(f"``{word}``" for word in words)
+    reasons = "".join(f" No ``{no.value}``: {no.why}." for no in refused_by(parameter.annotation))
+    return (f" One of {listed}." if listed else "") + reasons
 
 
 def _shown(parameter: inspect.Parameter) -> str:

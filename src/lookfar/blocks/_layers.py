@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
@@ -19,6 +20,14 @@ BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
 }
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+class Placement(TypedDict, total=False):
+    """Where parameters lie and how precise they are: the last options of every block, handed on to every layer."""
+
+    device: Any
+    dtype: Any
+
 
 Norm = Callable[..., nn.Module]
 Dims = Literal[1, 2, 3]
@@ -162,11 +171,9 @@ class ConvNorm(nn.Module):
         norm_layer: Norm | None,
         act_layer: Norm | None = None,
         dims: Dims = 2,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         padding = dilation * (kernel_size // 2)
         bias = bias or norm_layer is None
         self.conv = CONV[dims](channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias, **dd)

@@ -142,7 +142,7 @@ class QueryKeyValue(nn.Module):
         key = query if of_keys is of_queries and self.subsample == 1 else self._pooled(of_keys, x)
         return query, key, key if of_values is of_keys else self._pooled(of_values, x)
 
-    def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...] | None:
         """The grid ``(*S')`` that the keys form on a map ``(*S)``."""
         return pooled_size(size, self.subsample)
 

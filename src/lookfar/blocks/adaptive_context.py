@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, pointwise, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, pointwise, projected, projection
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -100,14 +101,12 @@ class AdaptiveContext(nn.Module):
     There is no middle step to switch off: regions do not meet between gathering and giving.
 
     Args:
-        channels: Channels C of input and output.
         bins: Regions along each axis, one number a scale.
         inner_channels: D, channels of a scale; a quarter of ``channels`` by default.
         fusion: A last 1x1 convolution with norm and ReLU in each scale.
         norm_layer: After every convolution of a scale; None for none.
         act_layer: After every norm of a scale, None for none; what a scale adds to its input ends in a ReLU besides.
         form: ``"block"`` keeps the shape; ``"published"`` gives the scales' outputs ``(B, scales * D, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -129,11 +128,9 @@ class AdaptiveContext(nn.Module):
         act_layer: Norm | None = nn.ReLU,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bins = (bins,) if isinstance(bins, int) else tuple(bins)
         inner = inner_channels or max(channels // 4, 1)
         self.scales = nn.ModuleList(

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, pointwise, projected, projection, wide, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, pointwise, projected, projection, wide, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, applied, value_width
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import without_autocast
@@ -64,24 +65,18 @@ class AsymmetricNonlocal(QueryKeyValue):
     is left for the N positions is one product.
 
     Args:
-        channels: Channels C of input and output.
         low_channels: Channels of the second input of ``forward``, from which keys and values come; C by default.
         inner_channels: D of queries and keys; half of ``channels`` by default.
         value_channels: Channels of the values; D by default.
         out_channels: Of the published module; ``channels`` by default.
         heads: Parallel attentions.
         mode: ``pyramid`` (APNB: within a map, ends in a ReLU) or ``fusion`` (AFNB: of two maps, no ReLU).
-        normalization: Of the similarities to the pooled keys: ``softmax`` as published, ``double``, ``l1``,
-            ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys; by default as published: in ``pyramid`` alone.
         projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and
             ReLU as the keys' has, whose result is queries and, pooled, keys and values.
         bins: Regions along each axis of the pyramid's levels.
         bias: Of the convolutions that a norm follows.
-        dropout: Of the published module's last map, in training.
         norm_layer: After the convolutions of queries, keys and the fusion; None for none.
-        form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``, with a second input ``(B, low_channels, H', W')`` if it is given
 
@@ -114,28 +109,21 @@ class AsymmetricNonlocal(QueryKeyValue):
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, **dd}
         inner, low, out = inner_channels or max(channels // 2, 1), low_channels or channels, out_channels or channels
         share = mode == "pyramid" and projections == "inside" if share_query_key is None else share_query_key
         switches = Switches(heads, normalization, share, projections)
         values = value_width(value_channels, inner, inner, switches)
-        if (share or not switches.inside) and low != channels:
-            cure = "projections='inside', share_query_key=False"
-            raise ValueError(f"low_channels: one projection cannot serve {channels} and {low} channels: {cure}")
-        super().__init__(
-            switches,
-            partial(ConvNorm, low, inner, act_layer=nn.ReLU, **layers),
-            partial(nn.Conv2d, low, values, 1, **dd),
-            for_query=partial(ConvNorm, channels, inner, act_layer=nn.ReLU, **layers),
-            kept="key",
-        )
-        self.bins = tuple(bins)
-        self.mix = nn.Conv2d(values, out if mode == "fusion" else channels, 1, **dd)
-        act = nn.ReLU if mode == "pyramid" else None
+        _check_shared(channels, low, switches)
+        for_key = partial(ConvNorm, low, inner, act_layer=nn.ReLU, **layers)
+        for_query = partial(ConvNorm, channels, inner, act_layer=nn.ReLU, **layers)
+        for_value = partial(nn.Conv2d, low, values, 1, **dd)
+        super().__init__(switches, for_key, for_value, for_query=for_query, kept="key")
+        self.bins, fuses = tuple(bins), mode == "fusion"
+        self.mix = nn.Conv2d(values, out if fuses else channels, 1, **dd)
+        act = None if fuses else nn.ReLU
         self.fuse = ConvNorm(self.mix.out_channels + channels, out, act_layer=act, **layers)
         self.dropout = nn.Dropout2d(dropout)
         self.project = projection(form, out, channels, zero_init=zero_init, **dd)
@@ -213,3 +201,9 @@ class AsymmetricNonlocal(QueryKeyValue):
         """The fusing convolution's weights for the context and for x."""
         width = self.mix.out_channels
         return self.fuse.conv.weight[:, :width], self.fuse.conv.weight[:, width:]
+
+
+def _check_shared(channels: int, low: int, switches: Switches) -> None:
+    if (switches.share_query_key or not switches.inside) and low != channels:
+        cure = "projections='inside', share_query_key=False"
+        raise ValueError(f"low_channels: one projection cannot serve {channels} and {low} channels: {cure}")

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Natural, Odd, divides
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.blocks._projections import Projections, Switches, after_mixing
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
@@ -58,9 +60,6 @@ class AttentionAugmented(nn.Module):
             fewer.
         normalization: Of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and without
             ``relative`` also ``double``.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W_o, whose result
-            is all three.
         relative: Embed relative positions, one table for all heads.
         size: Height and width of the (pooled) map that the tables are made for; interpolated elsewhere.
 
@@ -91,11 +90,9 @@ class AttentionAugmented(nn.Module):
         projections: Projections = "inside",
         relative: bool = True,
         size: int | tuple[int, int] = 14,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
         heads = min(8, out) if heads is None else heads
         keys = heads * max(round(0.2 * out / heads), 20) if key_channels is None else key_channels

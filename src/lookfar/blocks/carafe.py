@@ -4,13 +4,13 @@ Traps: the softmax is over the k^2 cells of a group, not over all groups' cells;
 after it, so that kernels at the border sum to less than 1; what is summed is the input, not the compressed map.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened
 from lookfar.ops._window import Window
@@ -40,7 +40,6 @@ class Carafe(nn.Module):
     """Enlarges a map by s; every output pixel is a weighted mean of the k x k window around its source pixel.
 
     Args:
-        channels: Channels C of input and output.
         scale_factor: Whole factor s of height and width.
         kernel_size: Odd extent k of the window, in the small map (``up_kernel``).
         groups: Groups G of channels with kernels of their own (``up_group``).
@@ -69,11 +68,9 @@ class Carafe(nn.Module):
         encoder_kernel: int = 3,
         encoder_dilation: int = 1,
         compressed_channels: int = 64,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if (encoder_kernel - 1) * encoder_dilation % 2:
             raise ValueError(f"encoder_kernel must be odd to keep the map's size, got {encoder_kernel}")
         divides("groups", groups, channels=channels)

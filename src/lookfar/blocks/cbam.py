@@ -8,14 +8,15 @@ by name, which the module itself does not.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normed
+from lookfar.blocks._layers import Norm, Placement, normed
 from lookfar.ops._precision import widened
 
 Pooling = Literal["avg", "max", "lp", "lse"]
@@ -59,7 +60,6 @@ class CBAM(nn.Module):
     x' = sigmoid(sum_pool MLP(pool(x))) x;  y = sigmoid(BN(conv([max_c x', mean_c x']))) x'
 
     Args:
-        channels: Channels C of input and output.
         reduction: The perceptron's hidden layer has ``channels // reduction`` units, at least one.
         pooling: Poolings over the positions, one or several of ``avg``, ``max``, ``lp`` (Euclidean norm) and ``lse``
             (log of the sum of exponentials).
@@ -89,12 +89,10 @@ class CBAM(nn.Module):
         order: Literal["channel", "spatial", "parallel"] = "channel",
         kernel_size: Odd = 7,
         norm_layer: Norm = SLOW_BATCH_NORM,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         self.pooling: tuple[str, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, **dd)
         self.expand = nn.Linear(hidden, channels, **dd)

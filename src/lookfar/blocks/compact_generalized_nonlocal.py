@@ -7,14 +7,15 @@ p and g hold. With the Gaussian kernel gamma = 1e-4 leaves little but the term o
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, CONVOLVE, Dims, norm_of, normal_, normed, readable, zero_
+from lookfar.blocks._layers import CONV, CONVOLVE, Dims, Placement, norm_of, normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -61,7 +62,6 @@ class CompactGeneralizedNonlocal(nn.Module):
             factors exp(-gamma t_i^2) and exp(-gamma p_j^2), as published.
         share_query_key: One projection for t and p.
         scale: Divide the kernel by sqrt(entries of a group).
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: Last normalisation; None for the published GroupNorm over ``groups``.
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors do.
 
@@ -89,11 +89,9 @@ class CompactGeneralizedNonlocal(nn.Module):
         dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 2, 1)
         groups = largest_divisor(8, channels, inner) if groups is None else groups

@@ -4,13 +4,15 @@ Traps: the own position counts once; similarities are not divided by sqrt(D); th
 """
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Refused, Steps, divides
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._normalization import RowNormalization
@@ -48,15 +50,8 @@ class CrissCross(PairwiseAttention):
     x <- x + gamma sum_{j in cross(i)} softmax_j(q_i . k_j) v_j, with the same parameters in each of the R steps.
 
     Args:
-        channels: Channels C of input and output.
         reduction: Queries and keys have ``channels // reduction`` channels, all heads together.
         recurrence: Number R of applications; from 2 on every position reaches every other.
-        heads: Groups of channels that attend by themselves; the authors have one.
-        normalization: Of the similarities on the cross: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``. There
-            is no ``double``: it shares a key among all queries, and those off its row and column do not see it.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one before, of the queries' width, whose
-            result is all three, and one after.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
@@ -83,10 +78,8 @@ class CrissCross(PairwiseAttention):
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = reduced(channels, reduction, heads)
         divides("heads", heads, channels=channels)
         super().__init__(

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import NotNegative, Positive, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, max_pool, norm_of, normal_, normed, zero_last
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, normed, zero_last
 from lookfar.blocks._projections import (
     Projections,
     QueryKeyValue,
@@ -86,9 +87,6 @@ class DisentangledNonLocal(QueryKeyValue):
     y_i = x_i + gamma sum_j softmax_j((q_i - mean q) . (k_j - mean k)) v_j + sum_j softmax_j(w . x_j) v_j
 
     Args:
-        channels: Channels C of input and output.
-        inner_channels: Width D of queries and keys; ``channels // reduction`` when None.
-        reduction: Divisor that gives the width.
         value_channels: Width of the values (then with a bias), which W_o leads back to C; None keeps C, without W_o.
             ``mmseg`` always has D.
         terms: ``both``, ``pairwise`` alone, ``unary`` alone, or ``joint``: neither taken apart nor whitened, the plain
@@ -106,11 +104,7 @@ class DisentangledNonLocal(QueryKeyValue):
         heads: Groups of channels that attend by themselves, each with its own mask; the authors have one.
         normalization: Of the pairwise weights, what the mode has in ``nonlocal``; None is the published one. The unary
             term is a softmax.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one of D channels, whose result is all
-            three, and W_o.
         subsample: Stride of max-pooling x before keys, values and mask; 1 is off.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: Norm of what is added, a class or factory, or None.
         variant: Whose function: the ``authors``' or ``mmseg``'s.
         zero_init: Start as the identity: the last of norm, W_o and value is zero and gamma 1; else gamma starts at 0,
@@ -152,10 +146,8 @@ class DisentangledNonLocal(QueryKeyValue):
         norm_layer: Norm | None = None,
         variant: Literal["authors", "mmseg"] = "authors",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner, mmseg = inner_channels or reduced(channels, reduction, heads), variant == "mmseg"
         steps = (whiten,) if isinstance(whiten, str) else tuple(whiten or ())
         switches = Switches(heads, normalization_of(mode, normalization), share_query_key, projections, subsample)

@@ -6,12 +6,13 @@ Traps: the gathering maps are softmaxed over the positions, the mixtures over th
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, norm_of, normed, pointwise, zero_
+from lookfar.blocks._layers import CONV, Dims, Placement, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
@@ -56,16 +57,13 @@ class DoubleAttention(nn.Module):
     positions. There is no middle step to switch off: with one between the descriptors it would be GloRe.
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: D, channels of a descriptor; a quarter of ``channels`` by default.
         nodes: K, descriptors in the bag; a quarter of ``channels`` by default.
         share_query_key: One projection for both attentions.
         normalization: Of the gathering maps, over the positions: ``softmax`` as published, ``double`` (softmax over
             the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided by N).
-        dims: Spatial axes of the map: 1, 2 or 3.
         norm_layer: Normalisation after the output convolution, or None as in the equations.
         residual: Add the input.
-        zero_init: Start as the identity: the last layer with parameters starts at zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
 
@@ -92,11 +90,9 @@ class DoubleAttention(nn.Module):
         norm_layer: Callable[..., nn.Module] | None = None,
         residual: bool = True,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)
         nodes = nodes or max(channels // 4, 1)

@@ -6,14 +6,15 @@ copies one of them.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims
+from lookfar.blocks._layers import CONV, Dims, Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops.attention import Normalization
@@ -47,15 +48,6 @@ class PositionAttention(PairwiseAttention):
     y_i = x_i + gamma sum_j softmax_j(q_i . k_j) v_j
 
     Args:
-        channels: Channels C of input and output.
-        inner_channels: Of queries and keys, all heads together; ``channels // reduction`` when None.
-        reduction: Divisor that gives their width.
-        heads: Groups of channels that attend by themselves; the authors have one.
-        normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one before, of the queries' width, whose
-            result is all three, and one after.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -82,10 +74,8 @@ class PositionAttention(PairwiseAttention):
         projections: Projections = "inside",
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         inner = inner_channels or reduced(channels, reduction, heads)
         divides("heads", heads, channels=channels, inner_channels=inner)
@@ -154,12 +144,11 @@ class ChannelAttention(nn.Module):
         scale: bool = False,
         dims: Dims | None = None,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         self.sign, self.scale = (-1.0 if similarity == "least" else 1.0), scale
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, device=device, dtype=dtype))
+        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.update(x)
@@ -198,14 +187,11 @@ class DualAttention(nn.Module):
     """Attention between positions beside attention between channels: x + gamma_p O_p(x) + gamma_c O_c(x).
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Of the positions' queries and keys, all heads together; ``channels // reduction`` when None.
-        reduction: Divisor that gives their width.
         heads: Groups of channels in which positions attend by themselves; the authors have one.
         normalization: Of the similarities between positions, as in ``position_attention``.
         share_query_key: One projection for the positions' queries and keys.
         projections: Of the position attention, as in ``position_attention``; the channels' has none.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -232,11 +218,9 @@ class DualAttention(nn.Module):
         projections: Projections = "inside",
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.position = PositionAttention(
             channels,
             inner_channels=inner_channels,

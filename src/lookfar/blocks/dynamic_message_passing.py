@@ -7,15 +7,17 @@ the samples that filters are predicted from too, and with affinities leaves its 
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm
+from lookfar.blocks._layers import ConvNorm, Norm, Placement
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.deformable import deformable_convolution, deformable_rows, deformable_sum
@@ -127,7 +129,6 @@ class DynamicMessagePassing(nn.Module):
     filters have affinities. There is no middle step to switch off: messages go from position to position.
 
     Args:
-        channels: Channels C of input and output.
         groups: G, groups of channels with filters of their own; None is the published 4, or the largest divisor below.
         dilation: Distances of the samples, one or several; they may exceed the map.
         walks: Move the samples by predicted offsets; else they stay on the grid.
@@ -167,28 +168,19 @@ class DynamicMessagePassing(nn.Module):
         reduction: int = 1,
         norm_layer: Norm | None = None,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         dilations = (dilation,) if isinstance(dilation, int) else tuple(dilation)
         inner, rigorous = max(channels // reduction, 1), variant == "rigorous"
         groups = largest_divisor(4, inner) if groups is None else groups
         divides("groups", groups, graph_channels=inner)
         if not rigorous and walks and affinity == "none" and groups > 1:
-            raise ValueError(
-                f'variant="fast" with walks and affinity="none" has filters for groups=1 alone, got {groups}; '
-                'variant="rigorous" takes any'
-            )
+            raise ValueError(f"groups must be 1 for {variant=}, {walks=}, {affinity=}, got {groups}; others take any")
         self.groups, self.walks = groups, walks
 
-        def layer(before: int, after: int, bias: bool = False) -> ConvNorm:
-            norm = norm_layer or _group_norm
-            return ConvNorm(before, after, bias=bias, norm_layer=norm, act_layer=nn.ReLU, **dd)
-
-        narrow = reduction > 1
-        start = 0.0 if zero_init else 1.0
+        layer = partial(ConvNorm, norm_layer=norm_layer or _group_norm, act_layer=nn.ReLU, **dd)
+        narrow, start = reduction > 1, 0.0 if zero_init else 1.0
         # one zero a path; behind the ReLU of a normalisation whose weight is zero nothing would ever learn
         outside = narrow or not rigorous
         self.reduce = layer(channels, inner) if narrow else None

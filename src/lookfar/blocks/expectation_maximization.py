@@ -6,16 +6,17 @@ training script. Activation checkpointing in training would update them twice an
 """
 
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
@@ -72,7 +73,6 @@ class ExpectationMaximization(nn.Module):
     checkpointing, which runs it twice, is not supported there.
 
     Args:
-        channels: Channels C of input and output.
         bases: Number K of bases.
         iterations: Number T of EM steps.
         eval_iterations: T in eval, where it differs.
@@ -85,7 +85,6 @@ class ExpectationMaximization(nn.Module):
             (in training they still follow what one step would fit).
         norm_layer: Normalisation after the last convolution.
         final_act: End in a ReLU, as published.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -118,12 +117,10 @@ class ExpectationMaximization(nn.Module):
         final_act: bool = False,
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         divides("heads", heads, channels=channels)
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.iterations, self.eval_iterations = iterations, eval_iterations or iterations
         self.heads, self.momentum = heads, momentum
         self.variant: Variant = variant

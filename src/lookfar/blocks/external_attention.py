@@ -4,13 +4,14 @@ Traps: the first softmax runs over the positions, so crops, tiles and padding ch
 stands between a convolution and a memory, so they are merged; ``S`` of the paper is ``k`` in the code, here ``bases``.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.external_attention import Normalization, external_attention
 
@@ -48,13 +49,11 @@ class ExternalAttention(nn.Module):
     There is no middle step to switch off: the slots are parameters and do not meet.
 
     Args:
-        channels: Channels C of input and output.
         bases: Number S of memory slots.
         normalization: Of the similarities: ``double`` as published, ``softmax`` over slots (the paper's ablation),
             ``l1`` over slots, ``sigmoid``, ``none``.
         norm_layer: Normalisation after the last convolution.
         final_act: End in a ReLU, as published.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -79,11 +78,9 @@ class ExternalAttention(nn.Module):
         final_act: bool = False,
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.normalization: Normalization = normalization
         self.final_act = final_act
         self.embed = CONV[dims](channels, channels, 1, **dd)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normal_, zero_
+from lookfar.blocks._layers import Norm, Placement, normal_, zero_
 from lookfar.blocks._projections import PairwiseAttention, Switches, reduced
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened
@@ -59,7 +60,6 @@ class FeatureDenoising(PairwiseAttention):
     - ``none``: x itself, the paper's control
 
     Args:
-        channels: Channels C of input and output.
         filter: See above.
         embed: Queries and keys are 1x1 convolutions; off, both are x. Without effect on ``mean``, ``median`` and
             ``none``.
@@ -69,7 +69,6 @@ class FeatureDenoising(PairwiseAttention):
         share_query_key: One projection for queries and keys; the values have none, they are x.
         kernel_size: k, odd, of the local filters.
         norm_layer: After the convolution.
-        zero_init: Start as the identity (the norm's weight is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -96,10 +95,8 @@ class FeatureDenoising(PairwiseAttention):
         kernel_size: Odd = 3,
         norm_layer: Norm = nn.BatchNorm2d,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         weighs = filter not in ("mean", "median", "none")
         embed = embed and weighs
         inner = (inner_channels or reduced(channels, 2, heads)) if embed else channels

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Natural
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import zero_
+from lookfar.blocks._layers import Placement, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
@@ -57,7 +58,6 @@ class GeneralizedAttention(QueryKeyValue):
     the rows' distance plus one of the columns'
 
     Args:
-        channels: Channels C of input and output.
         terms: Which of the four are on, in this order, as in ``"0011"``.
         heads: h, of ``channels // heads`` channels each; None is the published 8, or one a channel where there are
             fewer.
@@ -97,10 +97,8 @@ class GeneralizedAttention(QueryKeyValue):
         position_magnitude: float = 1.0,
         spatial_range: Natural | None = None,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         heads = min(8, channels) if heads is None else heads
         inner = reduced(channels, 1, heads)
         pair, query_position, key, position = (bit == "1" for bit in _checked(terms))

@@ -3,12 +3,12 @@
 Traps: a location has no gradient (it is a choice, see ``hard_attention``); coarse windows average the zeros outside.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.ops.sampling import glimpse_sensor
 
 
@@ -69,11 +69,9 @@ class Glimpse(nn.Module):
         scale_factor: int = 2,
         out_channels: int | None = 256,
         inner_channels: int = 128,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels = channels
         self.kernel_size, self.scales, self.scale_factor = kernel_size, scales, scale_factor
         self.what = self.where = None

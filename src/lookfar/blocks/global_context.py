@@ -6,12 +6,13 @@ by halving x; the authors' ``ratio`` is a factor (1/16) and ``int(C * ratio)`` t
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, max_pool, norm_of, normal_, normed, pooled_size, zero_
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, normed, pooled_size, zero_
 from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
@@ -61,13 +62,10 @@ class GlobalContext(nn.Module):
     y = x * sigmoid(T_mul(c)) + T_add(c).
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Width of the transform; ``channels // reduction``, at least 2, when None (the LayerNorm of one
             channel is constant).
-        reduction: Divisor that gives the width.
         pooling: ``att`` weighs positions by a learned softmax, ``avg`` equally.
         fusion: ``add``, ``mul`` (scales by a sigmoid, without a residual) or ``both``.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: The transforms start at zero: the identity for ``add``, x / 2 where a sigmoid multiplies (insertion
             into a network then adds a gate of its own).
 
@@ -94,11 +92,9 @@ class GlobalContext(nn.Module):
         fusion: Literal["add", "mul", "both"] = "add",
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // reduction, 2)
 
         def transform() -> nn.Sequential:
@@ -167,11 +163,9 @@ class SimplifiedNonLocal(nn.Module):
     y_i = x_i + norm(W_o W_v sum_j softmax_j(w . x_j) x_j)
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Width of a bottleneck between W_v (then with a bias) and W_o; None has neither, W_v is C x C.
         subsample: Stride of max-pooling x before mask and values; 1 is off.
         norm_layer: Norm of the vector, a class or factory such as ``nn.BatchNorm2d``, or None.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         zero_init: Start as the identity: the norm's weight, else W_o, else W_v is zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -193,11 +187,9 @@ class SimplifiedNonLocal(nn.Module):
         norm_layer: Norm | None = None,
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.subsample = subsample
         bottleneck = inner_channels is not None
         self.mask = normal_(CONV[dims](channels, 1, 1, **dd))

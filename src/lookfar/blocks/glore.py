@@ -5,12 +5,12 @@ Traps: the projections are signed, there is no softmax; the graph mixes nodes fi
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, norm_of, normed, pointwise, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Placement, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -50,12 +50,10 @@ class GloRe(nn.Module):
     work: no map of states is made.
 
     Args:
-        channels: Channels C of input and output.
         nodes: K; a quarter of ``channels`` by default.
         inner_channels: State channels of a node; ``2 * nodes`` by default, as in the authors' code.
         normalize: Divide the sums over positions by N; wanted wherever the input size is not fixed.
         reasoning: The graph step. Without it the unit is a dot-product non-local operation with tied embeddings.
-        dims: Spatial axes of the map: 1, 2 or 3.
         norm_layer: Last normalisation; BatchNorm with eps 1e-4 by default.
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors' networks do.
 
@@ -80,11 +78,9 @@ class GloRe(nn.Module):
         dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[dims]
         nodes = nodes or max(channels // 4, 1)
         inner = inner_channels or 2 * nodes

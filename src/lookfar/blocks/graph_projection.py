@@ -5,14 +5,14 @@ and pass the range of half precision; a node that nobody joins still has a direc
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Dims, Form, projected, projection
+from lookfar.blocks._layers import Dims, Form, Placement, projected, projection
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -27,11 +27,9 @@ class GraphUnit(nn.Module):
         *,
         scale: bool = False,
         reasoning: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.reasoning, self.sharpness = reasoning, 1 / channels if scale else 1.0
         self.centres = nn.Parameter(torch.randn(channels, nodes, **dd))
         self.scales = nn.Parameter(torch.zeros(channels, nodes, **dd))  # sigmoid of it is sigma
@@ -88,14 +86,11 @@ class GraphProjection(nn.Module):
     q = softmax_v(-|(x - w_v) / sigma_v|^2 / 2); Z = the nodes' unit residuals; y = x + P(q ReLU(Z Z^T Z G))
 
     Args:
-        channels: Channels C of input and output.
         nodes: K of each unit; units of several sizes work side by side.
         inner_channels: Channels O of a unit's output; at most 256 by default.
         scale: Divide the squared distances by C, which keeps the assignments soft in wide maps.
         reasoning: The graph convolution; off, every node keeps to itself.
         form: ``"block"`` keeps the shape; ``"published"`` gives the units' outputs ``(B, units * O, H, W)``.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
@@ -117,11 +112,9 @@ class GraphProjection(nn.Module):
         form: Form = "block",
         dims: Dims = 2,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = inner_channels or min(channels, 256)
         self.units = nn.ModuleList(GraphUnit(channels, inner, n, scale=scale, reasoning=reasoning, **dd) for n in nodes)

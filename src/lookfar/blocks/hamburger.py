@@ -11,10 +11,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import NotNegative, Positive, Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, ConvNorm, Dims, norm_of, normed, zero_
+from lookfar.blocks._layers import CONV, ConvNorm, Dims, Placement, norm_of, normed, zero_
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -50,8 +51,7 @@ class Ham(nn.Module):
         random_bases: Literal["train", "always", "never"] = "train",
         momentum: float = 0.9,
         spatial: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         divides("heads", heads, inner_channels=channels)
@@ -60,11 +60,11 @@ class Ham(nn.Module):
         self.iterations, self.eval_iterations = iterations, eval_iterations
         self.inverse_temperature, self.ridge, self.momentum = inverse_temperature, ridge, momentum
         self.gradient, self.random_bases = gradient, random_bases
-        self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device=dd.get("device")))
         kept = None
         if random_bases == "never" and spatial:  # bases that are maps have the size of the input
             start = torch.rand if method == "nmf" else torch.randn
-            kept = F.normalize(start(heads, channels // heads, bases, device=device, dtype=dtype), dim=1)
+            kept = F.normalize(start(heads, channels // heads, bases, **dd), dim=1)
         self.register_buffer("bases", kept)
 
     def forward(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,6 @@ class Hamburger(nn.Module):
     The convolution that follows acts on the K columns of D: (W D) C^T, never on the N positions.
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: D, channels of the factorised map; C by default.
         bases: K, columns of the factors.
         heads: Parts of the inner channels that are factorised separately.
@@ -207,11 +206,10 @@ class Hamburger(nn.Module):
         random_bases: Drawn in training only (in eval from a stored seed), ``always``, or ``never``: kept in a buffer
             that follows the bases found in eval with ``momentum``, as in the original's online update. Bases that are
             maps come from the seed unless kept ones were loaded, whose size the map must have.
+        momentum: Share of the found bases that the kept ones take over in a step.
         reasoning: The factorisation; off, what stands around it remains.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: After the convolutions; None in ``v1`` leaves the last convolution with a bias.
         final_act: End in a ReLU, as the original does.
-        zero_init: Start as the identity: the last layer of the branch is zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
@@ -246,11 +244,9 @@ class Hamburger(nn.Module):
         norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
         final_act: bool = False,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         ham = partial(
             Ham, bases=bases, heads=heads, method=method, iterations=iterations, eval_iterations=eval_iterations,
             inverse_temperature=inverse_temperature, ridge=ridge, gradient=gradient, random_bases=random_bases,

@@ -5,13 +5,15 @@ change; the log-probability is that of the sample as drawn, the place that is re
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Positive
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 from lookfar.ops.sampling import affine_sample, glimpse_sensor
@@ -95,11 +97,9 @@ class HardAttention(nn.Module):
         kernel_size: int = 8,
         inner_channels: int = 16,
         sigma: Positive = 0.1,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.selection, self.hard, self.kernel_size, self.sigma = selection, hard, kernel_size, sigma
         # a baseline that sees x as a constant: no derivative of the output is its gradient
         self.exact_gradient = not hard

@@ -12,10 +12,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.ops._layout import from_blocks, to_blocks
 from lookfar.ops.attention import Normalization
@@ -152,22 +153,15 @@ class Interlaced(nn.Module):
     y = x + P ReLU(norm(W [x, near(far(x))]))
 
     Args:
-        channels: Channels C of input and output.
         down_factor: (dh, dw), the size of a block and the step of a phase; a list of them for several grids.
         inner_channels: Channels of queries and keys; half of ``channels`` by default.
         value_channels: Channels of values; ``channels`` by default.
         out_channels: Of the published module; ``channels`` by default.
         value_bias: Bias of the values' convolutions.
-        heads: Groups of channels that attend by themselves; the authors have one.
-        normalization: Of the similarities within a group: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``,
-            ``none``.
         share_query_key: One projection for the queries and keys of an attention.
         projections: ``inside`` has queries, keys and values; ``around`` has one, the queries' two convolutions, whose
             result is all three.
-        dropout: Of the published module's last map, in training.
         norm_layer: After every convolution but the values'; None for none.
-        form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -198,11 +192,9 @@ class Interlaced(nn.Module):
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         single = isinstance(down_factor[0], int)
         factors: list[Pair] = [tuple(f) for f in ([down_factor] if single else down_factor)]  # type: ignore[misc]
         inner, out = inner_channels or max(channels // 2, 1), out_channels or channels

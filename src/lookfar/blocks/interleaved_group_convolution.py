@@ -5,13 +5,13 @@ one from each of the first. There is no activation between the two: together the
 """
 
 import math
-from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, normed
+from lookfar.blocks._layers import Norm, Placement, normed
 from lookfar.ops._layout import match_format
 
 
@@ -77,11 +77,9 @@ class InterleavedGroupConvolution(nn.Module):
         bias: bool = False,
         norm_layer: Norm | None = None,
         act_layer: Norm | None = None,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if groups is None:
             groups = largest_divisor(math.isqrt(kernel_size**2 * channels), channels)
         divides("groups", groups, channels=channels)

@@ -5,14 +5,14 @@ the symmetric form); a node or position that nobody wants is an exact zero, whos
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Dims
+from lookfar.blocks._layers import ConvNorm, Dims, Placement
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -48,7 +48,6 @@ class LatentGNN(nn.Module):
     L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels])
 
     Args:
-        channels: Channels C of input and output.
         nodes: Latent nodes of each kernel; as many kernels as numbers.
         reduction: r; the graph works on ``channels // reduction`` channels.
         symmetric: One map of features and one of weights serve both directions.
@@ -57,7 +56,6 @@ class LatentGNN(nn.Module):
             is not fixed.
         reasoning: The attention among the nodes; off, the nodes send back what they gathered.
         residual: Add the input; else ``gamma`` is absent.
-        dims: Spatial axes of the map: 1, 2, or 3 (time first).
         norm_layer: After every convolution.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
@@ -84,11 +82,9 @@ class LatentGNN(nn.Module):
         dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = max(channels // reduction, 1)
         self.normalize, self.reasoning, self.symmetric = normalize, reasoning, symmetric

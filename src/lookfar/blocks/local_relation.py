@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.blocks._projections import after_mixing
 from lookfar.ops._layout import match_format
 from lookfar.ops._normalization import RowNormalization
@@ -46,7 +48,6 @@ class LocalRelation(nn.Module):
 
     Args:
         channels: Channels C of the input.
-        out_channels: Channels O of the output; as many as the input has when None.
         kernel_size: Odd extent k of the window; no parameter depends on it.
         stride: Step between output positions.
         dilation: Step between the cells of a window.
@@ -59,7 +60,6 @@ class LocalRelation(nn.Module):
         scale: Factor s on the similarities.
         normalization: Over the window: ``softmax`` as published, with the similarity -100 outside the map; ``l1``,
             ``sigmoid`` and ``none``, for which there is nothing outside.
-        share_query_key: One projection for queries and keys.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -87,11 +87,9 @@ class LocalRelation(nn.Module):
         scale: float = 1.0,
         normalization: RowNormalization = "softmax",
         share_query_key: bool = False,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         groups = largest_divisor(max(channels // 8, 1), channels) if groups is None else groups
         divides("groups", groups, channels=channels)
         self.groups, self.scale = groups, scale

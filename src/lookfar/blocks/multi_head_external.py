@@ -5,13 +5,13 @@ multiplies the heads, so 4 heads with ``coef`` 4 are 16; nothing non-linear stan
 memories, so they are merged where that is cheaper.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.external_attention import Normalization, external_attention_weights
@@ -75,14 +75,12 @@ class MultiHeadExternal(nn.Module):
         out_channels: int | None = None,
         key_bias: bool = True,
         normalization: Normalization = "double",
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
         heads = largest_divisor(8, out) if heads is None else heads
         divides("heads", heads, out_channels=out)
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.heads = channels, heads * expansion
         self.normalization: Normalization = normalization
         self.embed = nn.Linear(channels, out * expansion, **dd)

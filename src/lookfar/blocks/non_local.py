@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import choice, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Norm, max_pool, norm_of, normal_, wide, zero_last
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, wide, zero_last
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -95,24 +96,18 @@ class NonLocal(PairwiseAttention):
     - ``concatenation``: ReLU(w . [q_i, k_j]), Z = M
 
     Args:
-        channels: Channels C of input and output.
         mode: The pairwise function f.
-        dims: Spatial axes of the input: 1, 2, or 3 (time first).
         inner_channels: Width D of query, key and value; ``channels // reduction`` when None.
-        reduction: Divisor that gives the width.
-        heads: Attentions side by side, each on its share of the channels.
         subsample: Stride of the max-pooling of keys and values along spatial axes; 1 is off.
         subsample_order: Pool ``after`` the key and value convolutions or x ``before`` them (cheaper).
         scale: Factor on the similarities: True is 1/sqrt(D) in embedded_gaussian and 1 elsewhere, False is 1.
         normalization: ``softmax``, ``double``, ``sigmoid`` for the gaussians, ``none`` (1/M), ``l1`` for the others;
             None is the published one, which stands first.
-        share_query_key: One projection for queries and keys.
         projections: ``inside`` has q, k and g; ``around`` has one 1x1 convolution before, whose result serves as all
             three, and W_z after.
         bias: Biases of the convolutions.
         project_bias: Bias of W_z where it differs from ``bias`` (mmcv has none before a norm).
         norm_layer: Norm after W_z: a class or factory, True for BatchNorm, None or False for none.
-        zero_init: Start as the identity: the norm's weight, or W_z where there is no norm, is zero.
 
     Shape: ``(B, C, L)``, ``(B, C, H, W)`` or ``(B, C, T, H, W)``, by ``dims``; the same out.
 
@@ -145,10 +140,8 @@ class NonLocal(PairwiseAttention):
         project_bias: bool | None = None,
         norm_layer: Norm | bool | None = True,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner, conv = inner_channels or reduced(channels, reduction, heads), CONV[dims]
         how = normalization_of(mode, normalization)
         switches = Switches(heads, how, share_query_key, projections, subsample, subsample_order)

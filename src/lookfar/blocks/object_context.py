@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, max_pool, normed, projected, projection, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, max_pool, normed, projected, projection, zero_
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import from_blocks, to_blocks, to_map, to_tokens
@@ -57,7 +58,7 @@ class ObjectAttention(PairwiseAttention):
         switches: Switches,
         **layers: Any,
     ) -> None:
-        dd = {k: layers[k] for k in ("device", "dtype")}
+        dd: Placement = {k: layers[k] for k in ("device", "dtype") if k in layers}  # type: ignore[assignment]
 
         def projection() -> nn.Sequential:
             first = ConvNorm(channels, inner, bias=True, **layers)
@@ -192,7 +193,6 @@ class ObjectContext(nn.Module):
     - ``asp``: ``context`` on the pooled map beside a 1x1 and dilated 3x3 convolutions.
 
     Args:
-        channels: Channels C of input and output.
         mode: See above.
         sizes: In ``base`` and ``context`` the strides of pooling before an attention, ``(1,)`` by default; in
             ``pyramid`` blocks along an axis, ``(1, 2, 3, 6)``; in ``asp`` strides, ``(2,)``.
@@ -202,15 +202,10 @@ class ObjectContext(nn.Module):
         branch_channels: Of ``asp``; half of ``channels`` by default.
         dilations: Of ``asp``.
         variant: Whose code, see the differences.
-        heads: Groups of channels that attend by themselves; the authors have one.
-        normalization: Of the similarities: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: One projection for queries and keys; by default as published in the variant.
         projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and
             activation as the keys' has, whose result is all three.
-        dropout: Of the published module's last map, in training.
         norm_layer: After the convolutions, before their activation.
-        form: ``"block"`` keeps the shape; ``"published"`` gives the module's ``(B, out_channels, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -244,11 +239,9 @@ class ObjectContext(nn.Module):
         norm_layer: Norm = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         act = partial(nn.LeakyReLU, 0.01) if variant == "ocnet" else nn.ReLU
         share = (variant, projections) == ("ocnet", "inside") if share_query_key is None else share_query_key
         switches = Switches(heads, normalization, share, projections)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Positive, Share, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, max_pool, on_descriptors
+from lookfar.blocks._layers import ConvNorm, Norm, Placement, max_pool, on_descriptors
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -93,10 +94,7 @@ class ObjectContextual(nn.Module):
         channels: Channels C of the input.
         inner_channels: D, of queries, keys and values; by default half of
             ``channels``, with ``dilations`` half of a branch.
-        out_channels: Of the output; ``channels`` by default.
         heads: Parallel attentions over the regions.
-        normalization: Of the weights over the regions: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``,
-            ``none``.
         reasoning: The relation of positions and regions; off, every position takes the regions by the first guess
             itself, softmax_k(l_kn), and there are no queries and keys.
         subsample: Stride of the max-pooling of the queries; the context is resized back.
@@ -135,11 +133,9 @@ class ObjectContextual(nn.Module):
         bias: bool = True,
         dropout: Share = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
         width = channels if dilations is None else branch_channels or max(channels // 2, 1)
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
@@ -159,11 +155,16 @@ class ObjectContextual(nn.Module):
         self.mix = ConvNorm(inner, width, **layers)
         self.first = self.branches = None
         if dilations is not None:
-            self.first = ConvNorm(channels, width, 3, **{**layers, "bias": True})
-            self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
-            self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
+            self._add_branches(channels, width, dilations, **layers)
         self.fuse = ConvNorm(width * (2 if dilations is None else 2 + len(dilations)), out, **layers)
         self.dropout = nn.Dropout2d(dropout)
+
+    def _add_branches(self, channels: int, width: int, dilations: Sequence[int], **layers: Any) -> None:
+        """Convolutions beside the relation, which then works on a narrowed map."""
+        self.branches = nn.ModuleList([ConvNorm(channels, width, **layers)])
+        self.branches.extend(AtrousConv(channels, width, 3, dilation=d, **layers) for d in dilations)
+        layers["bias"] = True
+        self.first = ConvNorm(channels, width, 3, **layers)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
         """Random features and logits of five classes."""

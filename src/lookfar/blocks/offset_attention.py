@@ -5,14 +5,14 @@ query and key are one layer under two names; ``attention`` of a few points still
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Steps
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm
+from lookfar.blocks._layers import Norm, Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, applied, reduced
 from lookfar.ops.attention import Normalization
 
@@ -53,7 +53,6 @@ class OffsetAttention(PairwiseAttention):
     Args:
         channels: Channels C of the points.
         reduction: Queries and keys have ``channels // reduction`` channels.
-        normalization: Of the similarities: ``double`` as published, ``softmax``, ``l1``, ``sigmoid``, ``none``.
         share_query_key: Queries are the keys; by default they are, as published, where there are any.
         projections: ``inside`` has queries, keys and values; ``around`` has one before P, of C channels for all
             ``reduction``, whose result is all three.
@@ -79,10 +78,8 @@ class OffsetAttention(PairwiseAttention):
         share_query_key: bool | None = None,
         projections: Projections = "inside",
         norm_layer: Norm = nn.BatchNorm1d,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inside = projections == "inside"
         inner = reduced(channels, reduction) if inside else channels
         super().__init__(
@@ -160,11 +157,9 @@ class PointStage(nn.Module):
         reduction: int = 4,
         normalization: Normalization = "double",
         norm_layer: Norm = nn.BatchNorm1d,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels = channels
         self.position = nn.Conv1d(3, channels, 1, **dd) if positions else None
         # counted from one, as the authors count

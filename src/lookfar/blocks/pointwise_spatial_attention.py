@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Positive
 from lookfar.blocks._base import block, block_info
-from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
@@ -138,7 +139,6 @@ class PointwiseSpatialAttention(nn.Module):
     The map over all offsets, (2 H - 1)(2 W - 1) numbers a position, is never built.
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: D, of r and a; a quarter of ``channels`` by default.
         mode: ``collect``, ``distribute`` or ``both``.
         mask_size: Rows and columns of offsets; outside of them the logit is 0. ``compact``: size of the shrunk map.
@@ -150,7 +150,6 @@ class PointwiseSpatialAttention(nn.Module):
             map, so that a shrunk map is exported for sizes that answer alike.
         norm_layer: After every convolution but the masks'.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the context, ``(B, 2 C, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -179,11 +178,9 @@ class PointwiseSpatialAttention(nn.Module):
         norm_layer: Norm = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // 4, 1)
         size = (mask_size[0], mask_size[1])
         directions: tuple[Direction, ...] = ("collect", "distribute") if mode == "both" else (mode,)

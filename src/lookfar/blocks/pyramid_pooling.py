@@ -5,14 +5,14 @@ corners when it resizes, mmsegmentation by configuration.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -50,13 +50,11 @@ class PyramidPooling(nn.Module):
     The pooled part of P acts on the bins, before they are resized: the concatenated map is never made.
 
     Args:
-        channels: Channels C of input and output.
         bins: Regions along each axis, one number a scale.
         inner_channels: Channels of a scale; ``channels`` over the number of scales by default.
         align_corners: Of the bilinear resizing of the bins.
         norm_layer: After the convolution of a scale; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the scales, ``(B, C + scales * D, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -77,11 +75,9 @@ class PyramidPooling(nn.Module):
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // len(bins), 1)
         self.bins, self.align_corners = tuple(bins), align_corners
         self.scales = nn.ModuleList(ConvNorm(channels, inner, norm_layer=norm_layer, **dd) for _ in self.bins)
@@ -93,8 +89,9 @@ class PyramidPooling(nn.Module):
             return match_format(torch.cat([x, *(self._resize(p, x) for p in pooled)], 1), x)
         # a 1x1 convolution commutes with resizing
         widths = [x.shape[1], *(p.shape[1] for p in pooled)]
-        own, *others = self.project.weight.split(widths, 1)
-        y = x + F.conv2d(x, own, self.project.bias)
+        project = cast(nn.Conv2d, self.project)
+        own, *others = project.weight.split(widths, 1)
+        y = x + F.conv2d(x, own, project.bias)
         for weight, p in zip(others, pooled):
             y = y + self._resize(F.conv2d(p, weight), x)
         return match_format(y, x)
@@ -148,13 +145,11 @@ class AtrousPyramid(nn.Module):
     y = x + P ReLU(norm(fuse [ReLU(norm(W_0 mean x)), ReLU(norm(W_1 x)), ReLU(norm(W_d *_d x)), ...]))
 
     Args:
-        channels: Channels C of input and output.
         dilations: Of the 3x3 convolutions; a 1x1 convolution stands before them.
         inner_channels: D, channels of a branch; a quarter of ``channels`` by default.
         fuse_kernel: Kernel of the convolution that fuses the branches: 1 (paper) or 3 (mmsegmentation).
         norm_layer: After every convolution of the pyramid; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives the fused pyramid ``(B, D, H, W)``.
-        zero_init: Start as the identity (P is zero).
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -175,11 +170,9 @@ class AtrousPyramid(nn.Module):
         norm_layer: Norm | None = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or max(channels // 4, 1)
         self.image = ConvNorm(channels, inner, norm_layer=norm_layer, **dd)
         self.branches = nn.ModuleList([ConvNorm(channels, inner, norm_layer=norm_layer, **dd)])

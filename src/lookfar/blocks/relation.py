@@ -5,14 +5,14 @@ least; widths count the last pixel; a distance is divided by the width of the bo
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import normal_, zero_
+from lookfar.blocks._layers import Placement, normal_, zero_
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
@@ -59,8 +59,6 @@ class Relation(nn.Module):
         inner_channels: Channels of queries and keys, all heads together; C by default.
         position_channels: E, sines and cosines of the geometry, a multiple of 8.
         gated: Boxes gate the weights; off, regions are related by their features alone.
-        share_query_key: One projection for queries and keys.
-        zero_init: Start as the identity (values are zero).
 
     Shape: ``(B, n, C), (B, n, 4) -> (B, n, C)``, or all without B; boxes are x1, y1, x2, y2 in pixels. Regions of
         several images may be packed into one list, with the number of its image for each: ``images`` (n,).
@@ -81,11 +79,9 @@ class Relation(nn.Module):
         gated: bool = True,
         share_query_key: bool = False,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = inner_channels or channels
         heads = largest_divisor(16, channels, inner) if heads is None else heads
         divides("heads", heads, channels=channels, inner_channels=inner)

@@ -4,13 +4,14 @@ Traps: under double normalisation a token's output depends on which other tokens
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops.attention import Normalization, attention
@@ -53,7 +54,6 @@ class SelfAttention(PairwiseAttention):
         normalization: Of the similarities: ``softmax``; ``double``, softmax over the queries and then each query's
             weights divided by their sum, which discounts keys that everybody likes; ``l1``, ``sigmoid``, ``none``.
         share_query_key: Queries are the keys, and their layer is one.
-        projections: ``inside`` has queries, keys and values; ``around`` has one before P, whose result is all three.
 
     Shape: ``(B, N, C) -> (B, N, C)``
 
@@ -77,10 +77,8 @@ class SelfAttention(PairwiseAttention):
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
         heads = largest_divisor(8, out) if heads is None else heads
         divides("heads", heads, out_channels=out)

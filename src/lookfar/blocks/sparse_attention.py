@@ -7,10 +7,11 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, Range, Refused, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import zero_
+from lookfar.blocks._layers import Placement, zero_
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import match_format
 from lookfar.ops.neighborhood import Normalization, neighborhood, neighborhood_rows, neighborhood_weights
@@ -97,15 +98,8 @@ class AtrousAttention(_PatternAttention):
     y_i = x_i + W_o sum_{j: r | j - i} softmax_j(q_i . k_j / sqrt(d)) v_j
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Width D of queries, keys and values; half of the channels when None.
-        heads: Groups of channels that attend by themselves.
         dilation: Distance r of the positions seen; 1 is full attention.
-        normalization: Of the similarities to the positions seen: ``softmax``, ``l1``, ``sigmoid``, ``none``. There is
-            no ``double``: it shares a key among all queries, of which only some see it.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
-        zero_init: Start as the identity: W_o is zero.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -133,10 +127,8 @@ class AtrousAttention(_PatternAttention):
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         switches = Switches(heads, normalization, share_query_key, projections)
         super().__init__(channels, inner_channels, zero_init, switches, **dd)
         self.kernel_size, self.dilation = 1, dilation
@@ -165,16 +157,9 @@ class SparseAttention(_PatternAttention):
     connect every pair of positions.
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Width D of queries, keys and values; half of the channels when None.
-        heads: Groups of channels that attend by themselves.
         kernel_size: Odd extent k of the window; 2r - 1 when None.
         dilation: Distance r of the far positions; 1 is full attention.
-        normalization: Of the similarities to the positions seen: ``softmax``, ``l1``, ``sigmoid``, ``none``. There is
-            no ``double``: it shares a key among all queries, of which only some see it.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
-        zero_init: Start as the identity: W_o is zero.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -203,10 +188,8 @@ class SparseAttention(_PatternAttention):
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         switches = Switches(heads, normalization, share_query_key, projections)
         super().__init__(channels, inner_channels, zero_init, switches, **dd)
         self.kernel_size = 2 * dilation - 1 if kernel_size is None else kernel_size
@@ -235,15 +218,8 @@ class LocalAttention(_WindowedAttention):
     y_i = x_i + W_o sum_{j in window(i)} softmax_j(q_i . k_j / sqrt(d)) v_j
 
     Args:
-        channels: Channels C of input and output.
         inner_channels: Width D of queries, keys and values; half of the channels when None.
-        heads: Groups of channels that attend by themselves.
-        kernel_size: Odd extent k of the window.
         border: At the border the window is cut (``mask``) or pushed inward (``clamped``), or has ``zeros`` as keys.
-        normalization: Of the similarities: ``softmax``, ``l1``, ``sigmoid``, ``none``.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one, whose result is all three.
-        zero_init: Start as the identity: W_o is zero.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``
 
@@ -270,10 +246,8 @@ class LocalAttention(_WindowedAttention):
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         switches = Switches(heads, normalization, share_query_key, projections)
         super().__init__(channels, inner_channels, zero_init, switches, **dd)
         self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}

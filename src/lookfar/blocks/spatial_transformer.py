@@ -5,13 +5,14 @@ step from the input to its warped form is what gamma switches on.
 """
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Form
+from lookfar.blocks._layers import Form, Placement
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -69,7 +70,6 @@ class SpatialTransformer(nn.Module):
     y = x + gamma (sample(x, theta) - x), theta = identity + f(x)
 
     Args:
-        channels: Channels C of input and output.
         mode: ``affine`` (six numbers); ``attention``: one scale and a translation (three); ``projective`` (eight);
             ``thin_plate``: a spline through the places of 4 x 4 control points (32).
         inner_channels: Channels of the localisation network.
@@ -98,11 +98,9 @@ class SpatialTransformer(nn.Module):
         inner_channels: int = 16,
         form: Form = "block",
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.mode: Mode = mode
         self.form = form
         self.spline = _spline()

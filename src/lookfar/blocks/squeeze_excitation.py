@@ -4,13 +4,14 @@ Traps: the authors' layers have biases, the PyTorch port that their page lists h
 inside; a width of C // r = 0 would leave a constant gate, so it is at least 1.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Dims
+from lookfar.blocks._layers import Dims, Placement
 from lookfar.ops._precision import widened
 
 
@@ -46,7 +47,6 @@ class SqueezeExcitation(nn.Module):
     y = sigmoid(W_2 relu(W_1 mean(x) + b_1) + b_2) x
 
     Args:
-        channels: Channels C of input and output.
         reduction: The hidden layer has ``channels // reduction`` units, at least one.
         bias: Both layers have a bias.
         pooling: Squeeze every channel to its ``avg`` or, the paper's comparison, its ``max``.
@@ -73,12 +73,10 @@ class SqueezeExcitation(nn.Module):
         pooling: Literal["avg", "max"] = "avg",
         gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid",
         dims: Dims | None = None,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
         self.pooling, self.gate = pooling, gate
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(channels // reduction, 1)
         self.reduce = nn.Linear(channels, hidden, bias=bias, **dd)
         self.expand = nn.Linear(hidden, channels, bias=bias, **dd)

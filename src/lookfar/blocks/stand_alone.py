@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, after_mixing
 from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
 from lookfar.ops._normalization import RowNormalization
@@ -62,8 +64,6 @@ class StandAlone(QueryKeyValue):
 
     Args:
         channels: Channels C of the input.
-        out_channels: Channels O of the output; as many as the input has when None.
-        kernel_size: Odd extent k of the window.
         heads: Groups of channels that attend by themselves; None is the published 8, or the largest divisor below it.
         stride: Extent of the average pool after the layer, the paper's place of a stride.
         relative: Embed relative positions.
@@ -71,10 +71,6 @@ class StandAlone(QueryKeyValue):
         content: Compare queries with keys; off, a query asks for relative positions alone, and there are no keys.
         border: What is outside the map does not exist (``mask``), takes part as ``zeros``, or is avoided by pushing the
             window inward (``clamped``; offsets are then those of its cells).
-        normalization: Of the logits: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``.
-        share_query_key: One projection for queries and keys.
-        projections: ``inside`` has queries, keys and values; ``around`` has one before, whose result is all three, and
-            one after.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -102,10 +98,8 @@ class StandAlone(QueryKeyValue):
         normalization: RowNormalization = "softmax",
         share_query_key: bool = False,
         projections: Projections = "inside",
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
         heads = largest_divisor(8, out // 2 if relative and out % 2 == 0 else out) if heads is None else heads
         divides("heads", heads, out_channels=out)
@@ -182,13 +176,10 @@ class StandAloneStem(QueryKeyValue):
 
     Args:
         channels: Channels C of the input, 3 for an image.
-        out_channels: Channels O of the output; as many as the input has when None.
         kernel_size: Extent k of a block.
         heads: Groups of channels that attend by themselves; None is the published 8, or the largest divisor below it.
         mixtures: Number M of value matrices that are mixed.
         embed_channels: Width of the embeddings of rows, columns and mixtures; O / heads when None.
-        normalization: Of the logits in a block: ``softmax`` as published, ``double``, ``l1``, ``sigmoid``, ``none``.
-        share_query_key: One projection for queries and keys.
 
     Shape: ``(B, C, H, W) -> (B, O, H, W)``, H and W multiples of k
 
@@ -212,10 +203,8 @@ class StandAloneStem(QueryKeyValue):
         embed_channels: int | None = None,
         normalization: Normalization = "softmax",
         share_query_key: bool = False,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         out = out_channels or channels
         heads = largest_divisor(8, out) if heads is None else heads
         divides("heads", heads, out_channels=out)

@@ -5,12 +5,14 @@ constant along its axis: every position receives the same vector (``mapping="pix
 The published forms are computed in that collapsed, exact form.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
+from lookfar.blocks._layers import Placement
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -49,7 +51,6 @@ class SymbolicGraphReasoning(nn.Module):
     V = softmax_k(X W_a); H = ReLU(A^ [ReLU(V^T X W_ps), E] W_g); y = x + gamma ReLU(P H W_sp)
 
     Args:
-        channels: Channels C of input and output.
         nodes: K, symbols; taken from ``embeddings`` where they are given.
         inner_channels: Channels of a symbol; C by default.
         embeddings: Fixed vectors ``(K, M)`` of the symbols; random ones of 300 channels by default.
@@ -83,11 +84,9 @@ class SymbolicGraphReasoning(nn.Module):
         normalize: bool = False,
         reasoning: bool = True,
         zero_init: bool = True,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if embeddings is None:
             embeddings = torch.randn(nodes, 300, generator=torch.Generator().manual_seed(0))
         nodes = embeddings.shape[0]

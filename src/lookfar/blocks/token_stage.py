@@ -5,14 +5,15 @@ Traps: where a stage changes the width, what is added is not its input but the v
 """
 
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lookfar._options import Positive
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm
+from lookfar.blocks._layers import Norm, Placement
 from lookfar.blocks.multi_head_external import MultiHeadExternal
 from lookfar.blocks.self_attention import SelfAttention
 from lookfar.ops._layout import merge_heads
@@ -86,14 +87,11 @@ class TokenStage(nn.Module):
         bases: int | None = None,
         norm_layer: Norm = nn.LayerNorm,
         act_layer: Norm = nn.GELU,
-        device=None,
-        dtype=None,
+        **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.changes_width = channels, out_channels is not None
-        out = channels if out_channels is None else out_channels
-        heads = 1 if heads is None and self.changes_width else heads
+        out, heads = out_channels or channels, 1 if heads is None and self.changes_width else heads
         self.norm1 = norm_layer(channels, **dd)
         self.mixer: SelfAttention | MultiHeadExternal
         if attention == "self":

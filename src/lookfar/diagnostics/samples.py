@@ -111,7 +111,7 @@ def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], d
     asked = torch.arange(N) if N <= ASKED else torch.arange(ASKED) * N // ASKED
     maps = M.attention_maps(block, x, shown.to(x.device))
     keys = M.key_size(block, (H, W))
-    if keys is None or math.prod(keys) != maps.shape[-1]:
+    if keys is None or len(keys) != 2 or math.prod(keys) != maps.shape[-1]:
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 
     key_labels, query_labels = M.labels_at(truth[None], keys), M.labels_at(truth[None], (H, W))
