@@ -5,6 +5,7 @@ corners when it resizes, mmsegmentation by configuration.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
