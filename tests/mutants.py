@@ -243,9 +243,9 @@ MUTANTS = [
     Mutant("blocks/non_local.py", "return width**-0.5 if scale else 1.0", "return 1.0",
            "tests/blocks/test_non_local.py", "scale=True does nothing"),
     # ---- insertion ----
-    Mutant("insertion/hanging.py", "nn.Parameter(torch.zeros(1,", "nn.Parameter(torch.ones(1,", START,
+    Mutant("insertion/gated.py", "nn.Parameter(torch.zeros(1,", "nn.Parameter(torch.ones(1,", START,
            "a gate is open at the start"),
-    Mutant("insertion/hanging.py", "(self.block(x).to(x.dtype) - x)", "self.block(x).to(x.dtype)", START,
+    Mutant("insertion/gated.py", "(self.block(x).to(x.dtype) - x)", "self.block(x).to(x.dtype)", START,
            "a gate adds to its input"),
     Mutant("insertion/hanging.py", "if record is not None and record.off:\n        return output",
            "if False:\n        return output", "tests/insertion/test_managing.py", "a block cannot be switched off"),
