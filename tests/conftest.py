@@ -17,3 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Functions by their name: with an address in it, the processes that share the tests would not collect the same."""
+    return getattr(val, "__qualname__", None) if callable(val) else None

@@ -57,7 +57,7 @@ class Marks(nn.Module):
         return x + self.weight * (ramp + torch.arange(x.shape[1], dtype=x.dtype)[:, None, None] * 100)
 
 
-@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}], ids=lambda v: getattr(v, "__name__", str(v)))
 def test_tokens_stand_on_the_grid_and_the_others_pass(options: dict) -> None:
     net = vit(**options)
     want = net(X)
@@ -106,7 +106,7 @@ def test_the_grid_follows_the_image() -> None:
         (torchvision_swin, "features.1.0.mlp"),
         (torchvision_swin, "norm"),
     ],
-    ids=str,
+    ids=lambda v: getattr(v, "__name__", str(v)),
 )
 def test_channels_last(make, at: str) -> None:
     net = make()
