@@ -57,7 +57,7 @@ class Marks(nn.Module):
         return x + self.weight * (ramp + torch.arange(x.shape[1], dtype=x.dtype)[:, None, None] * 100)
 
 
-@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}], ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"class_token": False, "global_pool": "avg"}], ids=str)
 def test_tokens_stand_on_the_grid_and_the_others_pass(options: dict) -> None:
     net = vit(**options)
     want = net(X)

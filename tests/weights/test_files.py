@@ -136,7 +136,7 @@ class Runs:
         return (self.call, (f"touch {self.path}",) if self.call is os.system else (str(self.path),))
 
 
-@pytest.mark.parametrize("call", [os.system, os.mkdir, Path.touch, eval], ids=str)
+@pytest.mark.parametrize("call", [os.system, os.mkdir, Path.touch, eval])
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
 def test_nothing_in_a_file_is_run(tmp_path: Path, old: bool, call: Callable[..., Any]) -> None:
     trace = tmp_path / "trace"
