@@ -208,7 +208,10 @@ def test_weights_outside_the_map_are_given_to_nobody():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"variant": "fast", "affinity": "none"}, 'groups=1 alone, got 4; variant="rigorous" takes any'),
+        (
+            {"variant": "fast", "affinity": "none"},
+            "groups must be 1 for variant='fast', walks=True, affinity='none', got 4",
+        ),
         ({"groups": 3}, "groups must divide graph_channels=16, got 3: 2 does"),
         ({"reduction": 8, "groups": 4}, "groups must divide graph_channels=2, got 4"),
         ({"dilation": ()}, r"a positive integer or a tuple of these, got \(\)"),
