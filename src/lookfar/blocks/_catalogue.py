@@ -301,7 +301,7 @@ def _option_lines(info: BlockInfo, *, markdown: bool) -> list[str]:
         return ["none"]
     if markdown:
         return [markdown_table(["option and default", "meaning"], rows)]
-    return [f"- {option}: {text}" for option, (_, text) in zip(info.options, rows)]
+    return [f"- {option}: {text}" for option, text in rows]
 
 
 def _accepted(parameter: inspect.Parameter, text: str) -> str:

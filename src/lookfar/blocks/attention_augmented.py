@@ -180,7 +180,7 @@ def _resized(table: Tensor, n: int) -> Tensor:
     m = (len(table) + 1) // 2
     distances = torch.arange(2 * n - 1, device=table.device) - (n - 1)
     # the same number of positions gives whole numbers and so the table itself
-    at: Tensor = distances * (m - 1) / torch.sym_max(n - 1, 1) + (m - 1)  # type: ignore[assignment]
+    at: Tensor = distances * (m - 1) / distances.max().clamp_min(1) + (m - 1)
     low = at.floor().long().clamp(0, 2 * m - 2)
     share = (at - low).to(table.dtype)[:, None]
     return (1 - share) * table[low] + share * table[(low + 1).clamp(max=2 * m - 2)]

@@ -93,7 +93,7 @@ _MMSEG = {r"attention\.1": "first.mask", r"attention_p\.1": "second.mask"}
     paper="PSANet: Point-wise Spatial Attention Network for Scene Parsing (ECCV 2018)",
     family="pairwise",
     complexity="N^2 D",
-    memory="N (D + W)",
+    memory="N D",
     verified=(
         "hszhao/semseg@4f274c3f:model/psanet.py",
         "open-mmlab/mmsegmentation@1.2.2:mmseg/models/decode_heads/psa_head.py",

@@ -1,5 +1,6 @@
 """Sizes of the maps on which blocks are measured: how they are written, and how many axes a block wants."""
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -71,4 +72,6 @@ def checked_size(size: Sequence[int]) -> tuple[int, ...]:
     size = (size,) if isinstance(size, int) else size
     if not size or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
         raise ValueError(f"size must be positive whole numbers such as (64, 64), got {size!r}")
+    if math.prod(size) > 2**31:
+        raise ValueError(f"size must have at most 2^31 positions, got {'x'.join(map(str, size))}")
     return tuple(size)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import traced
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, over_queries
+from lookfar.ops._autograd import recomputed, traced
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries
 from lookfar.ops._checked import choice
 from lookfar.ops._precision import widened, without_autocast
 
@@ -59,19 +59,39 @@ def _all_logits(a: Tensor, offsets: Tensor, direction: str) -> Tensor:
     return t.permute(order).flatten(3, 4).flatten(1, 2)
 
 
+def _part(a: Tensor, offsets: Tensor, v: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
+    """A row of targets and some rows of sources: ``(B, W, E)`` and the log-sum-exp ``(B, W, 1)``.
+
+    ``a`` is the row ``(B, D, W)`` that collects or the rows ``(B, D, k, W)`` that distribute; ``offsets`` (k, 2W - 1,
+    D) are of the distances between that row and each of the sources' rows, ``v`` is (B, E, k, W).
+    """
+    if a.dim() == 3:
+        logits = _skewed(torch.einsum("bdx,kod->bkxo", a, offsets)).transpose(1, 2)  # (B, W, k, W')
+    else:
+        logits = _skewed(torch.einsum("bdkx,kod->bkxo", a, offsets)).permute(0, 3, 1, 2)
+    logits, v = logits.flatten(2), v.flatten(2).transpose(1, 2)
+    if not softmax:
+        return logits @ v, logits[..., :1]
+    lse = logits.logsumexp(-1, keepdim=True)
+    return (logits - lse).exp() @ v, lse
+
+
 def _row(a: Tensor, offsets: Tensor, v: Tensor, y: int, direction: str, normalization: str) -> Tensor:
-    """The row ``y`` of targets, ``(B, W, E)``.
+    """The row ``y`` of targets, ``(B, W, E)``, as many rows of sources at a time as the budget lets.
 
     ``a`` is that row ``(B, D, W)`` where it collects, all rows ``(B, D, H, W)`` where they distribute.
     """
-    H = v.shape[2]
-    if direction == "collect":
-        t = torch.einsum("bdx,kod->bkxo", a, offsets[H - 1 - y : 2 * H - 1 - y])
-        logits = _skewed(t).transpose(1, 2)  # (B, W, H, W'), the sources' rows and columns last
-    else:
-        t = torch.einsum("bdkx,kod->bkxo", a, offsets[y : y + H].flip(0))
-        logits = _skewed(t).permute(0, 3, 1, 2)
-    return _weights(logits.flatten(2), normalization) @ v.flatten(2).transpose(1, 2)
+    B, _, H, W = v.shape
+    collect, softmax = direction == "collect", normalization == "softmax"
+    here = offsets[H - 1 - y : 2 * H - 1 - y] if collect else offsets[y : y + H].flip(0)
+    rows = max(BUDGET.get(v.device.type, BUDGET_ELSEWHERE) // max(2 * B * W * W, 1), 1)
+    parts = [
+        recomputed(_part, a if collect else a[:, :, k : k + rows], here[k : k + rows], v[:, :, k : k + rows], softmax)
+        for k in range(0, H, rows)
+    ]
+    if len(parts) == 1:
+        return parts[0][0]
+    return merge(parts) if softmax else torch.stack([y for y, _ in parts]).sum(0)
 
 
 def _weights(logits: Tensor, normalization: str) -> Tensor:
