@@ -1,4 +1,4 @@
-"""The versions that the suite has passed on.
+"""The versions of torch that tests are run on.
 
 python tests/versions.py              # those of this environment: `make test` and `make test-oldest` keep them
 python tests/versions.py OLD NEW      # writes what they kept into the README: `make versions`
@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-LINE = re.compile(r"The suite last passed on (torch .+?)\s+and on (torch .+?)\.\n", re.DOTALL)
+LINE = re.compile(
+    r"Tests of ops, blocks and insertion are run on (torch .+?),\s+all of them\s+on (torch .+?)\.\n", re.DOTALL
+)
 
 
 def here() -> str:
@@ -31,7 +33,8 @@ def main(kept: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     if not LINE.search(text):
         sys.exit("the README has no line of the versions")
-    README.write_text(LINE.sub(f"The suite last passed on {oldest}\nand on {newest}.\n", text), encoding="utf-8")
+    line = f"Tests of ops, blocks and insertion are run on {oldest}, all of them\non {newest}.\n"
+    README.write_text(LINE.sub(line, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

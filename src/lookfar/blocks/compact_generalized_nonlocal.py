@@ -131,7 +131,7 @@ class CompactGeneralizedNonlocal(nn.Module):
                 u = u * ((-self.gamma * t.square()).exp() if self.decay else math.exp(-2 * self.gamma))
                 y = CONVOLVE[x.dim() - 2](u.flatten(1, 2), self.project.weight.to(u.dtype), groups=self.groups)
         # normalised in float32 under half precision: the kernel's sums pass its range, and leave here
-        norm_dtype = [*self.norm.parameters(), y][0].dtype  # noqa: RUF015  # torch 2.8 cannot trace a generator here
+        norm_dtype = [*self.norm.parameters(), y][0].dtype  # torch 2.8 cannot trace a generator here
         with without_autocast(x):
             y = normed(self.norm, y) if norm_dtype == y.dtype else self._wide_norm(y)
         return match_format(x + y.to(x.dtype), x)
