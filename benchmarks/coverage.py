@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py               writes its table into docs/statistics.md, about ten minutes on one core
 
-Every study is judged by lookfar.study.statistics itself. Scores are linear in the samples: a run has a noise of its own
+Every study is judged by lookfar.study itself. Scores are linear in the samples: a run has a noise of its own
 (standard deviation 1 in all worlds), a sample one that all runs share in part, and the rest belongs to run and sample
 alone. Every block does nothing, so each "better" or "worse" is false; for the power the first block gains 4.
 """
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookfar.study.statistics import Comparisons, measure
+from lookfar.study.comparisons import Comparisons
+from lookfar.study.measured import measure
 
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "statistics.md"

@@ -12,11 +12,12 @@ import pytest
 from lookfar.study import load
 from lookfar.study.answer import answer
 from lookfar.study.command import report_command
+from lookfar.study.measured import measure
+from lookfar.study.noise import sample_covariance
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
 from lookfar.study.scoring import commonest_class, counts_of, iou_of, mean_iou
-from lookfar.study.statistics import measure, sample_covariance
 from lookfar.study.text import sentences, table_lines
 from lookfar.study.words import ends, signed
 from lookfar.training import scores

@@ -9,19 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lookfar.study.comparisons import Comparisons, Difference
 from lookfar.study.groups import groups_of
-from lookfar.study.statistics import (
-    Comparisons,
-    Difference,
-    Interval,
-    Measured,
-    dunnett,
-    measure,
-    moderated_variances,
-    once,
-    sample_covariance,
-    seeds_needed,
-)
+from lookfar.study.intervals import Interval, dunnett
+from lookfar.study.measured import Measured, measure
+from lookfar.study.noise import moderated_variances, sample_covariance
+from lookfar.study.prospects import once, seeds_needed
 from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
 from lookfar.study.words import percent, plus_minus, points, signed
 

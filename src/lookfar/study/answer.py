@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lookfar.study.candidates import is_reference
+from lookfar.study.comparisons import Difference
 from lookfar.study.judging import ABOUT_THE_GATE
+from lookfar.study.prospects import failures_possible
 from lookfar.study.results import Results
 from lookfar.study.rows import Summary
-from lookfar.study.statistics import Difference, failures_possible
 from lookfar.study.words import counted, duration, join, percent, plus_minus, points, signed, thousands
 
 OVER = "over the network without a block"

@@ -1,6 +1,6 @@
 """From trials to conclusions: scores of all trials, the row of each candidate, what is true of the study as a whole.
 
-Every number comes from :mod:`lookfar.study.statistics`, every verdict from :mod:`lookfar.study.verdicts`.
+Every difference comes from :mod:`lookfar.study.comparisons`, every verdict from :mod:`lookfar.study.verdicts`.
 """
 
 import math
@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lookfar.study.candidates import is_reference
+from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
+from lookfar.study.measured import measure
+from lookfar.study.prospects import once
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import accuracy, commonest_class, iou_of, mean_iou
-from lookfar.study.statistics import Best, Comparisons, measure, once
 from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
 from lookfar.study.words import points, thousands
 

@@ -18,9 +18,9 @@ from lookfar.study import charts, pictures
 from lookfar.study._files import read_json, write_text
 from lookfar.study.answer import answer, facts, intervals, limits, made, short_names
 from lookfar.study.candidates import is_reference
+from lookfar.study.intervals import Interval, over_seeds
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
-from lookfar.study.statistics import Interval, over_seeds
 from lookfar.study.words import WIDEST, duration, ends, half_width, plus_minus, points, signed, three, unit
 
 if TYPE_CHECKING:

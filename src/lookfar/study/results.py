@@ -13,12 +13,13 @@ from typing import Any
 
 from lookfar.study._files import read_json, write_text
 from lookfar.study.candidates import is_reference
+from lookfar.study.comparisons import Difference
 from lookfar.study.groups import Groups, groups_of, known_pattern
+from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import load_counts
-from lookfar.study.statistics import Difference, Interval
 from lookfar.study.text import comparison
 
 

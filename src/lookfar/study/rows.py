@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lookfar.study.statistics import Difference, Interval, Once
+from lookfar.study.comparisons import Difference
+from lookfar.study.intervals import Interval
+from lookfar.study.prospects import Once
 from lookfar.study.verdicts import Word
 
 

@@ -1,12 +1,16 @@
-"""What numbers of :mod:`lookfar.study.statistics` are called, the same on the terminal, in the report and in Python."""
+"""What the numbers of a study are called, the same on the terminal, in the report and in Python."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lookfar.study.statistics import FEW_GROUPS, Best, Difference, Interval, Needed, Once, seeds_needed
+from lookfar.study.comparisons import Best, Difference
+from lookfar.study.intervals import Interval
+from lookfar.study.prospects import Needed, Once, seeds_needed
 from lookfar.study.words import ends, percent, plus_minus, points, signed, signed_plus_minus
+
+FEW_GROUPS = 4  # up to here the interval of seeds alone is reported beside the whole one
 
 Word = Literal[
     "better", "worse", "practically the same", "open", "first impression", "seed noise not measured"

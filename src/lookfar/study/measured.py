@@ -1,0 +1,77 @@
+"""Scores of all trials, on all samples and on samples drawn again.
+
+The module knows neither masks nor files. It is given *facts of samples*, one object a trial (for segmentation the
+counts of every validation image), and a function that scores R re-weighted sets of these samples at once, so that any
+task whose score follows from weighted samples can be judged. Everything that follows is in the unit of that score.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 1000
+SEED = 0  # the same samples are drawn for every candidate, and every time a report is made
+
+Score = Callable[[Any, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of all trials, on all samples and on resamples of them.
+
+    Attributes:
+        candidates: Names, C of them.
+        scores: ``(C, S)``; nan where there is no trial.
+        draws: ``(C, S, R)``; draw r holds the same samples for all candidates and seeds.
+        groups: How many groups the samples form; with one their part of the noise cannot be measured.
+    """
+
+    candidates: tuple[str, ...]
+    scores: np.ndarray
+    draws: np.ndarray
+    groups: int
+
+    def row(self, candidate: str) -> int:
+        """Where a candidate's scores stand."""
+        return self.candidates.index(candidate)
+
+
+def measure(
+    facts: Mapping[tuple[str, int], Any], score: Score, groups: Sequence[Hashable], *, resamples: int = RESAMPLES
+) -> Measured:
+    """Score every trial, and score it again on samples drawn by groups.
+
+    Args:
+        facts: What is known of the samples in the trial of (candidate, seed); trials that are missing are left out.
+        score: ``score(facts, weights (R, samples)) -> (R,)``, nan where samples have no score.
+        groups: The group of each sample. Groups are drawn whole; where every sample is its own, samples are drawn.
+        resamples: R.
+    """
+    labels, index = np.unique(np.asarray([str(g) for g in groups]), return_inverse=True)
+    candidates = tuple(dict.fromkeys(candidate for candidate, _ in facts))
+    seeds = 1 + max((seed for _, seed in facts), default=-1)
+    scores = np.full((len(candidates), seeds), np.nan)
+    draws = np.full((len(candidates), seeds, resamples), np.nan)
+    everything = np.ones((1, len(index)))
+    weights = group_draws(len(labels), resamples)[:, index] if len(labels) > 1 else everything
+    for (candidate, seed), of_trial in facts.items():
+        row = candidates.index(candidate)
+        scores[row, seed] = score(of_trial, everything)[0]
+        if math.isfinite(scores[row, seed]):
+            draws[row, seed] = score(of_trial, weights)
+        else:
+            scores[row, seed] = np.nan
+    # samples without any score in some draws, such as images without labels: these draws are left out for all
+    draws = draws[..., np.isfinite(draws[np.isfinite(scores)]).all(0)]
+    return Measured(candidates, scores, draws, len(labels) if draws.shape[-1] > 1 else 1)
+
+
+@lru_cache(maxsize=8)
+def group_draws(groups: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each group is drawn, ``(R, groups)``; a function of the number of groups alone."""
+    drawn = np.random.default_rng(SEED).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return drawn.astype(np.float64)
