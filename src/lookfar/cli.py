@@ -135,6 +135,9 @@ def study(
     schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="resized: masks at --size; original: predictions at each file's size.")
+    ] = None,
     accelerator: Annotated[str | None, typer.Option(help="cpu, cuda or mps. (default cuda where it is)")] = None,
     devices: Annotated[int | None, typer.Option(help="Devices of one trial. (default 1)")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials side by side. (default one a core or GPU)")] = None,

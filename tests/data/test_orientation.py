@@ -123,3 +123,16 @@ def test_orientations_that_do_not_exist_turn_nothing(tmp_path, turn):
     path = tmp_path / "train" / "images" / "train.png"
     save(path, np.array(Image.open(path)), turn)
     assert lies_right(open_data(str(tmp_path)))
+
+
+@pytest.mark.parametrize("mask_turn", [1, 6])
+def test_masks_at_the_size_of_their_files_lie_as_the_samples_do(tmp_path, mask_turn):
+    """For --score original: labels, upright, not resized."""
+    root = make_pairs(tmp_path, 6, mask_turn)
+    data, small = open_data(str(root), labels=[2, 1, 0]), open_data(str(root), labels=[2, 1, 0], size=(5, 4))
+    truth = data.val[0][1]
+    assert truth.shape == (20, 30)
+    for samples in (data.val, small.val):
+        assert samples.own_mask(0).equal(truth)
+    assert small.own_mask(0).equal(truth)
+    assert small.own_mask(0, small.train).equal(data.train[0][1])

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_run import tiny_data, tiny_network
 
-from lookfar.training import confusion_matrix, evaluate, scores
+from lookfar.training import confusion_matrix, evaluate, metrics, scores
+from lookfar.training.metrics import confusion_at_own_size
 
 
 def random_labels(K: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +78,29 @@ def test_evaluate_does_not_depend_on_the_batch_or_the_processes_and_leaves_the_n
     np.testing.assert_array_equal(evaluate(network, data, batch_size=3), whole)
     shares = sum(evaluate(network, data, batch_size=2, rank=rank, world=3) for rank in range(3))
     np.testing.assert_array_equal(shares, whole)
+
+
+@pytest.mark.parametrize("size", [(31, 50), (7, 5), (3, 4), (1, 1)])  # larger, as large, smaller
+def test_predictions_brought_to_the_size_of_the_file(size, monkeypatch):
+    logits = torch.randn(4, 7, 5, dtype=torch.float64)
+    truth = torch.randint(0, 4, size)
+    truth[torch.rand(size) < 0.2] = 255
+    whole = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)
+    want = confusion_matrix(truth[None], whole.argmax(1), 4)[0]
+    for strip in (1, 1000, 2**24):  # a row at a time, a few, all
+        monkeypatch.setattr(metrics, "STRIP", strip)
+        assert confusion_at_own_size(logits, truth).equal(want)
+
+
+def test_a_large_image_with_many_classes_fits_into_memory():
+    from lookfar.cost import peak_memory
+
+    logits, truth = torch.randn(100, 16, 16), torch.zeros(1200, 1200, dtype=torch.uint8)  # 576 MB of logits in whole
+    assert peak_memory(lambda: confusion_at_own_size(logits, truth), torch.device("cpu")) < 300e6
+
+
+def test_samples_without_files_have_one_size():
+    data, network = tiny_data(), tiny_network()
+    np.testing.assert_array_equal(evaluate(network, data, score="original"), evaluate(network, data))
+    with pytest.raises(ValueError, match="score must be resized or original, got .origin"):
+        evaluate(network, data, score="origin")

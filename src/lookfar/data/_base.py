@@ -155,6 +155,12 @@ class Data:
             batch = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
             yield self._collate(list(batch))
 
+    def own_mask(self, index: int, samples: Samples | None = None) -> Tensor:
+        """The labels ``(H, W)``, uint8, of a sample at its file's own size; of samples without files as they are."""
+        judged = self.val if samples is None else samples
+        read: Callable[[int], Tensor] | None = getattr(judged, "own_mask", None)
+        return judged[index][1] if read is None else read(index)
+
     def _submit(self, seed: int, positions: range) -> list[Future[Sample]]:
         return [_pool(os.getpid()).submit(self._train_sample, seed, p) for p in positions]
 

@@ -107,6 +107,16 @@ class FileSamples:
             self.kept[index] = sample
         return sample
 
+    def own_mask(self, index: int) -> torch.Tensor:
+        """Labels at the size that the file has, upright where the sample is."""
+        pair = self.pairs[index]
+        try:
+            stored = read_mask(pair.mask)
+            mask = self.labels(stored)
+        except Exception as error:  # the file has changed since the scan
+            raise ValueError(f"cannot read {shown(str(pair.mask))}: {reason(error)}") from error
+        return torch.from_numpy(_upright(mask, stored.turn) if pair in self.upright else mask)
+
     def _read(self, pair: Pair) -> Sample:
         path = pair.mask
         try:

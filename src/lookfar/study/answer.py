@@ -179,6 +179,8 @@ def facts(results: Results, device: str) -> list[str]:
     ]
     if groups.labels and groups.noun != "image":
         found.append(f"validated on {counted(len(groups.labels), 'image')}, {groups}")
+    if plan.score == "original":
+        found.append("scored at the size of each file")
     return [*found, device] if device else found
 
 
@@ -216,6 +218,11 @@ def limits(results: Results) -> list[str]:
             1,
             f"Whether a block fails now and then: {seeds} runs without a failure leave a failure rate up to {possible} "
             f"possible. An interval from {seeds} seeds assumes that they scatter about normally.",
+        )
+    if plan.score == "resized" and not plan.data.startswith("scenes:"):
+        found.append(
+            "Scores at the size of the files: masks were resized to what the network sees; --score original brings "
+            "predictions to the files' sizes instead."
         )
     groups = results.conclusions.groups
     if groups.number == 1:

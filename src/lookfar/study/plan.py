@@ -69,6 +69,7 @@ class Plan:
         clip: Largest norm of the gradient; 0 for no limit.
         class_weights: Weight of each class in the loss.
         precision: As Fabric calls it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
+        score: Masks ``resized`` to what the network sees, or predictions at the ``original`` size of each file.
         accelerator: ``cpu``, ``cuda`` or ``mps``.
         devices: Devices (on a CPU: processes) of one trial.
         ema: Decay of an average of the weights; 0 for none.
@@ -117,6 +118,7 @@ class Plan:
     clip: float = 0.0
     class_weights: tuple[float, ...] | None = None
     precision: str = "32-true"
+    score: str = "resized"
     accelerator: str | None = None
     devices: int = 1
     ema: float = 0.0

@@ -303,6 +303,7 @@ class _Run:
             self.data,
             batch_size=max(self.settings.batch_size // fabric.world_size, 1),
             precision=self.settings.precision,
+            score=self.settings.score,
             rank=fabric.global_rank,
             world=fabric.world_size,
         )
@@ -380,7 +381,7 @@ def _save_confusion(confusion: np.ndarray, path: Path) -> None:
 
 def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
     """What must stay the same for a run to be resumed, as JSON gives it back."""
-    free = ("checkpoint_every", "tensorboard", "accelerator", "devices")
+    free = ("checkpoint_every", "tensorboard", "accelerator", "devices", "score")
     decisive = {key: value for key, value in asdict(settings).items() if key not in free}
     return json.loads(json.dumps({"seed": seed, **decisive}))
 

@@ -5,17 +5,21 @@ the scores follow from the sum.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lookfar._options import choice
+
 if TYPE_CHECKING:
     from lookfar.data import Data
 
 IGNORE = 255  # label of pixels that count nowhere
+SCORES = ("resized", "original")  # at the size that the network sees, or at that of each file
+STRIP = 2**24  # logits of a large image that are there at a time
 
 
 def confusion_matrix(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
@@ -74,8 +78,69 @@ def scores(confusion: np.ndarray) -> dict[str, Any]:
     }
 
 
+def confusion_at_own_size(logits: Tensor, truth: Tensor) -> Tensor:
+    """The confusion matrix of one image whose logits are brought to the size of its truth, ``(K, K)`` int64.
+
+    Bilinear, by the centres of pixels, as ``F.interpolate`` does it; a few rows at a time, since all logits of a large
+    image with many classes would fill any memory.
+
+    Args:
+        logits: ``(K, h, w)``.
+        truth: Labels ``(H, W)``; 255 is ignored.
+    """
+    K, h, w = logits.shape
+    H, W = truth.shape
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    columns, after_column, share_column = _between(w, W, logits)
+    rows, after_row, share_row = _between(h, H, logits)
+    result = torch.zeros(K, K, dtype=torch.int64, device=logits.device)
+    for some in torch.arange(H, device=logits.device).split(max(STRIP // (K * max(w, W)), 1)):
+        strip = logits[:, rows[some]].lerp(logits[:, after_row[some]], share_row[some, None])  # (K, some, w)
+        strip = strip[..., columns].lerp(strip[..., after_column], share_column)  # (K, some, W)
+        result += confusion_matrix(truth[None, some], strip.argmax(0)[None], K)[0]
+    return result
+
+
+def _between(size: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of the wanted positions the one before it, the one after it, and how far it is on the way, (wanted,)."""
+    centres = torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5
+    at = (centres * (size / wanted) - 0.5).clamp(0, size - 1)
+    before = at.long()
+    return before, (before + 1).clamp(max=size - 1), at - before
+
+
+def judge_batch(
+    logits: Tensor, masks: Tensor, data: "Data", indices: Sequence[int], score: str = "resized", samples: Any = None
+) -> np.ndarray:
+    """Confusion matrices of a batch of validation images, ``(B, K, K)`` int64.
+
+    Args:
+        logits: ``(B, K, h, w)``.
+        masks: Labels ``(B, h, w)``, as the network's size has them.
+        data: The data set.
+        indices: Which images these are.
+        score: One of :data:`SCORES`.
+        samples: The set that they are of; by default ``data.val``.
+    """
+    K = len(data.classes)
+    if score == "resized":
+        return confusion_matrix(masks.to(logits.device), logits.argmax(1), K).cpu().numpy()
+    found = [
+        confusion_at_own_size(one, data.own_mask(index, samples).to(logits.device))
+        for one, index in zip(logits, indices)
+    ]
+    return torch.stack(found).cpu().numpy()
+
+
 def evaluate(
-    network: nn.Module, data: "Data", *, batch_size: int = 32, precision: str = "32-true", rank: int = 0, world: int = 1
+    network: nn.Module,
+    data: "Data",
+    *,
+    batch_size: int = 32,
+    precision: str = "32-true",
+    score: str = "resized",
+    rank: int = 0,
+    world: int = 1,
 ) -> np.ndarray:
     """Confusion matrices of the validation images, ``(images, K, K)`` int64: rows truth, columns prediction.
 
@@ -84,11 +149,15 @@ def evaluate(
         data: The data set.
         batch_size: Images at a time.
         precision: As in :class:`Settings`; the mixed ones run under autocast.
+        score: ``resized``: masks are brought to the size that the network sees; ``original``: predictions are brought
+            to the size of each file.
         rank: Evaluate the images of this process alone; the others' matrices are zero.
         world: Number of processes.
     """
+    choice("score", score, SCORES)
     parameter = next(network.parameters())
     device, K = parameter.device, len(data.classes)
+    mine = range(rank, len(data.val), world)
     result = np.zeros((len(data.val), K, K), dtype=np.int64)
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -97,9 +166,9 @@ def evaluate(
         for images, masks in _val_batches(data, batch_size, rank, world):
             images = images.to(device, parameter.dtype, memory_format=torch.channels_last)
             with torch.no_grad(), _autocast(precision, device):
-                prediction = network(images).argmax(1)
-            confusion = confusion_matrix(masks.to(device), prediction, K).cpu().numpy()
-            result[rank::world][start : start + len(masks)] = confusion
+                logits = network(images)
+            indices = mine[start : start + len(masks)]
+            result[indices] = judge_batch(logits, masks, data, indices, score)
             start += len(masks)
     finally:
         for module, training in modes.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lookfar._options import Natural, NotNegative, Positive, Range, check, choice
+from lookfar.training.metrics import SCORES
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "poly")
@@ -29,6 +30,7 @@ class Settings:
         clip: Largest norm of the gradient; 0 for no limit.
         class_weights: Weight of each class in the loss; None for equal ones.
         precision: ``32-true``, ``bf16-mixed``, ``16-mixed`` (GPU) or ``64-true``.
+        score: Validate on masks ``resized`` to what the network sees, or at the ``original`` size of each file.
         accelerator: ``auto``, ``cpu``, ``gpu``, ``cuda`` or ``mps``.
         devices: How many, or ``"auto"`` for all. Under torchrun and ``fabric run`` theirs counts.
         ema: Decay of the running average of the weights that is evaluated and kept in the end; 0 for none.
@@ -50,6 +52,7 @@ class Settings:
     clip: float = 0.0
     class_weights: tuple[float, ...] | None = None
     precision: str = "32-true"
+    score: str = "resized"
     accelerator: str = "auto"
     devices: int | str = 1
     ema: float = 0.0
@@ -67,6 +70,7 @@ class Settings:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
+            ("score", SCORES),
             ("accelerator", ACCELERATORS),
         ]:
             choice(name, getattr(self, name), accepted)
