@@ -35,7 +35,7 @@ def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim
 def terms(s: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
     """Each key's factor on its value in the numerator, and its term in the divisor; not for softmax."""
     w = s.sigmoid() if normalization == "sigmoid" else s
-    return w, w.abs() if normalization == "l1" else w.new_ones(()).expand_as(w)
+    return w, w.abs() if normalization == "l1" else torch.ones_like(w[..., :1]).expand_as(w)
 
 
 def summed(q: Tensor, k: Tensor, v: Tensor, normalization: str, *, scale: float = 1.0) -> Tensor:
