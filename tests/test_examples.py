@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from study.fake_study import make_fake_study
 
 import lookfar
 
 SRC = Path(lookfar.__file__).parent
-ROOMS = ("blocks", "cost", "diagnostics", "networks", "ops")  # every public function here has an example
+# every public function here has an example
+ROOMS = (
+    *("blocks", "check", "cost", "data", "diagnostics", "insertion", "networks", "ops", "study", "training", "weights"),
+)
 WITHOUT = {
     "keep_pages": "cannot be undone in the process that calls it",
     "collect_samples": "wants a trained network and its data",
+    "run": "trains for minutes: tests/study/test_running.py runs a study",
 }
 
 
@@ -26,9 +31,12 @@ MODULES = sorted(module_name(p) for p in SRC.rglob("*.py") if ">>> " in p.read_t
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name: str) -> None:
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    done = doctest.testmod(importlib.import_module(name))
+    monkeypatch.chdir(tmp_path)  # examples write files
+    if name.startswith("lookfar.study"):
+        make_fake_study(tmp_path / "runs/lookup")  # and read a study's folder
+    done = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert done.attempted > 0
     assert done.failed == 0
 

@@ -63,6 +63,13 @@ def open_data(
     Raises:
         ValueError: The spec or an option is unknown, masks hold values that belong to no class, or files are damaged.
         FileNotFoundError: Nothing is there.
+
+    >>> data = open_data("scenes:lookup")
+    >>> data.classes
+    ['background', 'digit odd', 'digit even', 'square odd', 'square even']
+    >>> images, masks = data.batch(seed=0, step=0, batch_size=4)
+    >>> images.shape, masks.shape
+    (torch.Size([4, 3, 64, 64]), torch.Size([4, 64, 64]))
     """
     kind, colon, rest = spec.partition(":")
     if kind == "scenes":

@@ -22,6 +22,16 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
     Args:
         network: The network.
         example: As for :func:`insert`; where it is needed and missing, sizes and GFLOPs are left out.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> print(describe(net, example=x))
+    after                     block     C×H×W   parameters  GFLOPs an image  growth
+    1                         nonlocal  16×6×6         584        0.0000783  gaussians N M C, dot_product ...
+    together                            –              584        0.0000783
+    the network without them            –              448        0.0000311
     """
     from lookfar.cost import count_flops
 

@@ -41,6 +41,13 @@ def save(network: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: An option that cannot be written (a function of yours), something in the state that is no tensor.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> save(net, "network.safetensors")
+    PosixPath('network.safetensors')
     """
     from safetensors.torch import save_file
 
@@ -100,6 +107,15 @@ def load(host: nn.Module, path: str | Path, *, blocks: Blocks | None = None) -> 
     Raises:
         FileNotFoundError: No such file.
         ValueError: No file of :func:`save`; keys that do not fit the host. It is then as it was.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> host = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+    >>> host = load(host, save(net, "network.safetensors"))
+    >>> torch.equal(host(x), net(x))
+    True
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,6 +152,13 @@ def recipe(network: nn.Module) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: An option that cannot be written.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> [(step["block"], step["channels"], step["place"]) for step in recipe(net)]
+    [('nonlocal', 16, '1')]
     """
     conv_of = {id(grid): name for name, module in network.named_modules() for grid in grid_hooks(module).values()}
     steps = []
@@ -174,6 +197,13 @@ def replay(host: nn.Module, steps: list[dict[str, Any]], *, blocks: Blocks | Non
 
     Raises:
         ValueError: A place that the host does not have, blocks that it has already, a class that is not known here.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> replay(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), recipe(net))
+    ['1.non_local']
     """
     refuse_host(host)
     have = insertions(host)

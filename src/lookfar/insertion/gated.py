@@ -28,7 +28,12 @@ class Gated(nn.Module):
 
 
 def block_name(module: nn.Module) -> str:
-    """The registered name of an inserted module's block, or its class's."""
+    """The registered name of an inserted module's block, or its class's.
+
+    >>> from lookfar import create_block
+    >>> block_name(Gated(create_block("squeeze_excitation", 32))), block_name(nn.ReLU())
+    ('squeeze_excitation', 'ReLU')
+    """
     module = module.block if isinstance(module, Gated) else module
     try:
         return block_info(module).name

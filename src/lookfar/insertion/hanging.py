@@ -84,7 +84,15 @@ class Insertion:
 
 
 def insertions(network: nn.Module) -> list[Insertion]:
-    """The blocks that :func:`insert` has put into ``network``, in the network's order."""
+    """The blocks that :func:`insert` has put into ``network``, in the network's order.
+
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> insertions(net)
+    [Insertion(name='1.non_local', place='1')]
+    """
     order = {name: number for number, (name, _) in enumerate(network.named_modules())}
     found = []
     for name, module in network.named_modules():

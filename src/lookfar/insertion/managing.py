@@ -24,6 +24,14 @@ def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list
 
     Raises:
         ValueError: A name that stands for no inserted block.
+
+    >>> import torch
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> remove(net)
+    ['1.non_local']
     """
     chosen = _chosen(network, which)
     for found in chosen:
@@ -35,7 +43,18 @@ def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list
 
 @contextlib.contextmanager
 def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -> Iterator[None]:
-    """Inside the ``with``, features pass the blocks unchanged; ``which`` as in :func:`remove`."""
+    """Inside the ``with``, features pass the blocks unchanged; ``which`` as in :func:`remove`.
+
+    >>> import torch
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> with switched_off(net):
+    ...     without = net(x)
+    >>> torch.equal(without, net(x))  # the block has just entered, as the identity
+    True
+    """
     records = [found.record for found in _chosen(network, which)]
     before = [record.off for record in records]
     for record in records:
@@ -61,6 +80,14 @@ def verify(network: nn.Module, example: Any = None) -> dict[str, int]:
 
     Raises:
         ValueError: No example, for a network that does not say what it takes.
+
+    >>> import torch
+    >>> from lookfar.insertion import insert
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(1, 3, 8, 8)
+    >>> insert(net, "nonlocal", at="1", example=x)
+    ['1.non_local']
+    >>> verify(net, x)
+    {}
     """
     seen = count_calls(network, example_inputs(network, example))
     shared = {one.name for one in insertions(network) if one.record.shared}

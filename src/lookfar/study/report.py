@@ -44,6 +44,9 @@ def write_report(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: The folder holds no study.
+
+    >>> write_report("runs/lookup")
+    PosixPath('runs/lookup/report.html')
     """
     path = Path(folder) / "report.html"
     write_text(path, render(load(folder)))

@@ -70,6 +70,10 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     Raises:
         FileNotFoundError: The folder holds no study.
         ValueError: ``groups`` is no regular expression, or finds nothing in a name.
+
+    >>> results = load("runs/lookup")
+    >>> results.summary("nonlocal").verdict
+    'better'
     """
     folder = Path(folder)
     if not (folder / "study.yaml").is_file():

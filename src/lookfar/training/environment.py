@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and reports; True where there is only one."""
+    """Whether this process is the one that writes and reports; True where there is only one.
+
+    >>> is_main_process()
+    True
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
     return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))

@@ -78,6 +78,13 @@ def train(
         ValueError: Settings that don't fit data, network, machine, or the checkpoint in the folder.
         TrainingError: The loss is not finite.
         KeyboardInterrupt: Interrupted or terminated; a checkpoint of the last full step has been written.
+
+    >>> from lookfar.data import open_data
+    >>> from lookfar.networks import build_network
+    >>> settings = Settings(steps=2, batch_size=4)
+    >>> result = train(build_network("small", classes=5), open_data("scenes:lookup"), settings, "runs/two", seed=0)
+    >>> result["step"], sorted(path.name for path in Path("runs/two").iterdir())
+    (2, ['confusion.npz', 'final.safetensors', 'metrics.jsonl', 'step-2'])
     """
     folder = Path(folder)
     if (done := _finished(network, settings, folder)) is not None:

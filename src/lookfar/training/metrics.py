@@ -35,6 +35,10 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
 
     Raises:
         ValueError: Different shapes; a label that belongs to no class.
+
+    >>> confusion_matrix(torch.tensor([[[0, 1, 255]]]), torch.tensor([[[0, 0, 1]]]), classes=2)
+    tensor([[[1, 0],
+             [1, 0]]])
     """
     if truth.shape != prediction.shape or truth.ndim != 3:
         raise ValueError(f"want truth and prediction (B, H, W), got {tuple(truth.shape)} and {tuple(prediction.shape)}")
@@ -61,6 +65,9 @@ def scores(confusion: np.ndarray) -> dict[str, Any]:
         ``miou`` over the classes that the truth shows, ``accuracy``, and ``iou``, a list with None for the other
         classes: a pixel that is predicted as one of them is wrong like any other, and costs no class of its own.
         Without a single labelled pixel ``miou`` and ``accuracy`` are None.
+
+    >>> scores(np.array([[3, 1], [0, 4]]))
+    {'miou': 0.775, 'accuracy': 0.875, 'iou': [0.75, 0.8]}
     """
     confusion = np.asarray(confusion)
     if confusion.ndim not in (2, 3) or confusion.shape[-1] != confusion.shape[-2]:
@@ -153,6 +160,12 @@ def evaluate(
             to the size of each file.
         rank: Evaluate the images of this process alone; the others' matrices are zero.
         world: Number of processes.
+
+    >>> from lookfar.data import open_data
+    >>> from lookfar.networks import build_network
+    >>> data = open_data("scenes:lookup")
+    >>> evaluate(build_network("small", classes=5), data).shape
+    (600, 5, 5)
     """
     choice("score", score, SCORES)
     parameter = next(network.parameters())

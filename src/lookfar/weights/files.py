@@ -49,6 +49,10 @@ def read(path: str | Path, *, prefix: str = "") -> State:
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: It holds no weights that can be read; or no key starts with ``prefix``.
+
+    >>> torch.save({"epoch": 3, "state_dict": {"module.head.weight": torch.ones(2)}}, "checkpoint.pth")
+    >>> read("checkpoint.pth", prefix="head.")
+    {'weight': tensor([1., 1.])}
     """
     return unwrapped(content(path), prefix=prefix, of=str(path))
 

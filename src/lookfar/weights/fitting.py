@@ -30,6 +30,12 @@ def load(block: nn.Module, source: Mapping[str, Any] | str | Path, *, prefix: st
         FileNotFoundError: The file does not exist.
         ValueError: It holds no weights; or they do not fit: what has no place, what is missing, and the prefix, the
             option or the block that would fit, if there is one.
+
+    >>> from lookfar import create_block
+    >>> network = nn.Sequential(nn.Conv2d(3, 32, 1), create_block("nonlocal", 32))
+    >>> block = load(create_block("nonlocal", 32), network.state_dict(), prefix="1.")
+    >>> bool((block.query.weight == network[1].query.weight).all())
+    True
     """
     of = f"the weights of {source}" if isinstance(source, str | Path) else "these weights"
     held = content(source) if isinstance(source, str | Path) else source

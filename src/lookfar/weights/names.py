@@ -19,6 +19,11 @@ def from_inplace_abn(state: Mapping[str, Tensor], *, eps: float = 1e-5) -> State
     Args:
         state: Under any names; a norm is a layer with a ``running_mean``.
         eps: That of the norms.
+
+    >>> import torch
+    >>> state = {"norm.weight": torch.tensor([-2.0]), "norm.running_mean": torch.zeros(1)}
+    >>> from_inplace_abn(state, eps=0.5)["norm.weight"]
+    tensor([2.5000])
     """
     norms = {key.removesuffix("running_mean") for key in state if key.endswith("running_mean")}
     scales = {f"{norm}weight" for norm in norms}
@@ -30,6 +35,10 @@ def rename(state: Mapping[str, Tensor], author_keys: Mapping[str, str]) -> State
 
     ``author_keys`` maps a regular expression, matched at the start of a key up to a dot or the key's end, to our
     prefix (``\\1`` stands for the first group); the longest match decides.
+
+    >>> import torch
+    >>> rename({"conv_out.bn.weight": torch.ones(8)}, {"conv_out": "project", r"conv_out\\.(bn|gn)": "norm"}).keys()
+    dict_keys(['norm.weight'])
     """
     patterns = [(re.compile(rf"(?:{pattern})(?=\.|$)"), prefix) for pattern, prefix in author_keys.items()]
 
@@ -49,6 +58,12 @@ def convert(block: nn.Module, state: Mapping[str, Tensor]) -> State:
     A value of the same numbers in another shape (a Linear for a 1x1 convolution, a 0-d scale for one of one element)
     is reshaped; what a block must do beyond that stands in its ``from_authors``, and names of one instance alone in its
     ``author_keys``.
+
+    >>> from lookfar import create_block
+    >>> block = create_block("squeeze_excitation", 32)
+    >>> theirs = {"fc.0.weight": block.reduce.weight, "fc.2.weight": block.expand.weight}
+    >>> list(convert(block, theirs))
+    ['reduce.weight', 'expand.weight']
     """
     if set(state) == set(block.state_dict()):
         return dict(state)
