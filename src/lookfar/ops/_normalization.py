@@ -14,11 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import traced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._checked import choice
 
 RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
 ROW_NORMALIZATIONS: tuple[str, ...] = get_args(RowNormalization)
+
+
+def key_count(t: Tensor, dim: int) -> int | Tensor:
+    """The length of ``t`` along its axis -1 or -2, at least 1; in a traced program a tensor to broadcast.
+
+    Exporters take a derived size that is 1 in the example (a map of width 2, pooled) for a constant. An operation
+    counts again at every size.
+    """
+    if not traced():
+        return max(t.shape[dim], 1)
+    one = t[..., :1] if dim == -2 else t[..., :1, :]
+    return torch.ones_like(one).sum(dim, keepdim=True).clamp_min(1)
 
 
 def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim: int = -1) -> Tensor:
@@ -29,7 +42,7 @@ def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim
     s = s if seen is None else torch.where(seen, s, 0)
     if normalization == "l1":
         return F.normalize(s, p=1.0, dim=dim)
-    return s / (max(s.shape[dim], 1) if seen is None else seen.sum(dim, keepdim=True))
+    return s / (key_count(s, dim) if seen is None else seen.sum(dim, keepdim=True))
 
 
 def terms(s: Tensor, normalization: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._checked import choice
+from lookfar.ops._normalization import key_count
 from lookfar.ops._precision import widened, without_autocast
 
 ConcatenationNormalization = Literal["none", "l1"]
@@ -32,7 +33,7 @@ def concatenation_weights(a: Tensor, b: Tensor, *, normalization: ConcatenationN
         weights = (a[..., :, None] + b[..., None, :]).relu()
         if normalization == "l1":
             return F.normalize(weights, p=1.0, dim=-1)
-        return weights / max(b.shape[-1], 1)
+        return weights / key_count(weights, -1)
 
 
 def concatenation_reference(
@@ -49,7 +50,7 @@ def concatenation_reference(
 
 
 def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
-    M, E = v.shape[-2:]
+    E = v.shape[-1]
     dtype = a.dtype
     # a S0 and S1 cancel where a and b have opposite offsets; removing that of b is exact, since a + b does not change
     offset = b.masked_fill(b == -torch.inf, 0).mean(-1, keepdim=True)
@@ -70,7 +71,7 @@ def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNo
     y = a[..., None] * S0.gather(-2, k) + S1.gather(-2, k) + everything
     if normalization == "l1":
         return (y[..., :E] / y[..., E:].clamp_min(1e-12)).to(dtype)
-    return (y / M).to(dtype)
+    return (y / key_count(v, -2)).to(dtype)
 
 
 def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:

@@ -6,6 +6,7 @@ Without a softmax the product is associative, q (k^T v) / M, in time O((N + M) D
 from torch import Tensor
 
 from lookfar.ops._autograd import traced
+from lookfar.ops._normalization import key_count
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -18,7 +19,7 @@ def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
     """
     with without_autocast(q):
         q, k = widened(q), widened(k)
-        return scale / max(k.shape[-2], 1) * q @ k.transpose(-2, -1)
+        return scale / key_count(k, -2) * q @ k.transpose(-2, -1)
 
 
 def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -35,7 +36,7 @@ def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return q @ (scale / max(k.shape[-2], 1) * (k.transpose(-2, -1) @ v))
+    return q @ (scale / key_count(k, -2) * (k.transpose(-2, -1) @ v))
 
 
 def _quadratic(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
