@@ -1,6 +1,7 @@
 """Options and fixtures of the whole suite."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -12,6 +13,14 @@ torch.set_num_threads(1)  # workers run side by side; OpenMP spins when threads 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goldens", metavar="DIR", help="hold the library to the vectors of another folder")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was found in data is remembered here, not in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOOKFAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

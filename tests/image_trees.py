@@ -4,7 +4,10 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from lookfar.data import open_data
 
 SIZE = (24, 32)
 
@@ -45,6 +48,16 @@ def make_tree(root, masks, *, val=None, classes=None, size=SIZE):
     if classes:
         (root / "classes.txt").write_text("\n".join(classes) + "\n")
     return root
+
+
+def refusal(root, **options):
+    """The message with which a folder is refused; three lines of 80 columns are enough for it."""
+    with pytest.raises(ValueError) as caught:
+        open_data(str(root), **options)
+    message = str(caught.value)
+    assert len(f"lookfar: {message}") <= 240, len(message)
+    assert message.isprintable()
+    return message
 
 
 def png(pixels, bits, colour=0, *, interlaced=False, size=None, filters=(0,)):

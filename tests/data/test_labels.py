@@ -7,26 +7,11 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from image_trees import SIZE, make_tree, noise, png, save, stripes
+from image_trees import SIZE, make_tree, noise, png, refusal, save, stripes
 from PIL import Image
 
 from lookfar.data import open_data
 from lookfar.data._values import option_text, parse_values
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
-
-
-def refusal(root, **options):
-    """The message with which a folder is refused; three lines of 80 columns are enough for it."""
-    with pytest.raises(ValueError) as caught:
-        open_data(str(root), **options)
-    message = str(caught.value)
-    assert len(f"lookfar: {message}") <= 240, len(message)
-    assert message.isprintable()
-    return message
 
 
 def advised(message, **options):

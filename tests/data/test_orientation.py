@@ -13,11 +13,6 @@ from lookfar.data._stored import turned, turned_size
 TURNS = range(1, 9)
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
-
-
 def unturned(pixels, turn):
     """What is stored so that it looks like ``pixels`` once turned."""
     return turned(pixels, {6: 8, 8: 6}.get(turn, turn))

@@ -14,11 +14,6 @@ SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[3] / "shar
 CAMVID = SHARED / "data" / "camvid"
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
-
-
 def save(path, values, *, palette=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.array(values, dtype=np.uint8))

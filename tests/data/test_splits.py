@@ -4,14 +4,9 @@ import os
 import unicodedata
 
 import pytest
-from image_trees import make_tree, noise, save, stripes
+from image_trees import make_tree, noise, refusal, save, stripes
 
 from lookfar.data import open_data
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
 
 
 def put(images, masks, *names, first=0):
@@ -21,15 +16,6 @@ def put(images, masks, *names, first=0):
         save(images / f"{name}.png", noise(seed, 12, 16, 3))
         if masks is not None:
             save(masks / f"{name}.png", stripes(0, 1, size=(12, 16)))
-
-
-def refusal(root, **options):
-    with pytest.raises(ValueError) as caught:
-        open_data(str(root), **options)
-    message = str(caught.value)
-    assert len(message) <= 231
-    assert message.isprintable()
-    return message
 
 
 def said(data, text):

@@ -9,11 +9,6 @@ from lookfar.study import Plan
 from lookfar.study.build import open_plan_data
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKFAR_CACHE", str(tmp_path / "cache"))
-
-
 def planned(monkeypatch, *arguments):
     """The plan that a command line makes."""
     plans = []

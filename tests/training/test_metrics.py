@@ -102,5 +102,5 @@ def test_a_large_image_with_many_classes_fits_into_memory():
 def test_samples_without_files_have_one_size():
     data, network = tiny_data(), tiny_network()
     np.testing.assert_array_equal(evaluate(network, data, score="original"), evaluate(network, data))
-    with pytest.raises(ValueError, match="score must be resized or original, got .origin"):
+    with pytest.raises(ValueError, match=r"score must be resized or original, got .origin"):
         evaluate(network, data, score="origin")

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-
 # A step within a step must be recomputed as it was run, also where the backward pass is run under a transform.
 _within_a_step = ContextVar("within a recomputed step", default=False)
 
@@ -81,7 +80,7 @@ def recomputed(f: Callable[..., Any], *args: Any) -> Any:
     """``f(*args)``, recomputed in the backward pass instead of being stored for it, where possible."""
     tensors = [t for t in args if isinstance(t, Tensor)]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not wanted or not _within_a_step.get() and (for_graphs() or has_tangent(*tensors)):
+    if not wanted or (not _within_a_step.get() and (for_graphs() or has_tangent(*tensors))):
         return f(*args)
     return checkpoint(_step, f, *args, use_reentrant=False, preserve_rng_state=False)
 
