@@ -48,7 +48,7 @@ def test_a_trained_module_may_enter_and_the_change_is_said() -> None:
 
     net = host("resnet18")
     block = create_block("position_attention", 256, zero_init=False)
-    with pytest.warns(UserWarning, match=r"after layer3 changes the network in eval mode: what it gives differs"):
+    with pytest.warns(UserWarning, match=r"after layer3 changes the network in eval mode: its output differs"):
         insert(net, block, at="layer3", example=images())
     assert insertions(net)[0].module is block
     with pytest.raises(ValueError, match="one module cannot stand at 2 places"):

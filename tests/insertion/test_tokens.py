@@ -158,7 +158,7 @@ def test_patches_of_which_some_are_dropped() -> None:
     """In training there are fewer tokens than the grid has."""
     net = vit(patch_drop_rate=0.5)
     with pytest.raises(
-        ValueError, match=r"does not train on the example: 13 tokens came, 1 and a grid of \(4, 6\) were"
+        ValueError, match=r"does not train on the example: 13 tokens came, want 1 and a grid of \(4, 6\)"
     ):
         insert(net, Identical, "blocks.1", example=X)
     assert not insertions(net)

@@ -85,7 +85,7 @@ class Data:
         facts: Counts, what was skipped, what the scan of the masks found; one line each.
         augment: Random change of a training sample.
         threads: Decode and augment in a pool of threads, one batch ahead.
-        also_val: A second set to judge by, used for nothing else; None where nobody asked for one.
+        also_val: A second set to judge by, used for nothing else; None without one.
     """
 
     name: str

@@ -16,7 +16,7 @@ OFFERED = 12  # values that a message offers for --labels
 
 
 def refuse_colours(numbered: Mapping[Pair, Found]) -> None:
-    """Masks in colours whose meaning nobody gave; grey that was saved as colour counts as numbers."""
+    """Masks in colours of unknown meaning; grey that was saved as colour counts as numbers."""
     coloured = {pair: result for pair, result in numbered.items() if result.coloured}
     bright = [pair for pair, result in coloured.items() if any(v != (v & 255) * 0x010101 for v in result.values)]
     if not bright:

@@ -30,7 +30,7 @@ class Source:
         root: Its folder.
         train: Images and masks for training.
         val: For validation.
-        classes: Names, or None where nobody gave any.
+        classes: Names, or None without any.
         classes_from: Where the names come from.
         table: Colour of each class, 0xRRGGBB, where the names come with colours.
         labels: Value in a mask -> label, where they differ; values without a label go to 255.
@@ -38,7 +38,7 @@ class Source:
         notes: What else the reader should know.
         unmatched: Files that have no partner.
         lone_masks: Which of them are masks.
-        also: A second set to judge by, None where nobody asked for one.
+        also: A second set to judge by, or None.
         find: A folder or split by what the user calls it.
     """
 

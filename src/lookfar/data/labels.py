@@ -181,7 +181,7 @@ def _label_colours(coloured: Mapping[Pair, Found], tally: Tally, wanted: Wanted)
 
 
 def _count_classes(tally: Tally, labels: Mapping[int, int], wanted: Wanted, lines: list[str]) -> int:
-    """The number of classes where nobody gave it: one more than the largest number, if the numbers look like it."""
+    """The number of classes where it was not given: the largest number plus one, if the numbers look like classes."""
     used = sorted(key for key, label in labels.items() if label != IGNORE)
     if not used:
         return 2

@@ -1,4 +1,4 @@
-"""Read every file of a data set once before the first step: wrong labels otherwise surface as CUDA asserts.
+"""Read every file of a data set once before the first step: otherwise wrong labels surface as CUDA asserts.
 
 What was found is remembered by the time and size of the files, so that only the first look takes long.
 """
@@ -91,7 +91,7 @@ def look(pair: Pair) -> Found:
 
 
 def describe_mask(mask: Mask) -> dict[str, Any]:
-    """The entries of :class:`Found` that a mask fills."""
+    """The entries of :class:`Found` that come from a mask."""
     values, counts = tally(mask.values)
     colours = () if mask.palette is None else tuple(mask.palette[values].tolist())
     return {
@@ -174,14 +174,14 @@ def scan(pairs: Sequence[Pair], root: Path, *, progress: bool = True) -> dict[Pa
             looks = pool.map(look, [pair for pair, _ in unknown])
             for (pair, stamp), result in zip(unknown, _waiting(looks, len(unknown), progress)):
                 found[pair] = result
-                if not result.error:  # what is wrong with a file may be mended without touching it
+                if not result.error:  # the cause may be fixed without touching the file
                     known[_key(pair)] = stamp, result
         _write_cache(memory, known)
     return {pair: found[pair] for pair in pairs}
 
 
 def _waiting(results: Iterable[T], total: int, progress: bool) -> Iterator[T]:
-    """Pass results on; a bar on stderr once the wait is long, nothing where nobody watches."""
+    """Pass results on, with a bar on stderr once the wait is long; without one where stderr is no terminal."""
     if not progress or not sys.stderr.isatty():
         yield from results
         return
@@ -249,7 +249,7 @@ def _write_cache(path: Path | None, known: Mapping[str, tuple[str, Found]]) -> N
     if path is None:
         return
     content = {"version": VERSION, "files": {key: (stamp, asdict(found)) for key, (stamp, found) in known.items()}}
-    with suppress(OSError):  # a place that cannot be written only costs time
+    with suppress(OSError):  # without it the next scan takes longer, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(content), encoding="utf-8")

@@ -19,7 +19,7 @@ PET_CLASSES = ["pet", "background", "border"]
 
 
 def read(kind: str, root: Path, *, download: bool = False) -> Source:
-    """The source of ``kind`` in ``root``, fetched first where asked for."""
+    """The source of ``kind`` in ``root``, downloaded first where asked for."""
     if kind == "cityscapes":
         return read_cityscapes(root)
     return {"voc": read_voc, "oxford-iiit-pet": read_pets}[kind](root, download=download)
@@ -53,10 +53,10 @@ def read_cityscapes(root: Path) -> Source:
         with _explained("cityscapes", root, "ROOT/leftImg8bit and ROOT/gtFine, from cityscapes-dataset.com"):
             data = datasets.Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
         splits.append(_pairs(data.images, [targets[0] for targets in data.targets]))
-    judged = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
-    labels = {c.id: c.train_id if c.train_id in judged else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
-    task = f"Name every pixel of a street scene, {len(judged)} classes."
-    names = [judged[i] for i in sorted(judged)]
+    scored = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
+    labels = {c.id: c.train_id if c.train_id in scored else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
+    task = f"Name every pixel of a street scene, {len(scored)} classes."
+    names = [scored[i] for i in sorted(scored)]
     return Source(root, splits[0], splits[1], names, "Cityscapes", labels=labels, task=task)
 
 

@@ -12,7 +12,7 @@ from lookfar.insertion.managing import remove, switched_off, verify
 if TYPE_CHECKING:
     from torch import nn
 
-    LEAVES: list[type[nn.Module]]  # every block's class, for tracers of torch.fx that want to be told their leaves
+    LEAVES: list[type[nn.Module]]  # every block's class, for tracers of torch.fx that ask which modules are leaves
 
 __all__ = [
     "LEAVES",

@@ -17,7 +17,7 @@ KINDS = ("context", "tokens")
 
 
 def info_of(block: Any) -> BlockInfo | None:
-    """The facts of a block by name, class or module; None for a stranger's class or module.
+    """The facts of a block by name, class or module; None for a class or module that is not ours.
 
     Raises:
         ValueError: No block has the name, or its kind is not one that keeps the shape.
@@ -48,13 +48,13 @@ def build(
     shared: bool,
     options: dict[str, Any],
 ) -> nn.Module:
-    """A block for ``place``, with its record; gated where it is not residual by what it is.
+    """A block for ``place``, with its record; gated where it is not residual by nature.
 
     Args:
         block: Name, class or module.
         info: As :func:`info_of` gives it.
         place: Where it will stand.
-        maps: What it will take, an entry a call.
+        maps: Its inputs, one for each call.
         layout: How the maps come from the place's output.
         raw: Without a gate.
         position: For the record.
@@ -62,7 +62,7 @@ def build(
         options: For the constructor.
     """
     on_meta = maps[0].is_meta
-    if on_meta:  # built and asked on the CPU, then taken there
+    if on_meta:  # built and tried on the CPU, then moved there
         maps = [_random(x, device="cpu") for x in maps]
     x = maps[0]
     channels = x.shape[-1 if layout.kind == "tokens" else 1]
@@ -123,7 +123,7 @@ def _is_residual(info: BlockInfo | None) -> bool:
 
 
 def _is_identity(module: nn.Module, like: Tensor) -> bool:
-    """Whether the block gives back what it takes: asked of random numbers, not of the host's, which may be zero."""
+    """Whether the block returns its input: asked with random numbers, since a host's features may be zero."""
     x = _random(like, device=like.device)
     with untouched(module), torch.no_grad():
         return bit_equal(module.eval()(x), x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-PATIENCE = 2.0  # seconds without a word
+PATIENCE = 2.0  # seconds before a word on the terminal
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
 
@@ -44,7 +44,7 @@ def example_inputs(network: nn.Module, example: Any) -> Inputs:
 
 @contextlib.contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Training flags, buffers and random states (torch's, numpy's, Python's) are afterwards as they were."""
+    """Training flags, buffers and random states (torch's, numpy's, Python's) are restored afterwards."""
     flags = [(module, module.training) for module in network.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -83,7 +83,7 @@ def _other_random_states() -> Iterator[None]:
 
 
 def run(network: nn.Module, inputs: Inputs, *, train: bool) -> list[Tensor]:
-    """All tensors that a forward pass gives, under one random state."""
+    """All tensors that a forward pass returns, always from the same random state."""
     args, kwargs = inputs
     with untouched(network), torch.no_grad(), _said(network):
         network.train(train)
@@ -92,7 +92,7 @@ def run(network: nn.Module, inputs: Inputs, *, train: bool) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _said(network: nn.Module) -> Iterator[None]:
-    """On a terminal, say what is waited for after two seconds."""
+    """On a terminal, say after two seconds what is taking so long."""
     text = f"lookfar: running {type(network).__name__} on the example …"
     timer = threading.Timer(PATIENCE, lambda: print(text, file=sys.stderr, flush=True))
     timer.daemon = True
@@ -157,11 +157,11 @@ class Seen:
 
     Attributes:
         entered: How often it was called.
-        calls: How often it came to its end.
+        calls: How often it returned.
         off_by: The largest difference of its output from its input; None where they are equal bit for bit.
-        drew: It took random numbers.
+        drew: It drew random numbers.
         restrided: Its output is in another memory format than its input.
-        sizes: Of what it took.
+        sizes: Of its inputs.
     """
 
     entered: int = 0
@@ -174,7 +174,7 @@ class Seen:
 
 @contextlib.contextmanager
 def watched(blocks: Iterable[nn.Module]) -> Iterator[list[Seen]]:
-    """What blocks do, one by one."""
+    """What each of the blocks does while the ``with`` lasts."""
     seen: list[Seen] = []
     before: dict[int, tuple[Tensor, list[Tensor]]] = {}
 

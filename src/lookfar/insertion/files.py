@@ -94,7 +94,7 @@ def _identity(value: Tensor, key: str) -> tuple[Any, ...]:
 
 
 def load(host: nn.Module, path: str | Path, *, blocks: Blocks | None = None) -> nn.Module:
-    """Insert into ``host`` what stands in a file of :func:`save`, and load all weights, strictly.
+    """Insert into ``host`` what a file of :func:`save` says, and load all weights, strictly.
 
     Args:
         host: The network as it was before the insertions, or with exactly those of the file.
@@ -276,8 +276,8 @@ def _check_fits(host: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         "of another shape": shapes,
     }
     if any(wrong.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in wrong.items() if keys)
-        raise ValueError(f"{path.name} does not fit this {type(host).__name__}. {told}")
+        details = "; ".join(f"{what}: {_some(keys)}" for what, keys in wrong.items() if keys)
+        raise ValueError(f"{path.name} does not fit this {type(host).__name__}. {details}")
 
 
 def _some(keys: list[str]) -> str:

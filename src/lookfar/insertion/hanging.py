@@ -134,7 +134,7 @@ def attach(network: nn.Module, block: nn.Module, *, place: str, spot: str, holde
     if record.spot[0] or not record.spot[1]:  # the holder is the spot or inside it
         path = ".".join(filter(None, [relative(spot, holder)[1], name]))
         _register(module, functools.partial(call_inside, path=path, layout=record.layout))
-        if spot == holder and "." not in path and is_norm(module):  # nobody else could keep it: a net of Sequentials
+        if spot == holder and "." not in path and is_norm(module):  # nothing else could keep it: a net of Sequentials
             around, _, own = spot.rpartition(".")
             _register(network.get_submodule(around), functools.partial(miss, child=own, name=name), pre=True)
     else:
@@ -208,7 +208,7 @@ def call_kept(module: nn.Module, args: Any, output: Any, *, block: nn.Module, na
 
 
 def watch(module: nn.Module, args: Any, *, target: str, name: str) -> None:
-    """Sees that the block ``name`` of ``module`` hangs on ``target``; hangs it on what came in a norm's place.
+    """Checks that the block ``name`` of ``module`` hangs on ``target``; hangs it on what replaced a norm.
 
     Raises:
         RuntimeError: Something else stands there, as after folding a norm into its convolution.
@@ -224,7 +224,7 @@ def watch(module: nn.Module, args: Any, *, target: str, name: str) -> None:
 
 
 def miss(module: nn.Module, args: Any, *, child: str, name: str) -> None:
-    """Sees that a norm is still the one that keeps the block."""
+    """Checks that the norm in which the block is kept is still there."""
     if name not in module.get_submodule(child)._modules:
         raise RuntimeError(
             f"{name} was kept in the norm {child!r}, in whose place there is another module now: the block is lost. "
@@ -235,7 +235,7 @@ def miss(module: nn.Module, args: Any, *, child: str, name: str) -> None:
 def announce(module: nn.Module, args: Any, *, child: str) -> None:
     """While torch.fx traces ``module``, a layer of torch becomes one node together with the blocks behind it.
 
-    It would else be a leaf: fx sees no hook of a leaf, and what folds it into another layer would lose the block.
+    Otherwise it would be a leaf: fx sees no hooks of a leaf, and folding it into another layer would lose the block.
     """
     if any(isinstance(x, Proxy) for x in args):
         spot = module.get_submodule(child)
@@ -244,7 +244,7 @@ def announce(module: nn.Module, args: Any, *, child: str) -> None:
 
 
 def refuse_tracing(module: nn.Module, args: Any) -> None:
-    """A layer that the network itself calls has nobody who could announce it."""
+    """Refuse where the network itself calls the layer: no module around it could announce it."""
     if any(isinstance(x, Proxy) for x in args) and "forward" not in module.__dict__ and _depends_on_mode(module):
         raise ValueError(
             f"torch.fx cannot trace a {type(module).__name__} with a block behind it that the network itself calls: "
@@ -370,7 +370,7 @@ def _numbered(base: str) -> Iterator[str]:
 
 
 def _old_name(spot: nn.Module, own: str, base: str, name: str, record: Record) -> str:
-    """How an earlier version called the block, from the holder: by keywords too, and behind the norm it stood on."""
+    """The block's name in an earlier version's files, from the holder: keywords were names, a norm kept its block."""
     before = sum(_is(hook, call_kept) for hook in spot._forward_hooks.values())
     inside = bool(record.spot[0]) or not record.spot[1]
     number = name[len(base) :] if inside else f"_{before + 1}" if before else ""

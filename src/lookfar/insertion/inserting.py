@@ -143,7 +143,7 @@ class _Slot:
 def _places(
     network: nn.Module, at: str | Sequence[str], position: str, hidden: Collection[nn.Module]
 ) -> dict[str, str]:
-    """Names of the modules behind which blocks go -> the names found for ``at`` in which they are."""
+    """Names of the modules behind which blocks go -> the names found for ``at`` that hold them."""
     named = find_modules(network, at, hidden)
     if position == "last":
         return {name: name for name in named}
@@ -240,7 +240,7 @@ def _settle(
     """Keep each block where it runs exactly once for a call of its place; check that nothing has changed.
 
     The network has run once. It runs once more in eval, where its outputs are compared, and once in training, where
-    each block is asked: if it gives back what it takes and draws no random numbers, the network cannot notice it.
+    each block is watched: if it returns its input and draws no random numbers, the network cannot notice it.
     """
     modules = [*hidden, *(slot.module for slot in new)]
     choices = {id(slot): holders(network, slot.spot, modules) for slot in new}
@@ -274,7 +274,7 @@ def _settle(
             return  # a host that cannot train on this example is checked in eval alone
     changed = [(slot, one) for slot, one in zip(new, seen) if one.off_by is not None]
     if changed:
-        _tell(_changed(changed, "training"), given)
+        _report(_changed(changed, "training"), given)
 
 
 def _differs(
@@ -286,15 +286,15 @@ def _differs(
     *,
     given: bool,
 ) -> bool:
-    """Whether a block changes the network in eval, which is reported."""
+    """Whether a block changes the network in eval mode; a change is reported."""
     changed = [(slot, one) for slot, one in zip(new, seen) if one.off_by is not None]
     if changed:
-        _tell(_changed(changed, "eval"), given)
+        _report(_changed(changed, "eval"), given)
         return True
     drew = [slot for slot, one in zip(new, seen) if one.drew]
     if len(before) != len(after) or not all(map(bit_equal, before, after)):
         if drew:
-            _tell(f"{block_name(drew[0].module)} after {drew[0].place} draws random numbers in eval mode", given)
+            _report(f"{block_name(drew[0].module)} after {drew[0].place} draws random numbers in eval mode", given)
             return True
         restrided = [slot for slot, one in zip(new, seen) if one.restrided]
         if restrided:
@@ -306,7 +306,7 @@ def _differs(
             return False
         warnings.warn(
             f"{type(network).__name__} itself gives other outputs each time it runs in eval mode (it counts its calls, "
-            "or draws its own random numbers): the blocks were checked alone, where each gives back what it takes",
+            "or draws its own random numbers): the blocks were checked alone, where each returns its input",
             stacklevel=4,
         )
     return False
@@ -316,13 +316,13 @@ def _changed(changed: list[tuple[_Slot, Seen]], mode: str) -> str:
     largest = max(one.off_by or 0.0 for _, one in changed)
     places = ", ".join(slot.place for slot, _ in changed[:3])
     return (
-        f"{block_name(changed[0][0].module)} after {places} changes the network in {mode} mode: what it gives "
-        f"differs from what it takes by up to {largest:.2g}"
+        f"{block_name(changed[0][0].module)} after {places} changes the network in {mode} mode: its output "
+        f"differs from its input by up to {largest:.2g}"
     )
 
 
-def _tell(message: str, given: bool) -> None:
-    """A module that came built may have been trained: then a change is no error."""
+def _report(message: str, given: bool) -> None:
+    """Raise; or warn, where the block was given as a module, which may have been trained."""
     if not given:
         raise ValueError(f"{message}. The network is as it was")
     warnings.warn(message, stacklevel=5)

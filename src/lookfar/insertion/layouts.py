@@ -26,7 +26,7 @@ class Grid:
 
 @dataclass(eq=False)
 class Layout:
-    """What stands on which axis of a place's output.
+    """What each axis of a place's output is.
 
     Attributes:
         kind: ``map`` (B, C, ..), ``last`` (B, .., C), ``grid`` (B, prefix + N, C), ``tokens`` (B, N, C) taken as such,
@@ -58,14 +58,14 @@ class Layout:
             size = self.grid.size
             if y.shape[1] != self.prefix + math.prod(size):
                 raise OffGridError(
-                    f"{y.shape[1]} tokens came, {self.prefix} and a grid of {size} were expected: a block on the grid "
+                    f"{y.shape[1]} tokens came, want {self.prefix} and a grid of {size}: a block on the grid "
                     "wants all patches, none dropped or merged"
                 )
             return y[:, self.prefix :].transpose(1, 2).unflatten(2, size)
         return y
 
     def around(self, block: Callable[[Any], Any], y: Any) -> Any:
-        """The place's output with the block's in it."""
+        """The place's output after the block."""
         if self.kind in ("map", "tokens"):
             return block(y)
         out = block(self.enter(y))
@@ -130,7 +130,7 @@ def find_layout(
     sequence: bool,
     seen: list[tuple[str, tuple[int, ...]]],
 ) -> Layout:
-    """What stands on which axis of ``y``, the output of ``place``.
+    """What each axis of ``y`` is, the output of ``place``.
 
     Args:
         network: The host.
@@ -199,7 +199,7 @@ def _is_sequence(network: nn.Module, place: str, y: Tensor) -> bool:
 
 
 def _is_channels_last(network: nn.Module, place: str, y: Tensor) -> bool:
-    """The widths of the layers around tell on which axis the channels are, the innermost first; timm says so too."""
+    """Whether channels are on the last axis: by the widths of the layers around, the innermost first, and by timm."""
     around = _around(network, place)
     for module in around:
         layers = list(module.modules())

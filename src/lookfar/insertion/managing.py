@@ -95,7 +95,7 @@ def verify(network: nn.Module, example: Any = None) -> dict[str, int]:
 
 
 def count_calls(network: nn.Module, inputs: Inputs) -> dict[str, Seen]:
-    """What each inserted block does in a forward pass in eval; one whose place was taken away does nothing."""
+    """What each inserted block does in a forward pass in eval; one whose place is gone does nothing."""
     found = insertions(network)
     with watched(one.module for one in found) as seen:
         try:

@@ -31,7 +31,7 @@ def is_main_process() -> bool:
 
 
 def launch(settings: Settings) -> "Fabric":
-    """Fabric on the devices asked for, its processes started."""
+    """Fabric on the requested devices, with its processes started."""
     with quiet():
         from lightning_fabric import Fabric
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
@@ -75,7 +75,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
-    """Threads, deterministic kernels and random state for a run; the caller's are given back."""
+    """Threads, deterministic kernels and random state of a run; the caller's are restored afterwards."""
     on_cpu = device.type == "cpu"
     with contextlib.ExitStack() as back:
         back.callback(torch.set_num_threads, torch.get_num_threads())
@@ -93,7 +93,7 @@ def reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
             back.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
-            # beside that, torch fills new memory with NaN: it takes time, and nothing here reads what it did not write
+            # with that, torch also fills new memory with NaN: it takes time, and nothing here reads unwritten memory
             _set_until(back, torch.utils.deterministic, "fill_uninitialized_memory", False)
         _set_until(back, torch.backends.cudnn, "deterministic", True)
         yield

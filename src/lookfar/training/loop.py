@@ -44,7 +44,7 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 class TrainingError(RuntimeError):
-    """Training went wrong in a way that going on would not mend; the message names the step."""
+    """Training failed in a way that continuing would not fix; the message names the step."""
 
 
 def train(
@@ -207,7 +207,7 @@ class _Run:
             validate = done == steps or (settings.eval_every > 0 and done % settings.eval_every == 0)
             shares = self._take_step(watch=log and bool(self.probes))
             self.step = done
-            if log or alone:  # elsewhere looking at every loss would make the device wait
+            if log or alone:  # on a GPU, reading every loss would make it wait
                 self._check_window()
             if log:
                 self._log(time.perf_counter() - started, shares)
@@ -303,7 +303,7 @@ class _Run:
         fabric = self.fabric
         network = self.network if self.ema is None else self.ema.module
         if fabric.world_size > 1:
-            for buffer in network.buffers():  # every process judges the network of the first
+            for buffer in network.buffers():  # every process evaluates the network of the first
                 torch.distributed.broadcast(buffer, 0)
         mine = evaluate(
             network,
