@@ -124,6 +124,9 @@ def study(
     place: Annotated[str | None, typer.Option(help="Stage or module after which blocks go.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the network sees.")] = None,
     val: Annotated[str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="Validate on this instead.")] = None,
+    also_val: Annotated[
+        str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="A second set to judge by, used for nothing else.")
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="V,V", help="Mask value of class 0, 1, ...: 0,255")] = None,
     classes: Annotated[int | None, typer.Option(help="How many, where no classes.txt says it.")] = None,

@@ -23,6 +23,7 @@ def open_plan_data(plan: Plan) -> "Data":
         plan.data,
         size=plan.size,
         val=plan.val,
+        also_val=plan.also_val,
         in_chans=plan.in_chans,
         ignore=plan.ignore,
         labels=plan.labels,

@@ -47,6 +47,7 @@ class Plan:
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
         val: A folder or sequence for validation instead of the data set's own.
+        also_val: A second set to judge by, a folder or sequence; it leaves train and is used for nothing else.
         ignore: Mask values to ignore beside 255: numbers, or colours as ``#rrggbb``.
         labels: The mask value of class 0, 1, 2 ..., in this order.
         classes: How many there are, where no names say it.
@@ -96,6 +97,7 @@ class Plan:
     steps: int | None = None
     size: tuple[int, int] | None = None
     val: str | None = None
+    also_val: str | None = None
     ignore: tuple[int | str, ...] = ()
     labels: tuple[int | str, ...] = ()
     classes: int | None = None

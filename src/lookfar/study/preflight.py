@@ -86,6 +86,7 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
             "train": len(data.train),
             "val": len(data.val),
             "val_names": val_names,
+            "also_val_names": [] if data.also_val is None else [str(name) for name in data.also_val.names],
             "size": list(data.size),
             "in_chans": data.in_chans,
             "task": data.task,

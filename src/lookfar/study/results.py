@@ -20,7 +20,11 @@ from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import load_counts
-from lookfar.study.text import comparison
+from lookfar.study.text import comparison, second_judge
+
+
+# of a trial, on each set that judges: its confusion matrices, and those with the block switched off
+JUDGES = {"val": ("confusion.npz", "off.npz"), "also_val": ("also.npz", "also-off.npz")}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Results:
         trials: A row a trial.
         summaries: A row a candidate, best first, references last.
         conclusions: What is true of the study as a whole.
+        also: The same trials judged on the second set (``also_val``), which nothing else has seen; None without one.
     """
 
     folder: Path
@@ -42,6 +47,7 @@ class Results:
     trials: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
     conclusions: Conclusions
+    also: "Results | None" = None
 
     def summary(self, candidate: str) -> Summary:
         """The row of one candidate."""
@@ -56,7 +62,14 @@ class Results:
         return all(trial.status == "done" for trial in self.trials)
 
     def __repr__(self) -> str:
-        return comparison(self.summaries, self.conclusions)
+        text = comparison(self.summaries, self.conclusions)
+        return text if self.also is None else "\n".join([text, "", *self.also_lines()])
+
+    def also_lines(self, width: int = 120) -> list[str]:
+        """The second set's table and sentences; nothing without one."""
+        if self.also is None:
+            return []
+        return second_judge(str(self.plan.also_val), self.also.summaries, self.also.conclusions, width)
 
 
 def load(folder: str | Path, *, margin: float | None = None, groups: str | None = None) -> Results:
@@ -89,26 +102,40 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
         for candidate in plan.candidates
         for seed in range(plan.seeds)
     ]
+    data = environment.get("data", {})
+    results = _judged(folder, plan, trials, data, "val")
+    return replace(results, also=_judged(folder, plan, trials, data, "also_val")) if plan.also_val else results
+
+
+def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any], judge: str) -> Results:
+    """The trials as one of the two sets sees them."""
+    matrices, off_matrices = JUDGES[judge]
     counts, trials_scored = {}, []
     for trial in trials:
-        if trial.status == "done":
-            of_trial = load_counts(Path(trial.folder) / "confusion.npz")
-            off = Path(trial.folder) / "off.npz"
+        path, off = Path(trial.folder) / matrices, Path(trial.folder) / off_matrices
+        if trial.status == "done" and path.is_file():
+            of_trial = load_counts(path)
             trial = scored(trial, of_trial, load_counts(off) if off.is_file() else None)
             counts[trial.candidate, trial.seed] = of_trial
+        elif trial.status == "done":
+            trial = replace(trial, status="missing")
         trials_scored.append(trial)
-    data = environment.get("data", {})
     images = len(next(iter(counts.values()))) if counts else 0
     summaries, conclusions = conclude(
-        plan.candidates, trials_scored, counts, _groups(plan, data.get("val_names"), images), plan.margin
+        plan.candidates, trials_scored, counts, _groups(plan, data.get(f"{judge}_names"), images), plan.margin
     )
     summaries.sort(key=_rank)
     return Results(folder, plan, tuple(data.get("classes", ())), tuple(trials_scored), tuple(summaries), conclusions)
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:
-    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds."""
+    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds.
+
+    Beside it ``comparison.csv``, a row a candidate, and both again as ``also-...csv`` for a second set to judge by.
+    """
     path = path or results.folder / "results.csv"
+    if results.also is not None:
+        write_csv(results.also, path.with_name(f"also-{path.name}"))
     classes = results.classes
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -119,7 +146,7 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
         ious = [*trial.iou, *[None] * len(classes)][: len(classes)]
         writer.writerow([_cell(row[name]) for name in head] + [_cell(value) for value in ious])
     write_text(path, text.getvalue())
-    _write_comparison(results, path.with_name("comparison.csv"))
+    _write_comparison(results, path.with_name(path.name.replace("results", "comparison")))
     return path
 
 

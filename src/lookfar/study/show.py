@@ -17,6 +17,8 @@ def show(results: Results, report: Path | None = None, console: Console | None =
     console.print()
     for sentence in sentences(results.summaries, results.conclusions):
         console.print(sentence, soft_wrap=not console.is_terminal)  # a terminal wraps at words
+    for line in ["", *results.also_lines(console.width)] if results.also else []:
+        console.print(line, soft_wrap=not console.is_terminal)
     last = ([f"Report: {report}"] if report else []) + [f"Next: {next_step(results)}"]
     joined = "        ".join(last)
     console.print(joined if len(joined) <= console.width else "\n".join(last), soft_wrap=True)

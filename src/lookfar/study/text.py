@@ -29,8 +29,14 @@ def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: in
     return "\n".join([*table_lines(summaries, width), "", *sentences(summaries, conclusions)])
 
 
-def table_lines(rows: Sequence[Summary], width: int) -> list[str]:
-    """The comparison, cut into two tables where the width cannot hold one."""
+def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, width: int) -> list[str]:
+    """The comparison on the second set, under a line that says what it is."""
+    said = f"The same trials on {name}, which was used for nothing else:"
+    return [said, *table_lines(rows, width, cost=False), "", *sentences(rows, conclusions)]
+
+
+def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> list[str]:
+    """The comparison, cut into two tables where the width cannot hold one; what the trials cost is left out on wish."""
     names = Column("block", [NAMES.get(row.candidate, row.candidate) for row in rows], number=False)
     letter, scale = unit([row.parameters for row in rows])
     accuracy = [
@@ -38,17 +44,19 @@ def table_lines(rows: Sequence[Summary], width: int) -> list[str]:
         Column("against baseline", ["" if row.difference is None else str(row.difference) for row in rows]),
         Column("verdict", [row.short for row in rows], number=False),
     ]
-    cost = [
+    costs = [
         Column("block off", ["" if row.miou_off is None else points(row.miou_off) for row in rows]),
         Column(f"params {letter}", [_number(row.parameters, scale) for row in rows]),
         Column("GFLOPs", [_number(row.flops, 1e9) for row in rows]),
         Column("ms", [_number(row.latency_ms) for row in rows]),
         Column("MB", [_number(row.memory_mb) for row in rows]),
     ]
-    whole = [names, *accuracy, *cost]
+    if not cost:
+        costs = costs[:1]
+    whole = [names, *accuracy, *costs]
     if sum(column.width + 2 for column in whole) <= width:
         return _lines(whole)
-    return [*_lines([names, *accuracy]), "", *_lines([names, *cost])]
+    return [*_lines([names, *accuracy]), "", *_lines([names, *costs])]
 
 
 def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
 
     None in the helping processes of a trial on several devices.
     """
+    import numpy as np
     import torch
 
     from lookfar.cost import measure_network
@@ -62,12 +64,15 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
     result["notes"] = list(trained.get("notes", ()))
     result["miou_off"] = None
+    judge = partial(evaluate, network, data, batch_size=plan.batch_size, precision=plan.precision, score=plan.score)
+    if data.also_val is not None:
+        np.savez_compressed(folder / "also.npz", confusion=judge(samples=data.also_val))
     if names:
-        import numpy as np
-
         with switched_off(network, names):
-            confusion = evaluate(network, data, batch_size=plan.settings().batch_size, precision=plan.precision)
-        np.savez_compressed(folder / "off.npz", confusion=confusion)
+            confusion = judge()
+            np.savez_compressed(folder / "off.npz", confusion=confusion)
+            if data.also_val is not None:
+                np.savez_compressed(folder / "also-off.npz", confusion=judge(samples=data.also_val))
         result["miou_off"] = scores(confusion)["miou"]
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)

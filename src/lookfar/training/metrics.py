@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lookfar._options import choice
 
 if TYPE_CHECKING:
-    from lookfar.data import Data
+    from lookfar.data import Data, Samples
 
 IGNORE = 255  # label of pixels that count nowhere
 SCORES = ("resized", "original")  # at the size that the network sees, or at that of each file
@@ -146,6 +146,7 @@ def evaluate(
     batch_size: int = 32,
     precision: str = "32-true",
     score: str = "resized",
+    samples: "Samples | None" = None,
     rank: int = 0,
     world: int = 1,
 ) -> np.ndarray:
@@ -158,6 +159,7 @@ def evaluate(
         precision: As in :class:`Settings`; the mixed ones run under autocast.
         score: ``resized``: masks are brought to the size that the network sees; ``original``: predictions are brought
             to the size of each file.
+        samples: Another set to judge by, as ``data.also_val``; by default ``data.val``.
         rank: Evaluate the images of this process alone; the others' matrices are zero.
         world: Number of processes.
 
@@ -170,18 +172,19 @@ def evaluate(
     choice("score", score, SCORES)
     parameter = next(network.parameters())
     device, K = parameter.device, len(data.classes)
-    mine = range(rank, len(data.val), world)
-    result = np.zeros((len(data.val), K, K), dtype=np.int64)
+    judged = data.val if samples is None else samples
+    mine = range(rank, len(judged), world)
+    result = np.zeros((len(judged), K, K), dtype=np.int64)
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         start = 0
-        for images, masks in _val_batches(data, batch_size, rank, world):
+        for images, masks in _val_batches(data, judged, batch_size, rank, world):
             images = images.to(device, parameter.dtype, memory_format=torch.channels_last)
             with torch.no_grad(), _autocast(precision, device):
                 logits = network(images)
             indices = mine[start : start + len(masks)]
-            result[indices] = judge_batch(logits, masks, data, indices, score)
+            result[indices] = judge_batch(logits, masks, data, indices, score, judged)
             start += len(masks)
     finally:
         for module, training in modes.items():
@@ -189,13 +192,15 @@ def evaluate(
     return result
 
 
-def _val_batches(data: "Data", batch_size: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _val_batches(
+    data: "Data", judged: "Samples", batch_size: int, rank: int, world: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     if world == 1:
-        yield from data.val_batches(batch_size)
+        yield from data.val_batches(batch_size, judged)
         return
-    mine = range(rank, len(data.val), world)
+    mine = range(rank, len(judged), world)
     for start in range(0, len(mine), batch_size):
-        images, masks = zip(*(data.val[i] for i in mine[start : start + batch_size]))
+        images, masks = zip(*(judged[i] for i in mine[start : start + batch_size]))
         yield data.normalise(torch.stack(images)), torch.stack(masks).long()
 
 
