@@ -137,6 +137,7 @@ class _View:
             )
             if s
         ]
+        self.also = self._also()
         self.one_seed = self.plan.seeds == 1
         self.intervals = intervals(results)
         metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in results.trials}
@@ -147,6 +148,13 @@ class _View:
         self.limits = limits(results)
         self.plan_text = (results.folder / "study.yaml").read_text(encoding="utf-8").strip()
         self.made = made(self.environment)
+
+    def _also(self) -> dict[str, Any] | None:
+        """The comparison on the second set."""
+        if self.results.also is None:
+            return None
+        images = len(self.environment.get("data", {}).get("also_val_names") or ())
+        return {"images": images, "rows": self.results.also.summaries, "styles": self.styles}
 
     def _scatter(self, field: str, unit: float, title: str) -> Any:
         found = []
