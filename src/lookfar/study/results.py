@@ -22,7 +22,6 @@ from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import load_counts
 from lookfar.study.text import comparison, second_judge
 
-
 # of a trial, on each set that judges: its confusion matrices, and those with the block switched off
 JUDGES = {"val": ("confusion.npz", "off.npz"), "also_val": ("also.npz", "also-off.npz")}
 
