@@ -64,7 +64,9 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
     result["notes"] = list(trained.get("notes", ()))
     result["miou_off"] = None
-    judge = partial(evaluate, network, data, batch_size=plan.batch_size, precision=plan.precision, score=plan.score)
+    judge = partial(
+        evaluate, network, data, batch_size=plan.settings().batch_size, precision=plan.precision, score=plan.score
+    )
     if data.also_val is not None:
         np.savez_compressed(folder / "also.npz", confusion=judge(samples=data.also_val))
     if names:
