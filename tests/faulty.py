@@ -1,5 +1,8 @@
 """A sound block, and blocks with one classic fault each: what :mod:`test_check` asks about."""
 
+import os
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -192,3 +195,77 @@ class WantsContiguous(Convolution):
 class Branches(Convolution):
     def forward(self, x):
         return super().forward(x) if x.sum() > 0 else x
+
+
+class Calls(Convolution):
+    """Does something else first."""
+
+    def forward(self, x):
+        self.first()
+        return x + super().forward(x)
+
+
+class Exits(Calls):
+    def first(self):
+        sys.exit(0)
+
+
+class ExitsInTraining(Calls):
+    def first(self):
+        if self.training:
+            os._exit(0)
+
+
+class Raises(Calls):
+    def first(self):
+        raise KeyboardInterrupt
+
+
+class CallsItself(Calls):
+    def first(self):
+        self.first()
+
+
+class Hangs(Calls):
+    def first(self):
+        while self.training:
+            torch.zeros(1)
+
+
+class Prints(Calls):
+    def first(self):
+        print("shape")
+
+
+class WritesBelowPython(Calls):
+    def first(self):
+        os.write(1, b'{"holds": true}\n')
+
+
+class GivesNan(Convolution):
+    def forward(self, x):
+        return super().forward(x) / 0 * 0
+
+
+class KeepsARandomTensor(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.scale = torch.rand(channels, 1, 1)
+
+    def forward(self, x):
+        return x + super().forward(x) * self.scale.to(x)
+
+
+class KeepsAFunction(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = lambda x: x.relu()
+
+    def forward(self, x):
+        return x + self.act(super().forward(x))
+
+
+class KeepsAGraph(Convolution):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.doubled = self.weight * 2

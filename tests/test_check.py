@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ FILE = Path(__file__).with_name("faulty.py")
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr("lookfar.check.show.check_apart", check_module)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["lookfar", "check", *map(str, arguments)])
@@ -52,6 +54,10 @@ FAULTS = [
     ("RandomInEval", "deterministic", r"in eval two calls differ by \d+ %"),
     ("FailsUnderAutocast", "autocast", r"bfloat16: RuntimeError"),
     ("WantsContiguous", "channels_last", r"RuntimeError: view size is not compatible"),
+    ("Prints", "silent", r"writes on standard output: shape shape$"),
+    ("WritesBelowPython", "silent", r"writes on standard output: .\"holds\": true"),
+    ("KeepsARandomTensor", "state", r"another instance with its state dict differs by \d+ %"),
+    ("KeepsAGraph", "copies", r"copy.deepcopy fails: RuntimeError: Only Tensors created explicitly"),
     ("Branches", "compile", r"\w+: .*branch"),
     ("Branches", "export", r"\w+: "),
 ]
@@ -73,6 +79,7 @@ def test_a_fault_is_named_in_its_row(name, promise, told):
         ("Sound", "reached", "gradient exactly zero: key.bias"),
         ("Frozen", "reached", "declared frozen: bias"),
         ("SwitchedOption", "arguments", "changing pad=1 changes nothing with the other options as they are"),
+        ("KeepsAFunction", "copies", "cannot be pickled: "),
         ("Convolution", "identity", "as built, the output differs from the input by "),
     ],
 )
@@ -94,6 +101,46 @@ def test_an_ignored_channel_argument_is_told_of_modules_that_run_and_that_do_not
     assert rows["runs"]["detail"].startswith("fails on (2×16×16×16): RuntimeError")
     assert "has the 4,160 parameters of 16" in rows["arguments"]["detail"]
     assert rows["images"]["status"] == "not asked"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Exits", "RuntimeError: it called sys.exit(0)"),
+        ("CallsItself", "RecursionError: "),
+        ("GivesNan", "ArithmeticError: nan or inf in the output"),
+    ],
+)
+def test_what_does_not_run_is_broken_whatever_is_asked(run, name, told):
+    code, out, err = run(f"{FILE}:{name}", "--channels", 4, "--only", "images", "--json")
+    rows = {row["promise"]: row for row in json.loads(out)["promises"]}
+    assert (code, err) == (1, "")
+    assert rows["runs"]["status"] == "broken"
+    assert rows["runs"]["detail"].startswith(f"fails on (2×4×16×16): {told}")
+    assert rows["images"]["status"] == "not asked"
+
+
+def test_an_interrupt_is_the_users_where_somebody_listens(monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        check_module(f"{FILE}:Raises", 4, only=["images"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the process of a stranger's module
+    try:
+        outcome = check_module(f"{FILE}:Raises", 4, only=["images"])["runs"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (outcome.status, outcome.detail) == ("broken", "fails on (2×4×16×16): KeyboardInterrupt")
+
+
+def test_a_module_that_hangs_is_broken_and_is_given_less_time_afterwards(monkeypatch):
+    monkeypatch.setattr(check_run, "CALLS", 1.0)
+    monkeypatch.setattr(check_run, "HANGING", 0.5)
+    report = check_module(f"{FILE}:Hangs", 4, only=["images", "reached", "input"])
+    found = {row.promise: (row.outcome.status, row.outcome.detail) for row in report.rows}
+    assert found == {
+        "images": ("holds", ""),
+        "reached": ("broken", "had not ended after 1 s"),
+        "input": ("broken", "had not ended after 0.5 s"),
+    }
 
 
 def test_an_option_with_a_floor_is_no_fault():
@@ -167,7 +214,7 @@ def test_sequences_and_videos():
         ([FILE.with_name("faulti.py:Sound")], "faulty.py?"),
         ([FILE], "It has: Sound, SoftmaxOverBatch"),
         ([f"{FILE}:Sounds"], "Did you mean Sound?"),
-        ([f"{FILE}:Sound(head=2)"], "it takes (channels, heads=1)"),
+        ([f"{FILE}:Sound(head=2)"], "Did you mean heads?"),
         ([f"{FILE}:F"], "has no class 'F'"),
         (["no.such.module:Block"], "cannot import no.such.module: ModuleNotFoundError"),
         ([f"{FILE}:Sound", "--option", "heads"], "want --option NAME=VALUE"),
@@ -187,14 +234,16 @@ def test_what_cannot_be_loaded_exits_2_in_a_few_lines(run, arguments, message):
 def test_files_that_fail_to_import(run, tmp_path):
     for source, message in (
         ("import nothing_of_this_name\n", "ModuleNotFoundError"),
-        ("def f(:\n", "SyntaxError"),
+        ("x = 1\ndef f(:\n", "line 2: SyntaxError"),
+        ("x = 1\n\nx.y\n", "line 3: AttributeError"),
+        ("class Block: pass\n", "is a class, but no torch.nn.Module"),
         ("import sys\nsys.exit(0)\n", "it called sys.exit(0)"),
         ("Block = lambda channels: channels\n", "gives int, want a torch.nn.Module"),
     ):
         (tmp_path / "mine.py").write_text(source)
         code, _, err = run(tmp_path / "mine.py:Block")
         assert code == 2
-        assert message in err
+        assert message in " ".join(err.split())
 
 
 def test_files_of_packages_import_relatively(tmp_path):
@@ -221,7 +270,10 @@ def test_one_failing_question_does_not_stop_the_others(monkeypatch):
         while True:
             torch.zeros(1)
 
-    asked = [check_run.Promise("vain", "vain", ask_in_vain), check_run.Promise("forever", "forever", ask_forever)]
+    asked = [
+        check_run.Promise("vain", "vain", ask_in_vain),
+        check_run.Promise("forever", "forever", ask_forever, slow=True),
+    ]
     monkeypatch.setattr(check_run, "PROMISES", (*asked, PROMISES[0]))
     monkeypatch.setattr(check_run, "SECONDS", 0.5)
     report = check_module(f"{FILE}:Convolution", 4)

@@ -71,3 +71,15 @@ def _cell(value: str | int | float | None) -> str:
 def shorten(text: str, width: int) -> str:
     """At most ``width`` characters, the last one an ellipsis where something was cut off."""
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def said(error: BaseException, length: int = 160) -> str:
+    """An exception in one line of bounded length."""
+    text = " ".join(next((line for line in str(error).splitlines() if line.strip()), "").split())
+    return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, length)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """``a, b, c, d and 7 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

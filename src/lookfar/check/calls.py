@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar._tables import by_size
-from lookfar.check.outcome import Outcome, fact, holds, listed, not_asked, percent, said, verdict
+from lookfar._tables import by_size, listed, said
+from lookfar.check.outcome import Outcome, fact, holds, not_asked, percent, verdict
 from lookfar.check.subject import SCALES, TOLERANCE, Subject, all_moved, moved, outputs, pull, seed_all
 
 OTHER_SIZES = {1: [(20,), (7,), (35,)], 2: [(12, 20), (7, 5), (19, 16)], 3: [(2, 6, 7), (3, 5, 4), (5, 8, 6)]}

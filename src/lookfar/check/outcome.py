@@ -92,13 +92,6 @@ def verdict(faults: Sequence[str], facts: Sequence[str] = (), fine: str = "") ->
     return fact("; ".join(facts)) if facts else holds(fine)
 
 
-def said(error: BaseException, length: int = 160) -> str:
-    """An exception in one line of bounded length."""
-    text = " ".join(next((line for line in str(error).splitlines() if line.strip()), "").split())
-    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
-
-
 def percent(ratio: float) -> str:
     """Two digits, and no exponent below a thousandfold.
 
@@ -110,9 +103,3 @@ def percent(ratio: float) -> str:
     if ratio >= 10:
         return f"{ratio:,.0f}-fold".replace(",", " ")
     return f"{100 * ratio:.0f} %" if ratio >= 0.1 else f"{100 * ratio:.2g} %"
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """``a, b, c, d and 7 more``."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar.check.outcome import Outcome, holds, listed, verdict
+from lookfar._tables import listed
+from lookfar.check.outcome import Outcome, holds, verdict
 from lookfar.check.subject import Subject, outputs, pull
 
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}

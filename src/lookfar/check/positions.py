@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from lookfar._tables import by_size
-from lookfar.check.outcome import Outcome, broken, fact, holds, listed, not_asked, percent
+from lookfar._tables import by_size, listed
+from lookfar.check.outcome import Outcome, broken, fact, holds, not_asked, percent
 from lookfar.check.parameters import plain_attributes
 from lookfar.check.subject import SCALES, TOLERANCE, Subject, moved, outputs, twin
 

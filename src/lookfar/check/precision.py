@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lookfar.check.outcome import Outcome, broken, fact, holds, not_asked, percent, said, verdict
+from lookfar._tables import said
+from lookfar.check.outcome import Outcome, broken, fact, holds, not_asked, percent, verdict
 from lookfar.check.subject import TOLERANCE, Subject, all_moved, outputs
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar._tables import by_size
+from lookfar._tables import by_size, said
 from lookfar.check.calls import OTHER_SIZES
-from lookfar.check.outcome import Outcome, broken, not_asked, percent, said, verdict
+from lookfar.check.outcome import Outcome, broken, not_asked, percent, verdict
 from lookfar.check.subject import TOLERANCE, Subject, all_moved, outputs, pull
 
 ROUNDING = 10 * TOLERANCE  # of float32 in another order

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 
 from lookfar._tables import by_size
+from lookfar.blocks._own import split_address
+from lookfar.check.apart import check_apart
 from lookfar.check.outcome import Report
 from lookfar.check.run import check_module
 from lookfar.cost import parse_size
@@ -26,7 +28,8 @@ def check_command(
 
     measured = None if size is None else parse_size(size)
     with Console(stderr=True).status("loading") as status:  # silent when not a terminal
-        report = check_module(
+        ask = check_apart if split_address(target) else check_module  # blocks of ours need no process of their own
+        report = ask(
             target,
             channels,
             measured,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lookfar.blocks import sample_inputs
-from lookfar.check.loading import Target
+from lookfar.blocks._own import Target
 
 # faults are of the order of 1; rounding, also of a module that computes in float32 inside, of 1e-6
 TOLERANCE = 1e-4
