@@ -231,9 +231,10 @@ def address_of(thing: Any) -> str:
     if isinstance(thing, nn.Module):
         raise ValueError(f"a module that is built already cannot be built for every trial: give its class, "
                          f"{type(thing).__name__}")  # fmt: skip
-    if not callable(thing) or not hasattr(thing, "__qualname__"):
+    name = getattr(thing, "__qualname__", None)
+    if not callable(thing) or name is None:
         raise TypeError(f"want a name, a class or a function that gives a torch.nn.Module, got {thing!r}")
-    name, module = thing.__qualname__, sys.modules.get(thing.__module__)
+    module = sys.modules.get(thing.__module__)
     if "<" in name:
         raise ValueError(
             f"{name.replace('<locals>.', '')} is defined inside a function, where no trial finds it: move it out"

@@ -157,8 +157,9 @@ def rows_of(
             yield Row(promise.name, promise.title, not_asked("it does not run"))
             continue
         asking(promise.name, promise.title)
+        limit = seconds_for(promise, hangs=hangs)
         try:
-            with _limited(limit := seconds_for(promise, hangs=hangs)):
+            with _limited(limit):
                 outcome = promise.ask(subject)
         except _TooLong:
             hangs = hangs or not promise.slow
