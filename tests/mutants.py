@@ -217,7 +217,7 @@ MUTANTS = [
            FILTERS, "positions average themselves"),
     Mutant("ops/pointwise_spatial.py", "offsets[y : y + H].flip(0)", "offsets[y : y + H]",
            "tests/ops/test_pointwise_spatial.py", "positions give to those on the other side"),
-    Mutant("ops/deformable.py", "rows = moves[:, :, 0] + step[:, None", "rows = moves[:, :, 1] + step[:, None",
+    Mutant("ops/_bilinear.py", "rows = moves[:, :, 0] + step[:, None", "rows = moves[:, :, 1] + step[:, None",
            "tests/ops/test_deformable.py", "samples move by the column's offset in rows"),
     # ---- blocks ----
     Mutant("blocks/sparse_attention.py", "self.scale = (inner // switches.heads) ** -0.5", "self.scale = 1.0",

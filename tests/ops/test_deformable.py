@@ -8,6 +8,7 @@ from torchvision.ops import deform_conv2d
 
 from lookfar.cost import peak_memory
 from lookfar.ops import (
+    _bilinear,
     deformable,
     deformable_convolution,
     deformable_convolution_reference,
@@ -44,7 +45,7 @@ def draw(case: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor,
 @pytest.fixture(params=["all samples at a time", "some positions at a time", "graph"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "some positions at a time":
-        monkeypatch.setitem(deformable.LIMIT, "cpu", 100)
+        monkeypatch.setitem(_bilinear.LIMIT, "cpu", 100)
     if request.param == "graph":
         monkeypatch.setattr(deformable, "for_graphs", lambda: True)
     return request.param

@@ -10,7 +10,7 @@ from ops._every import CASES, Case
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lookfar.ops import _blockwise, deformable
+from lookfar.ops import _bilinear, _blockwise
 
 criss_cross = importlib.import_module("lookfar.ops.criss_cross")
 
@@ -24,7 +24,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even small inputs are worked on in several blocks."""
     monkeypatch.setitem(_blockwise.BUDGET, "cpu", 20)
-    monkeypatch.setitem(deformable.LIMIT, "cpu", 20)
+    monkeypatch.setitem(_bilinear.LIMIT, "cpu", 20)
     monkeypatch.setattr(criss_cross, "_limit", lambda t: 20)
 
 

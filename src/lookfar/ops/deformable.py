@@ -13,7 +13,6 @@ tent 1 - |p - m| or of a grid normalised to -1 .. 1 and back.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,15 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._bilinear import (
+    block_starts,
+    blocks,
+    corners,
+    give_rows,
+    grouped,
+    map_of,
+    places_of,
+    read_rows,
+    rows_of,
+    starts_of,
+)
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
-
-# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
-LIMIT = {"cpu": 1 << 18}
-LIMIT_ELSEWHERE = 1 << 25
 
 
 def deformable_sum_reference(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *, dilation: int = 1) -> Tensor:
@@ -88,11 +95,11 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
         if offsets is None:
             y = weighted_sum(w, wide.unflatten(1, (G, C // G)), Window((k, k), dilation=(dilation, dilation)))
             return match_format(y.flatten(1, 2).to(x.dtype), x)
-        places = _places(widened(offsets), dilation)
+        places = places_of(widened(offsets), dilation)
         w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
         apply = _sum if for_graphs() or has_tangent(w, wide, *places) else _Sum.apply
-        y: Any = apply(w, _rows_of(wide), *places, (H, W))
-    return _map_of(y, x)
+        y: Any = apply(w, rows_of(wide), *places, (H, W))
+    return map_of(y, x)
 
 
 def deformable_convolution_reference(x: Tensor, weight: Tensor, offsets: Tensor, *, dilation: int = 1) -> Tensor:
@@ -130,11 +137,11 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
     _side(weight.shape[2] * weight.shape[3], offsets, x, dilation)
     with without_autocast(x):
         matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
-        places = _places(widened(offsets), dilation)
-        rows = _rows_of(widened(x))
+        places = places_of(widened(offsets), dilation)
+        rows = rows_of(widened(x))
         apply = _convolution if for_graphs() or has_tangent(rows, matrices, *places) else _Convolution.apply
         y: Any = apply(rows, matrices, *places, (x.shape[2], x.shape[3]))
-    return _map_of(y, x)
+    return map_of(y, x)
 
 
 def deformable_rows(
@@ -158,68 +165,34 @@ def deformable_rows(
     if offsets is None:
         return neighborhood_rows(weights, (H, W), kernel_size=math.isqrt(K), dilation=dilation, queries=queries)
     w = weights.flatten(3).transpose(2, 3)  # (B, G, N, k^2)
-    rows, columns = (t.unflatten(1, (B, -1)).permute(1, 2, 0) for t in _places(widened(offsets), dilation))
+    rows, columns = (t.unflatten(1, (B, -1)).permute(1, 2, 0) for t in places_of(widened(offsets), dilation))
     if queries is not None:
         w, rows, columns = w[:, :, queries], rows[:, queries], columns[:, queries]
     dense = w.new_zeros((*w.shape[:3], H * W))
-    for at, share in _corners(rows, columns, (H, W)):
+    for at, share in corners(rows, columns, (H, W)):
         given = w * share[:, None]
         dense = dense.scatter_add(3, at[:, None].expand_as(given), given)
     return dense
 
 
-def _corners(
-    rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0, *, slopes: bool = False
-) -> Iterator[tuple[Tensor, ...]]:
-    """For each of the four positions around the places: its index, counted from ``start``, the first position of the
-    place's map; its bilinear weight, 0 outside; and with ``slopes`` the weight's derivatives by row and by column.
-    """
-    (down, there, by_height), (right, here, by_width) = _line(rows, size[0]), _line(columns, size[1])
-    found = [start + (down * size[1])[:, None] + right, by_height[:, None] * by_width]
-    if slopes:
-        found += [_slope(there)[:, None] * by_width, by_height[:, None] * _slope(here)]
-    return zip(*(t.flatten(0, 1).unbind() for t in found))
-
-
-def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two integers around each place, ``(2, *places)``, whether they are on an axis of ``n``, and their shares."""
-    first = places.floor()
-    u = places - first
-    at = torch.stack([first, first + 1])
-    inside = ~((at < 0) | (at >= n))  # a place that is NaN counts as on the axis, and gives NaN
-    return at.long().clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
-
-
-def _slope(inside: Tensor) -> Tensor:
-    """Derivatives of the shares by the place: integers, which take the precision of what they multiply."""
-    return torch.stack([-inside[0].int(), inside[1].int()])
-
-
-def _starts(n: int, size: Pair, device: torch.device) -> Tensor:
-    """The row at which the map of each of the ``n`` = B N rows begins."""
-    N = size[0] * size[1]
-    return torch.arange(n, device=device) // N * N
-
-
 def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(k^2, n, G), (n, C), (k^2, n), (k^2, n) -> (n, C)``, n = B N: all samples at a time."""
     K, n, G = w.shape
-    seen = _all_samples(x, rows, columns, size, _starts(n, size, x.device).repeat(K))
+    seen = _all_samples(x, rows, columns, size, starts_of(n, size, x.device).repeat(K))
     return (w[..., None] * seen.view(K, n, G, x.shape[1] // G)).sum(0).flatten(1)
 
 
 def _convolution(x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(n, C), (k^2, C, O), (k^2, n), (k^2, n) -> (n, O)``."""
     (K, n), O = rows.shape, weight.shape[2]
-    starts = _block_starts(slice(0, K), n, size, x.device).flatten()
+    starts = block_starts(slice(0, K), n, size, x.device).flatten()
     return _all_samples((x @ weight).view(K * n, O), rows, columns, size, starts).view(K, n, O).sum(0)
 
 
 def _all_samples(x: Tensor, rows: Tensor, columns: Tensor, size: Pair, starts: Tensor) -> Tensor:
     """``(k^2 n, C)`` of the places, (k^2, n), in maps that begin at the rows ``starts`` (k^2 n,) of x."""
     parts = [
-        share[:, None] * x.index_select(0, at)
-        for at, share in _corners(rows.flatten(), columns.flatten(), size, starts)
+        share[:, None] * x.index_select(0, at) for at, share in corners(rows.flatten(), columns.flatten(), size, starts)
     ]
     return sum(parts[1:], parts[0])
 
@@ -233,10 +206,10 @@ class _Sum(torch.autograd.Function):
         ctx.size = size
         n, G = w.shape[1:]
         y = torch.zeros_like(x)
-        starts = _starts(n, size, x.device)
-        for cells, some, held in _blocks(w.shape[0], x):
-            for at, share in _corners(rows[cells, some], columns[cells, some], size, starts[some]):
-                seen = _read(x, at, held).unflatten(2, (G, x.shape[1] // G))
+        starts = starts_of(n, size, x.device)
+        for cells, some, held in blocks(w.shape[0], x):
+            for at, share in corners(rows[cells, some], columns[cells, some], size, starts[some]):
+                seen = read_rows(x, at, held).unflatten(2, (G, x.shape[1] // G))
                 seen *= (w[cells, some] * share[..., None])[..., None]
                 y[some] += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
         return y
@@ -250,18 +223,18 @@ class _Sum(torch.autograd.Function):
         (K, n, G), C = w.shape, x.shape[1]
         g = grads[0].contiguous().view(n, G, C // G)
         gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
-        starts = _starts(n, ctx.size, x.device)
-        for cells, some, held in _blocks(K, x):
+        starts = starts_of(n, ctx.size, x.device)
+        for cells, some, held in blocks(K, x):
             places = rows[cells, some], columns[cells, some]
-            for at, share, fall, drift in _corners(*places, ctx.size, starts[some], slopes=True):
-                seen = _read(x, at, held).unflatten(2, (G, C // G))
+            for at, share, fall, drift in corners(*places, ctx.size, starts[some], slopes=True):
+                seen = read_rows(x, at, held).unflatten(2, (G, C // G))
                 met = seen.mul_(g[some]).sum(-1)  # (cells, some, G)
                 gw[cells, some] += share[..., None] * met
                 met = (w[cells, some] * met).sum(-1)
                 gr[cells, some] += fall * met
                 gc[cells, some] += drift * met
                 given = torch.mul((w[cells, some] * share[..., None])[..., None], g[some], out=seen)
-                _give(gx, at, given.flatten(2))
+                give_rows(gx, at, given.flatten(2))
         return gw, gx, gr, gc, None
 
 
@@ -274,12 +247,12 @@ class _Convolution(torch.autograd.Function):
         ctx.size = size
         n = len(x)
         y = x.new_zeros((n, weight.shape[2]))
-        for cells, parts in _grouped(_blocks(len(weight), y)):
+        for cells, parts in grouped(blocks(len(weight), y)):
             mixed = (x @ weight[cells]).flatten(0, 1)
-            starts = _block_starts(cells, n, size, x.device)
+            starts = block_starts(cells, n, size, x.device)
             for some, held in parts:
-                for at, share in _corners(rows[cells, some], columns[cells, some], size, starts[:, some]):
-                    seen = _read(mixed, at, held)
+                for at, share in corners(rows[cells, some], columns[cells, some], size, starts[:, some]):
+                    seen = read_rows(mixed, at, held)
                     seen *= share[..., None]
                     y[some] += seen.sum(0) if len(seen) > 1 else seen[0]
         return y
@@ -293,71 +266,22 @@ class _Convolution(torch.autograd.Function):
         n, g = len(x), grads[0].contiguous()
         gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
         with without_autocast(x):
-            for cells, parts in _grouped(_blocks(len(weight), g)):
+            for cells, parts in grouped(blocks(len(weight), g)):
                 mixed = (x @ weight[cells]).flatten(0, 1)
                 back = torch.zeros_like(mixed)
-                starts = _block_starts(cells, n, ctx.size, x.device)
+                starts = block_starts(cells, n, ctx.size, x.device)
                 for some, held in parts:
                     places = rows[cells, some], columns[cells, some]
-                    for at, share, fall, drift in _corners(*places, ctx.size, starts[:, some], slopes=True):
-                        seen = _read(mixed, at, held)
+                    for at, share, fall, drift in corners(*places, ctx.size, starts[:, some], slopes=True):
+                        seen = read_rows(mixed, at, held)
                         met = seen.mul_(g[some]).sum(-1)  # (cells, some)
                         gr[cells, some] += fall * met
                         gc[cells, some] += drift * met
-                        _give(back, at, torch.mul(share[..., None], g[some], out=seen))
+                        give_rows(back, at, torch.mul(share[..., None], g[some], out=seen))
                 for given, matrix, to in zip(back.split(n), weight[cells], gw[cells]):
                     gx.addmm_(given, matrix.T)
                     to.copy_(x.T @ given)
         return gx, gw, gr, gc, None
-
-
-def _blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of samples and of positions of a map ``like`` (n, C) that are held at a time, and the memory for them."""
-    n, C = like.shape
-    limit = LIMIT.get(like.device.type, LIMIT_ELSEWHERE)
-    held = like.new_empty((max(min(limit // max(C, 1), cells * n), 1), C))
-    step = min(max(len(held) // max(n, 1), 1), cells)
-    some = min(len(held), n)
-    for first in range(0, cells, step):
-        last = min(first + step, cells)
-        for start in range(0, n, max(some, 1)):
-            stop = min(start + some, n)
-            yield slice(first, last), slice(start, stop), held[: (last - first) * (stop - start)]
-
-
-def _grouped(
-    blocks: Iterator[tuple[slice, slice, Tensor]],
-) -> Iterator[tuple[slice, Iterator[tuple[slice, Tensor]]]]:
-    """The blocks of the same samples together."""
-    for first, found in itertools.groupby(blocks, key=lambda block: (block[0].start, block[0].stop)):
-        yield slice(*first), ((some, held) for _, some, held in found)
-
-
-def _read(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
-    """``(cells, n, C)``, the rows ``at`` (cells, n) of ``x`` (m, C), in the memory of ``held``."""
-    return torch.index_select(x, 0, at.flatten(), out=held).view(*at.shape, x.shape[1])
-
-
-def _give(x: Tensor, at: Tensor, given: Tensor) -> None:
-    """Add ``given`` (cells, n, C) to the rows ``at`` (cells, n) of ``x`` (m, C)."""
-    x.scatter_add_(0, at.flatten()[:, None].expand(-1, x.shape[1]), given.flatten(0, 1))
-
-
-def _block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tensor:
-    """As :func:`_starts`, where each sample has maps of its own, one after the other."""
-    return _starts(n, size, device) + n * torch.arange(cells.stop - cells.start, device=device)[:, None]
-
-
-def _places(offsets: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all samples, ``(k^2, B N)`` each."""
-    _, twice, H, W = offsets.shape
-    k = math.isqrt(twice // 2)
-    step = dilation * (torch.arange(k, dtype=offsets.dtype, device=offsets.device) - k // 2)
-    down, right = (torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (H, W))
-    moves = offsets.transpose(0, 1).unflatten(0, (k, k, 2))  # (k, k, 2, B, H, W)
-    rows = moves[:, :, 0] + step[:, None, None, None, None] + down[:, None]
-    columns = moves[:, :, 1] + step[:, None, None, None] + right
-    return rows.flatten(0, 1).flatten(1), columns.flatten(0, 1).flatten(1)
 
 
 def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
@@ -376,17 +300,6 @@ def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
         share = torch.where(down < 0, 1 + down, 1 - down) * torch.where(right < 0, 1 + right, 1 - right)
         seen = seen + (share[:, None] * x[:, :, n, m, None, None, None]).masked_fill(far[:, None], 0)
     return seen
-
-
-def _rows_of(x: Tensor) -> Tensor:
-    """``(B, C, H, W) -> (B N, C)``, whole rows in memory; not copied where the map is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _map_of(y: Tensor, x: Tensor) -> Tensor:
-    """``(B N, E) -> (B, E, H, W)`` in the precision and the memory format of ``x``."""
-    B, _, H, W = x.shape
-    return match_format(y.view(B, H, W, y.shape[1]).permute(0, 3, 1, 2).to(x.dtype), x)
 
 
 def _side(cells: int, offsets: Tensor | None, x: Tensor, dilation: int) -> int:

@@ -1,0 +1,111 @@
+"""Samples between positions: where they lie, what they read, and how many are held at a time.
+
+Maps are rows ``(B N, C)`` here, one for each position, so that a sample reads and gives whole rows.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lookfar.ops._layout import match_format
+from lookfar.ops._window import Pair
+
+# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
+LIMIT = {"cpu": 1 << 18}
+LIMIT_ELSEWHERE = 1 << 25
+
+
+def places_of(offsets: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all samples, ``(k^2, B N)`` each."""
+    _, twice, H, W = offsets.shape
+    k = math.isqrt(twice // 2)
+    step = dilation * (torch.arange(k, dtype=offsets.dtype, device=offsets.device) - k // 2)
+    down, right = (torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (H, W))
+    moves = offsets.transpose(0, 1).unflatten(0, (k, k, 2))  # (k, k, 2, B, H, W)
+    rows = moves[:, :, 0] + step[:, None, None, None, None] + down[:, None]
+    columns = moves[:, :, 1] + step[:, None, None, None] + right
+    return rows.flatten(0, 1).flatten(1), columns.flatten(0, 1).flatten(1)
+
+
+def corners(
+    rows: Tensor, columns: Tensor, size: Pair, start: Tensor | int = 0, *, slopes: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each of the four positions around the places: its index, counted from ``start``, the first position of the
+    place's map; its bilinear weight, 0 outside; and with ``slopes`` the weight's derivatives by row and by column.
+    """
+    (down, there, by_height), (right, here, by_width) = _line(rows, size[0]), _line(columns, size[1])
+    found = [start + (down * size[1])[:, None] + right, by_height[:, None] * by_width]
+    if slopes:
+        found += [_slope(there)[:, None] * by_width, by_height[:, None] * _slope(here)]
+    return zip(*(t.flatten(0, 1).unbind() for t in found))
+
+
+def _line(places: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two integers around each place, ``(2, *places)``, whether they are on an axis of ``n``, and their shares."""
+    first = places.floor()
+    u = places - first
+    at = torch.stack([first, first + 1])
+    inside = ~((at < 0) | (at >= n))  # a place that is NaN counts as on the axis, and gives NaN
+    return at.long().clamp(0, n - 1), inside, torch.where(inside, torch.stack([1 - u, u]), 0)
+
+
+def _slope(inside: Tensor) -> Tensor:
+    """Derivatives of the shares by the place: integers, which take the precision of what they multiply."""
+    return torch.stack([-inside[0].int(), inside[1].int()])
+
+
+def starts_of(n: int, size: Pair, device: torch.device) -> Tensor:
+    """The row at which the map of each of the ``n`` = B N rows begins."""
+    N = size[0] * size[1]
+    return torch.arange(n, device=device) // N * N
+
+
+def block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tensor:
+    """As :func:`starts_of`, where each sample has maps of its own, one after the other."""
+    return starts_of(n, size, device) + n * torch.arange(cells.stop - cells.start, device=device)[:, None]
+
+
+def blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Slices of samples and of positions of a map ``like`` (n, C) that are held at a time, and the memory for them."""
+    n, C = like.shape
+    limit = LIMIT.get(like.device.type, LIMIT_ELSEWHERE)
+    held = like.new_empty((max(min(limit // max(C, 1), cells * n), 1), C))
+    step = min(max(len(held) // max(n, 1), 1), cells)
+    some = min(len(held), n)
+    for first in range(0, cells, step):
+        last = min(first + step, cells)
+        for start in range(0, n, max(some, 1)):
+            stop = min(start + some, n)
+            yield slice(first, last), slice(start, stop), held[: (last - first) * (stop - start)]
+
+
+def grouped(
+    blocks: Iterator[tuple[slice, slice, Tensor]],
+) -> Iterator[tuple[slice, Iterator[tuple[slice, Tensor]]]]:
+    """The blocks of the same samples together."""
+    for first, found in itertools.groupby(blocks, key=lambda block: (block[0].start, block[0].stop)):
+        yield slice(*first), ((some, held) for _, some, held in found)
+
+
+def read_rows(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
+    """``(cells, n, C)``, the rows ``at`` (cells, n) of ``x`` (m, C), in the memory of ``held``."""
+    return torch.index_select(x, 0, at.flatten(), out=held).view(*at.shape, x.shape[1])
+
+
+def give_rows(x: Tensor, at: Tensor, given: Tensor) -> None:
+    """Add ``given`` (cells, n, C) to the rows ``at`` (cells, n) of ``x`` (m, C)."""
+    x.scatter_add_(0, at.flatten()[:, None].expand(-1, x.shape[1]), given.flatten(0, 1))
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """``(B, C, H, W) -> (B N, C)``, whole rows in memory; not copied where the map is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def map_of(y: Tensor, x: Tensor) -> Tensor:
+    """``(B N, E) -> (B, E, H, W)`` in the precision and the memory format of ``x``."""
+    B, _, H, W = x.shape
+    return match_format(y.view(B, H, W, y.shape[1]).permute(0, 3, 1, 2).to(x.dtype), x)
