@@ -108,7 +108,7 @@ def check(
 @app.command()
 def study(
     plan: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.YAML]", help="A plan; options replace entries.")
+        Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3' ...")] = None,
@@ -150,7 +150,7 @@ def study(
         str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
     ] = None,
 ) -> None:
-    """Compare blocks in one network on your images; run it again to go on where it stopped.
+    """Compare blocks in one network on your images; run it again to go on, or with more seeds and blocks to let it grow.
 
     Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context --seeds 3 --out runs/lookup
     """

@@ -153,12 +153,3 @@ def test_refuses_what_is_no_plan(tmp_path, text):
 def test_refuses_the_same_candidate_twice():
     with pytest.raises(ValueError, match="position_attention: the same candidate twice"):
         Plan("scenes:lookup", ("pam", "position_attention")).resolved()
-
-
-def test_differences_are_listed():
-    a, b = Plan("x", ("nonlocal",), steps=10), Plan("x", ("nonlocal", "cbam"), steps=20)
-    assert a.differences(a) == []
-    assert a.differences(b) == [
-        "blocks: nonlocal there, nonlocal, cbam asked for",
-        "steps: 10 there, 20 asked for",
-    ]

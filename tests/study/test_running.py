@@ -5,67 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import lookfar.study.preflight  # noqa: F401  so that it can be replaced
 from lookfar.study import Plan, Stopped, load
 from lookfar.study import run as run_study
 from lookfar.study.plan import trial_folder
-from lookfar.study.preflight import ReadyPlan
 
 running = sys.modules["lookfar.study.running"]
-
-FAKE = textwrap.dedent(
-    """
-    import json, os, sys, time
-    from pathlib import Path
-    import numpy as np
-
-    folder = Path(sys.argv[1])
-    config = json.loads((folder / "config.json").read_text())
-    name, seed = config["candidate"], config["seed"]
-    with (folder / "starts").open("a") as file:
-        file.write(f"{os.getpid()}\\n")
-    wish = json.loads((folder.parents[2] / "wishes.json").read_text()).get(f"{name} {seed}")
-    print(json.dumps({"step": 1, "steps": 2, "loss": 1.0}), flush=True)
-    if wish == "kill":
-        os.kill(os.getpid(), 9)
-    if wish == "hang":
-        time.sleep(60)
-    if wish == "raise":
-        (folder / "result.json").write_text(json.dumps({"status": "failed", "reason": "ValueError: no"}))
-        sys.exit(1)
-    confusion = np.tile(np.diag([5 + seed, 5]), (4, 1, 1)) + (name == "nonlocal") * np.eye(2, dtype=int)
-    np.savez(folder / "confusion.npz", confusion=confusion + 1)
-    values = {"miou": 0.5, "accuracy": 0.5, "iou": [0.5, 0.5], "step": 2, "seconds": 0.1, "parameters": 10}
-    (folder / "result.json").write_text(json.dumps({"status": "done", "reason": "", **values}))
-    """
-)
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    """A folder for a study whose trials do as ``wishes`` say."""
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    monkeypatch.setattr("lookfar.study.processes.WORKER", (sys.executable, str(script)))
-    monkeypatch.setattr(
-        "lookfar.study.preflight.preflight", lambda plan, note: ReadyPlan(plan.resolved(), "A task.", 7, {})
-    )
-    out = tmp_path / "study"
-    out.mkdir()
-
-    def wishes(**by_trial):
-        (out / "wishes.json").write_text(json.dumps(by_trial))
-
-    wishes()
-    return out, wishes
-
 
 PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
 
@@ -115,14 +65,6 @@ def test_a_failure_is_recorded_and_tried_again(fake, capsys):
     assert not (trial_folder(out, "nonlocal", 0) / "step-1").exists()
     assert (trial_folder(out, "control", 1) / "step-1").exists()
     assert starts(out, "baseline", 0) == 1
-
-
-def test_another_plan_in_the_folder_is_refused(fake):
-    out, _ = fake
-    run_study(PLAN, out, quiet=True)
-    other = Plan("scenes:lookup", ("nonlocal", "cbam"), seeds=2, steps=3, accelerator="cpu")
-    with pytest.raises(ValueError, match=r"another plan.*\n  blocks: nonlocal there.*\n  steps: 2 there, 3 asked for"):
-        run_study(other, out, quiet=True)
 
 
 def test_a_folder_in_use_is_refused(fake):

@@ -1,5 +1,6 @@
 """From pairs of files to a data set: scan, judge what was found, choose a size, cache what was decoded."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from lookfar.data._stored import check_size, turned
 from lookfar.data._values import Value, Wanted
 from lookfar.data._words import grouped, shorten, shown
 from lookfar.data.labels import Labels, give_meaning
-from lookfar.data.scan import Pair, reason, scan
+from lookfar.data.scan import Found, Pair, reason, scan
 from lookfar.data.transforms import RandomView, resize
 
 MEMORY = 2**30  # bytes of decoded samples that stay
@@ -87,11 +88,12 @@ class FileSamples:
         labels: Labels,
         peak: float,
         upright: Collection[Pair] = (),
+        digests: Sequence[tuple[str, str]] = (),
         memory: int = MEMORY,
     ) -> None:
         self.pairs, self.names = list(pairs), [pair.name for pair in pairs]
         self.size, self.in_chans, self.labels, self.peak = size, in_chans, labels, peak
-        self.upright = frozenset(upright)
+        self.upright, self.digests = frozenset(upright), list(digests)
         sample_bytes = size[0] * size[1] * (in_chans + 1)
         self.kept: dict[int, Sample] = {}
         self.room = memory // sample_bytes
@@ -180,7 +182,13 @@ def open_files(source: Source, name: str, options: Options) -> Data:
 
     samples = {
         split: FileSamples(
-            pairs, size=size, in_chans=options.in_chans, labels=labels, peak=peak, upright=upright & set(pairs)
+            pairs,
+            size=size,
+            in_chans=options.in_chans,
+            labels=labels,
+            peak=peak,
+            upright=upright & set(pairs),
+            digests=[_digests(good[pair], labels, peak, pair in upright) for pair in pairs],
         )
         for split, pairs in sets.items()
     }
@@ -213,6 +221,13 @@ def open_files(source: Source, name: str, options: Options) -> Data:
         also_val=samples.get("also_val"),
     )
     return data
+
+
+def _digests(found: Found, labels: Labels, peak: float, upright: bool) -> tuple[str, str]:
+    """Equal for images, and for masks, that enter training as the same numbers."""
+    image = [found.digest, found.turn if upright else 1, 255.0 if found.depth == "8-bit" else peak]
+    mask = [found.mask_digest, found.mask_turn if upright else 1, *zip(found.values, labels.of_values(found))]
+    return tuple(hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest() for parts in (image, mask))
 
 
 def _origin(wanted: Wanted) -> str:

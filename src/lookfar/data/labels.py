@@ -59,11 +59,15 @@ class Labels:
     def count(self, found: Found) -> dict[int, int]:
         """Pixels of each label in a mask that was looked at, 255 with them."""
         total: dict[int, int] = {}
-        by_colour = kind_of(found) in self.by_colour
-        for key, pixels in zip(keys_of(found, by_colour), found.counts):
-            label = self.colours.get(key, IGNORE) if by_colour else int(self.numbers[key])
+        for label, pixels in zip(self.of_values(found), found.counts):
             total[label] = total.get(label, 0) + pixels
         return total
+
+    def of_values(self, found: Found) -> list[int]:
+        """The label of each of the values of a mask that was looked at."""
+        by_colour = kind_of(found) in self.by_colour
+        keys = keys_of(found, by_colour)
+        return [self.colours.get(key, IGNORE) if by_colour else int(self.numbers[key]) for key in keys]
 
 
 def give_meaning(found: Mapping[Pair, Found], wanted: Wanted) -> tuple[Labels, int, list[str]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lookfar.data._reading import Mask, Picture, read_mask, read_picture
 from lookfar.data._words import name_of, shown
 
-VERSION = 2  # of what is remembered
+VERSION = 3  # of what is remembered
 PATIENCE = 2.0  # seconds after which a wait says what it waits for
 VALUES = 4096  # different ones in a mask; classes have fewer
 
@@ -57,6 +57,7 @@ class Found:
         counts: Pixels of each.
         colours: Of each where they are indices of a palette.
         palette: Equal for equal palettes.
+        mask_digest: Equal for masks of equal values.
         error: Of the file that cannot be used; the mask's entries are filled where the image is at fault.
     """
 
@@ -75,6 +76,7 @@ class Found:
     counts: tuple[int, ...] = ()
     colours: tuple[int, ...] = ()
     palette: str = ""
+    mask_digest: str = ""
     error: str = ""
 
 
@@ -103,13 +105,12 @@ def describe_mask(mask: Mask) -> dict[str, Any]:
         "counts": tuple(counts.tolist()),
         "colours": colours,
         "palette": "" if mask.palette is None else hashlib.blake2b(mask.palette.tobytes(), digest_size=8).hexdigest(),
+        "mask_digest": digest_of(mask.values),
     }
 
 
 def _describe_image(picture: Picture) -> dict[str, Any]:
-    pixels = np.ascontiguousarray(picture.pixels)
-    digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
-    digest.update(pixels.data)
+    pixels = picture.pixels
     return {
         "size": pixels.shape[:2],
         "turn": picture.turn,
@@ -117,8 +118,15 @@ def _describe_image(picture: Picture) -> dict[str, Any]:
         "mode": picture.mode,
         "depth": picture.depth,
         "peak": 255.0 if pixels.dtype == np.uint8 else float(pixels.max()),
-        "digest": digest.hexdigest(),
+        "digest": digest_of(pixels),
     }
+
+
+def digest_of(pixels: NDArray) -> str:
+    """Equal for arrays of equal shape, kind and numbers."""
+    digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def tally(values: NDArray) -> tuple[NDArray, NDArray]:
@@ -208,12 +216,15 @@ def _key(pair: Pair) -> str:
 
 
 def _stamp(pair: Pair) -> str:
-    """Times and sizes of both files; empty where one is missing."""
+    """Times and sizes of both files; empty where one is missing.
+
+    The time of the last change counts beside that of the last writing, which programs set as they like.
+    """
     try:
         stats = [path.stat() for path in (pair.image, pair.mask)]
     except (OSError, ValueError):
         return ""
-    return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
+    return " ".join(f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}" for stat in stats)
 
 
 def _cache_file(root: Path) -> Path | None:

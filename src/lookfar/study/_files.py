@@ -30,8 +30,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where the file is missing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The object in a file; an empty one where the file is missing.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        from lookfar.data._words import cut, shown  # loads torch
+
+        raise ValueError(f"{cut(shown(str(path)), 120)} is damaged: it holds no JSON object")
+    return value
 
 
 class Taken(RuntimeError):

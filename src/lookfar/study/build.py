@@ -1,5 +1,6 @@
 """Candidates made real: the host under the seed, the block afterwards under a generator of its own."""
 
+import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,17 @@ def build_host(plan: Plan, data: "Data", seed: int) -> "Segmenter":
         weights=plan.host_weights,
         width=plan.width,
     )
+
+
+def weights_digest(plan: Plan, network: "Segmenter") -> str:
+    """Equal for equal weights of a host's backbone; empty where they are no file's but drawn from the seed."""
+    if not plan.pretrained and plan.host_weights is None:
+        return ""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(network.backbone.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def put_in(

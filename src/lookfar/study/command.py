@@ -18,7 +18,7 @@ def run_command(
     """Run a study, print its table, write its report.
 
     Args:
-        file: A ``study.yaml``, or None.
+        file: A ``study.yaml``, the folder of a study that is to grow, or None.
         options: Entries of the plan that were given on the command line; None where they were not.
         out: The study's folder; for a plan that lies in a study's folder that folder.
         workers: Trials side by side.
@@ -28,6 +28,10 @@ def run_command(
     """
     from lookfar.study.running import Stopped, run
 
+    if file is not None and file.is_dir():
+        file = file / "study.yaml"
+    elif file is None and options.get("data") is None and out is not None and (out / "study.yaml").is_file():
+        file = out / "study.yaml"
     values = {} if file is None else read_yaml(file)
     values |= {name: value for name, value in options.items() if value not in (None, [])}
     if file is not None and out is None:

@@ -19,7 +19,8 @@ from lookfar.study.candidates import Candidate, is_reference, slug, split_candid
 if TYPE_CHECKING:
     from lookfar.training import Settings
 
-JUDGING = ("margin", "groups")  # entries that change how trials are judged, and no trial
+# entries that change no trial: how trials are judged, which there are, what is written beside the numbers
+FREE = ("margin", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard")
 
 
 def default_folder(data: str) -> Path:
@@ -235,15 +236,6 @@ class Plan:
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
         write_text(Path(path), "# A plan: `lookfar study THIS_FILE` runs it.\n" + text)
 
-    def differences(self, other: Plan) -> list[str]:
-        """What another plan trains otherwise, one line an entry: ``steps: 1000 there, 500 asked for``."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [
-            f"{name}: {_show(mine[name])} there, {_show(theirs[name])} asked for"
-            for name in mine
-            if mine[name] != theirs[name] and name not in JUDGING
-        ]
-
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The entries of a ``study.yaml``, unchecked.
@@ -264,10 +256,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no plan: want lines of `name: value`, as in `data: scenes:lookup`")
     return values
-
-
-def _show(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _read(name: str, kind: str, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lookfar.study.candidates import Candidate
@@ -19,20 +19,35 @@ class ReadyPlan:
         task: What is to be learned, in a sentence or two.
         control_parameters: What the first control is sized to.
         facts: What ``environment.json`` says of data, place and candidates.
+        data: The fingerprint of the data, for ``data.json``.
+        host: Equal for hosts that start from equal weights; empty where these are drawn from the seed.
     """
 
     plan: Plan
     task: str
     control_parameters: int
     facts: dict[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What a trial is made of beside its plan, for ``config.json``."""
+        from lookfar.data.fingerprint import digest
+
+        known = {"host": self.host, "data": digest(self.data) if self.data else None}
+        return {"control_parameters": self.control_parameters, **known}
 
 
-def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> ReadyPlan:
+def preflight(
+    plan: Plan, note: Callable[[str], None] = lambda _: None, controls: Mapping[str, int] | None = None
+) -> ReadyPlan:
     """Resolve a plan and build all of it once.
 
     Args:
         plan: As the user gave it.
         note: Takes what is found on the way, one line each.
+        controls: Those that the study has already, and the number of parameters that each aims at.
 
     Raises:
         ValueError: Something cannot work; the message names it.
@@ -45,8 +60,9 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
     for candidate in candidates:
         _refuse_other_kinds(candidate)
 
+    from lookfar.data.fingerprint import fingerprint
     from lookfar.networks import resolve_place
-    from lookfar.study.build import build_host, open_plan_data, put_in
+    from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
 
     data = open_plan_data(plan)
     for line in data.facts:
@@ -72,11 +88,11 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
 
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
     blocks = {name: size for name, size in sizes.items() if name != "baseline"}
-    wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size))
+    wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
     sizes |= {name: added(Candidate.parse(name), size) for name, size in wanted.items()}
     plan = replace(plan, controls=tuple(wanted))
     parameters = {name: sizes[name] for name in plan.candidates}
-    first = next(iter(wanted.values()))
+    first = wanted.get("control", 0)  # the others say in their names what they aim at
     facts = {
         "place": plan.place,
         "parameters": parameters,
@@ -93,27 +109,35 @@ def preflight(plan: Plan, note: Callable[[str], None] = lambda _: None) -> Ready
             "facts": list(data.facts),
         },
     }
-    return ReadyPlan(plan, data.task, first, facts)
+    return ReadyPlan(plan, data.task, first, facts, fingerprint(data), weights_digest(plan, host))
 
 
-def _controls(blocks: Mapping[str, int], parameters_of: Callable[[str, int], int]) -> dict[str, int]:
+def _controls(
+    blocks: Mapping[str, int], parameters_of: Callable[[str, int], int], kept: Mapping[str, int]
+) -> dict[str, int]:
     """The controls of a study and the number of parameters that each aims at.
 
     Of the blocks of a place the smallest opens a class, whose control serves all up to twice its size; the next larger
-    block opens another. No control is smaller than its one channel allows.
+    block opens another. No control is smaller than its one channel allows. Where a study grows, its controls stay as
+    they are, and open no others for blocks of up to half or twice their size.
 
     Args:
         blocks: Parameters of each block.
         parameters_of: Those that a control by this name has when it aims at so many.
+        kept: Controls that are there already, and what they aim at.
     """
     places: dict[str | None, list[int]] = {}
     for name, size in blocks.items():
         places.setdefault(Candidate.parse(name).place, []).append(size)
-    found: dict[str, int] = {}
+    found = dict(kept)
+    served: dict[str | None, list[tuple[float, int]]] = {}
+    for name, aim in kept.items():
+        size = parameters_of(name, aim)
+        served.setdefault(Candidate.parse(name).place, []).append((min(aim, size / 2), 2 * max(aim, size)))
     for place in sorted(places, key=lambda place: place is not None):
         most = -1
         for size in sorted(places[place]):
-            if size <= most:
+            if size <= most or any(low <= size <= high for low, high in served.get(place, ())):
                 continue
             end = f"@{place}" if place else ""
             name = f"control(parameters={size}){end}" if found or place else "control"

@@ -14,6 +14,7 @@ from typing import Any
 from lookfar.study._files import read_json, write_text
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
+from lookfar.study.continuing import begun_trials, check_consistent
 from lookfar.study.groups import Groups, groups_of, known_pattern
 from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
@@ -95,6 +96,7 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     plan = Plan.load(folder / "study.yaml")
     otherwise = {name: value for name, value in {"margin": margin, "groups": groups}.items() if value is not None}
     plan = replace(plan, **otherwise)
+    check_consistent(plan, [one for one in begun_trials(folder) if one.done], read_json(folder / "data.json"))
     environment = read_json(folder / "environment.json")
     trials = [
         _load_trial(trial_folder(folder, candidate, seed), candidate, seed)

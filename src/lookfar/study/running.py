@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check
 from lookfar.study._files import Taken, locked, read_json, write_json
+from lookfar.study.continuing import asked_of_data, check_same, grow
 from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
@@ -54,16 +55,21 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
-    with _interruptible():
-        if folder.exists():
-            with _in_use(folder):
-                pass  # said before the long wait
+    with _interruptible(), contextlib.ExitStack() as held:
+        plan, controls = plan.resolved(), {}
+        if there := folder.exists():
+            held.enter_context(_in_use(folder))
+            plan, controls, notes = grow(plan, folder)
+            for line in notes:
+                board.note(line)
+            check_same(plan, folder)  # said before the long wait
         with board.waiting("reading the data, building every candidate once"):
-            ready = preflight(plan, board.note)
-        plan = ready.plan
-        with _in_use(folder):
-            _keep_plan(plan, folder)
-            _run_missing(ready, folder, _slots(plan, workers), board)
+            ready = preflight(plan, board.note, controls)
+        if not there:
+            held.enter_context(_in_use(folder))
+        check_same(ready.plan, folder, ready.made_of, data=ready.data)
+        _keep_plan(ready, folder)
+        _run_missing(ready, folder, _slots(ready.plan, workers), board)
     results = load(folder)
     write_csv(results)
     return results
@@ -80,7 +86,7 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
     if not missing:
         return
     for trial in missing:
-        _prepare(trial, plan, ready.control_parameters)
+        _prepare(trial, ready)
     environment = _environment(folder, ready.facts, min(len(slots), len(missing)))
     started = time.monotonic()
     try:
@@ -164,7 +170,7 @@ class Scheduler:
         return f"stopped after {join(places)}; the same command goes on from there"
 
 
-def _prepare(trial: RunningTrial, plan: Plan, control_parameters: int) -> None:
+def _prepare(trial: RunningTrial, ready: "ReadyPlan") -> None:
     """A folder to start in, or to go on in."""
     result = read_json(trial.folder / "result.json")
     if result and not result.get("killed"):
@@ -174,27 +180,14 @@ def _prepare(trial: RunningTrial, plan: Plan, control_parameters: int) -> None:
     (trial.folder / "result.json").unlink(missing_ok=True)
     write_json(
         trial.folder / "config.json",
-        {
-            "candidate": trial.candidate,
-            "seed": trial.seed,
-            "control_parameters": control_parameters,
-            "plan": plan.to_dict(),
-        },
+        {"candidate": trial.candidate, "seed": trial.seed, **ready.made_of, "plan": ready.plan.to_dict()},
     )
 
 
-def _keep_plan(plan: Plan, folder: Path) -> None:
-    """Write ``study.yaml``, or find that it says the same."""
-    path = folder / "study.yaml"
-    if not path.exists():
-        if any(folder.glob("trials/*/*/result.json")):
-            raise ValueError(f"{folder} holds trials but no study.yaml: give another folder")
-        plan.save(path)
-        return
-    if differences := Plan.load(path).differences(plan):
-        listed = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(f"{folder} holds a study with another plan; give another --out, or the same plan:{listed}")
-    plan.save(path)  # it may be judged otherwise
+def _keep_plan(ready: "ReadyPlan", folder: Path) -> None:
+    """Write ``study.yaml``, and ``data.json`` with what the trials are trained on."""
+    write_json(folder / "data.json", {**ready.data, "asked": asked_of_data(ready.plan)})
+    ready.plan.save(folder / "study.yaml")
 
 
 @contextlib.contextmanager

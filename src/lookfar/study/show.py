@@ -36,4 +36,5 @@ def next_step(results: Results) -> str:
     best = results.summaries[0]
     if best.verdict == "better":
         return f'put it in: lookfar.insert(network, "{best.candidate.partition("@")[0]}", at=...)'
-    return f"more seeds narrow the intervals: --seeds {max(2 * plan.seeds, 3)} --out another folder"
+    # what is finished stays, and only what is new is trained
+    return f"more seeds narrow the intervals: lookfar study {results.folder} --seeds {max(2 * plan.seeds, 3)}"

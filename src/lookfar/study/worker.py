@@ -35,10 +35,12 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     import torch
 
     from lookfar.cost import measure_network
+    from lookfar.data.fingerprint import fingerprint
     from lookfar.diagnostics import choose_images, collect_samples
     from lookfar.insertion import switched_off
-    from lookfar.study.build import build_host, open_plan_data, put_in
+    from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
     from lookfar.study.candidates import Candidate
+    from lookfar.study.continuing import check_unchanged
     from lookfar.study.plan import Plan
     from lookfar.training import evaluate, is_main_process, scores, train
 
@@ -48,6 +50,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
 
     data = open_plan_data(plan)
     network = build_host(plan, data, seed)
+    check_unchanged(config, folder.parents[2], fingerprint(data), weights_digest(plan, network))
     names = put_in(network, plan, candidate, data, seed, control_parameters=config["control_parameters"])
 
     def progress(step: int, steps: int, values: dict[str, Any]) -> None:
@@ -95,6 +98,7 @@ def main(folder: Path) -> int:
     """Run the trial in ``folder`` and write its result; the exit status."""
     report = _reporting_on_stdout()
     _end_with_parent()
+    from lookfar.study.continuing import Changed
     from lookfar.training import is_main_process  # torch is loaded here, after the pipes are safe
 
     with locked(folder / ".lock", wait=True) if is_main_process() else contextlib.nullcontext():
@@ -105,7 +109,10 @@ def main(folder: Path) -> int:
         except Exception as error:
             traceback.print_exc()
             if is_main_process():
-                write_json(folder / "result.json", {"status": "failed", "reason": why(error)})
+                failed = {"status": "failed", "reason": why(error)}
+                # nothing is wrong with what was trained so far: it goes on once there is room, or the data are back
+                kept = {"killed": True} if isinstance(error, (OSError, Changed)) else {}
+                write_json(folder / "result.json", failed | kept)
             return 1
         if result is not None:
             write_json(folder / "result.json", {"status": "done", "reason": "", **result})
@@ -117,7 +124,7 @@ def why(error: BaseException) -> str:
     line = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in line:
         return f"out of memory: {shorten(line, REASON)}"
-    if type(error).__name__ == "TrainingError":
+    if type(error).__name__ in ("TrainingError", "Changed"):
         return shorten(line, REASON)
     return f"{type(error).__name__}: {shorten(line, REASON)}" if line else type(error).__name__
 

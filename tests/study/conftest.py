@@ -1,0 +1,64 @@
+"""Trials that only pretend, for what surrounds them: a study of them takes a second."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+
+from lookfar.data.fingerprint import fingerprint
+from lookfar.study.build import open_plan_data
+from lookfar.study.preflight import ReadyPlan
+
+FAKE = textwrap.dedent(
+    """
+    import json, os, struct, sys, time, zipfile
+    from pathlib import Path
+
+    folder = Path(sys.argv[1])
+    config = json.loads((folder / "config.json").read_text())
+    name, seed = config["candidate"], config["seed"]
+    with (folder / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    wish = json.loads((folder.parents[2] / "wishes.json").read_text()).get(f"{name} {seed}")
+    print(json.dumps({"step": 1, "steps": 2, "loss": 1.0}), flush=True)
+    if wish == "kill":
+        os.kill(os.getpid(), 9)
+    if wish == "hang":
+        time.sleep(60)
+    if wish == "raise":
+        (folder / "result.json").write_text(json.dumps({"status": "failed", "reason": "ValueError: no"}))
+        sys.exit(1)
+    right = 1 + (name == "nonlocal")
+    cells = [6 + seed, 2 - right, 1, 5 + right] * 4  # numpy would take longer than all the rest
+    header = "{'descr': '<i8', 'fortran_order': False, 'shape': (4, 2, 2)}".ljust(117) + chr(10)
+    with zipfile.ZipFile(folder / "confusion.npz", "w") as file:
+        array = b"\\x93NUMPY\\1\\0" + struct.pack("<H", 118) + header.encode() + struct.pack("<16q", *cells)
+        file.writestr("confusion.npy", array)
+    values = {"miou": 0.5, "accuracy": 0.5, "iou": [0.5, 0.5], "step": 2, "seconds": 0.1, "parameters": 10}
+    (folder / "result.json").write_text(json.dumps({"status": "done", "reason": "", **values}))
+    """
+)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder for a study whose trials do as ``wishes`` say."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr("lookfar.study.processes.WORKER", (sys.executable, str(script)))
+
+    def look(plan, note, controls=None):
+        plan = plan.resolved()
+        data = {} if plan.data.startswith("scenes") else fingerprint(open_plan_data(plan))
+        return ReadyPlan(plan, "A task.", 7, {}, data)
+
+    monkeypatch.setattr("lookfar.study.preflight.preflight", look)
+    out = tmp_path / "study"
+    out.mkdir()
+
+    def wishes(**by_trial):
+        (out / "wishes.json").write_text(json.dumps(by_trial))
+
+    wishes()
+    return out, wishes
