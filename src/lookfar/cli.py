@@ -150,7 +150,7 @@ def study(
         str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
     ] = None,
 ) -> None:
-    """Compare blocks in one network on your images; run it again to go on, or with more seeds and blocks to let it grow.
+    """Compare blocks in one network on your images; run it again to go on, or with more seeds and blocks.
 
     Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context --seeds 3 --out runs/lookup
     """

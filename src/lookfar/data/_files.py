@@ -227,7 +227,8 @@ def _digests(found: Found, labels: Labels, peak: float, upright: bool) -> tuple[
     """Equal for images, and for masks, that enter training as the same numbers."""
     image = [found.digest, found.turn if upright else 1, 255.0 if found.depth == "8-bit" else peak]
     mask = [found.mask_digest, found.mask_turn if upright else 1, *zip(found.values, labels.of_values(found))]
-    return tuple(hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest() for parts in (image, mask))
+    of_image, of_mask = (hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest() for parts in (image, mask))
+    return of_image, of_mask
 
 
 def _origin(wanted: Wanted) -> str:
