@@ -16,7 +16,7 @@ import lookfar
 from lookfar.networks import build_network
 from lookfar.training import Settings, train
 from lookfar.training.checkpoints import load_tensors
-from lookfar.training.loop import synchronised
+from lookfar.training.modules import synchronised
 
 PROGRAM = str(Path(__file__).parents[1] / "tiny_run.py")
 SETTINGS = {

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.training.checkpoints import (
@@ -29,7 +28,8 @@ from lookfar.training.checkpoints import (
     write_atomically,
 )
 from lookfar.training.environment import launch, quiet, reproducible, stop_on_signal
-from lookfar.training.metrics import IGNORE, evaluate, scores
+from lookfar.training.metrics import evaluate, scores
+from lookfar.training.modules import Task, running_average, synchronised
 from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
 from lookfar.training.probes import Probe, gradient_norm
 from lookfar.training.settings import Settings
@@ -107,41 +107,6 @@ def train(
             run.close()
 
 
-class _Task(nn.Module):
-    """A network with its loss, so that the loss is computed in the network's precision and on every device."""
-
-    class_weights: Tensor | None
-
-    def __init__(self, network: nn.Module, class_weights: Tensor | None) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("class_weights", class_weights)
-
-    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss, and what it is to be divided by."""
-        weights = self.class_weights
-        total = F.cross_entropy(self.network(images), masks, weights, ignore_index=IGNORE, reduction="sum")
-        labelled = masks != IGNORE
-        return total, labelled.sum() if weights is None else weights[masks[labelled]].sum()
-
-
-def synchronised(network: nn.Module) -> nn.Module:
-    """SyncBatchNorm in place of every batch norm, with what was inserted behind one.
-
-    ``SyncBatchNorm.convert_sync_batchnorm`` forgets the children and the hooks of the norms that it replaces.
-    """
-    if isinstance(network, nn.modules.batchnorm._BatchNorm) and not isinstance(network, nn.SyncBatchNorm):
-        children = dict(network.named_children())
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        for name, child in children.items():
-            converted.add_module(name, child)
-        converted._forward_hooks.update(network._forward_hooks)
-        network = converted
-    for name, child in list(network.named_children()):
-        setattr(network, name, synchronised(child))
-    return network
-
-
 class _Run:
     """The state of one training: built, brought to the newest checkpoint, then fitted."""
 
@@ -173,8 +138,8 @@ class _Run:
         weights = None if settings.class_weights is None else torch.tensor(settings.class_weights)
         self.optimizer = create_optimizer(network, settings, blocks)
         with quiet():
-            self.model, self.fabric_optimizer = fabric.setup(_Task(network, weights), self.optimizer)
-        self.ema = _average(network, settings)
+            self.model, self.fabric_optimizer = fabric.setup(Task(network, weights), self.optimizer)
+        self.ema = running_average(network, settings)
         self.step, self.seconds, self.window = 0, 0.0, []
         self._restore(load_checkpoint(folder))
         self.records = Records(folder / "metrics.jsonl", upto=self.step) if self.main else None
@@ -391,15 +356,6 @@ def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
     free = ("checkpoint_every", "tensorboard", "accelerator", "devices", "score")
     decisive = {key: value for key, value in asdict(settings).items() if key not in free}
     return json.loads(json.dumps({"seed": seed, **decisive}))
-
-
-def _average(network: nn.Module, settings: Settings) -> Any:
-    """timm's running average of weights and buffers, whose decay grows with the step; None when it is off."""
-    if not settings.ema:
-        return None
-    from timm.utils import ModelEmaV3
-
-    return ModelEmaV3(network, decay=settings.ema, use_warmup=True)
 
 
 def _board(folder: Path, step: int) -> Any:
