@@ -147,13 +147,12 @@ class ObjectContextual(nn.Module):
         self.channels, self.heads, self.subsample = channels, heads, subsample
         self.inverse_temperature = inverse_temperature
         self.normalization: Normalization = normalization
-        self.query = self.key = None
+        self.query = self.key = self.first = self.branches = None
         if reasoning:
             self.query = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
             self.key = nn.Sequential(ConvNorm(width, inner, **layers), ConvNorm(inner, inner, **layers))
         self.value = ConvNorm(width, inner, **layers)
         self.mix = ConvNorm(inner, width, **layers)
-        self.first = self.branches = None
         if dilations is not None:
             self._add_branches(channels, width, dilations, **layers)
         self.fuse = ConvNorm(width * (2 if dilations is None else 2 + len(dilations)), out, **layers)
