@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant("data/labels.py", "{key: IGNORE if key in ignored else wanted.mapping.get(key, key) for key in tally}",
            "{key: wanted.mapping.get(key, key) for key in tally}", FOLDER, "ignored values stay labels"),
     Mutant("data/labels.py", "np.where(keys[at] == values, labels[at], np.uint8(IGNORE))", "labels[at]",
-           "tests/data/test_labels.py", "an unknown colour has the label of the next one"),
+           "tests/data/test_labels.py -k colour", "an unknown colour has the label of the next one"),
     # ---- training ----
     Mutant("training/optimization.py", "derive_seed(seed, step, rank)", "derive_seed(seed, 0, rank)", LOOP,
            "the same random state at every step"),

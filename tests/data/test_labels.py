@@ -11,7 +11,9 @@ from image_trees import SIZE, make_tree, noise, png, refusal, save, stripes
 from PIL import Image
 
 from lookfar.data import open_data
+from lookfar.data._reading import Mask
 from lookfar.data._values import option_text, parse_values
+from lookfar.data.labels import Labels
 
 
 def advised(message, **options):
@@ -344,6 +346,13 @@ def test_numbers_beside_a_colour_table_stay_numbers(tmp_path):
 def test_a_picture_is_no_mask(tmp_path):
     root = make_tree(tmp_path, [noise(5, 80, 90, 3)] + [stripes(0, 1, size=(80, 90))] * 2, size=(80, 90))
     assert "train_0.png (more than 4096 different values" in refusal(root)
+
+
+def test_a_colour_that_no_class_has_is_ignored():
+    """As in a mask that has changed since it was looked at."""
+    labels = Labels(np.zeros(2**16, np.uint8), {0x0000FF: 1, 0xFF0000: 0}, frozenset({"coloured"}))
+    mask = Mask(np.array([[0xFF0000, 0x0000FF], [0x00FF00, 0xFFFFFF]]), "RGB", coloured=True)
+    assert labels(mask).tolist() == [[0, 1], [255, 255]]
 
 
 # ---- depth ----------------------------------------------------------------------------------------------------------
