@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lookfar.data import open_data
-from lookfar.data.scenes import CELL, COLOURS, INK, RED, load_digits, make_scenes
+from lookfar.data.scenes import CELL, COLOURS, INK, RED, Scenes, load_digits, make_scenes
 
 
 def test_digits_are_disjoint_and_complete():
@@ -121,3 +121,25 @@ def test_classes_are_balanced():
 def test_wrong_scenes(spec, options):
     with pytest.raises(ValueError, match=r"scenes:(cue|lookup)"):
         open_data(spec, **options)
+
+
+@pytest.mark.parametrize("task", ["cue", "lookup"])
+def test_answers_stand_where_scenes_say(task):
+    scenes = Scenes(task, "val", 30, 7)
+    for i in range(30):
+        image, mask = scenes[i]
+        asks, holds = scenes.answer(i)
+        picture = cells(image.float() / 255)
+        asked, held = (cells(part[None]).flatten(1) for part in (asks, holds))
+        assert (asked == asked[:, :1]).all()
+        assert len(asked[asked[:, 0] > 0]) == (8 if task == "cue" else 4)
+        named = cells(mask[None]).flatten(1).amax(1)
+        for cell in asked[:, 0].nonzero().flatten():
+            answer = (held[:, 0] == asked[cell, 0]).nonzero().flatten()
+            assert len(answer) == 1
+            if task == "cue":
+                assert (picture[answer[0]].amax((1, 2)) > 0.6).tolist() == [True, False, False]
+            else:
+                assert named[cell] == named[answer[0]] + 2
+                colours = [picture[k].flatten(1).quantile(0.9, 1) > 0.5 for k in (cell, answer[0])]
+                assert torch.equal(*colours)

@@ -63,13 +63,15 @@ def test_what_is_stored_equals_what_the_block_says(tmp_path):
     assert got["image"].tolist() == torch.stack([data.val[1][0], data.val[4][0]]).tolist()
     assert got["prediction"][0].tolist() == prediction.tolist()
     stored = got["low"][..., None] + (got["high"] - got["low"])[..., None] * (got["map"] / 255.0)
-    assert np.abs(stored - maps[:, 0].numpy()).max() < 1e-3
+    assert np.abs(stored - maps.numpy()).max() < 1e-3
     assert np.allclose(got["similarity"], map_similarity(maps), rtol=1e-6)
     labels = labels_at(torch.stack([data.val[1][1], data.val[4][1]]), (6, 10))
     share, chance = own_class_share(maps, labels, labels)
-    assert np.allclose(got["share"], share[:, 0], equal_nan=True, rtol=1e-5)
+    assert np.allclose(got["share"], share, equal_nan=True, rtol=1e-5)
     assert np.allclose(got["chance"], chance, equal_nan=True, rtol=1e-5)
-    assert np.allclose(got["mean_share"], share.nanmean((1, 2)), rtol=1e-5)
+    assert np.allclose(got["mean_share"], share.nanmean(2), rtol=1e-5)
+    assert str(got["sought"]) == ""
+    assert "found" not in got
     assert got["query"].shape == (60, 2)
     assert got["map_size"].tolist() == [6, 10]
 
@@ -81,13 +83,54 @@ def test_large_maps_are_sampled_and_averaged_but_the_numbers_are_not(tmp_path, m
     collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert got["image"].shape == (1, 3, 12, 20)
-    assert got["map"].shape == (1, 16, 25)
+    assert got["map"].shape == (1, 1, 16, 25)
     assert got["queries_asked"] == 30
     network.eval()
     with torch.no_grad():
         x = network[:2](data.normalise(data.val[0][0][None]))
         maps = attention_maps(network[2], x, torch.arange(30) * 2)
     assert np.allclose(got["similarity"][0], map_similarity(maps)[0], rtol=1e-6)
+
+
+def test_every_head_is_kept_in_the_room_of_one(tmp_path, monkeypatch):
+    for name, value in {"QUERIES": 8, "KEYS": 6}.items():
+        monkeypatch.setattr(samples, name, value)
+    network, data = toy()
+    network[2] = create_block("nonlocal", 16, heads=4, zero_init=False)
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert got["query_size"].tolist() == [6, 6]
+    assert got["map"].shape == (1, 4, 36, 16)
+    network.eval()
+    with torch.no_grad():
+        maps = attention_maps(network[2], network[:2](data.normalise(data.val[0][0][None])))
+    labels = labels_at(data.val[0][1][None], (6, 10))
+    share, chance = own_class_share(maps, labels, labels)
+    assert np.allclose(got["mean_share"][0], share.nanmean(-1), rtol=1e-5)
+    assert np.allclose(got["mean_chance"], chance.nanmean(), rtol=1e-5)
+    assert np.allclose(got["similarity"], map_similarity(maps), rtol=1e-6)
+
+
+def test_the_weight_on_what_holds_the_answer(tmp_path):
+    network, data = toy()
+    asks, holds = torch.zeros(2, 24, 40, dtype=torch.uint8)
+    asks[:, :20], holds[:12, 20:] = 1, 1  # the left half asks, the upper right quarter answers
+
+    data.val.answer = lambda index: (asks, holds)
+    data.val.asking, data.val.sought = "left", "upper right"
+    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    network.eval()
+    with torch.no_grad():
+        maps = attention_maps(network[2], network[:2](data.normalise(data.val[0][0][None])))
+    weight = maps.view(6, 10, 6, 10)[:, :, :3, 5:].sum((-1, -2))
+    found = got["found"].reshape(6, 10)
+    assert np.allclose(found[:, :5], weight[:, :5], rtol=1e-5)
+    assert np.isnan(found[:, 5:]).all()
+    assert np.allclose(got["found_chance"].reshape(6, 10)[:, :5], 0.25)
+    assert np.allclose(got["mean_found"], weight[:, :5].mean(), rtol=1e-5)
+    assert np.array_equal(got["holds"][0], holds)
+    assert str(got["sought"]) == "upper right"
 
 
 def test_looking_changes_nothing(tmp_path):
@@ -126,7 +169,8 @@ def test_every_block_with_weights_leaves_maps(tmp_path, name):
     assert str(got["reason"]) == "" or "form no grid" in str(got["reason"])
     if "map" in got:
         assert np.isfinite(got["similarity"]).all()
-        assert got["map"].shape == (1, len(got["query"]), np.prod(got["map_size"]))
+        heads = got["similarity"].shape[1]
+        assert got["map"].shape == (1, heads, len(got["query"]), np.prod(got["map_size"]))
 
 
 def test_sub_sampled_keys_lie_on_their_own_grid(tmp_path):

@@ -41,6 +41,10 @@ CLASSES: dict[Task, list[str]] = {
     "cue": ["background", "same", "different"],
     "lookup": ["background", "digit odd", "digit even", "square odd", "square even"],
 }
+SOUGHT: dict[Task, tuple[str, str]] = {
+    "cue": ("white digit", "red digit"),
+    "lookup": ("filled square", "like-coloured digit"),
+}
 SENTENCES: dict[Task, str] = {
     "cue": "Label each white digit as showing the same class as the red one or a different one. "
     "A summary of the whole scene solves it; a neighbourhood does not.",
@@ -76,9 +80,49 @@ class Plan(NamedTuple):
 
 def make_scenes(task: Task, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Scenes ``(S, 3, 64, 64)`` and their labels ``(S, 64, 64)``, uint8; the same for the same arguments."""
-    generator = torch.Generator().manual_seed(seed)
-    plan = PLANS[task](load_digits(split)[1], count, generator)
-    return _draw(plan, load_digits(split)[0], generator)
+    scenes = Scenes(task, split, count, seed)
+    return scenes.images, scenes.masks
+
+
+class Scenes(MemorySamples):
+    """Scenes of a split; they know where the answer to each of their questions stands.
+
+    Attributes:
+        asking: What asks a question, in words.
+        sought: What holds its answer.
+    """
+
+    def __init__(self, task: Task, split: Split, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.plan = PLANS[task](load_digits(split)[1], count, generator)
+        super().__init__(
+            *_draw(self.plan, load_digits(split)[0], generator), [f"{split}_{i:04d}" for i in range(count)]
+        )
+        self.asking, self.sought = SOUGHT[task]
+
+    def answer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Which question each pixel asks and to which each holds the answer.
+
+        Args:
+            index: Of a scene.
+
+        Returns:
+            Two maps ``(64, 64)`` uint8 of whole cells: the answer to a pixel that asks question q > 0 stands where the
+            second map is q. 0 asks, or answers, nothing.
+        """
+        cell, digit = self.plan.cell[index], self.plan.digit[index]
+        things = len(cell)
+        maps = torch.zeros(2, GRID * GRID, 1, CELL, CELL, dtype=torch.uint8)
+        if (digit < 0).any():  # lookup: each square asks for the digit of its colour, which stands as far from the end
+            number = (torch.arange(things) % (things // 2) + 1).to(torch.uint8)
+            asks, holds = digit < 0, digit >= 0
+        else:  # cue: all ask for the first
+            number = torch.ones(things, dtype=torch.uint8)
+            asks, holds = torch.arange(things) > 0, torch.arange(things) == 0
+        for of, chosen in zip(maps, (asks, holds)):
+            of[cell[chosen]] = number[chosen][:, None, None, None]
+        asked, held = _tile(maps)[:, 0]
+        return asked, held
 
 
 def plan_cue(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
@@ -155,11 +199,7 @@ def _tile(cells: Tensor) -> Tensor:
 
 def open_scenes(task: Task, name: str) -> Data:
     """The data set ``scenes:TASK``: 6000 scenes for training, 600 for validation, the same for everybody."""
-    splits = {}
-    for seed, (split, count) in enumerate(COUNTS.items()):
-        names = [f"{split}_{i:04d}" for i in range(count)]
-        splits[split] = MemorySamples(*make_scenes(task, split, count, seed), names)
-    train, val = splits["train"], splits["val"]
+    train, val = (Scenes(task, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
     bands = train.images[:1000].float().div(255).transpose(0, 1).flatten(1)
     return Data(
         name=name,

@@ -5,19 +5,24 @@ One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a
     index (n,), name (n,)             which validation images
     image (n, C, h, w) uint8          as read, before normalisation
     truth, prediction (n, h, w) uint8
+    asks, holds (n, h, w) uint8       where the data know the answers: the answer to question q > 0 stands where holds is q
+    asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
     reason ()                         why there are no maps; an empty string where there are
 
-and, of a block with weights over positions (their mean over its heads; the numbers are of each head):
+and, of a block with weights over positions, for each of its heads (several share the room of one, on coarser grids):
 
-    map (n, Q, m) uint8               value = low + (high - low) map / 255, on the key grid ``map_size``
-    low, high (n, Q) float32
-    mean, mean_low, mean_high         the same of the query-independent part, over all queries asked: (n, m), (n,), (n,)
+    map (n, heads, Q, m) uint8        value = low + (high - low) map / 255, on the key grid ``map_size``
+    low, high (n, heads, Q) float32
+    mean, mean_low, mean_high         the same of the query-independent part, over all queries asked: (n, heads, m), ...
     query (Q, 2) float32              centres of the queries, (y, x) in [0, 1]
     query_size, map_size, key_size, feature_size (2,)
-    share (n, Q), chance (n, Q)       share of the weight on keys of the query's own class, and by chance
+    share (n, heads, Q), chance (n, Q)    share of the weight on keys of the query's own class, and by chance
+    found (n, heads, Q), found_chance (n, Q)    share on what holds the query's answer; nan where it asks nothing
     similarity (n, heads) float64     mean cosine between the maps of different queries, over ``queries_asked`` of them
-    mean_share, mean_chance (n,)      their means over all queries asked
+    mean_share, mean_found (n, heads), mean_chance, mean_found_chance (n,)    their means over all queries asked
     queries_asked ()
+
+Files of an earlier version hold the mean over heads, without their axis: ``lookfar.study.pictures`` gives it to them.
 """
 
 import math
@@ -31,9 +36,10 @@ from torch.nn import functional as F
 
 from lookfar.diagnostics import maps as M
 
+IGNORE = 255
 SIDE = 480  # pixels: what a report can show of an image
-QUERIES = 16  # a side: the grid of queries whose maps are kept
-KEYS = 32  # a side: maps are averaged down to this
+QUERIES = 16  # a side: the grid of queries whose maps are kept, of one head
+KEYS = 32  # a side: maps are averaged down to this, of one head
 ASKED = 2048  # queries that the numbers are computed over, at most
 _CHUNK = 256  # queries at a time
 
@@ -65,6 +71,8 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
     record: dict[str, list[Any]] = {}
     common: dict[str, Any] = {}
     seen: list[Tensor] = []
+    answers = getattr(data.val, "answer", None)
+    words = {key: np.array(getattr(data.val, key, "")) for key in ("asking", "sought")}
     flags = {module: module.training for module in network.modules()}
     handle = None if block is None else block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
@@ -80,11 +88,14 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
                 "truth": _shrink_labels(truth).numpy(),
                 "prediction": _shrink_labels(logits[0].argmax(0).cpu()).numpy(),
             }
+            answer = None if answers is None else answers(index)
+            if answer is not None:
+                row["asks"], row["holds"] = (_shrink_labels(part).numpy() for part in answer)
             if block is not None and not reason:
                 if seen[-1].dim() != 4:
                     reason = "its input is not a feature map"
                 else:
-                    of_image, common = _look(block, seen[-1].float(), truth.to(device))
+                    of_image, common = _look(block, seen[-1].float(), truth.to(device), answer)
                     reason = common.pop("reason", "")
                     row |= of_image
             for key, value in row.items():
@@ -98,15 +109,19 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(path).with_suffix(".part")
     with temporary.open("wb") as file:
-        np.savez_compressed(file, reason=np.array(reason), **stacked, **common)
+        np.savez_compressed(file, reason=np.array(reason), **words, **stacked, **common)
     temporary.replace(path)
 
 
-def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+def _look(
+    block: nn.Module, x: Tensor, truth: Tensor, answer: tuple[Tensor, Tensor] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of one image: what is stored of its maps, and what is the same for all images."""
     H, W = x.shape[-2:]
     N = H * W
-    grid = _grid(H, QUERIES), _grid(W, QUERIES)
+    heads = M.attention_maps(block, x, torch.zeros(1, dtype=torch.long, device=x.device)).shape[1]
+    room = heads**-0.25  # a side of queries and of keys
+    grid = _grid(H, round(QUERIES * room)), _grid(W, round(QUERIES * room))
     shown = (grid[0][:, None] * W + grid[1]).flatten()
     asked = torch.arange(N) if N <= ASKED else torch.arange(ASKED) * N // ASKED
     maps = M.attention_maps(block, x, shown.to(x.device))
@@ -114,38 +129,45 @@ def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], d
     if keys is None or len(keys) != 2 or math.prod(keys) != maps.shape[-1]:
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 
-    key_labels, query_labels = M.labels_at(truth[None], keys), M.labels_at(truth[None], (H, W))
-    share, chance = M.own_class_share(maps, query_labels[:, shown], key_labels)
+    shares = {"share": _Share((truth, truth), (H, W), keys)}
+    if answer is not None:
+        asks, holds = (part.to(x.device) for part in answer)
+        shares["found"] = _Share((asks.where(asks > 0, IGNORE), holds), (H, W), keys)
     # the numbers and the query-independent part over many queries, in full precision, a chunk at a time
-    totals, counts, means, shares, chances = [], [], [], [], []
+    totals, counts, means = [], [], []
+    over_asked: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in shares}
     for chunk in asked.split(_CHUNK):
         some = M.attention_maps(block, x, chunk.to(x.device))
         total, count = M.unit_sum(some)
         totals.append(total)
         counts.append(count)
         means.append(some.double().sum(-2))
-        of_share, of_chance = M.own_class_share(some, query_labels[:, chunk], key_labels)
-        shares.append(of_share.mean(1))
-        chances.append(of_chance)
+        for name, share in shares.items():
+            over_asked[name].append(share.of(some, chunk))
     similarity = M.similarity_from_sums(torch.stack(totals).sum(0), torch.stack(counts).sum(0))
-    mean = torch.stack(means).sum(0).mean(1) / len(asked)  # (1, M)
+    mean = torch.stack(means).sum(0)[0] / len(asked)  # (heads, M)
 
-    small = min(keys[0], KEYS), min(keys[1], KEYS)
-    stored, low, high = _quantise(_pool(maps.mean(1)[0], keys, small))
+    small = min(keys[0], round(KEYS * room)), min(keys[1], round(KEYS * room))
+    stored, low, high = _quantise(_pool(maps[0].flatten(0, 1), keys, small))
     mean_stored, mean_low, mean_high = _quantise(_pool(mean.float(), keys, small))
-    return {
-        "map": stored,
-        "low": low,
-        "high": high,
-        "mean": mean_stored[0],
-        "mean_low": mean_low[0],
-        "mean_high": mean_high[0],
-        "share": share[0].mean(0).float().cpu().numpy(),
-        "chance": chance[0].float().cpu().numpy(),
+    found = {
+        "map": stored.reshape(heads, len(shown), -1),
+        "low": low.reshape(heads, -1),
+        "high": high.reshape(heads, -1),
+        "mean": mean_stored,
+        "mean_low": mean_low,
+        "mean_high": mean_high,
         "similarity": similarity[0].cpu().numpy(),
-        "mean_share": torch.cat(shares, -1).nanmean().cpu().numpy(),
-        "mean_chance": torch.cat(chances, -1).nanmean().cpu().numpy(),
-    }, {
+    }
+    for name, share in shares.items():
+        by_chance = "chance" if name == "share" else f"{name}_chance"
+        lists = [share.of(maps, shown), tuple(torch.cat(parts, -1) for parts in zip(*over_asked[name]))]
+        for prefix, (weight, chance) in zip(("", "mean_"), lists):
+            weight, chance = weight[0].float(), chance[0].float()
+            if prefix:
+                weight, chance = weight.nanmean(-1), chance.nanmean(-1)
+            found |= {f"{prefix}{name}": weight.cpu().numpy(), f"{prefix}{by_chance}": chance.cpu().numpy()}
+    return found, {
         "query": torch.stack([(shown // W + 0.5) / H, (shown % W + 0.5) / W], -1).float().numpy(),
         "query_size": np.array([len(grid[0]), len(grid[1])]),
         "map_size": np.array(small),
@@ -153,6 +175,18 @@ def _look(block: nn.Module, x: Tensor, truth: Tensor) -> tuple[dict[str, Any], d
         "feature_size": np.array([H, W]),
         "queries_asked": np.array(len(asked)),
     }
+
+
+class _Share:
+    """The share of weight on keys that have the query's label."""
+
+    def __init__(self, labels: tuple[Tensor, Tensor], queries: tuple[int, int], keys: tuple[int, ...]) -> None:
+        self.queries = M.labels_at(labels[0][None], queries)
+        self.keys = M.labels_at(labels[1][None], (keys[0], keys[1]))
+
+    def of(self, maps: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (1, heads, Q, M) of some queries -> share (1, heads, Q) and chance (1, Q)."""
+        return M.own_class_share(maps, self.queries[:, queries], self.keys)
 
 
 def _grid(n: int, most: int) -> Tensor:

@@ -52,7 +52,13 @@ def load_samples(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        found = dict(file)
+    if "map" in found and found["map"].ndim == 3:  # as earlier versions wrote it: the mean over heads alone
+        for key in ("map", "low", "high", "mean", "mean_low", "mean_high", "share"):
+            found[key] = found[key][:, None]
+        found["mean_share"] = np.broadcast_to(found["mean_share"][:, None], (len(found["map"]), 1))
+        found["similarity"] = found["similarity"].mean(1, keepdims=True)
+    return found
 
 
 def image_uri(image: np.ndarray) -> str:
