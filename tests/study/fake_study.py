@@ -28,6 +28,7 @@ def make_fake_study(
     names=None,
     photo=False,
     data="scenes:lookup",
+    answers=False,
 ) -> Path:
     """Write a folder as a study leaves it. ``failed`` and ``missing`` hold (candidate, seed)."""
     gains = GAINS if gains is None else gains
@@ -80,7 +81,10 @@ def make_fake_study(
             (trial / "result.json").write_text(json.dumps(result))
             if metrics:
                 (trial / "metrics.jsonl").write_text(_metrics(draw, scored["miou"], block, gain))
-            _samples(trial / "samples.npz", draw, candidate, pictures, truth, guess, grid, shown, maps)
+            found = _samples(draw, candidate, pictures, truth, guess, grid, shown, maps)
+            if answers:
+                found |= _answers(found, truth)
+            np.savez_compressed(trial / "samples.npz", **found)
     return folder
 
 
@@ -136,32 +140,48 @@ def _metrics(draw, miou, block, gain):
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def _samples(path, draw, candidate, pictures, truth, guess, grid, names, maps):
+def _samples(draw, candidate, pictures, truth, guess, grid, names, maps):
     n, N = len(pictures), grid[0] * grid[1]
     found = {
         "index": np.arange(n), "name": np.array(names), "image": pictures, "truth": truth, "prediction": guess,
     }  # fmt: skip
     if candidate in ("baseline", "control") or not maps or "squeeze" in candidate:
         why = "no block" if candidate == "baseline" else f"{candidate} has no weights over positions"
-        np.savez_compressed(path, reason=np.array(why), **found)
-        return
+        return found | {"reason": np.array(why)}
     rows, columns = (np.stack(np.meshgrid(*(np.arange(g) for g in grid), indexing="ij"), -1).reshape(-1, 2)).T
     own = draw.random((n, 1, N)) ** 6
     near = np.exp(-((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2) / 3.0)
     share = 0.0 if "global" in candidate else 0.9
     weights = share * near * (0.2 + draw.random((n, N, N))) + (1 - share) * own + 1e-4
     weights /= weights.sum(-1, keepdims=True)
-    low, high, mean = weights.min(-1), weights.max(-1), weights.mean(1)
+    weights = weights[:, None]  # one head
+    low, high, mean = weights.min(-1), weights.max(-1), weights.mean(-2)
     stored = np.round((weights - low[..., None]) / (high - low)[..., None] * 255).astype(np.uint8)
     m_low, m_high = mean.min(-1), mean.max(-1)
     found |= {
         "map": stored, "low": low.astype(np.float32), "high": high.astype(np.float32),
-        "mean": np.round((mean - m_low[:, None]) / (m_high - m_low)[:, None] * 255).astype(np.uint8),
+        "mean": np.round((mean - m_low[..., None]) / (m_high - m_low)[..., None] * 255).astype(np.uint8),
         "mean_low": m_low, "mean_high": m_high,
         "query": np.stack([(rows + 0.5) / grid[0], (columns + 0.5) / grid[1]], -1),
         "query_size": np.array(grid), "map_size": np.array(grid), "key_size": np.array(grid),
-        "feature_size": np.array(grid), "share": draw.random((n, N)), "chance": draw.random((n, N)) * 0.4,
-        "similarity": np.full((n, 1), 1.0 if share == 0 else 0.31), "mean_share": np.full(n, 0.62),
+        "feature_size": np.array(grid), "share": draw.random((n, 1, N)), "chance": draw.random((n, N)) * 0.4,
+        "similarity": np.full((n, 1), 1.0 if share == 0 else 0.31), "mean_share": np.full((n, 1), 0.62),
         "mean_chance": np.full(n, 0.2), "queries_asked": np.array(N),
     }  # fmt: skip
-    np.savez_compressed(path, reason=np.array(""), **found)
+    return found | {"reason": np.array("")}
+
+
+def _answers(found, truth):
+    """The left half asks for what stands in the upper right quarter."""
+    n, h, w = truth.shape
+    asks, holds = np.zeros_like(truth), np.zeros_like(truth)
+    asks[:, :, : w // 2], holds[:, : h // 2, w // 2 :] = 1, 1
+    words = {"asking": np.array("left half"), "sought": np.array("upper right"), "asks": asks, "holds": holds}
+    if "map" not in found:
+        return words
+    left = found["query"][:, 1] < 0.5
+    of = np.where(left, 0.7, np.nan)
+    return words | {
+        "found": np.broadcast_to(of, found["share"].shape), "found_chance": np.broadcast_to(of - 0.45, (n, len(of))),
+        "mean_found": np.full((n, 1), 0.7), "mean_found_chance": np.full(n, 0.25),
+    }  # fmt: skip

@@ -15,9 +15,10 @@ import torch
 from study.fake_study import make_fake_study
 
 from lookfar.diagnostics import labels_at
-from lookfar.study import charts, pictures
+from lookfar.study import charts, explorer, pictures
 from lookfar.study import report as package_report
 from lookfar.study.answer import answer, short_names
+from lookfar.study.confusion import confusion
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import LIMIT, render, write_report
 from lookfar.study.results import load
@@ -140,7 +141,8 @@ def test_sections_stand_in_the_order_of_a_readers_questions(page):
 
 def test_numbers_are_those_of_the_results(folder, page):
     shown = text_of(page)
-    for s in load(folder).summaries:
+    results = load(folder)
+    for s in results.summaries:
         if s.miou is None:
             continue
         assert f"{points(s.miou.mean, s.miou.half)} ± {points(s.miou.half, s.miou.half)}" in shown
@@ -148,7 +150,7 @@ def test_numbers_are_those_of_the_results(folder, page):
             d = s.difference
             assert f"{signed(d.mean, d.half)}{signed(d.low, d.half)} to {signed(d.high, d.half)}" in shown
         assert s.sentence in shown
-        assert f"{s.iou[0]:.1f}" in shown
+        assert points(results.by_class[0].iou[s.candidate].mean) in shown
 
 
 def test_failed_trials_are_shown_with_their_reason(folder, page):
@@ -158,30 +160,152 @@ def test_failed_trials_are_shown_with_their_reason(folder, page):
     assert "4 of 15 trials failed: control and squeeze_excitation." in shown
 
 
-def test_maps_of_the_explorer_are_those_of_the_trial(folder, text):
+def data_of(text: str):
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found
-    data = json.loads(found[1])
+    return json.loads(found[1])
+
+
+def test_maps_of_the_explorer_are_those_of_every_trial(folder, text):
+    data = data_of(text)
+    assert data["seeds"] == [0, 1, 2]
     block = next(b for b in data["blocks"] if b["name"] == "nonlocal(mode=gaussian)@place")
-    sample = pictures.load_samples(trial_folder(folder, block["name"], 0))
-    assert sample is not None
-    i = sample["name"].tolist().index(data["images"][0]["name"])
-    stored = np.frombuffer(base64.b64decode(block["images"][0]["maps"]), np.uint8).reshape(1 + 16, 16)
-    low, high = np.array(block["images"][0]["span"]).T
-    got = low[:, None] + (high - low)[:, None] * stored / 255
-    want = sample["low"][i][:, None] + (sample["high"] - sample["low"])[i][:, None] * sample["map"][i] / 255
-    assert np.abs(got[1:] - want).max() < 0.01 * want.max()
-    assert got[0] == pytest.approx(want.mean(0), abs=0.02)
-    assert block["images"][0]["similarity"] == 0.31
+    for seed in range(3):
+        sample = pictures.load_samples(trial_folder(folder, block["name"], seed))
+        assert sample is not None
+        i = sample["name"].tolist().index(data["images"][0]["name"])
+        of = block["of"][str(seed)][0]
+        stored = np.frombuffer(base64.b64decode(of["maps"]), np.uint8).reshape(1, 1 + 16, 16)
+        low, high = np.moveaxis(np.array(of["span"]), -1, 0)
+        got = low[..., None] + (high - low)[..., None] * stored / 255
+        span = (sample["high"] - sample["low"])[i][..., None]
+        want = sample["low"][i][..., None] + span * sample["map"][i] / 255
+        assert np.abs(got[:, 1:] - want).max() < 0.01 * want.max()
+        assert got[:, 0] == pytest.approx(want.mean(1), abs=0.02)
+        assert of["similarity"] == [0.31]
+
+
+def test_files_of_an_earlier_version_are_one_head(folder, text, tmp_path):
+    path = trial_folder(folder, "global_context", 0) / "samples.npz"
+    with np.load(path) as file:
+        old = dict(file)
+    for key in ("map", "low", "high", "mean", "mean_low", "mean_high", "share", "mean_share"):
+        old[key] = old[key][:, 0]
+    (tmp_path / "old").mkdir()
+    np.savez_compressed(tmp_path / "old" / "samples.npz", **old)
+    got, want = pictures.load_samples(tmp_path / "old"), pictures.load_samples(path.parent)
+    assert got is not None
+    assert want is not None
+    assert all(np.array_equal(got[key], want[key]) for key in want)
 
 
 def test_labels_of_queries_are_those_under_their_centres(tmp_path):
     folder = make_fake_study(tmp_path / "labels", seeds=2, blocks=("nonlocal",), images=2, size=(48, 80), grid=(6, 8))
     sample = pictures.load_samples(trial_folder(folder, "nonlocal", 0))
     assert sample is not None
-    query = pictures.explorer_block(sample, [1], pictures.Detail())["query"]
+    found = explorer.explorer({"nonlocal": {0: sample}}, ["a"], [1], 0, pictures.Detail())
     want = labels_at(torch.from_numpy(sample["truth"][1:]), (6, 8))[0]
-    assert pictures.labels_near(sample["truth"][1], query) == want.tolist()
+    assert list(base64.b64decode(found["images"][0]["truth"])) == want.tolist()
+    want = labels_at(torch.from_numpy(sample["prediction"][1:]), (6, 8))[0]
+    assert list(base64.b64decode(found["candidates"][0]["predicted"][0][0])) == want.tolist()
+
+
+def one_sample(truth, prediction, **more):
+    """Four queries on a 2x2 map."""
+    query = np.array([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+    truth, prediction = (np.array(v, np.uint8).reshape(1, 2, 2) for v in (truth, prediction))
+    given = {"share": [0.9, 0.6, 0.5, 0.4], "chance": [0.1] * 4} | more
+    arrays = {k: np.array(v)[None, None] if k in ("share", "found") else np.array(v)[None] for k, v in given.items()}
+    return {"truth": truth, "prediction": prediction, "query": query, **arrays}
+
+
+def test_it_opens_where_the_block_is_right_and_the_baseline_wrong():
+    baseline = one_sample([0, 1, 1, 255], [0, 0, 1, 0])
+    # the first query has more weight on its own class, and both have it right
+    assert explorer.opening(one_sample([0, 1, 1, 255], [0, 1, 1, 1]), baseline, 0)[1] == (0.25, 0.75)
+    both_right = explorer.opening(baseline, baseline, 0)
+    assert both_right[1] == (0.25, 0.25)
+    better = explorer.opening(one_sample([0, 1, 1, 255], [0, 1, 1, 1]), baseline, 0)
+    assert better[0] > both_right[0]
+    # where the data know what asks, only that is a story
+    nan = float("nan")
+    asking = one_sample([0, 1, 1, 255], [0, 1, 1, 1], found=[nan, nan, 0.8, nan], found_chance=[nan, nan, 0.1, nan])
+    assert explorer.opening(asking, baseline, 0)[1] == (0.75, 0.25)
+
+
+def test_sentences_say_the_weight_on_the_answer(tmp_path):
+    folder = make_fake_study(tmp_path / "told", blocks=("nonlocal",), answers=True, **SMALL)
+    html_text = render(load(folder))
+    shown = text_of(Page(html_text))
+    said = "70 % of a left half’s weight lies on the upper right, 25 % by chance (seeds: 70 %, 70 % and 70 %)."
+    assert said in shown
+    assert "own class" not in shown
+    data = data_of(html_text)
+    assert data["images"][0]["answers"] == {"1": [0.0, 0.5, 0.5, 1.0]}
+    at = data["query"].index(data["images"][data["start"]]["start"])
+    assert base64.b64decode(data["images"][data["start"]]["asks"])[at] == 1
+
+
+def test_without_an_answer_the_own_class_stands_beside_its_size(page):
+    assert "62 % of the weight lies on the query’s own class, which makes up 20 % of the positions" in text_of(page)
+
+
+def test_four_rows_of_predictions_stand_open(tmp_path):
+    folder = make_fake_study(tmp_path / "many", blocks=("nonlocal",), maps=False, images=12, size=(32, 32), grid=(4, 4))
+    text = render(load(folder))
+    start, end = text.index('<section id="predictions">'), text.index('<section id="classes">')
+    before, folded = text[start:end].split("<details>")
+    assert before.count("<article") == 4
+    assert folded.count("<article") == 8
+    assert "8 more images" in folded
+
+
+def test_names_of_blocks_are_never_broken(text):
+    whole = re.findall(r'<span class="who">.*?</svg><span>(.*?)</span></span>', text)
+    assert "global_context" in whole
+    assert "nonlocal<wbr>(mode=gaussian)<wbr>@place" in whole
+    assert not [name for name in whole if re.search(r"[\w]<wbr>[\w]", name)]
+    headline = re.search(r"<h1.*?>(.*?)</h1>", text)
+    assert headline
+    assert "<wbr>" not in headline[1]
+
+
+def test_values_of_curves_are_those_of_the_records(folder, text):
+    curves = [json.loads(html.unescape(found)) for found in re.findall(r"data-curves='(.*?)'", text)]
+    plot = curves[0]["plots"][0]
+    assert plot["title"] == "validation mIoU, %"
+    of_seed = []
+    for seed in range(3):
+        lines = (trial_folder(folder, "nonlocal(mode=gaussian)@place", seed) / "metrics.jsonl").read_text().splitlines()
+        of_seed.append({r["step"]: 100 * r["val"]["miou"] for r in map(json.loads, lines) if "val" in r})
+    own = plot["series"][0]
+    assert own["name"] == "nonlocal"
+    for k, step in enumerate(plot["steps"]):
+        assert own["values"][k] == pytest.approx(np.mean([of[step] for of in of_seed]), rel=1e-3)
+        assert [seed[k] for seed in own["seeds"]] == pytest.approx([of[step] for of in of_seed], rel=1e-3)
+
+
+def test_confusions_are_said_and_drawn(folder, text):
+    results = load(folder)
+    matrix = results.confusion("global_context")
+    assert matrix is not None
+    share = 100 * matrix[1, 0] / matrix[1].sum()
+    assert share > 1
+    assert f"<title>{NAUGHTY} taken for background: {share:.0f} %</title>" in html.unescape(text)
+    assert results.confusion("squeeze_excitation") is None
+    assert confusion(np.eye(41), [str(k) for k in range(41)], "too many") is None
+
+
+def test_the_headline_names_flops_and_time(tmp_path):
+    folder = make_fake_study(tmp_path / "cost", blocks=("nonlocal",), maps=False, **SMALL)
+    results = load(folder)
+    block, base = results.summary("nonlocal"), results.summary("baseline")
+    assert block.flops
+    assert base.flops
+    assert block.latency_ms
+    assert base.latency_ms
+    flops, time = 100 * (block.flops / base.flops - 1), 100 * (block.latency_ms / base.latency_ms - 1)
+    assert f"for {flops:.2g} % more FLOPs and {time:.2g} % more time." in answer(results).headline
 
 
 def test_one_seed_has_no_verdict(tmp_path):
@@ -191,7 +315,7 @@ def test_one_seed_has_no_verdict(tmp_path):
     shown = text_of(Page(render(load(folder))))
     assert "seed noise not measured" in shown
     assert "better by" not in shown
-    assert "one seed, so without an interval" in shown
+    assert "One seed: seed noise was not measured, and no difference is shown." in shown
 
 
 def test_no_winner_where_the_data_show_none(tmp_path):

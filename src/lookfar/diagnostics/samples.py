@@ -5,7 +5,7 @@ One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a
     index (n,), name (n,)             which validation images
     image (n, C, h, w) uint8          as read, before normalisation
     truth, prediction (n, h, w) uint8
-    asks, holds (n, h, w) uint8       where the data know the answers: the answer to question q > 0 stands where holds is q
+    asks, holds (n, h, w) uint8       where data know answers: that of question q > 0 stands where holds is q; 0 is none
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
     reason ()                         why there are no maps; an empty string where there are
 

@@ -145,9 +145,17 @@ def _no_gain(done: Sequence[_Gain], where: str, margin: float) -> Answer:
 
 
 def _cost(row: Summary, baseline: Summary) -> str:
-    if not row.flops or not baseline.flops or row.flops <= baseline.flops:
-        return ""
-    return f"{100 * (row.flops / baseline.flops - 1):.2g} % more computation"
+    """How much more computation and time it takes, in words."""
+    parts = []
+    for mine, base, what, fewer in (
+        (row.flops, baseline.flops, "FLOPs", "fewer"),
+        (row.latency_ms, baseline.latency_ms, "time", "less"),
+    ):
+        if mine and base:
+            more = 100 * (mine / base - 1)
+            amount = "no more" if abs(more) < 0.5 else f"{abs(more):.2g} % {'more' if more > 0 else fewer}"
+            parts.append(f"{amount} {what}")
+    return join(parts) if parts else ""
 
 
 def _troubles(results: Results) -> list[str]:
@@ -196,6 +204,21 @@ def intervals(results: Results) -> str:
         over = "over seeds and images"
     together = " All of this table hold together in 19 of 20 studies." if seeds > 1 else ""
     return f"Bars are 95 % intervals {over}.{together} Small circles are seeds."
+
+
+def classes_note(results: Results) -> str:
+    """What the intervals of single classes hold."""
+    groups = results.conclusions.groups
+    seeds = max((s.difference.seeds for s in results.summaries if s.difference), default=0)
+    count = sum(len(of.differences) for of in results.by_class)
+    if seeds < 2:
+        return "One seed: seed noise was not measured, and no difference is shown."
+    over = f"They are over seeds alone {results.conclusions.terms.where}." if groups.number == 1 else ""
+    bold = "Bold ones leave zero out. " if seeds > 2 else ""
+    about = f"about {round(0.05 * count)}" if count >= 30 else "one or the other"
+    text = f"Each interval holds by itself, not all together: of these {count}, {about} misses the truth by chance"
+    text = text.replace("misses", "miss") if count >= 30 else text
+    return f"{over} {bold}{text}. They are leads, not verdicts.".strip()
 
 
 def limits(results: Results) -> list[str]:

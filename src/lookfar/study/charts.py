@@ -132,13 +132,13 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Ma
     pad_x = 0.12 * (max(xs) - min(xs)) or 0.2 * max(xs) or 1.0
     pad_y = 0.08 * (max(ys) - min(ys)) or 1.0
     x0, x1, y0, y1 = max(min(xs) - pad_x, 0), max(xs) + pad_x, min(ys) - pad_y, max(ys) + pad_y
-    to_x, to_y = _Linear(x0, x1, left, right), _Linear(y0, y1, bottom, top)
+    to_x, to_y = Linear(x0, x1, left, right), Linear(y0, y1, bottom, top)
     parts = []
     for t in ticks(y0, y1):
-        parts += [_line("grid", left, to_y(t), right, to_y(t)), _text(left - 6, to_y(t) + 4, tick(t), "end")]
+        parts += [draw_line("grid", left, to_y(t), right, to_y(t)), draw_text(left - 6, to_y(t) + 4, tick(t), "end")]
     for t in ticks(x0, x1):
-        parts += [_line("edge", to_x(t), bottom, to_x(t), bottom + 4), _text(to_x(t), bottom + 17, tick(t))]
-    parts += [_line("edge", left, bottom, right, bottom), _text((left + right) / 2, H - 6, x_title)]
+        parts += [draw_line("edge", to_x(t), bottom, to_x(t), bottom + 4), draw_text(to_x(t), bottom + 17, tick(t))]
+    parts += [draw_line("edge", left, bottom, right, bottom), draw_text((left + right) / 2, H - 6, x_title)]
     turned = f'transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(y_title)}</text>')
 
@@ -146,16 +146,16 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Ma
     bars = [(to_y(p.y + (p.half or 0)), to_y(p.y - (p.half or 0))) for p in points]
     labels = place_labels([p.name for p in points], places, bars, box)
     for (x, y), label in zip(places, labels):
-        parts += [_line("leader", x, y, *label.near)] if label.far else []
+        parts += [draw_line("leader", x, y, *label.near)] if label.far else []
     for p, (x, _), (upper, lower) in zip(points, places, bars):
-        parts += [_line("bar", x, upper, x, lower, p.style.colour)] if p.half else []
+        parts += [draw_line("bar", x, upper, x, lower, p.style.colour)] if p.half else []
     for p, (x, y) in zip(points, places):
         mark = f'd="{p.style.marker}" fill="{p.style.colour}"'
         parts.append(f'<path class="mark" transform="translate({x:.1f} {y:.1f})" {mark}/>')
     for p, label in zip(points, labels):
         text = f"<title>{escape(p.name)}</title>{escape(label.text)}"
         parts.append(f'<text class="label" x="{label.x:.1f}" y="{label.y:.1f}">{text}</text>')
-    return _svg((W, H), alt, parts)
+    return draw_svg((W, H), alt, parts)
 
 
 @dataclass(frozen=True)
@@ -210,100 +210,12 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return wide * high if wide > 0 and high > 0 else 0.0
 
 
-# ---- curves ---------------------------------------------------------------------------------------------------------
-
-Line = Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """One small plot: lines of each seed and, where there are several, their mean drawn strong over them."""
-
-    title: str
-    lines: Sequence[Line]
-    behind: Sequence[Line] = ()
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    empty: str = "not recorded"
-    height: int = 92
-
-
-def stacked(plots: Sequence[Curves], style: Style, alt: str, x_title: str = "step", *, width: int = 280) -> Markup:
-    """Small plots over one another with one step axis."""
-    left, right, gap = 42, width - 8, 32
-    steps = [x for plot in plots for line in (*plot.lines, *plot.behind) for x, _ in line]
-    x1 = max(steps, default=1) or 1
-    to_x = _Linear(0, x1, left, right)
-    parts: list[str] = []
-    y = -8
-    for plot in plots:
-        top = y + gap - 6
-        y = top + plot.height
-        parts += _plot(plot, style, to_x, (left, right, top, y))
-    for t in ticks(0, x1, about=3):
-        parts.append(_text(to_x(t), y + 15, tick(t), "end" if to_x(t) > right - 12 else "middle"))
-    parts.append(_text(left - 8, y + 15, x_title, "end"))
-    return _svg((width, y + 22), alt, parts)
-
-
-def _plot(plot: Curves, style: Style, to_x: "_Linear", box: tuple[float, float, float, float]) -> list[str]:
-    left, right, top, bottom = box
-    values = [v for line in (*plot.lines, *plot.behind) for _, v in line if math.isfinite(v)]
-    parts = [_text(left, top - 6, plot.title, "start")]
-    if not values:
-        return [*parts, _text((left + right) / 2, (top + bottom) / 2, plot.empty)]
-    low = min(values) if plot.low is None else plot.low
-    high = max(values) if plot.high is None else plot.high
-    high = high if high > low else low + (abs(low) or 1.0) * 0.1
-    log = plot.log and low > 0
-    if log:
-        low, high = math.log10(low), math.log10(high)
-        multiples = (1, 2, 5) if high - low < 0.8 else (1, 3) if high - low < 2 else (1,)
-        decades = range(math.floor(low), math.ceil(high) + 1)
-        marks = [(math.log10(m * 10.0**e), tick(m * 10.0**e)) for e in decades for m in multiples]
-        marks = [(value, text) for value, text in marks if low <= value <= high]
-    else:
-        marks = [(t, tick(t)) for t in ticks(low, high, about=4)]
-    to_y = _Linear(low, high, bottom - 2, top + 2)
-
-    def path(line: Line) -> str:
-        pixels = [(to_x(x), to_y(math.log10(v) if log else v)) for x, v in line if math.isfinite(v)]
-        return "M" + "L".join(f"{x:.1f} {min(max(y, top), bottom):.1f}" for x, y in pixels) if pixels else ""
-
-    for value, text in marks:
-        y = to_y(value)
-        parts += [_line("grid", left, y, right, y), _text(left - 5, y + 3.8, text, "end")]
-    parts.append(_line("edge", left, bottom, right, bottom))
-    for lines, colour in ((plot.behind, "var(--base)"), (plot.lines, style.colour)):
-        strong = len(lines) > 1
-        for line in lines:
-            parts.append(f'<path class="{"seed" if strong else "mean"}" d="{path(line)}" stroke="{colour}"/>')
-        if strong:
-            parts.append(f'<path class="mean" d="{path(mean_line(lines))}" stroke="{colour}"/>')
-    return parts
-
-
-def mean_line(lines: Sequence[Line]) -> Line:
-    """The mean over seeds at the steps that all lines have."""
-    tables = [dict(line) for line in lines]
-    common = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
-    return [(x, sum(t[x] for t in tables) / len(tables)) for x in common]
-
-
-def thin(line: Line, most: int = 120) -> Line:
-    """At most about ``most`` points: means of neighbours, so that no spike decides what is seen."""
-    size = math.ceil(len(line) / most)
-    if size <= 1:
-        return line
-    groups = [line[i : i + size] for i in range(0, len(line), size)]
-    return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
-
-
 # ---- shared ---------------------------------------------------------------------------------------------------------
 
 
-class _Linear:
+class Linear:
+    """A value on an axis to pixels."""
+
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.start, self.slope = low, start, (end - start) / ((high - low) or 1.0)
 
@@ -311,15 +223,18 @@ class _Linear:
         return self.start + (value - self.low) * self.slope
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float, colour: str = "") -> str:
+def draw_line(kind: str, x1: float, y1: float, x2: float, y2: float, colour: str = "") -> str:
+    """A line of a kind that ``report.css`` knows."""
     stroke = f' stroke="{colour}"' if colour else ""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{stroke}/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def draw_text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+    """A text with its base line at a place; ``more`` are further attributes."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
-def _svg(size: tuple[float, float], alt: str, parts: Sequence[str]) -> Markup:
+def draw_svg(size: tuple[float, float], alt: str, parts: Sequence[str]) -> Markup:
+    """A picture with what it shows in words."""
     head = f'<svg class="chart" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(alt)}">'
     return Markup(head + "".join(parts) + "</svg>")

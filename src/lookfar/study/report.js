@@ -23,6 +23,11 @@ for (const table of document.querySelectorAll("#compare")) {
   }
 }
 
+// ---- what is folded on the screen is printed, but for further pictures ---------------------------------------------
+const folded = [...document.querySelectorAll("details.print:not([open])")];
+window.addEventListener("beforeprint", () => folded.forEach(d => { d.open = true; }));
+window.addEventListener("afterprint", () => folded.forEach(d => { d.open = false; }));
+
 // ---- where it looks -------------------------------------------------------------------------------------------------
 const source = document.getElementById("data");
 if (source) explore(JSON.parse(source.textContent));
@@ -32,11 +37,11 @@ function explore(data) {
   const readout = document.getElementById("readout"), thumbs = root.querySelector(".thumbs");
   const figures = [...root.querySelectorAll(".map")];
   const pictures = data.images.map((_, i) => document.getElementById("image-" + i));
-  const bytes = data.blocks.map(block => block.images.map(image => decode(image.maps)));
-  // the finest grid of queries decides where one can stand
-  const finest = data.blocks.reduce((a, b) => (b.query.length > a.query.length ? b : a));
-  const [rows, columns] = finest.grid;
-  let image = 0, row = 0, column = 0;
+  const decoded = new Map();
+  const truth = data.images.map(info => decode(info.truth));
+  const asks = data.images.map(info => info.asks && decode(info.asks));
+  const [rows, columns] = data.grid;
+  let seed = data.seed, head = -1, image = 0, row = 0, column = 0;
   root.hidden = false;
 
   data.images.forEach((info, i) => {
@@ -46,14 +51,26 @@ function explore(data) {
     small.alt = info.name;
     if (Math.max(...info.size) < 200) small.style.imageRendering = "pixelated";
     button.append(small);
-    button.addEventListener("click", () => show(i));
+    button.addEventListener("click", () => { image = i; move(...info.start); });
     thumbs.append(button);
   });
+  choice("seeds", data.seeds.map(s => [s, String(s)]), () => seed, s => { seed = s; });
+  const heads = Math.max(...data.blocks.map(block => block.heads));
+  choice("heads", [[-1, "mean"], ...Array.from({ length: heads }, (_, k) => [k, String(k + 1)])], () => head, k => { head = k; });
 
-  function show(i) {
-    image = i;
-    const [y, x] = data.images[i].start;
-    move(y, x);
+  // a row of buttons, of which one is pressed; nothing where there is nothing to choose
+  function choice(name, options, current, set) {
+    const group = root.querySelector(`[data-choice=${name}]`);
+    group.hidden = options.length < (name === "heads" ? 3 : 2);
+    for (const [value, text] of options) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = text;
+      button.value = value;
+      button.addEventListener("click", () => { set(value); draw(); });
+      group.append(button);
+    }
+    group.update = () => { for (const b of group.querySelectorAll("button")) b.setAttribute("aria-pressed", String(b.value === String(current()))); };
   }
 
   function move(y, x) {
@@ -62,30 +79,80 @@ function explore(data) {
     draw();
   }
 
+  function named(label) {
+    return label < data.classes.length ? data.classes[label] : "unlabelled";
+  }
+
   function draw() {
-    const [y, x] = finest.query[row * columns + column], picture = pictures[image];
-    const label = finest.images[image].label[row * columns + column];
-    const of = label < data.classes.length ? data.classes[label] : "unlabelled";
-    readout.textContent = `${data.images[image].name}: query in row ${row + 1} of ${rows}, column ${column + 1} of ${columns}, on “${of}”.`;
+    const at = row * columns + column, [y, x] = data.query[at], label = truth[image][at];
+    const question = asks[image] ? asks[image][at] : 0, box = question ? data.images[image].answers[question] : null;
+    readout.textContent = `${data.images[image].name}, row ${row + 1} of ${rows}, column ${column + 1} of ${columns}. Truth: `;
+    const strong = document.createElement("strong");
+    strong.textContent = named(label);
+    readout.append(strong, ".");
+    for (const line of root.querySelectorAll("[data-candidate]")) {
+      const of = data.candidates[line.dataset.candidate].predicted[seed], said = line.querySelector(".says");
+      if (!of) { said.textContent = "no trial"; continue; }
+      const got = decode(of[image])[at], right = got === label;
+      said.textContent = named(got) + (label < data.classes.length ? (right ? " ✓" : " ✗") : "");
+      said.title = label < data.classes.length ? (right ? "right" : "wrong") : "";
+      said.classList.toggle("bad", !right && label < data.classes.length);
+    }
+    for (const group of root.querySelectorAll("[data-choice]")) group.update();
     [...thumbs.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === image)));
     const context = prepare(stage);
-    context.drawImage(picture, 0, 0, stage.width, stage.height);
+    context.drawImage(pictures[image], 0, 0, stage.width, stage.height);
+    frame(context, box);
     ring(context, y, x);
-    data.blocks.forEach((block, b) => {
-      const at = nearest(block, y, x), own = block.images[image], figure = figures[b];
-      const [now, all] = figure.querySelectorAll("canvas");
-      heat(now, block, own, bytes[b][image], at + 1, picture);
-      ring(now.getContext("2d"), y, x);
-      heat(all, block, own, bytes[b][image], 0, picture);
-      now.setAttribute("aria-label", `weights of ${block.name} for this query`);
-      all.setAttribute("aria-label", `mean weights of ${block.name} over all queries`);
-      const say = (key, text) => { figure.querySelector(`[data-of=${key}]`).textContent = text; };
-      say("similarity", own.similarity === null ? "–" : own.similarity.toFixed(2));
-      const share = own.share[at], chance = own.chance[at];
-      say("share", share === null || chance === null ? "–" : `${percent(share)} here, ${percent(chance)} by chance`);
-      const [low, high] = own.span[at + 1];
-      say("peak", `${(Math.max(Math.abs(low), Math.abs(high)) / block.uniform).toFixed(1)} × uniform`);
-    });
+    data.blocks.forEach((block, b) => drawBlock(block, figures[b], y, x, box));
+  }
+
+  function drawBlock(block, figure, y, x, box) {
+    const own = block.of[seed] && block.of[seed][image], [now, all] = figure.querySelectorAll("canvas");
+    const say = (key, text) => {
+      const dd = figure.querySelector(`[data-of=${key}]`);
+      if (dd) dd.textContent = text;
+    };
+    figure.classList.toggle("none", !own);
+    if (!own) return;
+    const at = nearest(block, y, x), chosen = block.heads > 1 && head < block.heads ? head : -1;
+    const here = weights(block, own, chosen, at + 1), mean = weights(block, own, chosen, 0);
+    const similarity = average(own.similarity, chosen);
+    // one map for all queries needs no second panel
+    figure.querySelector(".two").classList.toggle("one", similarity !== null && similarity >= 0.999);
+    const top = Math.max(4 * block.uniform, ...here.map(Math.abs), ...mean.map(Math.abs));
+    for (const [canvas, map, which] of [[now, here, "for this query"], [all, mean, "of all queries together"]]) {
+      if (!canvas.clientWidth) continue;
+      heat(canvas, block, map, top);
+      frame(canvas.getContext("2d"), box);
+      if (canvas === now) ring(canvas.getContext("2d"), y, x);
+      canvas.setAttribute("aria-label", `weights of ${block.name} ${which}`);
+    }
+    figure.querySelector(".top").textContent = `${short(top / block.uniform)}×`;
+    const even = figure.querySelector(".even");
+    even.style.left = `${100 * block.uniform / top}%`;
+    figure.querySelector(".scale").classList.toggle("signed", here.some(v => v < 0) || mean.some(v => v < 0));
+    say("similarity", similarity === null ? "–" : similarity.toFixed(2));
+    const by = (share, chance) => (share === null || chance === null ? "–" : `${percent(share)}, by chance ${percent(chance)}`);
+    if (own.found) say("found", by(average(own.found.map(f => f[at]), chosen), own.found_chance[at]));
+    else say("share", by(average(own.share.map(f => f[at]), chosen), own.chance[at]));
+  }
+
+  // of one head, or of their mean where chosen is -1
+  function average(values, chosen) {
+    const some = chosen < 0 ? values : [values[Math.min(chosen, values.length - 1)]];
+    return some.some(v => v === null) ? null : some.reduce((a, b) => a + b, 0) / some.length;
+  }
+
+  function weights(block, own, chosen, k) {
+    if (!decoded.has(own)) decoded.set(own, decode(own.maps));
+    const stored = decoded.get(own), m = block.size[0] * block.size[1], maps = own.span[0].length;
+    const some = chosen < 0 ? own.span.map((_, h) => h) : [chosen], found = new Array(m).fill(0);
+    for (const h of some) {
+      const [low, high] = own.span[h][k], from = (h * maps + k) * m;
+      for (let i = 0; i < m; i++) found[i] += (low + (high - low) * stored[from + i] / 255) / some.length;
+    }
+    return found;
   }
 
   function prepare(canvas) {
@@ -98,21 +165,20 @@ function explore(data) {
     return context;
   }
 
-  function heat(canvas, block, own, stored, k, picture) {
+  function heat(canvas, block, map, top) {
     const context = prepare(canvas), { width, height } = canvas;
-    context.drawImage(picture, 0, 0, width, height);
+    context.drawImage(pictures[image], 0, 0, width, height);
     context.globalCompositeOperation = "saturation";
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
     context.globalCompositeOperation = "source-over";
     context.fillStyle = "rgba(0, 0, 0, 0.45)";
     context.fillRect(0, 0, width, height);
-    const [h, w] = block.size, [low, high] = own.span[k], top = Math.max(Math.abs(low), Math.abs(high)) || 1;
+    const [h, w] = block.size;
     for (let i = 0; i < h * w; i++) {
-      const value = (low + (high - low) * stored[k * h * w + i] / 255) / top;
       const x0 = Math.round((i % w) * width / w), x1 = Math.round((i % w + 1) * width / w);
       const y0 = Math.round(Math.floor(i / w) * height / h), y1 = Math.round((Math.floor(i / w) + 1) * height / h);
-      context.fillStyle = colour(value);
+      context.fillStyle = colour(map[i] / top);
       context.fillRect(x0, y0, x1 - x0, y1 - y0);
     }
   }
@@ -126,6 +192,21 @@ function explore(data) {
       context.lineWidth = thick;
       context.stroke();
     }
+  }
+
+  // where the answer stands
+  function frame(context, box) {
+    if (!box) return;
+    const { width, height } = context.canvas, line = Math.max(width / 180, 1.5);
+    const [top, left, bottom, right] = box, at = [left * width, top * height, (right - left) * width, (bottom - top) * height];
+    context.lineWidth = line * 2;
+    context.strokeStyle = "#000";
+    context.strokeRect(...at);
+    context.setLineDash([line * 4, line * 3]);
+    context.lineWidth = line;
+    context.strokeStyle = "#fff";
+    context.strokeRect(...at);
+    context.setLineDash([]);
   }
 
   stage.addEventListener("click", event => {
@@ -142,7 +223,10 @@ function explore(data) {
   });
   window.addEventListener("resize", draw);
   window.addEventListener("beforeprint", draw);
-  Promise.all(pictures.map(p => p.decode().catch(() => {}))).then(() => show(0));
+  Promise.all(pictures.map(p => p.decode().catch(() => {}))).then(() => {
+    image = data.start;
+    move(...data.images[image].start);
+  });
 }
 
 function nearest(block, y, x) {
@@ -162,10 +246,82 @@ function percent(share) {
   return `${Math.round(100 * share)} %`;
 }
 
+function short(value) {
+  return value < 10 ? value.toFixed(1) : value.toFixed(0);
+}
+
 // dark to light through red for weights, blue for the negative weights that some blocks have
 function colour(value) {
   const stops = [[20, 11, 52], [87, 16, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
   const v = Math.min(Math.abs(value), 1), at = v * (stops.length - 1), i = Math.min(Math.floor(at), stops.length - 2);
   const mixed = value < 0 ? [40, 110 + 120 * v, 255] : stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (at - i)));
   return `rgba(${mixed.join(",")},${(0.12 + 0.8 * Math.sqrt(v)).toFixed(3)})`;
+}
+
+// ---- values of curves at a step: by pointer, touch, or arrow keys -------------------------------------------------
+for (const figure of document.querySelectorAll("figure[data-curves]")) curves(figure);
+
+function curves(figure) {
+  const svg = figure.querySelector("svg"), { plots, left, right, last } = JSON.parse(figure.dataset.curves);
+  const steps = plots.reduce((a, p) => (p.steps.length > a.length ? p.steps : a), []);
+  if (!steps.length) return;
+  const readout = figure.querySelector(".readout"), marks = [];
+  let at = steps.length - 1;
+  const add = (kind, parent = svg) => parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", kind));
+  const rule = add("line");
+  rule.setAttribute("class", "rule");
+  const toX = step => left + (right - left) * step / last;
+
+  // the end of training stands there until somebody points elsewhere
+  function draw(on) {
+    for (const mark of marks.splice(0)) mark.remove();
+    rule.setAttribute("visibility", on ? "visible" : "hidden");
+    if (!on) at = steps.length - 1;
+    const step = steps[at], x = toX(step);
+    for (const [name, value] of [["x1", x], ["x2", x], ["y1", plots[0].top], ["y2", plots[plots.length - 1].bottom]]) rule.setAttribute(name, value);
+    readout.textContent = `step ${step.toLocaleString("en").replaceAll(",", "\u202f")}`;
+    for (const plot of plots) {
+      let k = -1;
+      plot.steps.forEach((s, i) => { if (s <= step) k = i; });
+      if (k < 0) continue;
+      const said = plot.series.map(({ name, values, seeds }) => {
+        const each = on && seeds ? ` (${seeds.map(of => say(of[k])).join(", ")})` : "";
+        return `${name} ${say(values[k])}${each}`;
+      });
+      readout.append(document.createElement("br"), `${plot.title}: ${said.join(", ")}`);
+      for (const { values, colour } of on ? plot.series : []) {
+        if (values[k] === null) continue;
+        const v = plot.log ? Math.log10(values[k]) : values[k], dot = add("circle");
+        dot.setAttribute("cx", toX(plot.steps[k]));
+        dot.setAttribute("cy", plot.bottom - 2 - (plot.bottom - plot.top - 4) * (v - plot.low) / (plot.high - plot.low || 1));
+        dot.setAttribute("r", 3);
+        dot.setAttribute("fill", colour);
+        marks.push(dot);
+      }
+    }
+  }
+
+  function near(clientX) {
+    const box = svg.getBoundingClientRect(), step = last * ((clientX - box.left) / box.width * svg.viewBox.baseVal.width - left) / (right - left);
+    at = steps.reduce((best, s, i) => (Math.abs(s - step) < Math.abs(steps[best] - step) ? i : best), 0);
+    draw(true);
+  }
+  svg.addEventListener("pointermove", event => near(event.clientX));
+  svg.addEventListener("pointerdown", event => near(event.clientX));
+  svg.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") draw(document.activeElement === figure); });
+  draw(false);
+  figure.addEventListener("focus", () => draw(true));
+  figure.addEventListener("blur", () => draw(false));
+  figure.addEventListener("keydown", event => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -steps.length, End: steps.length }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    at = Math.min(Math.max(at + step, 0), steps.length - 1);
+    draw(true);
+  });
+}
+
+function say(value) {
+  if (value === null) return "–";
+  return (Math.abs(value) >= 100 ? value.toFixed(0) : value === 0 ? "0" : value.toPrecision(3)).replace("-", "−");
 }

@@ -14,29 +14,38 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookfar.study import charts, pictures
+from lookfar.study import charts
 from lookfar.study._files import read_json, write_text
-from lookfar.study.answer import answer, facts, intervals, limits, made, short_names
+from lookfar.study.answer import answer, classes_note, facts, intervals, limits, made, short_names
+from lookfar.study.by_class import OfClass, confusions, is_shown
 from lookfar.study.candidates import is_reference
-from lookfar.study.intervals import Interval, over_seeds
+from lookfar.study.comparisons import Difference
+from lookfar.study.confusion import confusion
+from lookfar.study.curves import Curves, Line, stacked, thin
+from lookfar.study.gallery import DETAILS, Gallery
+from lookfar.study.intervals import Interval
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
-from lookfar.study.words import WIDEST, duration, ends, half_width, plus_minus, points, signed, three, unit
+from lookfar.study.words import (
+    WIDEST,
+    counted,
+    duration,
+    ends,
+    half_width,
+    join,
+    percent,
+    plus_minus,
+    points,
+    signed,
+    three,
+    unit,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
 LIMIT = 4_800_000  # bytes: below 5 MB, so that it can be mailed
-# a report that is too large carries fewer pictures, never fewer numbers
-DETAILS = (
-    pictures.Detail(),
-    pictures.Detail(images=8, explored=4),
-    pictures.Detail(images=6, explored=3, queries=12, keys=24),
-    pictures.Detail(images=4, explored=2, queries=8, keys=16),
-    pictures.Detail(images=2, explored=1, queries=8, keys=16),
-    pictures.Detail(images=0, explored=0),
-)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -59,12 +68,12 @@ def render(results: Results) -> str:
     css, js = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     template = _template()
     text = _View(results)
-    shown = _Pictures(results, text.styles)
+    shown = Gallery(results, text.styles)
     html = ""
     for detail in DETAILS:
         html = template.render(
             css=css, js=js, js_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
-            pictures=shown.at(detail), shade=text.shade, **vars(text),
+            pictures=shown.at(detail), **vars(text),
         )  # fmt: skip
         if len(html.encode(errors="backslashreplace")) <= LIMIT:
             break
@@ -90,6 +99,8 @@ def _template() -> "Template":
         "ends": lambda d: " to ".join(ends(d.low, d.high) or ("too wide to show",)),
         "duration": duration,
         "soft": soft,
+        "whole": whole,
+        "counted": counted,
     }
     return environment.get_template("report.html.j2")
 
@@ -111,6 +122,15 @@ class Row:
         return self.summary.candidate
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A class under a candidate: its difference to the baseline, whether it is shown, how strong its colour is."""
+
+    difference: Difference
+    shown: bool
+    strength: float
+
+
 class _View:
     """Everything but the pictures."""
 
@@ -122,6 +142,7 @@ class _View:
         self.styles = charts.styles(names)
         self.answer = answer(results)
         self.shorts = short_names(names)
+        self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"[(@]", name))
         devices = [read_json(Path(t.folder) / "result.json").get("device") for t in results.trials]
         self.facts = facts(results, next((str(d) for d in devices if d), ""))
         drawn = [bar for s in results.summaries if (bar := _bar(s))]
@@ -143,8 +164,10 @@ class _View:
         metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in results.trials}
         self.curves = self._curves(metrics)
         self.states = self._states(metrics)
-        self.class_columns = [s for s in results.summaries if s.done]
-        self.per_class = self._per_class()
+        self.class_columns = sorted((s for s in results.summaries if s.done), key=lambda s: s.candidate != "baseline")
+        self.per_class = self._classes()
+        self.classes_note = classes_note(results)
+        self.confusions = self._confusions()
         self.limits = limits(results)
         self.plan_text = (results.folder / "study.yaml").read_text(encoding="utf-8").strip()
         self.made = made(self.environment)
@@ -170,9 +193,9 @@ class _View:
         return charts.scatter(found, title, "mIoU, % (± 95 %)", alt)
 
     def _curves(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any]]:
-        def lines(name: str, of: Any) -> list[charts.Line]:
+        def lines(name: str, of: Any) -> list[Line]:
             found = [[p for record in m if (p := of(record))] for t, m in metrics.items() if t.candidate == name]
-            return [charts.thin(line) for line in found if line]
+            return [thin(line) for line in found if line]
 
         def miou(record: dict[str, Any]) -> tuple[float, float] | None:
             value = (record.get("val") or {}).get("miou")
@@ -194,21 +217,21 @@ class _View:
                 continue
             behind = of.get("baseline", ([], [])) if s.candidate != "baseline" else ([], [])
             plots = [
-                charts.Curves("validation mIoU, %", of[s.candidate][0], behind[0], *bounds[0]),
-                charts.Curves(
-                    f"training loss{' (log)' if log else ''}", of[s.candidate][1], behind[1], *bounds[1], log
-                ),
+                Curves("validation mIoU, %", of[s.candidate][0], behind[0], *bounds[0]),
+                Curves(f"training loss{' (log)' if log else ''}", of[s.candidate][1], behind[1], *bounds[1], log),
             ]
             ends = [line[-1][1] for line in of[s.candidate][0]]
             alt = f"Learning curves of {s.candidate}"
             alt += f": validation mIoU ends at {', '.join(points(e) for e in ends)}" if ends else ""
-            panels.append((s, self.styles[s.candidate], charts.stacked(plots, self.styles[s.candidate], alt)))
+            names = self.shorts[s.candidate], "baseline"
+            panels.append((s, self.styles[s.candidate], stacked(plots, names, self.styles[s.candidate], alt)))
         return panels
 
     def _states(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any, str]]:
         """Panels of blocks, on shared axes from zero: what stays near zero must look so."""
-        titles = {"contribution": "contribution against input", "gamma": "γ", "gradient": "share of the gradient"}
-        lines: dict[str, dict[str, list[charts.Line]]] = {}
+        # γ last, since not all blocks have one: rows of neighbouring panels can be read across
+        titles = {"contribution": "contribution against input", "gradient": "share of the gradient", "gamma": "γ"}
+        lines: dict[str, dict[str, list[Line]]] = {}
         for t, records in metrics.items():
             for key in titles:
                 lines.setdefault(key, {}).setdefault(t.candidate, []).extend(_block_lines(records, key))
@@ -221,42 +244,47 @@ class _View:
             own = {key: of.get(s.candidate, []) for key, of in lines.items()}
             if not any(own.values()) and s.miou_off is None:
                 continue
-            # a row that other blocks have stays in its place, so that panels can be read across
-            own = {
-                key: [charts.thin(line, 60) for line in found] for key, found in own.items() if any(lines[key].values())
-            }
-            plots = [
-                charts.Curves(titles[key], found, (), *bounds[key], height=58, empty="none")
-                for key, found in own.items()
-            ]
+            own = {key: [thin(line, 60) for line in found] for key, found in own.items() if found}
+            plots = [Curves(titles[key], found, (), *bounds[key], height=58) for key, found in own.items()]
             ends = {key: ", ".join(three(line[-1][1]) for line in found) for key, found in own.items() if found}
             last = [f"{titles[key]} ends at {values}" for key, values in ends.items()]
             style = self.styles[s.candidate]
-            chart = charts.stacked(plots, style, f"{s.candidate}: {'; '.join(last)}") if plots else None
+            names = self.shorts[s.candidate], ""
+            chart = stacked(plots, names, style, f"{s.candidate}: {'; '.join(last)}") if plots else None
             off = ""
             if s.miou_off is not None and s.miou:
                 off = f"{points(s.miou.mean)} % with the block, {points(s.miou_off)} % with it switched off"
             panels.append((s, style, chart, off))
         return panels
 
-    def shade(self, value: float) -> float:
-        """Strength of a cell's colour in per cent, over the range that occurs."""
-        means = [cell.mean for _, cells in self.per_class for cell in cells if cell]
-        low, high = min(means), max(means)
-        return 100.0 if high == low else 10 + 90 * (value - low) / (high - low)
-
-    def _per_class(self) -> list[tuple[str, list[Interval | None]]]:
-        """IoU of each class by candidate; the interval is over seeds alone."""
+    def _classes(self) -> list[tuple[OfClass, list[tuple[Summary, Interval | None, Cell | None]]]]:
+        """Each class with the IoU of all candidates and, but for the baseline, its difference to it."""
+        groups = self.results.conclusions.groups
+        differences = [d.mean for of in self.results.by_class for d in of.differences.values()]
+        largest = max(map(abs, differences), default=0.0) or 1.0
         table = []
-        for k, name in enumerate(self.results.classes):
+        for of in self.results.by_class:
             cells = []
             for s in self.class_columns:
-                trials = [t for t in self.results.trials if t.candidate == s.candidate and t.status == "done"]
-                values = [t.iou[k] for t in trials if k < len(t.iou)]
-                known = [v for v in values if v is not None]
-                cells.append(over_seeds(known) if known else None)
-            table.append((name, cells))
+                d = of.differences.get(s.candidate)
+                cell = Cell(d, is_shown(d, groups), 100 * abs(d.mean) / largest) if d else None
+                cells.append((s, of.iou.get(s.candidate), cell))
+            table.append((of, cells))
         return table
+
+    def _confusions(self) -> list[tuple[Summary, charts.Style, Any, str]]:
+        """A matrix and its largest confusions for each candidate."""
+        found = []
+        for s in self.class_columns:
+            matrix = self.results.confusion(s.candidate)
+            if matrix is None:
+                continue
+            names = [of.name for of in self.results.by_class]
+            most = [f"{a} for {b} {percent(share / 100)}" for a, b, share in confusions(matrix, names)]
+            said = f"Most often taken: {join(most)}." if most else "No class is taken for another in 1 % of its pixels."
+            picture = confusion(matrix, names, f"confusion matrix of {s.candidate}. {said}")
+            found.append((s, self.styles[s.candidate], picture, said))
+        return found
 
 
 def _row(s: Summary, style: charts.Style, scale: tuple[float, float]) -> Row:
@@ -274,107 +302,23 @@ def _bar(s: Summary) -> charts.Bar | None:
     return charts.Bar(d.mean - half, d.mean, d.mean + half, d.of_seed)
 
 
-class _Pictures:
-    """Images, truth, predictions and the explorer's maps, of the first seed that most candidates have finished."""
-
-    def __init__(self, results: Results, styles: dict[str, charts.Style]) -> None:
-        done: dict[int, dict[str, Trial]] = {}
-        for t in results.trials:
-            if t.status == "done":
-                done.setdefault(t.seed, {})[t.candidate] = t
-        self.seed = max(done, key=lambda s: (len(done[s]), -s), default=None)
-        chosen = done[self.seed] if self.seed is not None else {}
-        order = [s.candidate for s in results.summaries if s.candidate in chosen]
-        loaded = {name: pictures.load_samples(Path(chosen[name].folder)) for name in order}
-        samples = {name: s for name, s in loaded.items() if s is not None and "prediction" in s}
-        first = next(iter(samples.values()), None)
-        if first is not None:
-            same = first["name"].tolist()
-            samples = {name: s for name, s in samples.items() if s["name"].tolist() == same}
-        self.samples, self.styles = samples, styles
-        self.sentences = [_looks(name, styles[name], s) for name, s in samples.items() if not is_reference(name)]
-        self.classes = list(results.classes)
-        self.images = self._images(first) if first is not None else []
-
-    def _images(self, first: dict[str, Any]) -> list[dict[str, Any]]:
-        order = pictures.most_different(list(self.samples.values()))
-        highest = max(int(s["prediction"].max()) for s in self.samples.values())
-        self.classes += [f"class {k}" for k in range(len(self.classes), highest + 1)]
-        colours = pictures.class_colours(self.classes)
-        self.colours = list(zip(self.classes, colours))
-        self.order = order
-        images = []
-        for i in order[: DETAILS[0].images]:
-            truth = first["truth"][i]
-            predictions = []
-            for name, sample in self.samples.items():
-                guess = sample["prediction"][i]
-                wrong = (guess != truth) & (truth != pictures.IGNORE)
-                uris = pictures.labels_uri(guess, colours), pictures.labels_uri(guess, colours, wrong=wrong)
-                predictions.append((name, self.styles[name], pictures.right_share(sample, i), *uris))
-            images.append(
-                {
-                    "name": str(first["name"][i]),
-                    "uri": pictures.image_uri(first["image"][i]),
-                    "truth": pictures.labels_uri(truth, colours),
-                    "pixelated": max(truth.shape) < 200,
-                    "predictions": predictions,
-                }
-            )
-        return images
-
-    def at(self, detail: pictures.Detail) -> dict[str, Any]:
-        """What the template shows at a level of detail."""
-        images = self.images[: detail.images]
-        with_maps = {name: s for name, s in self.samples.items() if "map" in s}
-        return {
-            "seed": self.seed,
-            "images": images,
-            "colours": self.colours if images else [],
-            "sentences": self.sentences,
-            "shown": [(name, self.styles[name]) for name in with_maps],
-            "explorer": self._explorer(with_maps, detail) if with_maps and images and detail.explored else None,
-        }
-
-    def _explorer(self, samples: dict[str, dict[str, Any]], detail: pictures.Detail) -> dict[str, Any]:
-        explored = self.order[: min(detail.explored, detail.images)]
-        truth = next(iter(samples.values()))["truth"]
-        blocks = [{"name": name, **pictures.explorer_block(s, explored, detail)} for name, s in samples.items()]
-        for block in blocks:
-            for of, i in zip(block["images"], explored):
-                of["label"] = pictures.labels_near(truth[i], block["query"])
-        images = [
-            {"name": image["name"], "size": list(truth.shape[1:]), "start": pictures.best_query(blocks, k)}
-            for k, image in enumerate(self.images[: len(explored)])
-        ]
-        return {"classes": self.classes, "blocks": blocks, "images": images}
-
-
-def _looks(name: str, style: charts.Style, sample: dict[str, Any]) -> dict[str, Any]:
-    """How alike a block's maps are and where they lie; what the block does with them no map can tell."""
-    if "similarity" not in sample:
-        reason = str(sample.get("reason", "")) or "nothing was recorded"
-        return {"name": name, "style": style, "text": f"No maps: {reason}."}
-    per_image = sample["similarity"].mean(-1)
-    text = f"Mean similarity between the maps of different queries {float(per_image.mean()):.2f}."
-    share, chance = sample["mean_share"].mean(), sample["mean_chance"].mean()
-    if math.isfinite(share) and math.isfinite(chance):
-        text += f" {100 * share:.0f} % of the weight lies on the query's own class, {100 * chance:.0f} % by chance."
-    heads = sample["similarity"].shape[-1]
-    if heads > 1:
-        text += f" Maps are the mean of {heads} heads."
-    return {"name": name, "style": style, "text": text}
-
-
 # ---- small things ---------------------------------------------------------------------------------------------------
 
 
 def soft(name: str) -> "Markup":
-    """A name that may be broken after its signs, not within its words."""
+    """A path or a name from files, which may be broken after its signs."""
     from markupsafe import Markup, escape
 
-    text = str(escape(name.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
-    return Markup(re.sub(r"(&#?\w+;|[_(,@=/-]|\.(?=\D))", r"\1<wbr>", text))
+    return Markup(re.sub(r"(&#?\w+;|[_(,@=/-]|\.(?=\D))", r"\1<wbr>", str(escape(name))))
+
+
+def whole(text: str) -> "Markup":
+    """A candidate, or a sentence about some: names are never broken, only between their options."""
+    from markupsafe import Markup, escape
+
+    kept = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
+    # inside brackets a space follows each comma: with it, and at the place, a long name may go on in the next line
+    return Markup(re.sub(r"(?<=[\w)])(\(|@)(?=\S*\w)", r"<wbr>\1", str(escape(kept))))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -392,7 +336,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _block_lines(metrics: list[dict[str, Any]], key: str) -> list[charts.Line]:
+def _block_lines(metrics: list[dict[str, Any]], key: str) -> list[Line]:
     """One line an inserted block."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in metrics:

@@ -8,10 +8,14 @@ import io
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lookfar.study._files import read_json, write_text
+from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
 from lookfar.study.continuing import begun_trials, check_consistent
@@ -20,7 +24,7 @@ from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.rows import Summary, Trial
-from lookfar.study.scoring import load_counts
+from lookfar.study.scoring import load_counts, sum_confusion
 from lookfar.study.text import comparison, second_judge
 
 # of a trial, on each set that judges: its confusion matrices, and those with the block switched off
@@ -38,6 +42,7 @@ class Results:
         trials: A row a trial.
         summaries: A row a candidate, best first, references last.
         conclusions: What is true of the study as a whole.
+        judge: Which set judges, a key of ``JUDGES``.
         also: The same trials judged on the second set (``also_val``), which nothing else has seen; None without one.
     """
 
@@ -47,6 +52,7 @@ class Results:
     trials: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
     conclusions: Conclusions
+    judge: str = "val"
     also: "Results | None" = None
 
     def summary(self, candidate: str) -> Summary:
@@ -60,6 +66,20 @@ class Results:
     def complete(self) -> bool:
         """Whether every trial of the plan is done."""
         return all(trial.status == "done" for trial in self.trials)
+
+    @cached_property
+    def by_class(self) -> tuple[OfClass, ...]:
+        """Each class: its share of the validation images, its IoU, and the differences to the baseline."""
+        counts = {(t.candidate, t.seed): load_counts(self._matrices(t)) for t in self.trials if t.status == "done"}
+        return by_class(self.classes, counts, self.conclusions.groups)
+
+    def confusion(self, candidate: str) -> np.ndarray | None:
+        """Pixels ``(K, K)`` over all its seeds, rows truth, columns prediction; None without a finished trial."""
+        done = [t for t in self.trials if t.candidate == candidate and t.status == "done"]
+        return sum_confusion([self._matrices(t) for t in done]) if done else None
+
+    def _matrices(self, trial: Trial) -> Path:
+        return Path(trial.folder) / JUDGES[self.judge][0]
 
     def __repr__(self) -> str:
         text = comparison(self.summaries, self.conclusions)
@@ -126,13 +146,14 @@ def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any],
         plan.candidates, trials_scored, counts, _groups(plan, data.get(f"{judge}_names"), images), plan.margin
     )
     summaries.sort(key=_rank)
-    return Results(folder, plan, tuple(data.get("classes", ())), tuple(trials_scored), tuple(summaries), conclusions)
+    classes = tuple(data.get("classes", ()))
+    return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, judge)
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:
     """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds.
 
-    Beside it ``comparison.csv``, a row a candidate, and both again as ``also-...csv`` for a second set to judge by.
+    Beside it ``comparison.csv``, a row a candidate, and ``classes.csv``, a row a class and candidate; all again as ``also-...csv`` for a second set to judge by.
     """
     path = path or results.folder / "results.csv"
     if results.also is not None:
@@ -147,18 +168,38 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
         ious = [*trial.iou, *[None] * len(classes)][: len(classes)]
         writer.writerow([_cell(row[name]) for name in head] + [_cell(value) for value in ious])
     write_text(path, text.getvalue())
-    _write_comparison(results, path.with_name(path.name.replace("results", "comparison")))
+    _write_table(
+        [_comparison_row(row) for row in results.summaries],
+        path.with_name(path.name.replace("results", "comparison")),
+    )
+    if rows := _class_rows(results):
+        _write_table(rows, path.with_name(path.name.replace("results", "classes")))
     return path
 
 
-def _write_comparison(results: Results, path: Path) -> None:
-    """A row a candidate: what the terminal and the report show, with more digits, and the single intervals."""
+def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """What the terminal and the report show, with more digits."""
     text = io.StringIO()
-    rows = [_comparison_row(row) for row in results.summaries]
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
+
+
+def _class_rows(results: Results) -> list[dict[str, Any]]:
+    """A row a class and candidate; the interval of each difference is its own."""
+    found = []
+    for of in results.by_class:
+        for candidate, iou in of.iou.items():
+            d = of.differences.get(candidate)
+            found.append(
+                {
+                    "class": of.name, "candidate": candidate, "pixels": of.pixels, "images": of.images,
+                    "iou": iou.mean, "iou low": iou.low, "iou high": iou.high, "difference": d.mean if d else None,
+                    "difference low": d.single.low if d else None, "difference high": d.single.high if d else None,
+                }
+            )  # fmt: skip
+    return found
 
 
 def _comparison_row(row: Summary) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The truth decides which classes count, the same for all candidates, seeds and re
 no IoU, so one stray pixel of it costs what one wrong pixel costs. A set of images that lacks a class leaves it out.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ def load_counts(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as file:
         confusion = file["confusion"]
     return counts_of(confusion)
+
+
+def sum_confusion(paths: Sequence[Path]) -> np.ndarray:
+    """``confusion`` (images, K, K) of files, summed over images and files: (K, K), rows truth."""
+    total = 0
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            total = total + file["confusion"].astype(np.int64).sum(0)
+    return np.asarray(total)
 
 
 def counts_of(confusion: np.ndarray) -> np.ndarray:

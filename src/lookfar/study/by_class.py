@@ -1,0 +1,96 @@
+"""Each class by itself: its share of the validation images, its IoU, and its difference to the baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lookfar.study.comparisons import Comparisons, Difference
+from lookfar.study.groups import Groups
+from lookfar.study.intervals import Interval
+from lookfar.study.measured import measure
+from lookfar.study.scoring import mean_iou
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """A class of the data.
+
+    Attributes:
+        name: Of the class.
+        pixels: Its share of the labelled validation pixels, in per cent.
+        images: How many validation images show it.
+        iou: Of each candidate, in per cent; empty for a class that the validation masks do not show.
+        differences: To the baseline, paired by seed. Their ``single`` intervals hold each for itself, not together.
+    """
+
+    name: str
+    pixels: float
+    images: int
+    iou: Mapping[str, Interval]
+    differences: Mapping[str, Difference]
+
+
+def by_class(names: Sequence[str], counts: Mapping[tuple[str, int], np.ndarray], groups: Groups) -> tuple[OfClass, ...]:
+    """What is known of each class.
+
+    The noise of seeds and images is estimated class by class, as that of the mean is: IoU of a class is the mean IoU of
+    counts that hold no other.
+
+    Args:
+        names: Of the classes.
+        counts: Of each trial that is done, ``(images, 3, K)``: hits, pixels of the class, pixels predicted as it.
+        groups: Of the validation images.
+    """
+    if not counts:
+        return ()
+    truth = next(iter(counts.values()))[:, 1]  # the same in all trials
+    total = max(truth.sum(), 1)
+    found = []
+    for k in range(truth.shape[1]):
+        name = names[k] if k < len(names) else f"class {k}"
+        showing = np.flatnonzero(truth[:, k])
+        iou, differences = {}, {}
+        if len(showing):
+            one = {trial: of[:, :, k : k + 1] for trial, of in counts.items()}
+            measured = measure(one, mean_iou, groups.labels)
+            # what a class of few images does on others is known no better than from so few
+            known = min(measured.groups, len({groups.labels[i] for i in showing}))
+            comparisons = Comparisons(replace(measured, groups=known), "baseline", 1)
+            for candidate in comparisons.measured.candidates:
+                if (mean := comparisons.mean(candidate)) is not None:
+                    iou[candidate] = mean
+                if candidate != "baseline" and (d := comparisons.difference(candidate)) is not None:
+                    differences[candidate] = d
+        pixels = float(100 * truth[:, k].sum() / total)
+        found.append(OfClass(name, pixels, len(showing), iou, differences))
+    return tuple(found)
+
+
+def is_shown(difference: Difference, groups: Groups) -> bool:
+    """Whether the interval of one class leaves zero out: from three seeds on, as for verdicts, and by two images."""
+    enough = difference.seeds > 2 and (difference.groups > 1 or groups.number == 1)
+    return enough and (difference.single.low > 0 or difference.single.high < 0)
+
+
+def confusions(matrix: np.ndarray, names: Sequence[str], most: int = 3) -> list[tuple[str, str, float]]:
+    """What is taken for what in 1 % or more: the true class, the predicted one, the per cent of the true one's pixels.
+
+    Args:
+        matrix: ``(K, K)`` pixels, rows truth.
+        names: Of the classes.
+        most: How many.
+
+    >>> confusions(np.array([[8, 2], [0, 5]]), ["road", "car"])
+    [('road', 'car', 20.0)]
+    """
+    share = rows(matrix)
+    np.fill_diagonal(share, 0)
+    order = np.argsort(-share, axis=None, kind="stable")[:most]
+    found = [(int(i) // len(share), int(i) % len(share)) for i in order]
+    return [(names[i], names[j], float(share[i, j])) for i, j in found if share[i, j] >= 1]
+
+
+def rows(matrix: np.ndarray) -> np.ndarray:
+    """Counts with rows truth as per cent of each row; zeros for a class that the truth does not show."""
+    return 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)

@@ -1,0 +1,145 @@
+"""The pictures of a report: images, truth, predictions and the explorer, of the seeds that trials have finished."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lookfar.study import pictures
+from lookfar.study.candidates import is_reference
+from lookfar.study.charts import Style
+from lookfar.study.explorer import explorer, looks, middle_seed, opening
+from lookfar.study.results import Results
+from lookfar.study.rows import Trial
+
+Sample = dict[str, Any]
+
+
+class Gallery:
+    """Everything of a study that shows images.
+
+    Attributes:
+        seed: Of the predictions, and with which the explorer opens: the middle one of the best block that has maps.
+        samples: What was kept of each trial, by candidate and seed.
+    """
+
+    def __init__(self, results: Results, styles: Mapping[str, Style]) -> None:
+        self.styles = styles
+        self.samples = _samples(results)
+        self.seed = self._opening_seed(results)
+        self.of_seed = {name: of[self.seed] for name, of in self.samples.items() if self.seed in of}
+        self.classes = list(results.classes)
+        self.images = self._images() if self.of_seed else []
+        self.sentences = [
+            {"name": name, "style": styles[name], "text": looks(of)}
+            for name, of in self.samples.items()
+            if not is_reference(name)
+        ]
+
+    def _opening_seed(self, results: Results) -> int | None:
+        """Of the seeds that most candidates have, the middle one of the first block with maps."""
+        seeds = sorted({seed for of in self.samples.values() for seed in of})
+        if not seeds:
+            return None
+        have = {seed: sum(seed in of for of in self.samples.values()) for seed in seeds}
+        most = [seed for seed in seeds if have[seed] == max(have.values())]
+        for name, of in self.samples.items():
+            scores = {
+                t.seed: t.miou
+                for t in results.trials
+                if t.candidate == name and t.seed in most and t.miou is not None and "map" in of.get(t.seed, {})
+            }
+            if scores:
+                return middle_seed(scores)
+        return most[0]
+
+    def _images(self) -> list[dict[str, Any]]:
+        first = next(iter(self.of_seed.values()))
+        order = pictures.most_different(list(self.of_seed.values()))
+        highest = max(int(s["prediction"].max()) for of in self.samples.values() for s in of.values())
+        self.classes += [f"class {k}" for k in range(len(self.classes), highest + 1)]
+        colours = pictures.class_colours(self.classes)
+        self.colours = list(zip(self.classes, colours))
+        self.order = order
+        images = []
+        for i in order[: DETAILS[0].images]:
+            truth = first["truth"][i]
+            predictions = []
+            for name, sample in self.of_seed.items():
+                guess = sample["prediction"][i]
+                wrong = (guess != truth) & (truth != pictures.IGNORE)
+                uris = pictures.labels_uri(guess, colours), pictures.labels_uri(guess, colours, wrong=wrong)
+                predictions.append((name, self.styles[name], pictures.right_share(sample, i), *uris))
+            images.append(
+                {
+                    "name": str(first["name"][i]),
+                    "uri": pictures.image_uri(first["image"][i]),
+                    "truth": pictures.labels_uri(truth, colours),
+                    "pixelated": max(truth.shape) < 200,
+                    "predictions": predictions,
+                }
+            )
+        return images
+
+    def at(self, detail: pictures.Detail) -> dict[str, Any]:
+        """What the template shows at a level of detail."""
+        images = self.images[: detail.images]
+        maps = [name for name, of in self.samples.items() if any("map" in s for s in of.values())]
+        shown = self._explorer(detail) if maps and images and detail.explored else None
+        return {
+            "seed": self.seed,
+            "images": images,
+            "open": FOLDED if len(images) > FOLDED + 1 else len(images),
+            "colours": self.colours if images else [],
+            "sentences": self.sentences,
+            "maps": [(name, self.styles[name]) for name in maps],
+            "bare": [(k, n, self.styles[n]) for k, n in enumerate(self.samples) if n not in maps],
+            "index": {name: k for k, name in enumerate(self.samples)},
+            "explorer": shown,
+        }
+
+    def _explorer(self, detail: pictures.Detail) -> dict[str, Any]:
+        assert self.seed is not None
+        explored = self.order[: min(detail.explored, detail.images)]
+        found = explorer(self.samples, self.classes, explored, self.seed, detail)
+        block = next(s for s in (*self.of_seed.values(), *self._any_seed()) if "map" in s)
+        starts = [opening(block, self.of_seed.get("baseline"), i) for i in explored]
+        for image, (_, query) in zip(found["images"], starts):
+            image["start"] = query
+        found["start"] = max(range(len(starts)), key=lambda k: starts[k][0])
+        return found
+
+    def _any_seed(self) -> list[Sample]:
+        return [s for of in self.samples.values() for s in of.values()]
+
+
+FOLDED = 4  # rows of predictions that stand open; the others are unfolded
+# a report that is too large carries fewer pictures, never fewer numbers
+DETAILS = (
+    pictures.Detail(),
+    pictures.Detail(explored=4, queries=12, keys=24),
+    pictures.Detail(images=8, explored=3, queries=12, keys=24, seeds=3, heads=False),
+    pictures.Detail(images=8, explored=3, queries=10, keys=20, seeds=3, heads=False),
+    pictures.Detail(images=6, explored=2, queries=8, keys=16, seeds=2, heads=False),
+    pictures.Detail(images=4, explored=1, queries=8, keys=16, seeds=1, heads=False),
+    pictures.Detail(images=2, explored=1, queries=8, keys=16, seeds=1, heads=False),
+    pictures.Detail(images=0, explored=0),
+)
+
+
+def _samples(results: Results) -> dict[str, dict[int, Sample]]:
+    """What was kept of each trial that has pictures of the same images, best candidates first."""
+    trials: dict[str, list[Trial]] = {s.candidate: [] for s in results.summaries}
+    for trial in results.trials:
+        if trial.status == "done":
+            trials[trial.candidate].append(trial)
+    found: dict[str, dict[int, Sample]] = {}
+    same = None
+    for name, of in trials.items():
+        for trial in of:
+            sample = pictures.load_samples(Path(trial.folder))
+            if sample is None or "prediction" not in sample:
+                continue
+            same = same or sample["name"].tolist()
+            if sample["name"].tolist() == same:
+                found.setdefault(name, {})[trial.seed] = sample
+    return found
