@@ -197,7 +197,7 @@ MUTANTS = [
            "bins that do not divide the map lose their last row"),
     Mutant("ops/matrix_decomposition.py", "return bases, _multiply(x, bases, coefficients)",
            "return bases, coefficients", f"{GOLDENS} -k hamburger", "the last update of the coefficients is left out"),
-    Mutant("ops/criss_cross.py", "column.masked_fill(i[:, None] == i, -torch.inf)", "column", CROSS,
+    Mutant("ops/criss_cross.py", "s = s.masked_fill(i[:, None] == i, -torch.inf)", "pass", CROSS,
            "the own position counts twice where graphs are captured"),
     Mutant("ops/criss_cross.py", "s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)", "pass", CROSS,
            "the own position counts twice"),

@@ -183,6 +183,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "criss_cross": [
         {"recurrence": 1, "heads": 2, "reduction": 4, "share_query_key": True, "zero_init": False},
         {"projections": "around", "reduction": 4, "normalization": "sigmoid"},
+        {"dims": 3, "recurrence": 1},
     ],
     "expectation_maximization": [
         {"bases": 5, "heads": 2, "variant": "mmseg", "gradient": "full"},

@@ -32,7 +32,7 @@ class Range:
 class Refused:
     """Why one value is not among the choices of an annotation, though a reader may expect it there."""
 
-    value: str
+    value: Any
     why: str
 
 

@@ -17,6 +17,30 @@ def test_reach(recurrence, positions):
     assert int(reached) == positions + (recurrence == 1)
 
 
+@pytest.mark.parametrize(("recurrence", "positions"), [(1, 3 + 4 + 5 - 2), (2, 60 - 2 * 3 * 4), (3, 60)])
+def test_reach_on_a_video(recurrence, positions):
+    """One step: the three lines. Two: the three planes. Three: everything."""
+    m = randomise(create_block("criss_cross", 8, recurrence=recurrence, dims=3)).double()
+    x = torch.randn(1, 8, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    m(x)[0, :, 1, 3, 2].sum().backward()
+    assert x.grad is not None
+    assert int((x.grad[0].abs().sum(0) > 0).sum()) == positions
+
+
+def test_a_video_of_one_frame_is_an_image():
+    image, video = (randomise(create_block("criss_cross", 8, dims=dims)).double() for dims in (2, 3))
+    image.load_state_dict({name: p.reshape(image.get_parameter(name).shape) for name, p in video.named_parameters()})
+    x = torch.randn(2, 8, 4, 5, dtype=torch.float64)
+    assert_same("y", video(x[:, :, None])[:, :, 0], image(x))
+
+
+def test_on_a_line_it_is_another_block():
+    with pytest.raises(ValueError, match=r"dims must be 2 or 3, got 1: on a line .* position_attention\(dims=1\)"):
+        create_block("criss_cross", 8, dims=1)
+    with pytest.raises(ValueError, match=r"\(dims=2\) takes maps \(B, C, H, W\), got \(2, 8, 9\): on a line"):
+        create_block("criss_cross", 8)(torch.randn(2, 8, 9))
+
+
 def test_recurrence_is_the_block_applied_again():
     thrice = randomise(create_block("criss_cross", 16, recurrence=3)).double()
     once = create_block("criss_cross", 16, recurrence=1).double()

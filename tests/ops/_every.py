@@ -97,6 +97,7 @@ CASES = {
         f"criss_cross {n}": Case(*pair("criss_cross", normalization=n), LINES, positive=n == "l1")
         for n in ("softmax", "l1", "sigmoid", "none")
     },
+    "criss_cross on a video": Case(*pair("criss_cross"), {name: (1, 2, *shape[1:]) for name, shape in LINES.items()}),
     **{
         f"neighborhood {s}": Case(*pair("neighborhood", kernel_size=3, similarity=s, scale=0.7), MAPS)
         for s in ("product", "key", "absolute", "absolute_ratio", "squared_ratio", "squared")

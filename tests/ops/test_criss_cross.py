@@ -13,20 +13,26 @@ from lookfar.ops._blockwise import BUDGET
 
 module = importlib.import_module("lookfar.ops.criss_cross")
 
-# B, h, H, W, D, E
+# B, h, *S, D, E
 SIZES = {
     "one": (1, 1, 1, 1, 1, 1),
     "a row": (2, 1, 1, 9, 3, 4),
     "a column": (2, 1, 9, 1, 3, 4),
     "D<E": (2, 1, 7, 10, 3, 8),
     "D>E, heads": (3, 2, 6, 5, 9, 2),
+    "a video": (2, 1, 3, 4, 5, 2, 3),
+    "a video, heads": (1, 2, 5, 2, 3, 4, 1),
+    "one frame": (1, 1, 1, 3, 4, 2, 2),
+    "one row of each frame": (1, 1, 3, 1, 4, 2, 2),
+    "time alone": (1, 1, 6, 1, 1, 2, 2),
+    "one position of one frame": (1, 1, 1, 1, 1, 1, 1),
 }
 each_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 
 
 def lines(size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    B, h, H, W, D, E = size
-    return [torch.randn(B, h, H, W, d, dtype=dtype) for d in (D, D, E)]
+    *shape, D, E = size
+    return [torch.randn(*shape, d, dtype=dtype) for d in (D, D, E)]
 
 
 @each_size
@@ -64,6 +70,27 @@ def test_the_definition_is_the_papers():
     assert_same("reference", criss_cross_reference(q, k, v), want)
 
 
+def test_the_definition_on_a_video_is_the_papers():
+    """T + H + W - 2 positions: those that differ from the own one along one axis at most."""
+    q, k, v = lines((1, 1, 2, 3, 4, 3, 2))
+    flat_k, flat_v = k[0, 0].flatten(0, 2), v[0, 0].flatten(0, 2)
+    places = [(t, y, x) for t in range(2) for y in range(3) for x in range(4)]
+    want = torch.empty_like(v)
+    for at in places:
+        cross = [n for n, other in enumerate(places) if sum(a != b for a, b in zip(at, other)) <= 1]
+        assert len(cross) == 2 + 3 + 4 - 2
+        want[0, 0][at] = (flat_k[cross] @ q[0, 0][at]).softmax(0) @ flat_v[cross]
+    assert_same("reference", criss_cross_reference(q, k, v), want)
+    weights = criss_cross_weights(q, k)
+    assert_same("weights", (weights @ v.flatten(2, 4)).view_as(v), want)
+    assert_same("some", criss_cross_weights(q, k, torch.tensor([17, 3])), weights[:, :, [17, 3]])
+
+
+def test_one_frame_is_an_image():
+    q, k, v = lines((2, 1, 1, 4, 5, 3, 2))
+    assert_same("y", criss_cross(q, k, v)[:, :, 0], criss_cross(q[:, :, 0], k[:, :, 0], v[:, :, 0]))
+
+
 def test_weights_are_zero_off_the_cross():
     q, k, _ = lines((1, 2, 4, 5, 3, 2))
     weights = criss_cross_weights(q, k, torch.tensor([13]))  # row 2, column 3
@@ -72,16 +99,18 @@ def test_weights_are_zero_off_the_cross():
     assert_same("sums", weights.sum(-1), torch.ones(1, 2, 1, dtype=torch.float64))
 
 
-def test_empty_batch():
-    q, k, v = (t.requires_grad_() for t in lines((0, 1, 4, 5, 3, 2)))
+@pytest.mark.parametrize("size", [(0, 1, 4, 5, 3, 2), (0, 2, 2, 4, 5, 3, 2)], ids=["maps", "videos"])
+def test_empty_batch(size):
+    q, k, v = (t.requires_grad_() for t in lines(size))
     y = criss_cross(q, k, v)
     assert y.shape == v.shape
     y.sum().backward()
 
 
-def test_strides_do_not_matter():
-    q, k, v = lines((2, 2, 6, 5, 3, 4))
-    strided = [t.permute(0, 4, 2, 3, 1).contiguous().permute(0, 4, 2, 3, 1) for t in (q, k, v)]
+@pytest.mark.parametrize("size", [(2, 2, 6, 5, 3, 4), (2, 2, 3, 6, 5, 3, 4)], ids=["maps", "videos"])
+def test_strides_do_not_matter(size):
+    q, k, v = lines(size)
+    strided = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in (q, k, v)]
     assert_same("y", criss_cross(*strided), criss_cross(q, k, v))
 
 
@@ -101,8 +130,9 @@ def test_half_precision_logits_do_not_overflow(path, dtype):
     assert all(t.grad is not None and t.grad.isfinite().all() for t in inputs)
 
 
-def test_second_derivatives():
-    inputs = [t.requires_grad_() for t in lines((1, 1, 3, 4, 2, 2))]
+@pytest.mark.parametrize("size", [(1, 1, 3, 4, 2, 2), (1, 1, 2, 2, 3, 1, 1)], ids=["maps", "videos"])
+def test_second_derivatives(size):
+    inputs = [t.requires_grad_() for t in lines(size)]
     assert torch.autograd.gradcheck(module.PATHS["line_blocks"], inputs)
     assert torch.autograd.gradgradcheck(module.PATHS["line_blocks"], inputs)
 

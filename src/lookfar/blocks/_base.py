@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from torch import Tensor, nn
 
 from lookfar import ops
-from lookfar._options import check_arguments, nearest
+from lookfar._options import check_arguments, nearest, refused_by
 from lookfar.blocks._texts import complete
 from lookfar.ops._precision import widened
 
@@ -344,6 +344,9 @@ def _explain_axes(info: BlockInfo, dims: int | None, shape: tuple[int, ...]) -> 
         return message
     message = message.replace(" takes", f"(dims={dims}) takes") if dims else message
     wanted = len(shape) - 2
+    for refused in refused_by(info.options["dims"].annotation):
+        if refused.value == wanted:
+            return f"{message}: {refused.why}"
     batch = "add the batch axis, or " if dims is not None and wanted == dims - 1 else ""
     return f"{message}: {batch}build it with dims={wanted}" if wanted in (1, 2, 3) else message
 

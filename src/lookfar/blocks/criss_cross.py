@@ -1,10 +1,12 @@
 """CCNet: every position looks along its own row and column; applied twice, it has heard from every other position.
 
+On videos (the paper's 3-D form, which the authors did not release) also along time; three steps reach everywhere then.
+
 Traps: the own position counts once; similarities are not divided by sqrt(D); the residual is inside every recurrence.
 """
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,13 @@ from typing_extensions import Unpack
 
 from lookfar._options import Refused, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement
+from lookfar.blocks._layers import CONV, Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._normalization import RowNormalization
 from lookfar.ops.criss_cross import WHY_NOT_DOUBLE, criss_cross, criss_cross_weights
+
+ON_A_LINE = "on a line every position sees all others, which is position_attention(dims=1)"
 
 
 @block(
@@ -51,10 +55,12 @@ class CrissCross(PairwiseAttention):
 
     Args:
         reduction: Queries and keys have ``channels // reduction`` channels, all heads together.
-        recurrence: Number R of applications; from 2 on every position reaches every other.
+        recurrence: Number R of applications; from 2 on every position of a map reaches every other, from 3 on every
+            position of a video.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
+        dims: Spatial axes of the maps, 2 or 3: on a video a position looks along time too.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, H, W) -> (B, C, H, W)``, or ``(B, C, T, H, W)`` with ``dims=3``.
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``, ``recurrence`` is no positive number, an unknown choice,
@@ -78,17 +84,18 @@ class CrissCross(PairwiseAttention):
         share_query_key: bool = False,
         projections: Projections = "inside",
         zero_init: bool = True,
+        dims: Annotated[Literal[2, 3], Refused(1, ON_A_LINE)] = 2,
         **dd: Unpack[Placement],
     ) -> None:
         inner = reduced(channels, reduction, heads)
         divides("heads", heads, channels=channels)
         super().__init__(
             Switches(heads, normalization, share_query_key, projections),
-            partial(nn.Conv2d, channels, inner, 1, **dd),
-            partial(nn.Conv2d, channels, channels, 1, **dd),
+            partial(CONV[dims], channels, inner, 1, **dd),
+            partial(CONV[dims], channels, channels, 1, **dd),
         )
         self.recurrence = recurrence
-        self.project = None if projections == "inside" else nn.Conv2d(inner, channels, 1, **dd)
+        self.project = None if projections == "inside" else CONV[dims](inner, channels, 1, **dd)
         self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,18 +110,18 @@ class CrissCross(PairwiseAttention):
 
     def values(self, x: Tensor) -> Tensor:
         """What the last recurrence mixes, ``(B, h, N, E)``."""
-        return self._queries_keys_values(self._last_input(x))[2].flatten(2, 3)
+        return self._queries_keys_values(self._last_input(x))[2].flatten(2, -2)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the weighted sums ``(B, h, N, E)`` of the last recurrence."""
         return super().finish(self._last_input(x), mixed)
 
     def _split(self, t: Tensor) -> Tensor:
-        return to_tokens(t, self.heads).unflatten(2, t.shape[2:])  # (B, h, H, W, D)
+        return to_tokens(t, self.heads).unflatten(2, t.shape[2:])  # (B, h, *S, D)
 
     def _step(self, x: Tensor) -> Tensor:
         y = criss_cross(*self._queries_keys_values(x), normalization=self.normalization)
-        return super().finish(x, y.flatten(2, 3))
+        return super().finish(x, y.flatten(2, -2))
 
     def _last_input(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence - 1):

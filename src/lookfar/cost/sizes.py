@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lookfar._options import refused_by
 from lookfar.blocks import block_info, parse_block
 
 SIZE = (64, 64)
@@ -53,13 +54,18 @@ def size_for(block: str | nn.Module, size: Sequence[int] | None = None) -> tuple
         return in_axes(SIZE, axes or 2)
     size = checked_size(size)
     if axes is not None and len(size) != axes:
-        with_dims = isinstance(block, str) and "dims" in block_info(parse_block(block)[0]).options
-        hint = f"; with dims={len(size)} it takes that" if with_dims else ""
+        hint = f"; with dims={len(size)} it takes that" if _can_have(block, len(size)) else ""
         raise ValueError(
             f"size must have the {axes} ax{'i' if axes == 1 else 'e'}s of {block}, such as "
             f"{'x'.join(map(str, in_axes(SIZE, axes)))}, got {'x'.join(map(str, size))}{hint}"
         )
     return size
+
+
+def _can_have(block: str | nn.Module, axes: int) -> bool:
+    """Whether a block that is named could be built for this many axes."""
+    option = block_info(parse_block(block)[0]).options.get("dims") if isinstance(block, str) else None
+    return option is not None and all(refused.value != axes for refused in refused_by(option.annotation))
 
 
 def in_axes(size: tuple[int, int], axes: int) -> tuple[int, ...]:

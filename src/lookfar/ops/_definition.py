@@ -13,8 +13,8 @@ def row_weights(s: Tensor, normalization: str) -> Tensor:
     return (s.sigmoid() if normalization == "sigmoid" else s) / max(s.shape[-1], 1)
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, seen: list[tuple[int, int]], normalization: str) -> Tensor:
-    """One query's ``(B, h, D)`` average of the keys and values (B, h, D or E, H, W) at the places seen: (B, h, E)."""
-    rows, columns = torch.tensor(seen, device=q.device).T
-    s = (q[..., None] * k[..., rows, columns]).sum(2)  # (B, h, M)
-    return (row_weights(s, normalization)[:, :, None] * v[..., rows, columns]).sum(-1)
+def attended(q: Tensor, k: Tensor, v: Tensor, seen: list[tuple[int, ...]], normalization: str) -> Tensor:
+    """One query's ``(B, h, D)`` average of the keys and values (B, h, D or E, *S) at the places seen: (B, h, E)."""
+    places = (..., *torch.tensor(seen, device=q.device).T)
+    s = (q[..., None] * k[places]).sum(2)  # (B, h, M)
+    return (row_weights(s, normalization)[:, :, None] * v[places]).sum(-1)

@@ -1,14 +1,17 @@
 """Attention of every position to its own row and column: y_i = sum_{j in cross(i)} softmax_j(q_i . k_j) v_j.
 
-Normalisations other than softmax are sums along both lines, minus the query's own position, which lies on both.
+On a video the cross has three lines, the third along time: (T + H + W - 2) positions.
+Normalisations other than softmax are sums along all lines, minus the query's own position, which lies on each.
 
-Traps: the own position lies on both lines and counts once (here it is masked in the column); similarities are not
-divided by sqrt(D). Differentiating a merge of two fused attentions is wrong where their backward ignores the gradient
-of the log-sum-exp: the autograd function below calls each pass's backward with the merged output and log-sum-exp.
+Traps: the own position lies on all lines and counts once (here it is masked in all but the last, the row);
+similarities are not divided by sqrt(D). Differentiating a merge of two fused attentions is wrong where their backward
+ignores the gradient of the log-sum-exp: the autograd function below calls each pass's backward with the merged output
+and log-sum-exp.
 """
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ WHY_NOT_DOUBLE = "it shares a key among all queries, and those off its row and c
 def criss_cross_weights(
     q: Tensor, k: Tensor, queries: Tensor | None = None, *, normalization: RowNormalization = "softmax"
 ) -> Tensor:
-    """``(B, h, H, W, D), (B, h, H, W, D) -> (B, h, Q, N)``: rows of the dense map, exactly zero off the cross.
+    """``(B, h, *S, D), (B, h, *S, D) -> (B, h, Q, N)``: rows of the dense map, exactly zero off the cross.
 
     >>> q = torch.zeros(1, 1, 2, 2, 1)
     >>> criss_cross_weights(q, q, torch.tensor([0]))  # all but the position diagonally opposite
@@ -38,44 +41,57 @@ def criss_cross_weights(
         normalization: As in :func:`criss_cross`.
     """
     check_normalization(normalization, why=WHY_NOT_DOUBLE)
-    H, W = q.shape[2:4]
-    j = torch.arange(H * W, device=q.device)
+    size = q.shape[2:-1]
+    j = torch.arange(math.prod(size), device=q.device)
     i = j if queries is None else j[queries]
-    cross = (i[:, None] // W == j // W) | (i[:, None] % W == j % W)
+    elsewhere, inner = 0, 1  # along how many axes two positions differ
+    for n in reversed(size):
+        elsewhere = elsewhere + (i[:, None] // inner % n != j // inner % n).int()
+        inner = inner * n
+    cross = elsewhere <= 1
     with without_autocast(q):
-        q, k = widened(q).flatten(2, 3)[:, :, i], widened(k).flatten(2, 3)
+        q, k = widened(q).flatten(2, -2)[:, :, i], widened(k).flatten(2, -2)
         return normalised(q @ k.transpose(-2, -1), normalization, seen=cross)
 
 
 def criss_cross_reference(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """The definition, position by position: its row, and its column without the position itself.
+    """The definition, position by position: its row, and its other lines without the position itself.
 
     >>> q, v = torch.zeros(1, 1, 2, 2, 1), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2, 1)
     >>> criss_cross_reference(q, q, v).flatten()  # each the mean of all but the position diagonally opposite
     tensor([1.0000, 1.3333, 1.6667, 2.0000])
     """
-    H, W = q.shape[2:4]
+    size = q.shape[2:-1]
     with without_autocast(q):
         q, k, values = (widened(t).movedim(-1, 2) for t in (q, k, v))
         found = []
-        for y, x in itertools.product(range(H), range(W)):
-            cross = [(y, i) for i in range(W)] + [(i, x) for i in range(H) if i != y]
-            found.append(attended(q[..., y, x], k, values, cross, normalization))
-        return torch.stack(found, 2).unflatten(2, (H, W)).to(v.dtype)
+        for at in itertools.product(*map(range, size)):
+            cross = [at]
+            for axis, n in enumerate(size):
+                cross += [(*at[:axis], i, *at[axis + 1 :]) for i in range(n) if i != at[axis]]
+            found.append(attended(q[(..., *at)], k, values, cross, normalization))
+        return torch.stack(found, 2).unflatten(2, size).to(v.dtype) if found else torch.zeros_like(v)
 
 
 def _merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One softmax over H + W logits a position, without loops: memory N (H + W). For graphs and second derivatives."""
-    H, dtype = q.shape[2], v.dtype
+    """One softmax over all logits of a position, without loops: memory N (H + W). For graphs and second derivatives."""
+    axes, dtype = range(2, q.dim() - 1), v.dtype
     with without_autocast(q):
         q, k, v = widened(q), widened(k), widened(v)
-        i = torch.arange(H, device=q.device)
-        column = q.transpose(2, 3) @ k.transpose(2, 3).transpose(-2, -1)  # (B, h, W, H, H)
-        column = column.masked_fill(i[:, None] == i, -torch.inf).transpose(2, 3)
-        row = q @ k.transpose(-2, -1)  # (B, h, H, W, W)
-        weights = torch.cat([column, row], -1).softmax(-1)
-        y = (weights[..., :H].transpose(2, 3) @ v.transpose(2, 3)).transpose(2, 3) + weights[..., H:] @ v
-    return y.to(dtype)
+        logits = []
+        for axis in axes:
+            s = q.movedim(axis, -2) @ k.movedim(axis, -2).transpose(-2, -1)  # (B, h, .., M, M)
+            if axis != axes[-1]:
+                i = torch.arange(q.shape[axis], device=q.device)
+                s = s.masked_fill(i[:, None] == i, -torch.inf)
+            logits.append(s.movedim(-2, axis))
+        weights = torch.cat(logits, -1).softmax(-1)
+        sums, start = [], 0
+        for axis in axes:
+            end = start + q.shape[axis]
+            sums.append((weights[..., start:end].movedim(axis, -2) @ v.movedim(axis, -2)).movedim(-2, axis))
+            start = end
+    return sum(sums[1:], sums[0]).to(dtype)
 
 
 def _blocks(G: int, L: int, numbers: int, limit: int) -> Iterator[tuple[slice, slice]]:
@@ -94,26 +110,40 @@ def _limit(t: Tensor) -> int:
     return 1 << 24 if t.is_cuda else 1 << 18  # 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
 
 
+def _along(t: Tensor, size: Sequence[int], axis: int) -> Tensor:
+    """The lines of ``t`` (G, *S, ...) along an axis: ``(groups, lines, M, ...)``, a view where strides allow it."""
+    rest = t.shape[len(size) + 1 :]
+    if axis == len(size) - 1:  # the rows of one plane are a group
+        return t.reshape(len(t) * math.prod(size[:-2]), *size[-2:], *rest)
+    before, after = math.prod(size[:axis]), math.prod(size[axis + 1 :])
+    return t.reshape(len(t) * before, size[axis], after, *rest).transpose(1, 2)
+
+
 def _lines(t: Tensor, block: tuple[slice, slice]) -> Tensor:
     return widened(t[block].flatten(0, 1))  # (lines, M, ...)
 
 
+def _passes(size: Sequence[int]) -> Iterator[tuple[int, bool]]:
+    """The axes, and whether the own position is left out: everywhere but in the last, the row."""
+    for axis, n in enumerate(size):
+        last = axis == len(size) - 1
+        if n > 1 or last:  # of one position nothing but itself would be left
+            yield axis, not last
+
+
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """``(G, H, W, D|D|E)`` -> output ``(G, H, W, E)`` and log-sum-exp ``(G, H, W)``, in the wide type."""
+    """``(G, *S, D|D|E)`` -> output ``(G, *S, E)`` and log-sum-exp ``(G, *S)``, in the wide type."""
     wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
-    G, H, W, E = v.shape
+    size, E = v.shape[1:-1], v.shape[-1]
     out = v.new_zeros(v.shape, dtype=wide)
-    top = v.new_full((G, H, W), -torch.inf, dtype=wide)  # largest logit so far
-    total = v.new_zeros((G, H, W), dtype=wide)  # sum of exp(logit - top)
-    for column in (True, False):
-        if column and H == 1:
-            continue  # nothing but the position itself
-        tensors = (q, k, v, out, top, total)
-        qs, ks, vs, outs, tops, totals = (t.transpose(1, 2) if column else t for t in tensors)
+    top = v.new_full(v.shape[:-1], -torch.inf, dtype=wide)  # largest logit so far
+    total = v.new_zeros(v.shape[:-1], dtype=wide)  # sum of exp(logit - top)
+    for axis, elsewhere in _passes(size):
+        qs, ks, vs, outs, tops, totals = (_along(t, size, axis) for t in (q, k, v, out, top, total))
         L, M = outs.shape[1:3]
-        for at in _blocks(G, L, M * max(M, E), _limit(v)):
+        for at in _blocks(len(outs), L, M * max(M, E), _limit(v)):
             s = torch.bmm(_lines(qs, at), _lines(ks, at).transpose(1, 2))  # (lines, M, M)
-            if column:
+            if elsewhere:
                 s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             shape = outs[at].shape[:3]
             # finite, also where all keys of a line are masked by logits of -inf
@@ -123,29 +153,29 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             totals[at] = totals[at].mul_(before).add_(s.sum(-1).view(shape))
             tops[at] = m
             y = torch.bmm(s, _lines(vs, at)).view(*shape, E)
-            if column:
+            if axis == 0:
                 outs[at] = y
             else:
-                outs[at].mul_(before[..., None]).add_(y).div_(totals[at][..., None])
+                outs[at].mul_(before[..., None]).add_(y)
+            if not elsewhere:
+                outs[at].div_(totals[at][..., None])
     return out, top.add_(total.log_())
 
 
 def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """Gradients of q, k, v with the weights recomputed, block by block, from the merged log-sum-exp."""
     grad = grad.flatten(0, 1).contiguous()
-    G, H, W, E = v.shape
-    inner = (widened(grad) * out).sum(-1)  # (G, H, W): what softmax subtracts from every dP
+    size, E = v.shape[1:-1], v.shape[-1]
+    inner = (widened(grad) * out).sum(-1)  # (G, *S): what softmax subtracts from every dP
     grads = tuple(torch.zeros_like(t, dtype=lse.dtype, memory_format=torch.contiguous_format) for t in (q, k, v))
-    for column in (True, False):
-        if column and H == 1:
-            continue
+    for axis, elsewhere in _passes(size):
         tensors = (q, k, v, lse, grad, inner, *grads)
-        qs, ks, vs, lses, gs, inners, dq, dk, dv = (t.transpose(1, 2) if column else t for t in tensors)
+        qs, ks, vs, lses, gs, inners, dq, dk, dv = (_along(t, size, axis) for t in tensors)
         L, M = lses.shape[1:3]
-        for at in _blocks(G, L, M * max(M, E), _limit(v)):
+        for at in _blocks(len(lses), L, M * max(M, E), _limit(v)):
             qb, kb, gb = _lines(qs, at), _lines(ks, at), _lines(gs, at)
             p = torch.bmm(qb, kb.transpose(1, 2))
-            if column:
+            if elsewhere:
                 p.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             p.sub_(_lines(lses, at)[..., None]).exp_()
             shape = lses[at].shape
@@ -157,7 +187,7 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: T
 
 
 class _LineBlocks(torch.autograd.Function):
-    """Columns, then rows, some lines at a time; saves q, k, v, the output and its log-sum-exp: memory N (D + E)."""
+    """Axis by axis, some lines at a time, rows last; saves q, k, v, output and log-sum-exp: memory N (D + E)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -184,13 +214,12 @@ def _line_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _line_sums(q: Tensor, k: Tensor, v: Tensor, normalization: RowNormalization) -> Tensor:
     """The normalisations that are sums over keys: each line on its own, in blocks of queries."""
-    dtype = v.dtype
+    axes, dtype = range(2, q.dim() - 1), v.dtype
     with without_autocast(q):
         q, k, v = widened(q), widened(k), widened(v)
-        row = summed(q, k, v, normalization)
-        column = summed(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3), normalization).transpose(2, 3)
+        lines = [summed(*(t.movedim(axis, -2) for t in (q, k, v)), normalization).movedim(-2, axis) for axis in axes]
         w, d = terms((q * k).sum(-1, keepdim=True), normalization)
-        y = row + column - torch.cat([w * v, d], -1)
+        y = sum(lines[1:], lines[0]) - (len(lines) - 1) * torch.cat([w * v, d], -1)
         return divided(y[..., :-1], y[..., -1:]).to(dtype)
 
 
@@ -198,7 +227,9 @@ PATHS = {"line_blocks": _line_blocks, "merged": _merged}  # tests and benchmarks
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalization = "softmax") -> Tensor:
-    """Attention of every position to its row and column: :func:`criss_cross_reference` in O(N) memory.
+    """Attention of every position to its row and column, on a video also along time, in O(N) memory.
+
+    Fast and exact: :func:`criss_cross_reference` is the definition.
 
     Logits and sums are float32 where the inputs are float16 or bfloat16. Under ``torch.compile`` and ``torch.export``
     the loop-free form is used, whose memory is N (H + W).
@@ -208,20 +239,22 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor, *, normalization: RowNormalizat
     tensor([1.0000, 1.3333, 1.6667, 2.0000])
 
     Args:
-        q: Queries ``(B, h, H, W, D)``.
-        k: Keys ``(B, h, H, W, D)``.
-        v: Values ``(B, h, H, W, E)``.
+        q: Queries ``(B, h, H, W, D)`` or ``(B, h, T, H, W, D)``.
+        k: Keys of the same shape.
+        v: Values ``(B, h, H, W, E)`` or ``(B, h, T, H, W, E)``.
         normalization: ``softmax`` over the cross, ``l1`` s / sum |s|, and ``sigmoid`` and ``none`` divided by its
-            H + W - 1 positions.
+            H + W - 1 (on a video T + H + W - 2) positions.
 
-    Shape: ``(B, h, H, W, E)``
+    Shape: ``(B, h, H, W, E)`` or ``(B, h, T, H, W, E)``, as v.
 
     Raises:
         ValueError: Shapes that do not fit, an unknown normalisation.
     """
     check_normalization(normalization, why=WHY_NOT_DOUBLE)
-    if q.dim() != 5 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"want q, k (B, h, H, W, D) and v (B, h, H, W, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    if q.dim() not in (5, 6) or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"want q, k (B, h, [T,] H, W, D) and v (B, h, [T,] H, W, E); got {q.shape=}, {k.shape=}, {v.shape=}"
+        )
     if normalization != "softmax":
         return _line_sums(q, k, v, normalization)
     plain = for_graphs() or has_tangent(q, k, v)
