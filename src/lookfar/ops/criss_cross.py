@@ -44,11 +44,11 @@ def criss_cross_weights(
     size = q.shape[2:-1]
     j = torch.arange(math.prod(size), device=q.device)
     i = j if queries is None else j[queries]
-    elsewhere, inner = 0, 1  # along how many axes two positions differ
+    differ, inner = [], 1
     for n in reversed(size):
-        elsewhere = elsewhere + (i[:, None] // inner % n != j // inner % n).int()
+        differ.append(i[:, None] // inner % n != j // inner % n)
         inner = inner * n
-    cross = elsewhere <= 1
+    cross = torch.stack(differ).sum(0) <= 1  # along one axis at most
     with without_autocast(q):
         q, k = widened(q).flatten(2, -2)[:, :, i], widened(k).flatten(2, -2)
         return normalised(q @ k.transpose(-2, -1), normalization, seen=cross)
@@ -217,7 +217,10 @@ def _line_sums(q: Tensor, k: Tensor, v: Tensor, normalization: RowNormalization)
     axes, dtype = range(2, q.dim() - 1), v.dtype
     with without_autocast(q):
         q, k, v = widened(q), widened(k), widened(v)
-        lines = [summed(*(t.movedim(axis, -2) for t in (q, k, v)), normalization).movedim(-2, axis) for axis in axes]
+        lines = []
+        for axis in axes:
+            along = (t.movedim(axis, -2) for t in (q, k, v))
+            lines.append(summed(*along, normalization=normalization).movedim(-2, axis))
         w, d = terms((q * k).sum(-1, keepdim=True), normalization)
         y = sum(lines[1:], lines[0]) - (len(lines) - 1) * torch.cat([w * v, d], -1)
         return divided(y[..., :-1], y[..., -1:]).to(dtype)
