@@ -104,7 +104,7 @@ class Data:
     _ahead: dict[Any, list[Future[Sample]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ahead": {}}  # what is being decoded stays with the process that wants it
+        return {**self.__dict__, "_ahead": {}}  # what is being decoded stays with the process that asked for it
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(..., C, H, W)``, uint8 or floats in [0, 1], to zero mean and unit deviation of each band."""

@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says of the files; see :func:`lookfar.data.open_data`."""
+    """What the user says about the files; see :func:`lookfar.data.open_data`."""
 
     size: tuple[int, int] | None = None
     in_chans: int = 3
@@ -140,7 +140,7 @@ def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 
 def open_files(source: Source, name: str, options: Options) -> Data:
-    """Scan the files of a source and make a :class:`Data` of them; raises before the first step what would break it."""
+    """Scan the files of a source and make a :class:`Data` of them; what would break training later raises here."""
     wanted = Wanted(
         source.classes,
         source.classes_from,

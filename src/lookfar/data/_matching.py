@@ -29,14 +29,14 @@ Find = Callable[[str], Split | None]  # a folder or a split by its name
 
 
 def same_name(text: str) -> str:
-    """Composed: some systems write é as one sign, others as two."""
+    """Composed (NFC): some systems write é as one character, others as two."""
     return unicodedata.normalize("NFC", text)
 
 
 def match(images: Path, masks: Path) -> Split:
     """Pairs of one name up to the suffix, sorted, and the files without a partner; sub-folders are part of the name."""
     pictures, labels = by_stem(images, IMAGE_SUFFIXES), by_stem(masks, MASK_SUFFIXES)
-    # lossy masks are found to be refused by name, but not beside a lossless one
+    # lossy masks are included, to be refused by name, but not beside a lossless one
     lossy = by_stem(masks, IMAGE_SUFFIXES - MASK_SUFFIXES)
     labels |= {stem: path for stem, path in lossy.items() if stem not in labels and stem in pictures}
     for stem in [stem for stem in labels if stem not in pictures]:
@@ -162,7 +162,7 @@ def _is_share(text: str) -> bool:
 
 
 def find_folder(root: Path, text: str) -> Path | None:
-    """A folder by what a user types, relative to the data or to where one is."""
+    """A folder by what a user types, relative to the data or to the current folder."""
     for path in (root / text, Path(text).expanduser()):
         if path.is_dir():
             return path

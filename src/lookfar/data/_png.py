@@ -1,4 +1,4 @@
-"""PNG in colours of 16 bits: Pillow keeps their upper eight, and torchvision's reader dies of damaged files.
+"""PNG in colours of 16 bits: Pillow keeps their upper eight, and torchvision's reader crashes on damaged files.
 
 PNG Specification (Third Edition), W3C 2025: chunks, the five filters, and the seven passes of an interlaced image.
 """

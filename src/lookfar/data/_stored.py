@@ -74,8 +74,8 @@ def read_stored(path: Path) -> Stored:
     if head[:2] in (b"P2", b"P3", b"P5", b"P6"):
         return _read_pnm(path, head)
     try:
-        # by its handle: of a name Pillow maps the file into memory, and takes its sides for each other where it is to
-        # be turned
+        # by its handle: given a name, Pillow maps the file into memory, and swaps height and width where it is to be
+        # turned
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             check_size(image.size[1], image.size[0], len(image.getbands()))
             return _read_tiff(image, path) if image.format == "TIFF" else _read_with_pillow(image, path, head)
@@ -268,7 +268,7 @@ def _read_with_tifffile(path: Path, whole: Sequence[int] | None = None) -> Store
     """What Pillow has no mode for: bands beside RGB, colours of more than 8 bits, 64 bits."""
     import tifffile
 
-    log = logging.getLogger("tifffile")  # what it says of damaged tags belongs in a log, not on the terminal
+    log = logging.getLogger("tifffile")  # what it says about damaged tags belongs in a log, not on the terminal
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     with tifffile.TiffFile(path) as file:

@@ -1,4 +1,4 @@
-"""What users say of the values of masks: which number or colour is which class, how many there are, what is ignored."""
+"""What users say about the values of masks: which number or colour is which class, how many there are, what is ignored."""
 
 import re
 from collections import Counter
@@ -120,5 +120,5 @@ class Wanted:
 
     @property
     def known(self) -> int | None:
-        """Number of classes where anybody said it."""
+        """Number of classes, None where it is not known."""
         return len(self.labels) or self.count or (None if self.names is None else len(self.names))
