@@ -1,4 +1,4 @@
-"""What users say about the values of masks: which number or colour is which class, how many there are, what is ignored."""
+"""What users say about the values of masks: which is which class, how many classes there are, what is ignored."""
 
 import re
 from collections import Counter
