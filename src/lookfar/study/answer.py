@@ -90,14 +90,14 @@ def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, where: str
         found.headline = f"{top.name} gains {top.amount} points of mIoU {over}{cost and f', for {cost}'}."
     elif len(better) <= 3:
         others = join([f"{g.name} {g.amount}" for g in better[1:]])
-        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}, {others}."
-        found.supports += [f"{top.name} takes {cost}."] if cost else []
+        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}{cost and f' for {cost}'}; {others}."
     else:
         least, most = min(g.by.mean for g in better), max(g.by.mean for g in better)
         found.headline = (
             f"{len(better)} of {compared} blocks gain {points(least)} to {points(most)} points of mIoU {over}."
         )
         found.supports.append(f"The largest gains measured: {join([f'{g.name} {g.amount}' for g in better[:3]])}.")
+        found.supports += [f"{top.name} takes {cost}."] if cost else []
     found.supports += [f"{g.name} is {g.row.against_control}." for g in better[:3] if g.row.against_control]
     found.supports.append(f"{top.name} {top.row.trained_once}.")
     off = [

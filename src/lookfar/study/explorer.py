@@ -215,7 +215,7 @@ def _seeds(values: Sequence[float]) -> str:
 
 
 def _percent(share: Any) -> str:
-    return f"{100 * float(share):.0f} %"
+    return f"{100 * float(share):.0f}\N{NO-BREAK SPACE}%"
 
 
 # ---- maps and labels -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ for (const table of document.querySelectorAll("#compare")) {
 }
 
 // ---- what is folded on the screen is printed, but for further pictures ---------------------------------------------
+for (const details of document.querySelectorAll("details.wide")) details.open = window.innerWidth > 640;
 const folded = [...document.querySelectorAll("details.print:not([open])")];
 window.addEventListener("beforeprint", () => folded.forEach(d => { d.open = true; }));
 window.addEventListener("afterprint", () => folded.forEach(d => { d.open = false; }));
@@ -120,7 +121,7 @@ function explore(data) {
     const similarity = average(own.similarity, chosen);
     // one map for all queries needs no second panel
     figure.querySelector(".two").classList.toggle("one", similarity !== null && similarity >= 0.999);
-    const top = Math.max(4 * block.uniform, ...here.map(Math.abs), ...mean.map(Math.abs));
+    const top = Math.max(9 * block.uniform, ...here.map(Math.abs), ...mean.map(Math.abs));
     for (const [canvas, map, which] of [[now, here, "for this query"], [all, mean, "of all queries together"]]) {
       if (!canvas.clientWidth) continue;
       heat(canvas, block, map, top);
@@ -130,7 +131,7 @@ function explore(data) {
     }
     figure.querySelector(".top").textContent = `${short(top / block.uniform)}×`;
     const even = figure.querySelector(".even");
-    even.style.left = `${100 * block.uniform / top}%`;
+    even.style.left = `${100 * Math.sqrt(block.uniform / top)}%`;
     figure.querySelector(".scale").classList.toggle("signed", here.some(v => v < 0) || mean.some(v => v < 0));
     say("similarity", similarity === null ? "–" : similarity.toFixed(2));
     const by = (share, chance) => (share === null || chance === null ? "–" : `${percent(share)}, by chance ${percent(chance)}`);
@@ -178,7 +179,7 @@ function explore(data) {
     for (let i = 0; i < h * w; i++) {
       const x0 = Math.round((i % w) * width / w), x1 = Math.round((i % w + 1) * width / w);
       const y0 = Math.round(Math.floor(i / w) * height / h), y1 = Math.round((Math.floor(i / w) + 1) * height / h);
-      context.fillStyle = colour(map[i] / top);
+      context.fillStyle = colour(Math.sign(map[i]) * Math.sqrt(Math.abs(map[i]) / top));  // so that faint weights are seen beside large ones
       context.fillRect(x0, y0, x1 - x0, y1 - y0);
     }
   }
@@ -255,7 +256,7 @@ function colour(value) {
   const stops = [[20, 11, 52], [87, 16, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
   const v = Math.min(Math.abs(value), 1), at = v * (stops.length - 1), i = Math.min(Math.floor(at), stops.length - 2);
   const mixed = value < 0 ? [40, 110 + 120 * v, 255] : stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (at - i)));
-  return `rgba(${mixed.join(",")},${(0.12 + 0.8 * Math.sqrt(v)).toFixed(3)})`;
+  return `rgba(${mixed.join(",")},${(0.1 + 0.82 * v).toFixed(3)})`;
 }
 
 // ---- values of curves at a step: by pointer, touch, or arrow keys -------------------------------------------------
@@ -286,7 +287,7 @@ function curves(figure) {
       if (k < 0) continue;
       const said = plot.series.map(({ name, values, seeds }) => {
         const each = on && seeds ? ` (${seeds.map(of => say(of[k])).join(", ")})` : "";
-        return `${name} ${say(values[k])}${each}`;
+        return `${name && name + " "}${say(values[k])}${each}`;
       });
       readout.append(document.createElement("br"), `${plot.title}: ${said.join(", ")}`);
       for (const { values, colour } of on ? plot.series : []) {

@@ -142,7 +142,7 @@ class _View:
         self.styles = charts.styles(names)
         self.answer = answer(results)
         self.shorts = short_names(names)
-        self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"[(@]", name))
+        self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"(?=[(@])", name))
         devices = [read_json(Path(t.folder) / "result.json").get("device") for t in results.trials]
         self.facts = facts(results, next((str(d) for d in devices if d), ""))
         drawn = [bar for s in results.summaries if (bar := _bar(s))]
@@ -223,8 +223,9 @@ class _View:
             ends = [line[-1][1] for line in of[s.candidate][0]]
             alt = f"Learning curves of {s.candidate}"
             alt += f": validation mIoU ends at {', '.join(points(e) for e in ends)}" if ends else ""
-            names = self.shorts[s.candidate], "baseline"
-            panels.append((s, self.styles[s.candidate], stacked(plots, names, self.styles[s.candidate], alt)))
+            panels.append(
+                (s, self.styles[s.candidate], stacked(plots, ("", "baseline"), self.styles[s.candidate], alt))
+            )
         return panels
 
     def _states(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any, str]]:
@@ -249,8 +250,7 @@ class _View:
             ends = {key: ", ".join(three(line[-1][1]) for line in found) for key, found in own.items() if found}
             last = [f"{titles[key]} ends at {values}" for key, values in ends.items()]
             style = self.styles[s.candidate]
-            names = self.shorts[s.candidate], ""
-            chart = stacked(plots, names, style, f"{s.candidate}: {'; '.join(last)}") if plots else None
+            chart = stacked(plots, ("", ""), style, f"{s.candidate}: {'; '.join(last)}") if plots else None
             off = ""
             if s.miou_off is not None and s.miou:
                 off = f"{points(s.miou.mean)} % with the block, {points(s.miou_off)} % with it switched off"
