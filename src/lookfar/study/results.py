@@ -153,7 +153,8 @@ def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any],
 def write_csv(results: Results, path: Path | None = None) -> Path:
     """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds.
 
-    Beside it ``comparison.csv``, a row a candidate, and ``classes.csv``, a row a class and candidate; all again as ``also-...csv`` for a second set to judge by.
+    Beside it ``comparison.csv``, a row a candidate, and ``classes.csv``, a row a class and candidate; all again as
+    ``also-...csv`` for a second set to judge by.
     """
     path = path or results.folder / "results.csv"
     if results.also is not None:
