@@ -31,7 +31,7 @@ def test_runs_all_and_repeats_nothing(fake, capsys):
     assert (out / "results.csv").exists()
     said = capsys.readouterr().out
     assert said.startswith("lookfar study · scenes:lookup · 1 block × 2 seeds · 2 steps")
-    assert said.count("mIoU 50.0") == 6
+    assert said.count("2 steps   mIoU ") == 6
     assert "\x1b" not in said
     again = run_study(PLAN, out, workers=3)
     assert again.trials == results.trials

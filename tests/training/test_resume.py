@@ -2,21 +2,22 @@
 
 import json
 import os
-import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_data, tiny_network
 
 from lookfar.insertion import insert
 from lookfar.networks import build_network
-from lookfar.training import Settings, train
-from lookfar.training.checkpoints import load_tensors
+from lookfar.training import Settings, TrainingError, train
+from lookfar.training.checkpoints import load_tensors, save_confusion, save_tensors
 
 SETTINGS = {
     "steps": 11, "batch_size": 4, "log_every": 1, "eval_every": 5, "checkpoint_every": 3, "ema": 0.8,
@@ -180,6 +181,107 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, kill_at=5)
     torch.save({"optimizer": Harm(), "precision": {}}, tmp_path / "step-3" / "optimizer.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        run(tmp_path)
+    notes = run(tmp_path)["notes"]
+    assert notes == ["the checkpoint of step 3 is damaged (UnpicklingError), an earlier one takes its place"]
     assert not (tmp_path / "harm").exists()
+
+
+def spoil_bytes(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\0" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def nan(path: Path) -> None:
+    state = load_tensors(path)
+    state[next(key for key, t in state.items() if t.is_floating_point())].fill_(float("nan"))
+    save_tensors(state, path)
+
+
+def of_another_network(path: Path) -> None:
+    save_tensors(dict(list(load_tensors(path).items())[1:]), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *[(name, halve) for name in ("weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json")],
+        *[("weights.safetensors", spoil) for spoil in (empty, make_folder, nan, of_another_network)],
+        ("optimizer.pt", spoil_bytes),
+        ("state.json", lambda path: path.write_text("[]")),
+        ("state.json", lambda path: path.write_text('{"step": 3}')),
+        ("ema.safetensors", Path.unlink),
+    ],
+)
+def test_an_earlier_checkpoint_takes_the_place_of_a_damaged_one(name, spoil, uninterrupted, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=11)  # after step 9 and a validation: checkpoints of 6 and 9
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-6", "step-9"]
+    spoil(tmp_path / "step-9" / name)
+    result = run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+    assert any("checkpoint of step 9 is damaged" in note for note in result["notes"])
+
+
+def test_without_a_whole_checkpoint_it_begins_anew(uninterrupted, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=11)
+    for step in (6, 9):
+        halve(tmp_path / f"step-{step}" / "weights.safetensors")
+    assert len(run(tmp_path)["notes"]) == 2
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *[("confusion.npz", spoil) for spoil in (halve, empty, spoil_bytes)],
+        *[("final.safetensors", spoil) for spoil in (halve, nan, of_another_network)],
+        ("confusion.npz", lambda path: save_confusion(np.zeros((10, 4, 4), np.int64), path)),
+        ("confusion.npz", lambda path: save_confusion(np.ones((9, 4, 4), np.int64), path)),
+        ("confusion.npz", lambda path: np.savez(path, confusion=np.full((10, 4, 4), np.nan))),
+    ],
+)
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_damaged_end_is_made_again(name, spoil, checkpoints, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    spoil(tmp_path / name)
+    if not checkpoints:
+        for path in tmp_path.glob("step-*"):
+            shutil.rmtree(path)
+        if name != "confusion.npz":
+            return  # trained again from the first step: the tests above
+    calls = []
+    settings = Settings(**SETTINGS)
+    train(
+        tiny_network(), tiny_data(), settings, tmp_path, seed=7, blocks=["block"], progress=lambda *_: calls.append(1)
+    )
+    assert calls == []  # no step again
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_weights_and_logits_that_are_not_finite_fail(tmp_path, monkeypatch):
+    network, data = tiny_network(), tiny_data()
+    network.register_buffer("spare", torch.tensor([1.0, float("inf")]))
+    settings = Settings(**{**SETTINGS, "steps": 1, "ema": 0.0})
+    with pytest.raises(TrainingError, match="after the last step spare is not finite: try a lower lr"):
+        train(network, data, settings, tmp_path / "weights", seed=0)
+    network = tiny_network()
+    network.register_forward_hook(lambda module, _, y: y if module.training else y * float("nan"))
+    with pytest.raises(TrainingError, match=f"logits of {len(data.val)} of {len(data.val)} validation images"):
+        train(network, data, settings, tmp_path / "logits", seed=0)
+    for folder in ("weights", "logits"):
+        assert not (tmp_path / folder / "final.safetensors").exists()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,23 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None
 
 
+_TEMPORARY = re.compile(r"\..+\.(\d+)")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there in full or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # names of files need not be UTF-8; that must not cost what stands beside them
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        # names of files need not be UTF-8; that must not cost what stands beside them
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk it would stand in the way of what comes after
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,6 +56,36 @@ def read_json(path: Path) -> dict[str, Any]:
 
         raise ValueError(f"{cut(shown(str(path)), 120)} is damaged: it holds no JSON object")
     return value
+
+
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where the file is missing or damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left half-written that are gone: ``.NAME.PROCESS`` and ``NAME.part``."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        left = _TEMPORARY.fullmatch(path.name)
+        if not (left and not _lives(int(left[1]))) and path.suffix != ".part":
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 class Taken(RuntimeError):

@@ -5,13 +5,15 @@ host starts from. Where these lie does not count.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lookfar._tables import shorten
-from lookfar.study._files import read_json
+from lookfar.study._files import read_if_whole, read_json
 from lookfar.study.candidates import Candidate, is_reference
 from lookfar.study.plan import FREE, Plan, trial_folder
 from lookfar.study.words import counted, join
@@ -46,7 +48,7 @@ def begun_trials(study: Path) -> list[Begun]:
     found = []
     for path in sorted(study.glob("trials/*/*/config.json")):
         folder, config = path.parent, read_json(path)
-        result = read_json(folder / "result.json")
+        result = read_if_whole(folder / "result.json")
         done = result.get("status") == "done"
         stopped = not result or bool(result.get("killed"))  # what failed by itself begins anew
         if not done and not (stopped and (any(folder.glob("step-*")) or (folder / "final.safetensors").exists())):
@@ -104,7 +106,7 @@ def check_same(
 
     wanted = set(plan.trials)
     trials = [one for one in begun_trials(study) if (one.candidate, one.seed) in wanted]
-    before = read_json(study / "data.json")
+    before = read_if_whole(study / "data.json")
     other: dict[tuple[str, ...], list[Begun]] = {}
     for one in trials:
         found = plan_differences(one.config["plan"], plan)
@@ -135,7 +137,7 @@ def check_unchanged(config: Mapping[str, Any], study: Path, data: Mapping[str, A
     from lookfar.data.fingerprint import digest
 
     if config.get("data") not in (None, digest(data)):
-        before = read_json(study / "data.json")
+        before = read_if_whole(study / "data.json")
         named = data_differences(before, data) if "sets" in before else []
         raise Changed(f"the data have changed since the study began: {'; '.join(named) or 'other data'}")
     if config.get("host") not in (None, host):
@@ -187,6 +189,16 @@ def check_consistent(plan: Plan, trials: Sequence[Begun], data: Mapping[str, Any
             before = first.setdefault(name, one)
             if before.config[name] != value:
                 raise ValueError(f"{before} and {one} were trained with other {KINDS[name]}: no comparison")
+
+
+def decisive(config: Mapping[str, Any]) -> str:
+    """Equal for trials whose ``config.json`` makes them the same: what else stands there decides no number."""
+    plan = {key: value for key, value in config["plan"].items() if key not in FREE and key not in BY_CONTENT}
+    kept = {key: value for key, value in config.items() if key not in ("plan", "control_parameters")}
+    if config["candidate"] == "control":
+        kept["control_parameters"] = config.get("control_parameters")
+    text = json.dumps([kept, plan], sort_keys=True)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def asked_of_data(plan: Plan) -> dict[str, Any]:

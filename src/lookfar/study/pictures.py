@@ -49,12 +49,15 @@ def class_colours(classes: Sequence[str]) -> list[str]:
 
 
 def load_samples(folder: Path) -> dict[str, Any] | None:
-    """``samples.npz`` of a trial, see :mod:`lookfar.diagnostics.samples`; None where there is none."""
+    """``samples.npz`` of a trial, see :mod:`lookfar.diagnostics.samples`; None where it is missing or damaged."""
     path = folder / "samples.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        found = dict(file)
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            found = dict(file)
+    except Exception:  # zip, zlib and numpy have an exception each for what is damaged; `lookfar study` makes it again
+        return None
     if "map" in found and found["map"].ndim == 3:  # as earlier versions wrote it: the mean over heads alone
         for key in ("map", "low", "high", "mean", "mean_low", "mean_high", "share"):
             found[key] = found[key][:, None]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookfar.study import charts
-from lookfar.study._files import read_json, write_text
+from lookfar.study._files import read_if_whole, read_json, write_text
 from lookfar.study.answer import answer, classes_note, facts, intervals, limits, made, short_names
 from lookfar.study.by_class import OfClass, confusions, is_shown
 from lookfar.study.candidates import is_reference
@@ -143,7 +143,7 @@ class _View:
         self.answer = answer(results)
         self.shorts = short_names(names)
         self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"(?=[(@])", name))
-        devices = [read_json(Path(t.folder) / "result.json").get("device") for t in results.trials]
+        devices = [read_if_whole(Path(t.folder) / "result.json").get("device") for t in results.trials]
         self.facts = facts(results, next((str(d) for d in devices if d), ""))
         drawn = [bar for s in results.summaries if (bar := _bar(s))]
         scale = charts.forest_range([(min(bar.low, *bar.dots), max(bar.high, *bar.dots)) for bar in drawn])
@@ -326,7 +326,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

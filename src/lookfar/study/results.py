@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lookfar.study._files import read_json, write_text
+from lookfar.study._files import read_if_whole, read_json, write_text
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
@@ -22,10 +22,12 @@ from lookfar.study.continuing import begun_trials, check_consistent
 from lookfar.study.groups import Groups, groups_of, known_pattern
 from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
+from lookfar.study.mending import read_state
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.scoring import load_counts, sum_confusion
 from lookfar.study.text import comparison, second_judge
+from lookfar.study.words import join
 
 # of a trial, on each set that judges: its confusion matrices, and those with the block switched off
 JUDGES = {"val": ("confusion.npz", "off.npz"), "also_val": ("also.npz", "also-off.npz")}
@@ -116,7 +118,7 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     plan = Plan.load(folder / "study.yaml")
     otherwise = {name: value for name, value in {"margin": margin, "groups": groups}.items() if value is not None}
     plan = replace(plan, **otherwise)
-    check_consistent(plan, [one for one in begun_trials(folder) if one.done], read_json(folder / "data.json"))
+    check_consistent(plan, [one for one in begun_trials(folder) if one.done], read_if_whole(folder / "data.json"))
     environment = read_json(folder / "environment.json")
     trials = [
         _load_trial(trial_folder(folder, candidate, seed), candidate, seed)
@@ -237,14 +239,16 @@ def _rank(row: Summary) -> tuple[int, float]:
 
 
 def _load_trial(folder: Path, candidate: str, seed: int) -> Trial:
-    result = read_json(folder / "result.json")
-    status = result.get("status", "missing")
+    state = read_state(folder, thorough=False)
+    result, status, reason = state.result, state.result.get("status", "missing"), state.result.get("reason") or ""
+    if state.damaged:
+        status, reason = "failed", f"{join(state.damaged)} damaged: `lookfar study` makes it again"
 
     def percent(value: float | None) -> float | None:
         return None if value is None else 100 * value
 
     return Trial(
-        candidate, seed, status, result.get("reason") or "",
+        candidate, seed, status, reason,
         percent(result.get("miou")), percent(result.get("accuracy")),
         tuple(percent(v) for v in result.get("iou") or ()), percent(result.get("miou_off")),
         result.get("parameters"), result.get("flops"), result.get("latency_ms"), result.get("memory_mb"),
@@ -255,7 +259,7 @@ def _load_trial(folder: Path, candidate: str, seed: int) -> Trial:
 def _contribution(folder: Path) -> float | None:
     """What the blocks of a trial add to their input at the end, the largest of several."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in reversed(lines):
         if '"blocks"' not in line:
             continue

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check
-from lookfar.study._files import Taken, locked, read_json, write_json
+from lookfar.study._files import Taken, locked, read_if_whole, sweep, write_json
 from lookfar.study.continuing import asked_of_data, check_same, grow
+from lookfar.study.mending import WEIGHTS, State, read_state
 from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
@@ -68,6 +69,7 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         if not there:
             held.enter_context(_in_use(folder))
         check_same(ready.plan, folder, ready.made_of, data=ready.data)
+        sweep(folder)
         _keep_plan(ready, folder)
         _run_missing(ready, folder, _slots(ready.plan, workers), board)
     results = load(folder)
@@ -81,12 +83,19 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
         RunningTrial(candidate, seed, trial_folder(folder, candidate, seed), number)
         for number, (candidate, seed) in enumerate(plan.trials, 1)
     ]
-    missing = [t for t in trials if read_json(t.folder / "result.json").get("status") != "done"]
+    for trial in trials:
+        sweep(trial.folder)
+    states = {trial.number: read_state(trial.folder) for trial in trials}
+    missing = [t for t in trials if not states[t.number].done or states[t.number].damaged]
+    for trial in missing:
+        if damaged := states[trial.number].damaged:
+            again = "trained again from its last checkpoint" if WEIGHTS in damaged else "made again from its weights"
+            board.note(f"{trial.candidate} seed {trial.seed}: {join(damaged)} damaged, {again}.")
     board.begin(plan, ready.task, len(trials), len(missing), len(slots))
     if not missing:
         return
     for trial in missing:
-        _prepare(trial, ready)
+        _prepare(trial, ready, states[trial.number])
     environment = _environment(folder, ready.facts, min(len(slots), len(missing)))
     started = time.monotonic()
     try:
@@ -145,7 +154,7 @@ class Scheduler:
     def _end(self, trial: RunningTrial) -> None:
         code = trial.close()
         self.running.remove(trial)
-        result = read_json(trial.folder / "result.json")
+        result = read_if_whole(trial.folder / "result.json")
         if not result:
             result = {"status": "failed", "reason": cause_of_death(code), "killed": True}
             write_json(trial.folder / "result.json", result)
@@ -170,18 +179,27 @@ class Scheduler:
         return f"stopped after {join(places)}; the same command goes on from there"
 
 
-def _prepare(trial: RunningTrial, ready: "ReadyPlan") -> None:
+def _prepare(trial: RunningTrial, ready: "ReadyPlan", state: State) -> None:
     """A folder to start in, or to go on in."""
-    result = read_json(trial.folder / "result.json")
-    if result and not result.get("killed"):
+    for name in state.damaged:
+        _remove(trial.folder / name)
+    if state.result and not state.done and not state.result.get("killed"):
         # the same steps would fail in the same way from a checkpoint, and its weights may be what is wrong
         shutil.rmtree(trial.folder)
     trial.folder.mkdir(parents=True, exist_ok=True)
-    (trial.folder / "result.json").unlink(missing_ok=True)
+    _remove(trial.folder / "result.json")
     write_json(
         trial.folder / "config.json",
         {"candidate": trial.candidate, "seed": trial.seed, **ready.made_of, "plan": ready.plan.to_dict()},
     )
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _keep_plan(ready: "ReadyPlan", folder: Path) -> None:
@@ -250,7 +268,7 @@ def _cores() -> int:
 
 def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str, Any]:
     """What ``environment.json`` says; the first run's command and start stay."""
-    before = read_json(folder / "environment.json")
+    before = read_if_whole(folder / "environment.json")
     runs = before.pop("sittings", 0)  # its name in folders that an earlier version began
     packages = {}
     for name in ("lookfar", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scipy"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lookfar._tables import shorten
-from lookfar.study._files import locked, read_json, write_json
+from lookfar.study._files import locked, read_json, sweep, write_json
 
 Report = Callable[..., None]
 
@@ -31,7 +31,6 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
 
     None in the helping processes of a trial on several devices.
     """
-    import numpy as np
     import torch
 
     from lookfar.cost import measure_network
@@ -40,9 +39,11 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     from lookfar.insertion import switched_off
     from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
     from lookfar.study.candidates import Candidate
-    from lookfar.study.continuing import check_unchanged
+    from lookfar.study.continuing import check_unchanged, decisive
+    from lookfar.study.mending import digests
     from lookfar.study.plan import Plan
     from lookfar.training import evaluate, is_main_process, scores, train
+    from lookfar.training.checkpoints import save_confusion
 
     config = read_json(folder / "config.json")
     plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
@@ -71,13 +72,13 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         evaluate, network, data, batch_size=plan.settings().batch_size, precision=plan.precision, score=plan.score
     )
     if data.also_val is not None:
-        np.savez_compressed(folder / "also.npz", confusion=judge(samples=data.also_val))
+        save_confusion(judge(samples=data.also_val), folder / "also.npz")
     if names:
         with switched_off(network, names):
             confusion = judge()
-            np.savez_compressed(folder / "off.npz", confusion=confusion)
+            save_confusion(confusion, folder / "off.npz")
             if data.also_val is not None:
-                np.savez_compressed(folder / "also-off.npz", confusion=judge(samples=data.also_val))
+                save_confusion(judge(samples=data.also_val), folder / "also-off.npz")
         result["miou_off"] = scores(confusion)["miou"]
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
@@ -90,6 +91,8 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         "memory_mb": cost.memory_mb,
         "device": cost.device,
         "blocks": names,
+        "files": digests(folder),
+        "trained_with": decisive(config),
     }
     return result
 
@@ -103,19 +106,21 @@ def main(folder: Path) -> int:
 
     with locked(folder / ".lock", wait=True) if is_main_process() else contextlib.nullcontext():
         try:
+            if is_main_process():
+                sweep(folder)
             result = run_trial(folder, report)
+            if result is not None:
+                write_json(folder / "result.json", {"status": "done", "reason": "", **result})
         except KeyboardInterrupt:
             return STOPPED
         except Exception as error:
-            traceback.print_exc()
-            if is_main_process():
-                failed = {"status": "failed", "reason": why(error)}
-                # nothing is wrong with what was trained so far: it goes on once there is room, or the data are back
-                kept = {"killed": True} if isinstance(error, (OSError, Changed)) else {}
-                write_json(folder / "result.json", failed | kept)
+            # nothing is wrong with what was trained so far: it goes on once there is room, or the data are back
+            kept = {"killed": True} if isinstance(error, (OSError, Changed)) else {}
+            with contextlib.suppress(OSError):  # where nothing can be written, the study says so
+                traceback.print_exc()
+                if is_main_process():
+                    write_json(folder / "result.json", {"status": "failed", "reason": why(error), **kept})
             return 1
-        if result is not None:
-            write_json(folder / "result.json", {"status": "done", "reason": "", **result})
         return 0
 
 
@@ -124,6 +129,8 @@ def why(error: BaseException) -> str:
     line = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in line:
         return f"out of memory: {shorten(line, REASON)}"
+    if isinstance(error, OSError) and error.strerror:
+        return shorten(error.strerror + (f": {error.filename}" if error.filename else ""), REASON)
     if type(error).__name__ in ("TrainingError", "Changed"):
         return shorten(line, REASON)
     return f"{type(error).__name__}: {shorten(line, REASON)}" if line else type(error).__name__

@@ -1,16 +1,18 @@
 """Files of a run that survive being killed: checkpoints made visible by one rename, records cut back to them."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -61,49 +63,128 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def save_confusion(confusion: np.ndarray, path: Path) -> None:
+    """Write confusion matrices ``(images, K, K)`` as ``.npz``: there in full or not at all."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, confusion=confusion)
+
+    write_atomically(path, write)
+
+
+def load_confusion(path: Path, images: int | None = None, classes: int | None = None) -> np.ndarray | None:
+    """Confusion matrices ``(images, K, K)`` from a file; None where it is missing or holds no such counts."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves damaged files open
+            confusion = file["confusion"]
+    except Exception:  # zip, zlib and numpy have an exception each for what is damaged
+        return None
+    if confusion.ndim != 3 or confusion.dtype.kind not in "iu" or not confusion.size:
+        return None
+    wanted = (images or len(confusion), classes or confusion.shape[1], classes or confusion.shape[1])
+    return confusion if confusion.shape == wanted and confusion.min() >= 0 and confusion.any() else None
+
+
+def load_weights(path: Path, network: nn.Module) -> dict[str, Tensor] | None:
+    """A state dict for a network; None where the file is missing, damaged, or holds another network's."""
+    try:
+        state = load_tensors(path)
+    except Exception:  # whatever the format's own library raises
+        return None
+    return state if fits(state, network) else None
+
+
+def fits(state: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether a state dict has the network's names and shapes, and finite numbers."""
+    own = network.state_dict()
+    return (
+        state.keys() == own.keys()
+        and all(state[key].shape == own[key].shape for key in own)
+        and first_not_finite(state) is None
+    )
+
+
+def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds inf or NaN."""
+    return next((key for key, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     """Write ``step-N``, then remove all but the newest ``keep``."""
     path = folder / f"step-{checkpoint.step}"
     temporary = folder / f".{path.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_tensors(checkpoint.weights, temporary / "weights.safetensors")
-    if checkpoint.ema is not None:
-        save_tensors(checkpoint.ema, temporary / "ema.safetensors")
-    torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
-    for file in temporary.iterdir():
-        _sync(file)
-    _sync(temporary)
-    shutil.rmtree(path, ignore_errors=True)  # only ever there when the settings allow a step to be done again
-    temporary.rename(path)
+    try:
+        temporary.mkdir(parents=True)
+        save_tensors(checkpoint.weights, temporary / "weights.safetensors")
+        if checkpoint.ema is not None:
+            save_tensors(checkpoint.ema, temporary / "ema.safetensors")
+        torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # only ever there when the settings allow a step to be done again
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the way of what comes after
     _sync(folder)
     for _, old in _steps(folder)[:-keep]:
         shutil.rmtree(old)
     return path
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete ``step-N`` folder."""
-    steps = _steps(folder)
-    return steps[-1][1] if steps else None
+def newest_state(folder: Path) -> dict[str, Any]:
+    """``state.json`` of the newest checkpoint that has a readable one; an empty dict without any."""
+    for _, path in reversed(_steps(folder)):
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if isinstance(state, dict):
+                return state
+    return {}
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run, or None; what a killed process left half-written is removed."""
+def load_checkpoints(folder: Path, notes: list[str]) -> Iterator[Checkpoint]:
+    """The checkpoints of a run, the newest first; what a killed process left half-written is removed.
+
+    Args:
+        folder: Of the run.
+        notes: Takes a line for each checkpoint that cannot be read.
+    """
     for left in folder.glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)  # several processes may do this at once
-    path = newest_checkpoint(folder)
-    if path is None:
-        return None
+    for step, path in reversed(_steps(folder)):
+        try:
+            yield _load_checkpoint(step, path)
+        except Exception as error:  # whatever the formats' own libraries raise
+            notes.append(damaged(step, error))
+
+
+def damaged(step: int, error: Exception) -> str:
+    """The remark on a checkpoint that cannot be used."""
+    return f"the checkpoint of step {step} is damaged ({type(error).__name__}), an earlier one takes its place"
+
+
+def _load_checkpoint(step: int, path: Path) -> Checkpoint:
     ema = path / "ema.safetensors"
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state["step"] != step:
+        raise ValueError(f"state.json is of step {state['step']}")
     return Checkpoint(
-        int(path.name.removeprefix("step-")),
+        step,
         load_tensors(path / "weights.safetensors"),
         torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-        json.loads((path / "state.json").read_text(encoding="utf-8")),
+        state,
         load_tensors(ema) if ema.exists() else None,
     )
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, which could not be used."""
+    for later, path in _steps(folder):
+        if later > step:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -136,15 +217,21 @@ class Records:
         self._file.close()
 
 
+def last_record(path: Path) -> int:
+    """The step of the last line of a ``metrics.jsonl``; 0 without any."""
+    return max((entry["step"] for line in _lines(path) if (entry := _parse(line)) is not None), default=0)
+
+
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
 
 
 def _sync(path: Path) -> None:

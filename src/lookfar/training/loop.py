@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from lookfar.training.checkpoints import (
     Checkpoint,
     Records,
-    load_checkpoint,
-    load_tensors,
-    newest_checkpoint,
+    damaged,
+    first_not_finite,
+    fits,
+    last_record,
+    load_checkpoints,
+    load_confusion,
+    load_weights,
+    newest_state,
+    remove_after,
     save_checkpoint,
+    save_confusion,
     save_tensors,
     write_atomically,
 )
@@ -76,7 +83,7 @@ def train(
 
     Raises:
         ValueError: Settings that don't fit data, network, machine, or the checkpoint in the folder.
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or, at the end, weights or logits.
         KeyboardInterrupt: Interrupted or terminated; a checkpoint of the last full step has been written.
 
     >>> from lookfar.data import open_data
@@ -87,7 +94,7 @@ def train(
     (2, ['confusion.npz', 'final.safetensors', 'metrics.jsonl', 'step-2'])
     """
     folder = Path(folder)
-    if (done := _finished(network, settings, folder)) is not None:
+    if (done := _finished(network, data, settings, folder)) is not None:
         return done
     K = len(data.classes)
     if settings.class_weights is not None and len(settings.class_weights) != K:
@@ -141,25 +148,53 @@ class _Run:
             self.model, self.fabric_optimizer = fabric.setup(Task(network, weights), self.optimizer)
         self.ema = running_average(network, settings)
         self.step, self.seconds, self.window = 0, 0.0, []
-        self._restore(load_checkpoint(folder))
+        self._restore()
         self.records = Records(folder / "metrics.jsonl", upto=self.step) if self.main else None
         self.board = _board(folder, self.step) if settings.tensorboard and self.main else None
         fabric.barrier()
 
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            return
-        before, now = checkpoint.state["settings"], _decisive(self.settings, self.seed)
+    def _restore(self) -> None:
+        """Bring the run to its newest checkpoint that is whole, or to its end, where the last weights are there."""
+        for checkpoint in load_checkpoints(self.folder, self.notes):
+            self._check_settings(checkpoint)
+            try:
+                self._take_over(checkpoint)
+            except Exception as error:  # of another network, or cut short
+                self.notes.append(damaged(checkpoint.step, error))
+                continue
+            break
+        steps = self.settings.steps
+        final = load_weights(self.folder / "final.safetensors", self.network)
+        # weights that nothing led to are not those of this run
+        if final is not None and self.step < steps and last_record(self.folder / "metrics.jsonl") == steps:
+            for network in (self.network, *([] if self.ema is None else [self.ema.module])):
+                network.load_state_dict(final)
+            self.step, self.seconds = steps, newest_state(self.folder).get("seconds", 0.0)
+        if self.main:
+            remove_after(self.folder, self.step)
+
+    def _check_settings(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.state.get("settings", {}), _decisive(self.settings, self.seed)
         changed = [f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in now if before.get(key) != now[key]]
         if changed:
             raise ValueError(f"{self.folder} was begun with other settings: {'; '.join(changed)}")
-        self.network.load_state_dict(checkpoint.weights)
-        if self.ema is not None and checkpoint.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.ema)
-        self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        """Everything is looked at before anything is changed: an earlier checkpoint, or none, may have to do."""
+        averaged = checkpoint.ema if self.ema is not None else None
+        window = [torch.tensor(float(loss)) for loss in checkpoint.state["window"]]
+        seconds, optimizer = float(checkpoint.state["seconds"]), checkpoint.optimizer["optimizer"]
+        whole = fits(checkpoint.weights, self.network) and (
+            self.ema is None or (averaged is not None and fits(averaged, self.ema.module))
+        )
+        if not whole:
+            raise ValueError("not the weights of this network")
+        self.optimizer.load_state_dict(optimizer)
         self.fabric.strategy.precision.load_state_dict(checkpoint.optimizer["precision"])
-        self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
-        self.window = [torch.tensor(loss) for loss in checkpoint.state["window"]]
+        self.network.load_state_dict(checkpoint.weights)
+        if self.ema is not None and averaged is not None:
+            self.ema.module.load_state_dict(averaged)
+        self.step, self.seconds, self.window = checkpoint.step, seconds, window
 
     def fit(self, stopped: Callable[[], bool]) -> dict[str, Any]:
         settings, steps, confusion = self.settings, self.settings.steps, None
@@ -231,8 +266,11 @@ class _Run:
             factor = schedule_factor(self.settings.schedule, step - 1, self.settings.steps)
             raise TrainingError(
                 f"the loss is {float(losses[first])} at step {step} (learning rate {self.settings.lr * factor:.3g}): "
-                f"try a lower lr, clip=1.0, or precision 32-true (here {self.settings.precision})"
+                f"{self._cure()}"
             )
+
+    def _cure(self) -> str:
+        return f"try a lower lr, clip=1.0, or precision 32-true (here {self.settings.precision})"
 
     def _log(self, seconds: float, shares: dict[str, float]) -> None:
         losses = self._mean_over_ranks(torch.stack([loss.to(self.fabric.device) for loss in self.window]))
@@ -270,15 +308,24 @@ class _Run:
         if fabric.world_size > 1:
             for buffer in network.buffers():  # every process evaluates the network of the first
                 torch.distributed.broadcast(buffer, 0)
+        broken: list[int] = []
         mine = evaluate(
             network,
             self.data,
             batch_size=max(self.settings.batch_size // fabric.world_size, 1),
             precision=self.settings.precision,
             score=self.settings.score,
+            not_finite=broken,
             rank=fabric.global_rank,
             world=fabric.world_size,
         )
+        share = self._mean_over_ranks(torch.tensor(float(len(broken)), device=fabric.device))
+        if share and self.step == self.settings.steps:  # before, the next steps may mend it
+            count = round(float(share) * fabric.world_size)
+            raise TrainingError(
+                f"after the last step the logits of {count} of {len(mine)} validation images are not finite: "
+                f"{self._cure()}"
+            )
         if fabric.world_size == 1:
             return mine
         whole = fabric.all_reduce(torch.from_numpy(mine).to(fabric.device), reduce_op="sum")
@@ -311,14 +358,16 @@ class _Run:
         self.fabric.barrier()
 
     def _finish(self, confusion: np.ndarray | None) -> dict[str, Any]:
-        if confusion is None:  # killed between the last checkpoint and the files below
+        if confusion is None:  # killed between the last checkpoint and the files below, or these are damaged
             confusion = self._confusion()
         if self.ema is not None:
             self.network.load_state_dict(self.ema.module.state_dict())
+        state = self.network.state_dict()
+        if (name := first_not_finite(state)) is not None:
+            raise TrainingError(f"after the last step {name} is not finite: {self._cure()}")
         if self.main:
-            state = self.network.state_dict()
             write_atomically(self.folder / "final.safetensors", lambda path: save_tensors(state, path))
-            write_atomically(self.folder / "confusion.npz", lambda path: _save_confusion(confusion, path))
+            save_confusion(confusion, self.folder / "confusion.npz")
         self.network.eval()
         self.fabric.barrier()
         return {**scores(confusion), "step": self.step, "seconds": self.seconds, "notes": self.notes}
@@ -330,25 +379,20 @@ class _Run:
             self.board.close()
 
 
-def _finished(network: nn.Module, settings: Settings, folder: Path) -> dict[str, Any] | None:
-    """The result of a run that is complete, with its weights in the network."""
-    final, confusion = folder / "final.safetensors", folder / "confusion.npz"
-    if not (final.exists() and confusion.exists()):
+def _finished(network: nn.Module, data: "Data", settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete, with its weights in the network; None where something is damaged."""
+    confusion = load_confusion(folder / "confusion.npz", len(data.val), len(data.classes))
+    if confusion is None:
         return None
     if settings.precision == "64-true":
         network.double()
-    network.load_state_dict(load_tensors(final))
+    final = load_weights(folder / "final.safetensors", network)
+    if final is None:
+        return None
+    network.load_state_dict(final)
     network.eval()
-    with np.load(confusion) as stored:
-        result = scores(stored["confusion"])
-    path = newest_checkpoint(folder)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8")) if path else {}
-    return {**result, **{key: state.get(key) for key in ("step", "seconds", "notes")}}
-
-
-def _save_confusion(confusion: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:  # given a name, numpy would append .npz to it
-        np.savez_compressed(file, confusion=confusion)
+    state = newest_state(folder)
+    return {**scores(confusion), "step": settings.steps, "seconds": state.get("seconds"), "notes": state.get("notes")}
 
 
 def _decisive(settings: Settings, seed: int) -> dict[str, Any]:

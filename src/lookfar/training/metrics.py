@@ -147,6 +147,7 @@ def evaluate(
     precision: str = "32-true",
     score: str = "resized",
     samples: "Samples | None" = None,
+    not_finite: list[int] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> np.ndarray:
@@ -160,6 +161,7 @@ def evaluate(
         score: ``resized``: masks are brought to the size that the network sees; ``original``: predictions are brought
             to the size of each file.
         samples: Another set to judge by, as ``data.also_val``; by default ``data.val``.
+        not_finite: Takes the images whose logits are not finite.
         rank: Evaluate the images of this process alone; the others' matrices are zero.
         world: Number of processes.
 
@@ -184,6 +186,8 @@ def evaluate(
             with torch.no_grad(), _autocast(precision, device):
                 logits = network(images)
             indices = mine[start : start + len(masks)]
+            if not_finite is not None:
+                not_finite += [index for index, one in zip(indices, logits) if not one.isfinite().all()]
             result[indices] = judge_batch(logits, masks, data, indices, score, judged)
             start += len(masks)
     finally:

@@ -1,0 +1,167 @@
+"""Damaged files of finished trials: named, and made again from the weights without a step of training."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from image_trees import make_tree, stripes
+
+from lookfar.study import Plan, load
+from lookfar.study import run as run_study
+from lookfar.study._files import sweep, write_json
+from lookfar.study.mending import read_state
+from lookfar.study.plan import trial_folder
+from lookfar.study.report import write_report
+from lookfar.study.worker import run_trial
+from lookfar.training.checkpoints import load_tensors, save_confusion, save_tensors
+
+PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a trial that was really trained, for two steps."""
+    root = tmp_path_factory.mktemp("study")
+    data = make_tree(root / "data", [stripes(0, 1), stripes(1, 0)], val=[stripes(0, 1)] * 3, classes=["a", "b"])
+    plan = Plan(str(data), ("nonlocal",), host="small", seeds=1, steps=2, batch_size=2, accelerator="cpu").resolved()
+    folder = trial_folder(root, "nonlocal", 0)
+    folder.mkdir(parents=True)
+    config = {"candidate": "nonlocal", "seed": 0, "control_parameters": 0, "plan": plan.to_dict()}
+    write_json(folder / "config.json", config)
+    write_json(folder / "result.json", {"status": "done", "reason": "", **run_trial(folder)})
+    return folder
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def folder_in_its_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+def matrices(shape, value=1, dtype=np.int64):
+    return lambda path: save_confusion(np.full(shape, value, dtype), path)
+
+
+def nan_weights(path):
+    save_tensors({key: t * float("nan") if t.is_floating_point() else t for key, t in load_tensors(path).items()}, path)
+
+
+def told(**values):
+    return lambda path: write_json(path, json.loads(path.read_text()) | values)
+
+
+DAMAGE = [
+    *[
+        (name, spoil)
+        for name in ("final.safetensors", "confusion.npz", "off.npz", "samples.npz")
+        for spoil in (halve, flip, os.unlink)
+    ],
+    ("confusion.npz", folder_in_its_place),
+    ("confusion.npz", matrices((3, 2, 2), 0)),
+    ("confusion.npz", matrices((3, 3, 3))),
+    ("confusion.npz", matrices((2, 2, 2))),
+    ("confusion.npz", matrices((3, 2, 2), np.nan, float)),
+    ("off.npz", matrices((3, 2, 2), 0)),
+    ("final.safetensors", nan_weights),
+    ("result.json", halve),
+    ("result.json", lambda path: path.write_text("[1]")),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil"), DAMAGE)
+def test_damage_is_named(name, spoil, finished, tmp_path):
+    folder = tmp_path / "0"
+    shutil.copytree(finished, folder)
+    assert read_state(folder).damaged == ()
+    assert read_state(folder).done
+    spoil(folder / name)
+    assert read_state(folder).damaged == (name,)
+
+
+@pytest.mark.parametrize("values", [{"miou": 0.99}, {"miou": None}, {"iou": [0.1, 0.2, 0.3]}, {"miou_off": 0.5}])
+def test_a_result_that_its_matrices_do_not_give_is_not_believed(values, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "0")
+    told(**values)(tmp_path / "0" / "result.json")
+    assert read_state(tmp_path / "0", thorough=False).damaged != ()
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_what_is_damaged_is_made_again_without_a_step(checkpoints, finished, tmp_path):
+    folder = tmp_path / "trials" / "nonlocal" / "0"
+    shutil.copytree(finished, folder)
+    if not checkpoints:
+        for path in folder.glob("step-*"):
+            shutil.rmtree(path)
+    for name in ("confusion.npz", "off.npz", "samples.npz"):
+        (folder / name).unlink()
+    seen = []
+    result = run_trial(folder, lambda **values: seen.append(values))
+    assert [values for values in seen if "loss" in values] == []
+    before = json.loads((finished / "result.json").read_text())
+    assert result["files"] == before["files"]
+    for name in ("miou", "iou", "miou_off", "trained_with", "step", "parameters"):
+        assert result[name] == before[name]
+
+
+# ---- a study ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_mends_its_trials(fake, capsys):
+    out, _ = fake
+    results = run_study(PLAN, out, quiet=True)
+    (out / "trials/control/1/confusion.npz").write_bytes(b"PK")
+    (out / "trials/nonlocal/0/result.json").write_text("{")
+    (out / "environment.json").write_text("")
+    (out / "data.json").write_text("[]")
+    (out / "trials/nonlocal/0/kept").touch()
+    assert run_study(PLAN, out).trials == results.trials
+    said = capsys.readouterr().out
+    assert "control seed 1: confusion.npz damaged, made again from its weights." in said
+    assert "nonlocal seed 0: result.json damaged, made again from its weights." in said
+    assert "2 trials of 2 steps to run, 2 at a time, 4 of 6 are there" in said
+    assert (out / "trials/nonlocal/0/kept").exists()  # begun anew it would have lost its weights
+
+
+def test_a_report_names_what_is_damaged_and_shows_the_rest(fake):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    (out / "trials/control/1/confusion.npz").write_bytes(b"PK")
+    (out / "trials/nonlocal/0/result.json").write_text("{")
+    (out / "trials/baseline/0/samples.npz").write_bytes(b"PK")
+    (out / "trials/baseline/0/metrics.jsonl").write_bytes(b"\xff\n[]\n3\n")
+    results = load(out)
+    reasons = {f"{t.candidate} {t.seed}": t.reason for t in results.trials if t.status != "done"}
+    assert reasons == {
+        "control 1": "confusion.npz damaged: `lookfar study` makes it again",
+        "nonlocal 0": "result.json damaged: `lookfar study` makes it again",
+    }
+    assert write_report(out).is_file()
+
+
+def test_what_killed_writers_left_is_swept(fake, tmp_path):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    folder = out / "trials/control/1"
+    dead = 2**22 + 7  # beyond what systems give
+    left = [out / f".study.yaml.{dead}", folder / f".result.json.{dead}", folder / "samples.part"]
+    for path in left:
+        path.write_text("half")
+    (folder / f".step-7.{dead}").mkdir()
+    kept = [folder / f".config.json.{os.getpid()}", folder / ".lock", folder / ".name"]
+    for path in kept:
+        path.write_text("")
+    run_study(PLAN, out, quiet=True)
+    assert not any(path.exists() for path in (*left, folder / f".step-7.{dead}"))
+    assert all(path.exists() for path in kept)
+    sweep(tmp_path / "missing")
