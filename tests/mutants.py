@@ -44,6 +44,8 @@ STATISTICS = (
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
 PLAN = "tests/study/test_plan.py"
+CONTINUING = "tests/study/test_continuing.py"
+MENDING = "tests/study/test_mending.py"
 
 MUTANTS = [
     # ---- data ----
@@ -108,13 +110,13 @@ MUTANTS = [
            "the gradient is clipped at another norm"),
     Mutant("training/loop.py", "network = self.network if self.ema is None else self.ema.module",
            "network = self.network", LOOP, "the last weights are judged, not the average"),
-    Mutant("training/loop.py", 'self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])', "pass", RESUME,
+    Mutant("training/loop.py", "self.optimizer.load_state_dict(optimizer)", "pass", RESUME,
            "the optimiser forgets its moments"),
-    Mutant("training/loop.py", "self.ema.module.load_state_dict(checkpoint.ema)", "pass", RESUME,
+    Mutant("training/loop.py", "self.ema.module.load_state_dict(averaged)", "pass", RESUME,
            "the average forgets what was before"),
-    Mutant("training/loop.py", "self.step, self.seconds = checkpoint.step,",
-           "self.step, self.seconds = checkpoint.step + 1,", RESUME, "a run goes on one step too late"),
-    Mutant("training/loop.py", 'self.window = [torch.tensor(loss) for loss in checkpoint.state["window"]]', "pass",
+    Mutant("training/loop.py", "self.step, self.seconds, self.window = checkpoint.step,",
+           "self.step, self.seconds, self.window = checkpoint.step + 1,", RESUME, "a run goes on one step too late"),
+    Mutant("training/loop.py", "checkpoint.step, seconds, window", "checkpoint.step, seconds, []",
            f"{RESUME}::test_losses_between_records_survive", "a record forgets the losses before the checkpoint"),
     Mutant("training/loop.py", "images = images.contiguous(memory_format=torch.channels_last)", "pass", LOOP,
            "images are not channels_last"),
@@ -263,6 +265,15 @@ MUTANTS = [
     Mutant("insertion/inserting.py", "if one.calls != len(slot.calls)", "if one.calls < 1", UNCHANGED,
            "a block that runs twice passes for one that runs once"),
     # ---- study ----
+    Mutant("study/continuing.py", "        if then != value:", "        if False:", CONTINUING,
+           "trials of another plan are gone on with"),
+    Mutant("study/continuing.py", "if before.config[name] != value:", "if False:", CONTINUING,
+           "trials on different data are compared"),
+    Mutant("study/continuing.py", "max([plan.seeds, *(one.seed + 1 for one in trials if one.done)])", "plan.seeds",
+           CONTINUING, "a study loses finished seeds"),
+    Mutant("study/mending.py", "_digest(path) == digest", "path.is_file()", MENDING, "damaged weights are believed"),
+    Mutant("data/fingerprint.py", 'enumerate(("images", "masks"))', 'enumerate(("masks", "images"))', CONTINUING,
+           "a changed mask is called a changed image"),
     Mutant("study/noise.py", "covariance = (covariance - by_candidate @ by_candidate.T) / (S * (S - 1))",
            "covariance = covariance / S**2", STATISTICS, "what samples do to one run counts twice"),
     Mutant("study/comparisons.py", "covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]",

@@ -107,7 +107,7 @@ def test_killed_while_writing(uninterrupted, tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     (tmp_path / "final.safetensors").write_bytes((uninterrupted / "final.safetensors").read_bytes())
-    run(tmp_path)
+    assert run(tmp_path)["notes"] == []
     assert not half.exists()
     assert_same_run(tmp_path, uninterrupted)
 
