@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "data": {"data"},
     "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},
     "study": {
-        *("study", "training", "data", "diagnostics", "cost", "weights", "networks", "insertion", "blocks", "ops"),
+        *("study", "training", "data", "diagnostics", "check", "cost", "weights", "networks", "insertion"),
+        *("blocks", "ops"),
     },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}

@@ -52,7 +52,9 @@ def blocks(
 
 @app.command()
 def cost(
-    names: Annotated[list[str], typer.Argument(metavar="BLOCK...", help="Such as nonlocal 'nonlocal(mode=gaussian)'.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="BLOCK...", help="Such as nonlocal 'nonlocal(mode=gaussian)' my.py:MyBlock.")
+    ],
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Of the feature map; LENGTH or TxHxW for dims=1 or 3. [default: 64x64]"),
@@ -111,13 +113,15 @@ def study(
         Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3' ...")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3,my.py:MyBlock' ...")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="The study's folder. (default runs/ and the name of the data)")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="small, or a timm network such as resnet18.")] = None,
+    host: Annotated[str | None, typer.Option(help="small, a timm network such as resnet18, or my.py:build.")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
     output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,

@@ -34,6 +34,22 @@ CHANNEL_NAMES = (
     *("in_planes", "inplanes", "planes", "dim", "in_dim", "input_dim", "d_model", "embed_dim", "in_chans", "chan"),
     *("input_channels", "inp", "features", "in_features", "num_features", "n_feat", "nin", "width"),
 )
+# what functions that build networks call the number of classes, and that of the bands of an image
+CLASSES = (
+    *("classes", "num_classes", "n_classes", "nclasses", "num_class", "n_class", "nclass", "nc", "k", "K"),
+    *("num_labels", "n_labels", "out_channels", "out_chans"),
+)
+BANDS = (
+    "in_chans",
+    "in_channels",
+    "n_channels",
+    "num_channels",
+    "input_channels",
+    "in_ch",
+    "in_c",
+    "channels",
+    "bands",
+)
 # a path may hold anything, a colon and an @ too: what ends it is `.py:NAME`, followed by options, a place or nothing
 _PLACE_OF = re.compile(
     r"\s*(?P<where>.+?\.py|[^\W\d]\w*(?:\.\w+)*)\s*:\s*(?P<name>[^\W\d]\w*(?:\.\w+)*)\s*(?P<rest>(?:[(@].*)?)",
@@ -83,6 +99,8 @@ def parse_address(text: str) -> Address | None:
             raise ValueError(_how_to_write(text.strip()))
         return None
     where, name, rest = parts
+    if where.endswith(".ipynb"):
+        raise ValueError(_how_to_write(where))
     if rest and not rest.startswith("("):
         raise ValueError(f"cannot read {text!r}: want {where}:{name}(option=value, ...)")
     options = parse_options(rest[1:], text, f"{where}:{name}(option=value, ...)") if rest else {}
@@ -193,6 +211,19 @@ def find_own(address: Address, more: Mapping[str, Any] | None = None, *, source:
     given = {**address.options, **(more or {})}
     _check_options(name, make, given)
     return Target(name, make, given, _channels_argument(make, given))
+
+
+def with_classes(target: Target, classes: int, bands: int) -> Target:
+    """The same for a function that builds a whole network: number of classes and of bands go to the arguments for them.
+
+    An argument counts as the one for bands where it must be given, or where its default is a number of bands.
+    """
+    taken = parameters_of(target.make)
+    of_classes = next((name for name in CLASSES if name in taken), None)
+    usual = (inspect.Parameter.empty, 1, 3, 4)
+    of_bands = next((name for name in BANDS if name in taken and taken[name].default in usual), None)
+    given = {name: value for name, value in ((of_classes, classes), (of_bands, bands)) if name is not None}
+    return Target(target.name, target.make, {**given, **target.options})
 
 
 def _check_options(name: str, make: Callable[..., Any], given: Mapping[str, Any]) -> None:

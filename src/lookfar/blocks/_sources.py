@@ -11,12 +11,15 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+_FIRST = "first.json"  # in a copy: which of its files was asked for
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Source:
             for name in self.files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.root / name, temporary / name)
+            (temporary / _FIRST).write_text(json.dumps([self.module, self.files[0]]), encoding="utf-8")
             temporary.rename(home)
         return Source(home, self.module, self.files)
 
@@ -88,16 +92,16 @@ def source_of(where: str) -> Source | None:
     return Source(root.resolve(), module, tuple(files))
 
 
-def kept_source(folder: Path, where: str, digest: str) -> Source | None:
-    """The copy that :meth:`Source.keep` made, where it is there and whole."""
+def kept_source(folder: Path, digest: str) -> Source | None:
+    """The copy that :meth:`Source.keep` made, where it is there and as it was."""
     home = folder / digest
-    names = sorted(p.relative_to(home).as_posix() for p in home.rglob("*.py")) if home.is_dir() else []
-    end = where.rpartition("/")[2] if where.endswith(".py") else f"{where.replace('.', '/')}"
-    for name in names:
-        own = name.endswith(f"/{end}") or name == end if where.endswith(".py") else _dotted(name) == where
-        if own and (found := Source(home, _dotted(name), (name, *(n for n in names if n != name)))).digest == digest:
-            return found
-    return None
+    try:
+        module, first = json.loads((home / _FIRST).read_text(encoding="utf-8"))
+        names = sorted(p.relative_to(home).as_posix() for p in home.rglob("*.py"))
+        found = Source(home.resolve(), module, (first, *(name for name in names if name != first)))
+        return found if found.digest == digest else None
+    except (OSError, ValueError):
+        return None
 
 
 def is_installed(path: Path) -> bool:

@@ -33,6 +33,7 @@ def check_apart(
     *,
     options: Sequence[str] = (),
     only: Sequence[str] = (),
+    classes: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """:func:`~lookfar.check.check_module` in child processes: one that ends, hangs or crashes has broken the promise.
@@ -43,6 +44,7 @@ def check_apart(
         size: Of the input.
         options: Of the constructor.
         only: Names of the promises to ask.
+        classes: Of a function that builds a whole network: the number of classes that it is asked for.
         progress: Called with the title of every promise before it is asked.
 
     Raises:
@@ -57,7 +59,7 @@ def check_apart(
     written, asked, hangs = target, tuple(size or ()), False
     while left := [name for name in wanted if name not in rows]:
         request = {"target": target, "channels": channels, "size": size, "options": list(options)}
-        request |= {"only": left, "hangs": hangs}
+        request |= {"only": left, "hangs": hangs, "classes": classes}
         with _Child(request) as child:
             for message in child.messages():
                 if "error" in message:

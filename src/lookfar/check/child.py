@@ -29,7 +29,9 @@ def main() -> None:
 
     _limit_memory()
     try:
-        subject = prepare(request["target"], request["channels"], request["size"], request["options"])
+        subject = prepare(
+            request["target"], request["channels"], request["size"], request["options"], request["classes"]
+        )
     except (ValueError, TypeError, OSError) as error:
         say(error=[_kind(error), str(error)])
         return

@@ -13,7 +13,7 @@ import torch
 
 from lookfar._options import positive
 from lookfar._tables import by_size, said
-from lookfar.blocks._own import Target
+from lookfar.blocks._own import Target, with_classes
 from lookfar.check import calls, growing, manners, parameters, positions, precision, programs
 from lookfar.check.loading import load
 from lookfar.check.outcome import Outcome, Report, Row, broken, holds, not_asked
@@ -122,11 +122,18 @@ def check_names(only: Sequence[str]) -> None:
         raise ValueError(f"no promise is called {unknown[0]!r}; there are {', '.join(p.name for p in PROMISES)}")
 
 
-def prepare(target: str | Target, channels: int, size: Sequence[int] | None, options: Sequence[str]) -> Subject:
+def prepare(
+    target: str | Target,
+    channels: int,
+    size: Sequence[int] | None,
+    options: Sequence[str],
+    classes: int | None = None,
+) -> Subject:
     """Load a module and build it once; raises as :func:`check_module` does."""
     positive("channels", channels)
     with undisturbed():
         loaded = load(target, options) if isinstance(target, str) else target
+        loaded = loaded if classes is None else with_classes(loaded, classes, channels)
         dims = loaded.options.get("dims", 2)
         asked: tuple[int, ...] = SIZES.get(dims, SIZES[2]) if size is None else tuple(size)
         if size is not None and isinstance(target, str) and ":" not in target:  # a block of ours knows its axes

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lookfar._options import positive
 from lookfar.blocks import create_block, parse_block, sample_inputs
+from lookfar.blocks._own import find_own, parse_address
 from lookfar.cost.flops import count_flops
 from lookfar.cost.memory import peak_memory
 from lookfar.cost.sizes import size_for
@@ -98,7 +99,8 @@ def measure_cost(
     """Measure a block on a random feature map.
 
     Args:
-        block: A name, with options if wanted (``"nonlocal(mode=gaussian)"``), or a module.
+        block: A name, with options if wanted (``"nonlocal(mode=gaussian)"``), a class in a file of yours
+            (``"my.py:MyBlock"``), or a module.
         channels: Channels of the feature map.
         size: Its spatial size, as many numbers as the block has axes: 64 x 64 by default, as many positions in one
             axis with ``dims=1`` (4096) and in three with ``dims=3`` (16 x 16 x 16).
@@ -123,9 +125,8 @@ def measure_cost(
     size = size_for(block, size)
     with _explained(block, channels, size):
         if isinstance(block, str):
-            name, (canonical, options) = block.strip(), parse_block(block)
-            with _seeded():
-                module = create_block(canonical, channels, **options, device=_checked_device(device))
+            name = block.strip()
+            module = _create(block, channels, _checked_device(device))
         else:
             name, module = type(block).__name__, block
             device = _device_of(block) if device is None else _checked_device(device)
@@ -182,13 +183,23 @@ def measure_network(network: nn.Module, example: Any, *, backward: bool = False,
     )
 
 
+def _create(block: str, channels: int, device: torch.device) -> nn.Module:
+    with _seeded():
+        if address := parse_address(block):
+            return find_own(address).build(channels).to(device)
+        canonical, options = parse_block(block)
+        return create_block(canonical, channels, **options, device=device)
+
+
 @contextlib.contextmanager
 def _explained(block: str | nn.Module, channels: int, size: tuple[int, ...]) -> Iterator[None]:
     """Turn what torch says of a map that a block of ours cannot take, or no memory holds, into the user's words."""
     try:
         yield
-    except (RuntimeError, MemoryError, IndexError, ArithmeticError) as error:
-        if not isinstance(block, str):
+    except (Exception, SystemExit) as error:
+        own = isinstance(block, str) and parse_address(block) is not None  # it may raise whatever it likes
+        known = isinstance(error, (RuntimeError, MemoryError, IndexError, ArithmeticError))
+        if not isinstance(block, str) or isinstance(error, (ValueError, TypeError, OSError)) or not (own or known):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         at = "x".join(map(str, size))

@@ -7,6 +7,7 @@ from torch import nn
 
 from lookfar._options import refused_by
 from lookfar.blocks import block_info, parse_block
+from lookfar.blocks._own import parse_address
 
 SIZE = (64, 64)
 
@@ -33,6 +34,8 @@ def axes_of(block: str | nn.Module) -> int | None:
     """How many axes the maps of a block have; None where it says nothing and may take any."""
     if not isinstance(block, str):
         return None
+    if address := parse_address(block):
+        return address.options.get("dims")
     name, options = parse_block(block)
     info = block_info(name)
     if "dims" in info.options:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lookfar._options import positive
 from lookfar._tables import by_size, table
 from lookfar.blocks import block_info, parse_block
+from lookfar.blocks._own import find_own, parse_address
 from lookfar.cost.growing import GROWTH_CHANNELS, Growth, growth
 from lookfar.cost.measure import Cost, measure_cost
 from lookfar.cost.memory import keep_pages
@@ -32,6 +33,8 @@ def print_costs(
     from rich.console import Console
 
     given = None if size is None else parse_size(size)
+    for address in filter(None, map(parse_address, blocks)):
+        find_own(address)
     sizes = [size_for(block, given) for block in blocks]  # what is misspelt is reported before the first measurement
     if channels is not None:
         positive("channels", channels)

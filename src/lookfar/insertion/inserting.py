@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lookfar._options import choice
 from lookfar.blocks import parse_block
+from lookfar.blocks._own import find_own, parse_address
 from lookfar.insertion.building import build, info_of
 from lookfar.insertion.dry_run import (
     Call,
@@ -55,7 +56,7 @@ def insert(
     Args:
         network: Any module whose forward calls the named modules: of timm, torchvision, transformers, one of your own.
         block: Name of a block, with options or without (``"nonlocal"``, ``"nonlocal(mode=gaussian)"``), a class that
-            takes channels first, or a module (for one place).
+            takes channels first, its address (``"my.py:MyBlock"``), or a module (for one place).
         at: Names of modules or globs in which ``*`` does not cross dots: ``"layer3"``, ``["layer*", "stem"]``.
             Leading parts may be left out where that is unambiguous.
         position: ``last``: after the output of each named module. ``every``: after each of the blocks in it.
@@ -80,7 +81,10 @@ def insert(
     """
     choice("position", position, ("last", "every", "branch"))
     refuse_host(network)
-    if isinstance(block, str):
+    if isinstance(block, str) and (address := parse_address(block)):
+        block = find_own(address, options).constructor
+        options = {**address.options, **options}
+    elif isinstance(block, str):
         block, written = parse_block(block)
         options = {**written, **options}
     info = info_of(block)

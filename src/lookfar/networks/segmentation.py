@@ -76,14 +76,19 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
-        features = self.backbone(x)
-        if isinstance(features, (list, tuple)):
-            features = features[-1]
-        y = self.classifier(self.head(features))
+        y = self.classifier(self.head(last_map(self.backbone(x))))
         if self.shuffle is None:
             return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
         # strided convolutions round sizes up: what goes past the edge is cut off
         return F.pixel_shuffle(y, self.shuffle)[..., : size[0], : size[1]]
+
+
+def last_map(features: Any) -> Any:
+    """The map of the deepest stage, from a list, a mapping, or an object with ``feature_maps``."""
+    features = getattr(features, "feature_maps", features)
+    if isinstance(features, Mapping):
+        features = list(features.values())
+    return features[-1] if isinstance(features, (list, tuple)) and len(features) > 0 else features
 
 
 def build_network(
@@ -137,7 +142,7 @@ def build_network(
         channels: int = backbone.feature_info.channels()[-1]  # type: ignore[union-attr,operator]
         network = Segmenter(backbone, channels, classes, width=width, place="head", stages=_timm_stages(backbone))
     if weights is not None:
-        _load_backbone(network.backbone, weights)
+        load_backbone(network.backbone, weights)
     return network
 
 
@@ -194,7 +199,7 @@ def _timm_stages(backbone: nn.Module) -> dict[str, str]:
     return stages
 
 
-def _load_backbone(backbone: nn.Module, path: str | Path) -> None:
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """Load a checkpoint of a backbone, a whole network or a classifier; everything but the head must fit."""
     state = read(path)
     if any(key.startswith("backbone.") for key in state):  # a network of ours
@@ -246,6 +251,9 @@ def resolve_place(network: nn.Module, name: str) -> str:
     >>> resolve_place(build_network("small", classes=5), "layer3")
     'backbone.layer3'
     """
+    if not name:
+        near = ", ".join(getattr(network, "near", ()))
+        raise ValueError(f"the host does not say where blocks go: give --place{near and f', such as {near}'}")
     stages = network.places() if isinstance(network, Segmenter) else {}
     if name in stages:
         return stages[name]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lookfar.study.candidates import is_reference
+from lookfar.study.candidates import is_reference, short_name
 from lookfar.study.comparisons import Difference
 from lookfar.study.judging import ABOUT_THE_GATE
 from lookfar.study.prospects import failures_possible
@@ -65,7 +65,7 @@ def short_names(candidates: Sequence[str]) -> Mapping[str, str]:
     >>> short_names(["baseline", "nonlocal(mode=gaussian)@layer3"])["nonlocal(mode=gaussian)@layer3"]
     'nonlocal'
     """
-    bare = {name: name.partition("(")[0].partition("@")[0] for name in candidates}
+    bare = {name: short_name(name) for name in candidates}
     taken = list(bare.values())
     return {name: short if taken.count(short) == 1 else name for name, short in bare.items()}
 

@@ -1,17 +1,24 @@
 """Candidates made real: the host under the seed, the block afterwards under a generator of its own."""
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import Plan
+from lookfar.study.sources import source_for
 
 if TYPE_CHECKING:
     from lookfar.data import Data
-    from lookfar.networks import Segmenter
+    from lookfar.networks import OwnHost, Segmenter
 
 _BLOCK_SEED = 1_000_003  # added to a trial's seed: blocks are drawn apart from the host, which is the same for all
 
@@ -34,10 +41,30 @@ def open_plan_data(plan: Plan) -> "Data":
     )
 
 
-def build_host(plan: Plan, data: "Data", seed: int) -> "Segmenter":
-    """The network without a block, the same for all candidates of a seed."""
-    from lookfar.networks import build_network
+def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None) -> "Segmenter | OwnHost":
+    """The network without a block, the same for all candidates of a seed.
 
+    Args:
+        plan: Resolved.
+        data: What it is built for.
+        seed: Of the trial.
+        study: The folder that keeps copies of the user's own files as they were.
+    """
+    from lookfar.blocks._own import find_own, parse_address
+    from lookfar.networks import build_network, build_own
+
+    if address := parse_address(plan.host or ""):
+        target = find_own(address, source=source_for(plan.sources, address.where, study))
+        with _drawn_apart(seed):
+            return build_own(
+                target,
+                len(data.classes),
+                in_chans=data.in_chans,
+                size=data.size,
+                width=plan.width,
+                pretrained=plan.pretrained,
+                weights=plan.host_weights,
+            )
     torch.manual_seed(seed)
     return build_network(
         plan.host or "small",
@@ -50,7 +77,7 @@ def build_host(plan: Plan, data: "Data", seed: int) -> "Segmenter":
     )
 
 
-def weights_digest(plan: Plan, network: "Segmenter") -> str:
+def weights_digest(plan: Plan, network: "Segmenter | OwnHost") -> str:
     """Equal for equal weights of a host's backbone; empty where they are no file's but drawn from the seed."""
     if not plan.pretrained and plan.host_weights is None:
         return ""
@@ -62,7 +89,14 @@ def weights_digest(plan: Plan, network: "Segmenter") -> str:
 
 
 def put_in(
-    network: "Segmenter", plan: Plan, candidate: Candidate, data: "Data", seed: int, *, control_parameters: int
+    network: "Segmenter | OwnHost",
+    plan: Plan,
+    candidate: Candidate,
+    data: "Data",
+    seed: int,
+    *,
+    control_parameters: int,
+    study: Path | None = None,
 ) -> list[str]:
     """Insert a candidate into its host.
 
@@ -73,10 +107,12 @@ def put_in(
         data: Its size is the size of the example that insertion looks at.
         seed: Of the trial.
         control_parameters: How many parameters a control should have that does not say so itself.
+        study: The folder that keeps copies of the user's own files as they were.
 
     Returns:
         Names of the inserted modules; none for the baseline.
     """
+    from lookfar.blocks._own import find_own
     from lookfar.insertion import insert
     from lookfar.networks import control_of, resolve_place
 
@@ -87,7 +123,51 @@ def put_in(
     block: Any = candidate.name
     if candidate.name == "control":
         block = partial(control_of, parameters=options.pop("parameters", control_parameters))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_BLOCK_SEED + seed)
+    if candidate.own is not None:
+        # its options are its own, also one that insert() would take for itself
+        source = source_for(plan.sources, candidate.own.where, study)
+        block, options = find_own(candidate.own, source=source).constructor, {}
+    with _drawn_apart(_BLOCK_SEED + seed):
         example = torch.randn(2, data.in_chans, *data.size)
-        return insert(network, block, at=place, example=example, **options)
+        names = insert(network, block, at=place, example=example, **options)
+    if candidate.own is not None:
+        for name in names:
+            network.get_submodule(name).inserted.options.update(candidate.options)  # type: ignore[union-attr]
+    return names
+
+
+@contextlib.contextmanager
+def _drawn_apart(seed: int) -> Iterator[None]:
+    """Random numbers of a seed, of whichever generator, and none of the caller's."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+class _Seen(nn.Module):
+    """Passes a map on and remembers its shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] = ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shape = tuple(x.shape)
+        return x
+
+
+def map_at(network: "Segmenter | OwnHost", place: str, data: "Data") -> tuple[int, tuple[int, ...]]:
+    """Channels and size of the map that a block at a place takes."""
+    from lookfar.insertion import insert, remove
+
+    names = insert(network, _Seen, at=place, example=torch.randn(2, data.in_chans, *data.size))
+    _, channels, *size = network.get_submodule(names[0]).shape  # type: ignore[misc]
+    remove(network, names)
+    return channels, tuple(size)  # type: ignore[return-value]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import keyword
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from lookfar.blocks._own import Address
+
+LONGEST = 120  # characters of a folder's name; systems take 255 bytes
 REFERENCES = ("baseline", "control")  # always compared, whatever else is
 _CONTROL = re.compile(r"control(\(parameters=(?P<parameters>\d+)\))?(@(?P<place>.+))?")
 
@@ -17,7 +22,7 @@ class Candidate:
     """What is put into the host: ``baseline``, ``control``, or a block with options and a place.
 
     Attributes:
-        name: Canonical name of a block, ``baseline`` or ``control``.
+        name: Canonical name of a block, ``baseline`` or ``control``; ``my.py:MyBlock`` for a block of the user's own.
         options: Options of the block.
         place: Where it goes; None for the place of the plan.
     """
@@ -38,7 +43,18 @@ class Candidate:
         'position_attention(reduction=4)@layer3'
         """
         from lookfar.blocks import parse_block
+        from lookfar.blocks._own import parse_address, split_address
 
+        if parts := split_address(text):  # a path may hold an @, and what else it likes
+            where, name, rest = parts
+            at = rest.rfind("@", rest.rfind(")") + 1)
+            inside, place = (rest, None) if at < 0 else (rest[:at].strip(), rest[at + 1 :].strip())
+            if place == "":
+                raise ValueError(f"cannot read {text!r}: a place must follow the @, as in {text}layer3")
+            address = parse_address(f"{where}:{name}{inside}")
+            assert address is not None
+            return cls(str(address), tuple(sorted(address.options.items())), place)
+        parse_address(text)  # a file without a class behind it
         at = text.rfind("@", text.rfind(")") + 1)
         body, place = (text, None) if at < 0 else (text[:at], text[at + 1 :].strip())
         if place == "":
@@ -57,9 +73,78 @@ class Candidate:
         return self.name + (f"({inside})" if inside else "") + (f"@{self.place}" if self.place else "")
 
     @property
+    def own(self) -> Address | None:
+        """Where the block stands, if it is one of the user's own."""
+        from lookfar.blocks._own import Address
+
+        parts = _own_parts(self.name)
+        return Address(parts[0], parts[1], dict(self.options)) if parts else None
+
+    @property
     def slug(self) -> str:
         """Name of its folder."""
         return slug(str(self))
+
+
+def written(block: Any) -> str:
+    """The text of a candidate that may be given as a class, or as a function that gives a module.
+
+    Raises:
+        ValueError: It stands where a trial, a process of its own, cannot import it from.
+        TypeError: Something else.
+    """
+    if isinstance(block, str):
+        return block
+    from lookfar.blocks import block_info
+    from lookfar.blocks._own import address_of
+
+    if isinstance(block, type):
+        with contextlib.suppress(ValueError):
+            return block_info(block).name
+    return address_of(block)
+
+
+def canonical_host(text: str) -> str:
+    """A host as plans hold it: a path and options of the user's own written one way, other names as they are."""
+    from lookfar.blocks._own import parse_address, split_address
+
+    if split_address(text) is None:
+        parse_address(text)  # a file without a function behind it
+        return text
+    host = Candidate.parse(text)
+    if host.place is not None:
+        raise ValueError(f"host must be FILE.py:NAME(option=value, ...), got {text!r}: --place says where blocks go")
+    return str(host)
+
+
+def short_name(candidate: str) -> str:
+    """A candidate without options, place and path; for sentences, where that leaves it different.
+
+    >>> short_name("nonlocal(mode=gaussian)@layer3"), short_name("blocks/my.py:MyBlock(reduction=8)@layer3")
+    ('nonlocal', 'MyBlock')
+    """
+    parts = _own_parts(candidate)
+    return parts[1] if parts else candidate.partition("(")[0].partition("@")[0]
+
+
+def place_of(candidate: str) -> str:
+    """The place that a candidate names, or an empty string.
+
+    >>> place_of("nonlocal(mode=gaussian)@layer3"), place_of("me@home/my.py:MyBlock")
+    ('layer3', '')
+    """
+    parts = _own_parts(candidate)
+    rest = parts[2] if parts else candidate
+    at = rest.rfind("@", rest.rfind(")") + 1)
+    return "" if at < 0 else rest[at + 1 :]
+
+
+def _own_parts(candidate: str) -> tuple[str, str, str] | None:
+    if ":" not in candidate:  # a report is made without loading torch
+        return None
+    from lookfar.blocks._own import split_address
+
+    return split_address(candidate)
 
 
 def is_reference(candidate: str) -> bool:
@@ -76,8 +161,12 @@ def slug(text: str) -> str:
     plain = re.sub(r"[^\w.]+", "-", text.replace("@", "-at-"), flags=re.ASCII).strip("-.")
     # what words do not distinguish: scale=-1 and scale=1, (1, 3) and (13)
     if re.search(r"[^\w.@=()]", text, flags=re.ASCII):
-        plain += f"-{hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=3).hexdigest()}"
-    return plain
+        plain = f"{plain[-LONGEST:].lstrip('-.')}-{_digest(text)}"
+    return plain if len(plain) <= LONGEST + 7 else f"{plain[-LONGEST:].lstrip('-.')}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=3).hexdigest()
 
 
 def split_candidates(text: str) -> list[str]:

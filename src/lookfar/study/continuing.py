@@ -16,6 +16,7 @@ from lookfar._tables import shorten
 from lookfar.study._files import read_if_whole, read_json
 from lookfar.study.candidates import Candidate, is_reference
 from lookfar.study.plan import FREE, Plan, trial_folder
+from lookfar.study.sources import edited
 from lookfar.study.words import counted, join
 
 BY_CONTENT = (  # entries that lead to data and weights, which are compared themselves
@@ -110,6 +111,7 @@ def check_same(
     other: dict[tuple[str, ...], list[Begun]] = {}
     for one in trials:
         found = plan_differences(one.config["plan"], plan)
+        found += edited(one.config["plan"], one.candidate, plan.host, plan.sources)
         for name, value in (made_of or {}).items():
             then = one.config.get(name)
             if None in (then, value) or then == value or (name == "control_parameters" and one.candidate != "control"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lookfar.study.candidates import is_reference
+from lookfar.study.candidates import is_reference, place_of
 from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
 from lookfar.study.measured import measure
@@ -122,12 +122,8 @@ def _control_of(name: str, sizes: Mapping[str, int]) -> str | None:
     if is_reference(name) or name not in sizes:
         return None
     controls = [other for other in sizes if is_reference(other) and other != "baseline"]
-    here = [other for other in controls if _place(other) == _place(name)] or controls
+    here = [other for other in controls if place_of(other) == place_of(name)] or controls
     return min(here, key=lambda other: abs(math.log(max(sizes[other], 1) / max(sizes[name], 1))), default=None)
-
-
-def _place(name: str) -> str:
-    return name[name.rfind(")") + 1 :].rpartition("@")[2] if "@" in name[name.rfind(")") + 1 :] else ""
 
 
 def _called(own: int, control: int) -> str:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check, nearest
 from lookfar.study._files import write_text
-from lookfar.study.candidates import Candidate, is_reference, slug, split_candidates
+from lookfar.study.candidates import Candidate, canonical_host, is_reference, slug, split_candidates, written
+from lookfar.study.sources import hashes
 
 if TYPE_CHECKING:
     from lookfar.training import Settings
 
 # entries that change no trial: how trials are judged, which there are, what is written beside the numbers
-FREE = ("margin", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard")
+# (sources are compared for the trials that they concern)
+FREE = ("margin", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard", "sources")
 
 
 def default_folder(data: str) -> Path:
@@ -43,7 +45,8 @@ class Plan:
 
     Attributes:
         data: As for :func:`lookfar.data.open_data`: ``scenes:lookup``, ``camvid:PATH``, ``PATH``, ...
-        blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``.
+        blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``; of your own
+            ``my.py:MyBlock(reduction=8)``, ``package.module:MyBlock``, or the class itself.
         seeds: Repetitions of everything; seed 0, 1, ...
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
@@ -55,7 +58,7 @@ class Plan:
         exif: ``apply`` or ``ignore`` the orientation of images whose masks fit both ways.
         skip_bad: Skip damaged images instead of stopping.
         in_chans: Bands of the images.
-        host: ``small`` or the name of a timm model.
+        host: ``small``, the name of a timm model, or of your own ``my.py:build``, or the function or class itself.
         pretrained: Start from timm's pretrained weights.
         host_weights: Start from the weights of this file.
         output_stride: Of the host's feature map.
@@ -84,6 +87,7 @@ class Plan:
             ``control(parameters=8480)``; a study finds them by itself.
         margin: Differences within ± so many points of mIoU are practically none.
         groups: Which validation images belong together: a regular expression for their names, or ``none``.
+        sources: Files of your own and the hash of what they hold; filled in.
 
     >>> plan = Plan(data="scenes:lookup", blocks=("nonlocal", "cbam"), seeds=2)
     >>> plan.candidates
@@ -133,8 +137,15 @@ class Plan:
     controls: tuple[str, ...] = ("control",)
     margin: float = 0.5
     groups: str | None = None
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # classes and functions themselves become text, which another process can read
+        several = isinstance(self.blocks, list | tuple)
+        blocks = tuple(map(written, self.blocks)) if several else written(self.blocks)
+        object.__setattr__(self, "blocks", blocks)
+        if self.host is not None and not isinstance(self.host, str):
+            object.__setattr__(self, "host", written(self.host))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
         check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
@@ -188,6 +199,9 @@ class Plan:
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         if self.accelerator in ("auto", "gpu"):
             filled["accelerator"] = _accelerator()
+        if self.host is not None:
+            filled["host"] = canonical_host(self.host)
+        filled["sources"] = hashes([*names, filled["host"]])
         return dataclasses.replace(self, blocks=tuple(names), **filled)
 
     def settings(self) -> Settings:

@@ -62,7 +62,8 @@ def preflight(
 
     from lookfar.data.fingerprint import fingerprint
     from lookfar.networks import resolve_place
-    from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
+    from lookfar.study.build import build_host, map_at, open_plan_data, put_in, weights_digest
+    from lookfar.study.promises import check_block, check_host
 
     data = open_plan_data(plan)
     for line in data.facts:
@@ -74,6 +75,7 @@ def preflight(
     val_names = [str(name) for name in data.val.names]
     if plan.groups is not None:
         note(f"Validation images by --groups: {groups_of(val_names, plan.groups)}.")
+    check_host(plan, data)
     host = build_host(plan, data, seed=0)
     plan = replace(plan, place=resolve_place(host, plan.place or host.place))
 
@@ -86,6 +88,10 @@ def preflight(
             raise ValueError(f"{candidate} cannot go into {plan.host}: {' '.join(str(error).split())}") from error
         return sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
 
+    for candidate in candidates:
+        if candidate.own is not None:
+            place = resolve_place(host, candidate.place or str(plan.place))
+            note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
     blocks = {name: size for name, size in sizes.items() if name != "baseline"}
     wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
@@ -149,7 +155,7 @@ def _controls(
 def _refuse_other_kinds(candidate: Candidate) -> None:
     from lookfar.blocks import block_info
 
-    if candidate.name in ("baseline", "control"):
+    if candidate.name in ("baseline", "control") or candidate.own is not None:
         return
     kind = block_info(candidate.name).kind
     if kind != "context":

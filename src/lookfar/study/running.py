@@ -25,6 +25,7 @@ from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
 from lookfar.study.results import Results, load, write_csv
+from lookfar.study.sources import keep as keep_sources
 from lookfar.study.words import counted, join, thousands
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         check_same(ready.plan, folder, ready.made_of, data=ready.data)
         sweep(folder)
         _keep_plan(ready, folder)
+        keep_sources(ready.plan.sources, folder)
         _run_missing(ready, folder, _slots(ready.plan, workers), board)
     results = load(folder)
     write_csv(results)

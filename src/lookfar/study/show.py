@@ -1,9 +1,11 @@
 """The end of a study on the terminal: the table, what it means in sentences, what to do next."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from lookfar.study.candidates import Candidate
 from lookfar.study.progress import make_console
 from lookfar.study.results import Results
 from lookfar.study.text import sentences, table_lines
@@ -35,6 +37,7 @@ def next_step(results: Results) -> str:
         return "your own images: lookfar study --data PATH --blocks nonlocal,global_context --pretrained"
     best = results.summaries[0]
     if best.verdict == "better":
-        return f'put it in: lookfar.insert(network, "{best.candidate.partition("@")[0]}", at=...)'
+        candidate = Candidate.parse(best.candidate)
+        return f'put it in: lookfar.insert(network, "{replace(candidate, place=None)}", at=...)'
     # what is finished stays, and only what is new is trained
     return f"more seeds narrow the intervals: lookfar study {results.folder} --seeds {max(2 * plan.seeds, 3)}"

@@ -50,9 +50,11 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     torch.set_num_threads(plan.threads)
 
     data = open_plan_data(plan)
-    network = build_host(plan, data, seed)
-    check_unchanged(config, folder.parents[2], fingerprint(data), weights_digest(plan, network))
-    names = put_in(network, plan, candidate, data, seed, control_parameters=config["control_parameters"])
+    study = folder.parents[2]
+    network = build_host(plan, data, seed, study=study)
+    check_unchanged(config, study, fingerprint(data), weights_digest(plan, network))
+    controls = config["control_parameters"]
+    names = put_in(network, plan, candidate, data, seed, control_parameters=controls, study=study)
 
     def progress(step: int, steps: int, values: dict[str, Any]) -> None:
         report(step=step, steps=steps, **{k: values[k] for k in ("loss", "miou", "seconds") if k in values})
