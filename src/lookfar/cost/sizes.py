@@ -67,7 +67,9 @@ def size_for(block: str | nn.Module, size: Sequence[int] | None = None) -> tuple
 
 def _can_have(block: str | nn.Module, axes: int) -> bool:
     """Whether a block that is named could be built for this many axes."""
-    option = block_info(parse_block(block)[0]).options.get("dims") if isinstance(block, str) else None
+    if not isinstance(block, str) or parse_address(block) is not None:
+        return False
+    option = block_info(parse_block(block)[0]).options.get("dims")
     return option is not None and all(refused.value != axes for refused in refused_by(option.annotation))
 
 

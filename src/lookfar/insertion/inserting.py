@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,11 +81,8 @@ def insert(
     """
     choice("position", position, ("last", "every", "branch"))
     refuse_host(network)
-    if isinstance(block, str) and (address := parse_address(block)):
-        block = find_own(address, options).constructor
-        options = {**address.options, **options}
-    elif isinstance(block, str):
-        block, written = parse_block(block)
+    if isinstance(block, str):
+        block, written = _named(block, options)
         options = {**written, **options}
     info = info_of(block)
     present = insertions(network)
@@ -131,6 +128,13 @@ def insert(
     for slot in new:
         slot.module.train(network.get_submodule(slot.spot).training)
     return [slot.name for slot in new]
+
+
+def _named(text: str, more: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A block from its text, and the options that stand there."""
+    if address := parse_address(text):
+        return find_own(address, more).constructor, dict(address.options)
+    return parse_block(text)
 
 
 @dataclass

@@ -86,14 +86,14 @@ class Candidate:
         return slug(str(self))
 
 
-def written(block: Any) -> str:
-    """The text of a candidate that may be given as a class, or as a function that gives a module.
+def written(block: Any) -> Any:
+    """The text of a candidate that may be given as a class, or as a function that gives a module; others as they are.
 
     Raises:
         ValueError: It stands where a trial, a process of its own, cannot import it from.
-        TypeError: Something else.
+        TypeError: An object that is called and is neither a class nor a function.
     """
-    if isinstance(block, str):
+    if not callable(block):
         return block
     from lookfar.blocks import block_info
     from lookfar.blocks._own import address_of

@@ -142,10 +142,8 @@ class Plan:
     def __post_init__(self) -> None:
         # classes and functions themselves become text, which another process can read
         several = isinstance(self.blocks, list | tuple)
-        blocks = tuple(map(written, self.blocks)) if several else written(self.blocks)
-        object.__setattr__(self, "blocks", blocks)
-        if self.host is not None and not isinstance(self.host, str):
-            object.__setattr__(self, "host", written(self.host))
+        object.__setattr__(self, "blocks", tuple(map(written, self.blocks)) if several else written(self.blocks))
+        object.__setattr__(self, "host", written(self.host))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
         check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
