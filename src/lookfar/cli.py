@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -197,12 +198,23 @@ def _usage(error: Any) -> str:
     return f"{said.rstrip('.')}. `{command} --help` says what is accepted."
 
 
+_LONG = re.compile(r"\S{73,}")
+
+
+def _cut(word: re.Match[str]) -> str:
+    """A path or value that no line holds, without its middle."""
+    return f"{word[0][:36]}…{word[0][-35:]}"
+
+
 def _user_error(error: Exception) -> NoReturn:
-    """At most three lines on stderr and exit code 2: the user can put it right."""
+    """At most three lines on stderr and exit code 2: the user can put it right. One line and 1 where the system fails."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    first, *own = f"lookfar: {message}".splitlines()  # lists of differences bring lines of their own
+        if not isinstance(error, FileNotFoundError):  # a full disk, a folder that is read only, a file in its place
+            print(f"lookfar: {_LONG.sub(_cut, message)}", file=sys.stderr)
+            raise SystemExit(1)
+    first, *own = f"lookfar: {_LONG.sub(_cut, message)}".splitlines()  # lists of differences bring lines of their own
     wrap = {"width": 80, "break_long_words": False, "break_on_hyphens": False}
     print("\n".join([*textwrap.wrap(first, max_lines=3, placeholder=" …", **wrap), *own]), file=sys.stderr)
     raise SystemExit(2)

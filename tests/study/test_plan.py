@@ -1,6 +1,8 @@
 """Plans: how candidates are written, what a file may hold, which defaults fit the data."""
 
 import dataclasses
+import re
+import time
 
 import pytest
 
@@ -153,3 +155,41 @@ def test_refuses_what_is_no_plan(tmp_path, text):
 def test_refuses_the_same_candidate_twice():
     with pytest.raises(ValueError, match="position_attention: the same candidate twice"):
         Plan("scenes:lookup", ("pam", "position_attention")).resolved()
+
+
+DEEP = "size: " + "[" * 300 + "1" + "]" * 300
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: x\nblocks: &a [cbam]\ncontrols: *a\n", "no aliases"),
+        (LAUGHS, "no aliases"),
+        ("".join(f"name{i}: 1\n" for i in range(100_000)), "more than 100 kB"),
+        ("".join(f"n{i}: 1\n" for i in range(8000)), "no more than 2000 names and values"),
+        (f"data: x\nblocks: cbam\n{DEEP}\n", "is flat"),
+        ("data: x\nblocks: cbam\nseeds: 1000000000\n", "seeds must be an integer from 1 to 1000, got 1000000000"),
+        (f"data: x\nblocks: cbam\nsteps: {'9' * 400}\n", "steps must be a whole number"),
+        (f"data: x\nblocks: cbam\nsteps: {'9' * 9000}\n", "no YAML of a plan"),
+        ("data: x\nblocks: cbam\nsteps: 0x" + "f" * 9000 + "\n", "steps must be a whole number"),
+        ("data: x\nblocks: cbam\nlr: 1e9999\n", "lr must be"),
+        (f"data: x\nblocks: {','.join(['cbam'] * 3000)}\n", "blocks must be at most 500, got 3001"),
+        (f"data: x\nblocks: cbam\n{'x' * 500}: 1\n", "has an entry 'xxx"),
+        ("data: x\nblocks: cbam\nsteps: 4\nsteps: 40\n", "'steps' is there twice"),
+        ("data: x\nblocks: cbam\n? [a, b]\n: 1\n", "no YAML of a plan"),
+        ("data: x\nblocks: cbam\nsteps: !!python/object/apply:os.system [ls]\n", "no YAML of a plan"),
+        ("data: x\nblocks: cbam\nsize: {a: 1}\n", "size must be height and width"),
+        ("data: x\nblocks: cbam\nsteps: 2020-01-01\n", "steps must be a whole number"),
+        ("\xff\xfe", "no YAML of a plan"),
+    ],
+    ids=range(18),
+)
+def test_texts_that_would_keep_a_machine_busy_are_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    started = time.process_time()
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        Plan.load(path).resolved().settings()
+    assert time.process_time() - started < 2
+    assert len(str(refused.value)) < 600

@@ -75,7 +75,7 @@ def test_a_folder_in_use_is_refused(fake):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(NotADirectoryError, match="a study needs a folder"):
         run_study(PLAN, tmp_path / "file", quiet=True)
 
 

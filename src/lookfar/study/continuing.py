@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lookfar._tables import shorten
-from lookfar.study._files import read_if_whole, read_json
+from lookfar.study._files import read_if_whole
 from lookfar.study.candidates import Candidate, is_reference
 from lookfar.study.plan import FREE, Plan, trial_folder
 from lookfar.study.sources import edited
@@ -40,23 +40,34 @@ class Begun:
         return f"{self.candidate} seed {self.seed}"
 
 
-def begun_trials(study: Path) -> list[Begun]:
+def begun_trials(study: Path, *, strict: bool = True) -> list[Begun]:
     """The trials of a folder from which something would be kept.
 
+    Args:
+        study: The folder.
+        strict: Refuse finished trials of which nobody knows how they were trained; else they are left out.
+
     Raises:
-        ValueError: A trial lies in another's folder.
+        ValueError: A trial lies in another's folder, or ``config.json`` of a finished one is missing or damaged.
     """
     found = []
-    for path in sorted(study.glob("trials/*/*/config.json")):
-        folder, config = path.parent, read_json(path)
-        result = read_if_whole(folder / "result.json")
+    for folder in sorted(study.glob("trials/*/*/")):
+        where = "/".join(folder.parts[-3:])
+        config, result = read_if_whole(folder / "config.json"), read_if_whole(folder / "result.json")
         done = result.get("status") == "done"
         stopped = not result or bool(result.get("killed"))  # what failed by itself begins anew
         if not done and not (stopped and (any(folder.glob("step-*")) or (folder / "final.safetensors").exists())):
             continue
-        one = Begun(config["candidate"], config["seed"], folder, config, done)
+        try:
+            one = Begun(config["candidate"], config["seed"], folder, {**config, "plan": dict(config["plan"])}, done)
+        except (KeyError, TypeError, ValueError):
+            if not strict:
+                continue
+            raise ValueError(
+                f"{where} says nowhere how it was trained: put its config.json back, or delete the folder"
+            ) from None
         if trial_folder(study, one.candidate, one.seed) != folder:
-            raise ValueError(f"{'/'.join(folder.parts[-3:])} holds {one}, which belongs elsewhere: move it back")
+            raise ValueError(f"{where} holds {one}, which belongs elsewhere: move it back")
         found.append(one)
     return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check, nearest
+from lookfar._tables import shorten
 from lookfar.study._files import write_text
 from lookfar.study.candidates import Candidate, canonical_host, is_reference, slug, split_candidates, written
 from lookfar.study.sources import hashes
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # entries that change no trial: how trials are judged, which there are, what is written beside the numbers
 # (sources are compared for the trials that they concern)
 FREE = ("margin", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard", "sources")
+
+
+BLOCKS = 500  # of a study: every one is built before the first step
+PLAN_BYTES, PLAN_VALUES, PLAN_DEPTH = 100_000, 2000, 3
 
 
 def default_folder(data: str) -> Path:
@@ -147,9 +152,12 @@ class Plan:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
         check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
-        for name in ("in_chans", "width", "output_stride", "classes"):  # settings of training check themselves
+        for name in ("in_chans", "output_stride", "classes"):  # settings of training check themselves
             check(name, getattr(self, name), int | None)
+        check("width", self.width, Annotated[int, Range(1, 8192)])
         check("margin", self.margin, Annotated[float, Range(0, 100)])
+        if len(self.blocks) + len(self.controls) > BLOCKS:
+            raise ValueError(f"blocks must be at most {BLOCKS}, got {len(self.blocks) + len(self.controls)}")
         if not self.blocks:
             raise ValueError(
                 "name at least one block, as in --blocks nonlocal,global_context; `lookfar blocks` lists all"
@@ -226,9 +234,9 @@ class Plan:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = nearest(str(name), known)
+                near = nearest(str(name)[:80], known)
                 hint = f" Did you mean {near}?" if near else f" Entries: {', '.join(known)}"
-                raise ValueError(f"{source} has an entry {name!r} that no plan has.{hint}")
+                raise ValueError(f"{source} has an entry {_repr(name)} that no plan has.{hint}")
         for name in ("data", "blocks"):
             if values.get(name) is None:
                 raise ValueError(
@@ -259,15 +267,55 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     path = Path(path)
+    where = shorten(str(path), 100)
     if not path.is_file():
-        raise FileNotFoundError(f"no plan at {path}")
+        raise FileNotFoundError(f"no plan at {where}")
+    with path.open("rb") as file:
+        content = file.read(PLAN_BYTES + 1)
+    if len(content) > PLAN_BYTES:
+        raise ValueError(f"{where} is no plan: it has more than {PLAN_BYTES // 1000} kB")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        values = _flat(content.decode())
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # an integer of 5000 digits and bytes that are no text are ValueErrors
+        raise ValueError(f"{where} is no YAML of a plan: {shorten(' '.join(str(error).split()), 120)}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no plan: want lines of `name: value`, as in `data: scenes:lookup`")
+        raise ValueError(f"{where} is no plan: want lines of `name: value`, as in `data: scenes:lookup`")
     return values
+
+
+def _flat(text: str) -> Any:
+    """What a YAML text holds, where it is as flat as a plan: other texts could keep a machine busy for hours."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("a plan has no aliases (`*name`)")
+            self.depth, self.nodes = self.depth + 1, self.nodes + 1
+            if self.depth > PLAN_DEPTH:
+                raise ValueError("a plan is flat: names, values and lists of values")
+            if self.nodes > PLAN_VALUES:
+                raise ValueError(f"a plan has no more than {PLAN_VALUES} names and values")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{twice!r} is there twice")
+            return super().construct_mapping(node, deep)
+
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _read(name: str, kind: str, value: Any) -> Any:
@@ -303,13 +351,21 @@ def _read(name: str, kind: str, value: Any) -> Any:
     elif kind in ("int", "float") and not isinstance(value, bool):
         try:  # YAML reads 3e-3 as text
             number = float(value if isinstance(value, int | float | str) else math.nan)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
         if kind == "float" and not math.isnan(number):
             return number
         if number.is_integer():
             return int(number)
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    raise ValueError(f"{name} must be {wanted}, got {_repr(value)}")
+
+
+def _repr(value: Any) -> str:
+    """A value as it stands in a message; numbers of thousands of digits have no text at all."""
+    try:
+        return shorten(repr(value), 80)
+    except ValueError:
+        return "a very large number"
 
 
 def _numbers(value: Any) -> list[int] | None:

@@ -118,7 +118,9 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     plan = Plan.load(folder / "study.yaml")
     otherwise = {name: value for name, value in {"margin": margin, "groups": groups}.items() if value is not None}
     plan = replace(plan, **otherwise)
-    check_consistent(plan, [one for one in begun_trials(folder) if one.done], read_if_whole(folder / "data.json"))
+    check_consistent(
+        plan, [one for one in begun_trials(folder, strict=False) if one.done], read_if_whole(folder / "data.json")
+    )
     environment = read_json(folder / "environment.json")
     trials = [
         _load_trial(trial_folder(folder, candidate, seed), candidate, seed)

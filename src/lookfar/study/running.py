@@ -1,6 +1,7 @@
 """Run a study: what is missing in its folder, trials side by side, stopped and continued."""
 
 import contextlib
+import errno
 import os
 import platform
 import queue
@@ -57,18 +58,13 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
-    with _interruptible(), contextlib.ExitStack() as held:
-        plan, controls = plan.resolved(), {}
-        if there := folder.exists():
-            held.enter_context(_in_use(folder))
-            plan, controls, notes = grow(plan, folder)
-            for line in notes:
-                board.note(line)
-            check_same(plan, folder)  # said before the long wait
+    with _interruptible(), _in_use(folder):
+        plan, controls, notes = grow(plan.resolved(), folder)
+        for line in notes:
+            board.note(line)
+        check_same(plan, folder)  # said before the long wait
         with board.waiting("reading the data, building every candidate once"):
             ready = preflight(plan, board.note, controls)
-        if not there:
-            held.enter_context(_in_use(folder))
         check_same(ready.plan, folder, ready.made_of, data=ready.data)
         sweep(folder)
         _keep_plan(ready, folder)
@@ -212,16 +208,24 @@ def _keep_plan(ready: "ReadyPlan", folder: Path) -> None:
 
 @contextlib.contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
+    """Hold a study's folder. Folders that are made for it go again where nothing comes to lie in them."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{folder} is a file: a study needs a folder") from None
+        raise NotADirectoryError(errno.ENOTDIR, "a file, and a study needs a folder", str(folder)) from None
     try:
         with locked(folder / ".lock"):
             yield
     except Taken as taken:
         who = f" (process {taken.owner})" if taken.owner else ""
         raise ValueError(f"{folder} is being run{who}: wait for it, or give another --out") from None
+    finally:
+        with contextlib.suppress(OSError):
+            if new and [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+            for path in new:
+                path.rmdir()
 
 
 @contextlib.contextmanager
