@@ -207,7 +207,7 @@ def _cut(word: re.Match[str]) -> str:
 
 
 def _user_error(error: Exception) -> NoReturn:
-    """At most three lines on stderr and exit code 2: the user can put it right. One line and 1 where the system fails."""
+    """At most three lines on stderr and exit code 2: the user can put it right. One line and 1 if the system fails."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror

@@ -235,7 +235,7 @@ class Plan:
         for name in values:
             if name not in known:
                 near = nearest(str(name)[:80], known)
-                hint = f" Did you mean {near}?" if near else f" Entries: {', '.join(known)}"
+                hint = f" Did you mean {near}?" if near else f" Entries: {shorten(', '.join(known), 100)}"
                 raise ValueError(f"{source} has an entry {_repr(name)} that no plan has.{hint}")
         for name in ("data", "blocks"):
             if values.get(name) is None:
