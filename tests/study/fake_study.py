@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lookfar.study.ablations import KINDS, save_ablations
+from lookfar.study.latency import save_latency
 from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.scoring import counts_of
 from lookfar.training.metrics import scores
 
 GAINS = {"nonlocal": 0.20, "global_context": 0.03, "control": 0.005}
@@ -73,9 +76,8 @@ def make_fake_study(
             block = candidate != "baseline"
             result = {
                 "status": "done", "reason": "", **scored, "step": 1000, "seconds": 41.0 + 3 * at + seed,
-                "miou_off": scored["miou"] - gain * 1.1 - 0.01 if block else None,
                 "parameters": 120_000 + 4100 * at, "flops": 7.1e8 + 2.3e7 * at * (at % 3),
-                "latency_ms": 2.1 + 0.31 * ((at * 5) % 4), "memory_mb": 14.2 + at, "device": "CPU, 1 thread",
+                "memory_mb": 14.2 + at, "block_memory_mb": 0.7 * at if block else None, "device": "CPU, 1 thread",
                 "blocks": ["block"] if block else [], "notes": [],
             }  # fmt: skip
             (trial / "result.json").write_text(json.dumps(result))
@@ -85,7 +87,24 @@ def make_fake_study(
             if answers:
                 found |= _answers(found, truth)
             np.savez_compressed(trial / "samples.npz", **found)
+            if block:
+                _ablations(
+                    trial / "ablations.npz", draw, candidate, truth, max(wrong, 0.004) + 0.3 * gain, len(classes)
+                )
+    times = {
+        c: [(2.1 + 0.31 * ((k * 5) % 4)) * (1 + 0.01 * r) for r in range(10)] for k, c in enumerate(plan.candidates)
+    }
+    save_latency(folder, times, "one thread of a processor")
     return folder
+
+
+def _ablations(path, draw, candidate, truth, wrong, classes):
+    reason = "" if "nonlocal" in candidate else f"{candidate} has no weights over positions"
+    counts = {}
+    for kind in KINDS[2:] if reason else KINDS:
+        guess = _guess(draw, truth, wrong, classes)
+        counts[kind] = counts_of(np.stack([_confusion(t, p, classes) for t, p in zip(truth, guess)]))
+    save_ablations(path, counts, reason)
 
 
 def _truth(draw, images, size, classes):

@@ -64,7 +64,7 @@ def told(**values):
 DAMAGE = [
     *[
         (name, spoil)
-        for name in ("final.safetensors", "confusion.npz", "off.npz", "samples.npz")
+        for name in ("final.safetensors", "confusion.npz", "ablations.npz", "samples.npz")
         for spoil in (halve, flip, os.unlink)
     ],
     ("confusion.npz", folder_in_its_place),
@@ -72,7 +72,6 @@ DAMAGE = [
     ("confusion.npz", matrices((3, 3, 3))),
     ("confusion.npz", matrices((2, 2, 2))),
     ("confusion.npz", matrices((3, 2, 2), np.nan, float)),
-    ("off.npz", matrices((3, 2, 2), 0)),
     ("final.safetensors", nan_weights),
     ("result.json", halve),
     ("result.json", lambda path: path.write_text("[1]")),
@@ -89,7 +88,7 @@ def test_damage_is_named(name, spoil, finished, tmp_path):
     assert read_state(folder).damaged == (name,)
 
 
-@pytest.mark.parametrize("values", [{"miou": 0.99}, {"miou": None}, {"iou": [0.1, 0.2, 0.3]}, {"miou_off": 0.5}])
+@pytest.mark.parametrize("values", [{"miou": 0.99}, {"miou": None}, {"iou": [0.1, 0.2, 0.3]}])
 def test_a_result_that_its_matrices_do_not_give_is_not_believed(values, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "0")
     told(**values)(tmp_path / "0" / "result.json")
@@ -103,14 +102,14 @@ def test_what_is_damaged_is_made_again_without_a_step(checkpoints, finished, tmp
     if not checkpoints:
         for path in folder.glob("step-*"):
             shutil.rmtree(path)
-    for name in ("confusion.npz", "off.npz", "samples.npz"):
+    for name in ("confusion.npz", "ablations.npz", "samples.npz"):
         (folder / name).unlink()
     seen = []
     result = run_trial(folder, lambda **values: seen.append(values))
     assert [values for values in seen if "loss" in values] == []
     before = json.loads((finished / "result.json").read_text())
     assert result["files"] == before["files"]
-    for name in ("miou", "iou", "miou_off", "trained_with", "step", "parameters"):
+    for name in ("miou", "iou", "trained_with", "step", "parameters"):
         assert result[name] == before[name]
 
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from lookfar.study import load
+from lookfar.study.ablations import save_ablations
 from lookfar.study.answer import answer
 from lookfar.study.command import report_command
+from lookfar.study.latency import Latency, save_latency
 from lookfar.study.measured import measure
 from lookfar.study.noise import sample_covariance
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
 from lookfar.study.scoring import commonest_class, counts_of, iou_of, mean_iou
-from lookfar.study.text import sentences, table_lines
-from lookfar.study.words import ends, signed
+from lookfar.study.text import ABLATED, ratio_words, sentences, table_lines
+from lookfar.study.words import ends, points, signed
 from lookfar.training import scores
 
 
@@ -102,7 +104,6 @@ def write_trial(study, candidate, seed, confusion, **result):
     cost = {
         "parameters": parameters,
         "flops": 2e9,
-        "latency_ms": 1.5 + seed,
         "memory_mb": 3.0,
         "seconds": 9.0,
         "step": 10,
@@ -128,7 +129,10 @@ def study(tmp_path):
     for seed in range(3):
         write_trial(tmp_path, "baseline", seed, confusion_of(0.7, rng))
         write_trial(tmp_path, "control", seed, confusion_of(0.7, rng))
-        write_trial(tmp_path, "nonlocal", seed, confusion_of(0.9, rng), miou_off=0.4)
+        write_trial(tmp_path, "nonlocal", seed, confusion_of(0.9, rng))
+        ablated = {"off": counts_of(confusion_of(0.4, rng)), "mean_map": counts_of(confusion_of(0.8, rng))}
+        save_ablations(trial_folder(tmp_path, "nonlocal", seed) / "ablations.npz", ablated, "")
+    save_latency(tmp_path, {"baseline": [2.0, 1.0, 4.0], "nonlocal": [3.0, 2.0, 5.0]}, "one thread")
     write_trial(tmp_path, "cbam", 0, confusion_of(0.7, rng))
     folder = trial_folder(tmp_path, "cbam", 1)
     folder.mkdir(parents=True)
@@ -145,8 +149,11 @@ def test_load_gives_tables(study):
     of_seed = [t.miou for t in results.trials if t.candidate == "nonlocal"]
     assert best.miou.mean == pytest.approx(np.mean(of_seed))
     assert best.verdict == "better"
-    assert best.miou_off == pytest.approx(40)
-    assert best.latency_ms == 2.5  # the median over seeds
+    scores = [t.without.off for t in results.trials if t.candidate == "nonlocal"]
+    assert best.without.off == pytest.approx(np.mean(scores)) == pytest.approx(25, abs=3)  # IoU of 40 % right
+    assert (best.without.other_map, best.without.reason) == (None, "")
+    assert best.latency == Latency(3.0, 2.0, 5.0, 1.5, 1.25, 2.0)  # ratios round by round
+    assert results.summary("cbam").latency is None
     assert results.summary("control").verdict == "open"
     assert results.summary("baseline").difference is None
     with pytest.raises(ValueError, match="there are nonlocal"):
@@ -205,15 +212,16 @@ def test_gain_over_the_control_is_told(study):
 
 def test_text_fits_where_it_is_shown(study):
     results = load(study)
-    for width in (80, 120):
+    for width in (80, 140):
         lines = table_lines(results.summaries, width)
         assert max(map(len, lines)) <= width
         assert "nonlocal" in lines[1]
-    assert len(table_lines(results.summaries, 80)) > len(table_lines(results.summaries, 120))
+    assert len(table_lines(results.summaries, 80)) > len(table_lines(results.summaries, 140))
     said = "\n".join(sentences(results.summaries, results.conclusions))
     assert "cbam: " in said
     assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
-    assert "Switched off at test time, it loses" in said
+    off, never = (points(v) for v in (results.summary("nonlocal").without.off, results.summary("baseline").miou.mean))
+    assert f"Switched off at test time, {off} % mIoU remain; the network that never had it reaches {never}." in said
 
 
 # ---- what makes a difference uncertain -------------------------------------------------------------------------------
@@ -318,7 +326,14 @@ def random_study(folder, rng):
                 confusion[:, k, (k + 1) % K] += truth[:, k] - right[:, k]
             write_trial(folder, candidate, seed, confusion)
             state = {"step": 9, "blocks": {"b": {"contribution": float(rng.choice([0.001, 0.3]))}}}
-            (trial_folder(folder, candidate, seed) / "metrics.jsonl").write_text(json.dumps(state) + "\n")
+            path = trial_folder(folder, candidate, seed)
+            (path / "metrics.jsonl").write_text(json.dumps(state) + "\n")
+            if candidate != "baseline" and rng.random() < 0.8:
+                ablated = {kind: counts_of(rng.permuted(confusion, axis=2)) for kind in ABLATED if rng.random() < 0.8}
+                save_ablations(path / "ablations.npz", ablated, str(rng.choice(["", "it has no maps"])))
+    if rng.random() < 0.8:
+        timed = [name for name in plan.candidates if rng.random() < 0.9] or ["baseline"]
+        save_latency(folder, {name: rng.uniform(1, 9, 3).tolist() for name in timed}, "one thread")
 
 
 def page_text(page):
@@ -352,6 +367,17 @@ def test_terminal_report_and_csv_say_the_same(tmp_path):
             assert str(row.miou) in terminal
             assert str(row.miou) in page
             assert float(of_csv["miou"]) == row.miou.mean
+            for kind, title in ABLATED.items():
+                value = getattr(row.without, kind)
+                assert of_csv[title] == ("" if value is None else repr(value))
+                if value is not None:
+                    assert points(value) in terminal
+                    assert points(value) in page
+            if row.latency is not None:
+                assert of_csv["ms"] == repr(row.latency.ms)
+                assert ratio_words(row.latency) in terminal
+                assert ratio_words(row.latency) in page or row.candidate == "baseline"
+                assert str(results.latency) in page
             if row.difference is not None:
                 d = row.difference
                 assert str(d) in terminal

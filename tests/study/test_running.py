@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookfar.study import Plan, Stopped, load
+from lookfar.study import Plan, Stopped, afterwards, load
 from lookfar.study import run as run_study
+from lookfar.study.ablations import load_ablations
+from lookfar.study.afterwards import missing
 from lookfar.study.plan import trial_folder
 
 running = sys.modules["lookfar.study.running"]
@@ -123,7 +125,7 @@ def test_a_trial_ends_with_its_study():
     code = """if True:
         import time
         from lookfar.study import worker
-        worker._end_with_parent()
+        worker.end_with_parent()
         print(1, flush=True)
         time.sleep(300)
     """
@@ -169,8 +171,27 @@ def test_a_real_study(tmp_path):
     assert of_control - host == pytest.approx(of_block - host, rel=0.1)
     assert str(out / "report.html") in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
-    with np.load(trial_folder(out, "nonlocal", 0) / "off.npz") as off:
-        assert off["confusion"].shape[1:] == (5, 5)
+    without = row.without
+    assert None not in (without.mean_map, without.other_map, without.constant, without.off)
+    assert 0.2 < row.latency.ratio_low <= row.latency.ratio <= row.latency.ratio_high
+    assert results.summary("baseline").latency.ratio == 1
+    assert "measured alone after the last trial" in done.stdout
+    # what the command would measure again: nothing; then what was lost, from the final weights
+    assert missing(out, results.plan) == ([], [])
+    ablations = trial_folder(out, "nonlocal", 0) / "ablations.npz"
+    lost = load_ablations(ablations)
+    ablations.write_bytes(ablations.read_bytes()[:100])
+    times = json.loads((out / "latency.json").read_text())
+    times["machine"]["processor"] = "another"
+    (out / "latency.json").write_text(json.dumps(times))
+    without, timed = missing(out, results.plan)
+    assert without == [("nonlocal", 0)]
+    assert timed == [("baseline", 0), ("control", 0), ("nonlocal", 0)]
+    afterwards.main(out)
+    assert missing(out, results.plan) == ([], [])
+    again = load_ablations(ablations)
+    assert lost[0].keys() == again[0].keys() == {"mean_map", "other_map", "constant", "off"}
+    assert all(np.array_equal(lost[0][kind], again[0][kind]) for kind in lost[0])
     environment = json.loads((out / "environment.json").read_text())
     assert environment["command"].startswith("lookfar study --data scenes:lookup")
     assert environment["data"]["classes"] == list(results.classes)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lookfar.study import load
 from lookfar.study._files import write_json
+from lookfar.study.ablations import load_ablations
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
@@ -60,7 +61,10 @@ def test_each_set_is_judged_by_its_own_masks(study):
         for n, of_image in enumerate(confusion):
             mask = np.asarray(Image.open(study / "data" / "masks" / f"{'abc'[(first + n) // 4]}_{first + n:02d}.png"))
             assert of_image.sum(1).tolist() == np.bincount(mask.ravel(), minlength=2).tolist()
-    assert matrices(study, "global_context", "also-off.npz").shape == (4, 2, 2)
+    counts, reason = load_ablations(trial_folder(study, "global_context", 0) / "also-ablations.npz")
+    assert [of.shape for of in counts.values()] == [(4, 3, 2)] * 4
+    assert (counts["off"][:, 1] == matrices(study, "global_context", "also.npz").sum(-1)).all()
+    assert reason == ""
 
 
 def test_both_are_in_tables_report_and_csv(study):

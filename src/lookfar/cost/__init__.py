@@ -13,6 +13,7 @@ from lookfar.cost.growing import GROWTH_CHANNELS, GROWTH_SIZES, Growth, growth
 from lookfar.cost.measure import Cost, measure_cost, measure_network
 from lookfar.cost.memory import keep_pages, peak_memory
 from lookfar.cost.sizes import parse_size, size_for
+from lookfar.cost.turns import measure_in_turn
 
 __all__ = [
     "GROWTH_CHANNELS",
@@ -23,6 +24,7 @@ __all__ = [
     "growth",
     "keep_pages",
     "measure_cost",
+    "measure_in_turn",
     "measure_network",
     "parse_size",
     "peak_memory",

@@ -100,13 +100,7 @@ def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, where: str
         found.supports += [f"{top.name} takes {cost}."] if cost else []
     found.supports += [f"{g.name} is {g.row.against_control}." for g in better[:3] if g.row.against_control]
     found.supports.append(f"{top.name} {top.row.trained_once}.")
-    off = [
-        f"{g.name} falls from {points(g.row.miou.mean)} to {points(g.row.miou_off)} % mIoU"
-        for g in better[:2]
-        if g.row.miou_off is not None and g.row.miou is not None
-    ]
-    if off:
-        found.supports.append(f"With the block switched off at test time, {join(off)}.")
+    found.supports += [f"{g.name}: {g.row.off_and_constant}." for g in better[:2] if g.row.off_and_constant]
     return found
 
 
@@ -229,9 +223,9 @@ def limits(results: Results) -> list[str]:
         "Other data, other hosts, other places in the host and longer training: everything here was trained for "
         f"{thousands(plan.steps)} steps with one setting for all, tuned for none.",
         "How it does on images that nobody has looked at: the validation images judge here, and were seen often.",
-        "Why a block helps: maps show where weights lie, not what is made of them. The score with the block switched "
-        "off is the better witness.",
-        "Time and memory on other machines; other trials may have run beside the one that was timed.",
+        "Why a block helps: maps show where weights lie, not what is made of them. What remains without them is the "
+        "better witness.",
+        "Time and memory on other machines.",
     ]
     if seeds == 1:
         found.insert(1, "Whether any difference would survive another seed: there was one.")

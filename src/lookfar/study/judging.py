@@ -12,11 +12,12 @@ import numpy as np
 from lookfar.study.candidates import is_reference, place_of
 from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
+from lookfar.study.latency import Latency
 from lookfar.study.measured import measure
 from lookfar.study.prospects import once
-from lookfar.study.rows import Summary, Trial
+from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.scoring import accuracy, commonest_class, iou_of, mean_iou
-from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
+from lookfar.study.verdicts import Terms, against_control, judge, off_and_constant, trained_once, which_is_best
 from lookfar.study.words import points, thousands
 
 CAME_IN = 0.02  # of the input: a block that adds less at the end has not come in
@@ -40,15 +41,29 @@ class Conclusions:
     sentences: tuple[str, ...]
 
 
-def scored(trial: Trial, counts: np.ndarray, off: np.ndarray | None) -> Trial:
-    """The trial with its scores over the classes that the truth shows, in per cent."""
+def scored(trial: Trial, counts: np.ndarray, without: Mapping[str, np.ndarray], reason: str = "") -> Trial:
+    """The trial with its scores over the classes that the truth shows, in per cent.
+
+    Args:
+        trial: Without them.
+        counts: Of its validation images, ``(images, 3, K)``.
+        without: The same when its block has to do without something, by the names in :class:`Without`.
+        reason: Why some of these are missing.
+    """
     everything = np.ones((1, len(counts)))
     return replace(
         trial,
         miou=_known(float(mean_iou(counts, everything)[0])),
         accuracy=_known(accuracy(counts)),
         iou=tuple(_known(value) for value in iou_of(counts, everything)[0].tolist()),
-        miou_off=trial.miou_off if off is None else _known(float(mean_iou(off, everything)[0])),
+        without=Without(
+            **{
+                kind: _known(float(mean_iou(of_kind, everything)[0]))
+                for kind, of_kind in without.items()
+                if of_kind.shape == counts.shape
+            },
+            reason=reason,
+        ),
     )
 
 
@@ -58,6 +73,7 @@ def conclude(
     counts: Mapping[tuple[str, int], np.ndarray],
     groups: Groups,
     margin: float,
+    latency: Mapping[str, Latency],
 ) -> tuple[list[Summary], Conclusions]:
     """Judge a study.
 
@@ -67,12 +83,13 @@ def conclude(
         counts: Of the trials that are done, ``(images, 3, K)``.
         groups: Of the validation images.
         margin: Differences within it are practically none.
+        latency: Of the candidates that were measured.
     """
     terms = Terms(margin=margin, where=f"on this one {groups.noun}" if groups.number == 1 else "")
     blocks = [name for name in candidates if not is_reference(name)]
     comparisons = Comparisons(measure(counts, mean_iou, groups.labels), "baseline", len(blocks))
     sizes = _sizes(trials)
-    rows = [_row(name, trials, comparisons, terms, sizes) for name in candidates]
+    rows = [_row(name, trials, comparisons, terms, sizes, latency.get(name)) for name in candidates]
     best = comparisons.best(blocks)
     sentences = _nothing_learned(rows, counts)
     if best is not None and any(row.verdict == "better" for row in rows if row.candidate in best.probabilities):
@@ -81,31 +98,49 @@ def conclude(
 
 
 def _row(
-    name: str, trials: Sequence[Trial], comparisons: Comparisons, terms: Terms, sizes: Mapping[str, int]
+    name: str,
+    trials: Sequence[Trial],
+    comparisons: Comparisons,
+    terms: Terms,
+    sizes: Mapping[str, int],
+    latency: Latency | None,
 ) -> Summary:
     own = [t for t in trials if t.candidate == name]
     done = [t for t in own if t.status == "done"]
     failed = [t for t in own if t.status == "failed"]
-    there = name in comparisons.measured.candidates
+    there = _is_there(name, comparisons)
     difference = comparisons.difference(name, alone=is_reference(name)) if there and name != "baseline" else None
     verdict = judge(difference, terms) if difference else None
     of_one = once(difference, len(failed)) if difference else None
     control = _control_of(name, sizes)
     over = comparisons.difference(name, control) if there and control else None
     beside = against_control(over, terms, _called(sizes[name], sizes[control])) if over and control else ""
+    without, baseline = _without(done), comparisons.mean("baseline") if _is_there("baseline", comparisons) else None
     iou = tuple(None if None in of_class else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
     return Summary(
         name, len(done), len(failed), failed[0].reason if failed else "",
         comparisons.mean(name) if there else None, difference,
         verdict.word if verdict else "", verdict.short if verdict else "",
         verdict.sentence if verdict else f"failed: {failed[0].reason}" if failed and not done else "",
-        _mean([t.miou_off for t in done]), _mean([t.accuracy for t in done]), iou,
+        without, _mean([t.accuracy for t in done]), iou,
         done[0].parameters if done else None, done[0].flops if done else None,
-        _median([t.latency_ms for t in done]), _median([t.memory_mb for t in done]), _mean([t.seconds for t in done]),
+        latency, _median([t.memory_mb for t in done]), _median([t.block_memory_mb for t in done]),
+        _mean([t.seconds for t in done]),
         control, over, beside, of_one,
         trained_once(of_one, len(done)) if of_one and len(done) > 1 and not is_reference(name) else "",
-        _came_in(name, done),
+        _came_in(name, done), off_and_constant(without.off, without.constant, baseline and baseline.mean),
     )  # fmt: skip
+
+
+def _is_there(name: str, comparisons: Comparisons) -> bool:
+    return name in comparisons.measured.candidates
+
+
+def _without(done: Sequence[Trial]) -> Without:
+    """Means over the seeds."""
+    of = [t.without for t in done]
+    means = {kind: _mean([getattr(w, kind) for w in of]) for kind in ("mean_map", "other_map", "constant", "off")}
+    return Without(**means, reason=next((w.reason for w in of if w.reason), ""))
 
 
 # ---- controls --------------------------------------------------------------------------------------------------------

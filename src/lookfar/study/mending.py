@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from lookfar.study._files import read_json
+from lookfar.study.ablations import FILES as ABLATIONS
 from lookfar.study.scoring import counts_of, mean_iou
 
 WEIGHTS = "final.safetensors"
-MATRICES = ("confusion.npz", "off.npz", "also.npz", "also-off.npz")
-FILES = (WEIGHTS, *MATRICES, "samples.npz")  # of a finished trial, beside its records and its result
+MATRICES = ("confusion.npz", "also.npz")
+FILES = (WEIGHTS, *MATRICES, *ABLATIONS, "samples.npz")  # of a finished trial, beside its records and its result
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def _matrices_damaged(folder: Path, name: str, result: Mapping[str, Any]) -> boo
     classes = len(result.get("iou") or ())
     if matrices is None or (classes and matrices.shape[1] != classes):
         return True
-    key = {"confusion.npz": "miou", "off.npz": "miou_off"}.get(name)
-    return key is not None and not _same(result.get(key), _score(matrices))
+    return name == MATRICES[0] and not _same(result.get("miou"), _score(matrices))
 
 
 def _matrices(path: Path) -> np.ndarray | None:

@@ -26,6 +26,7 @@ from lookfar.study.gallery import DETAILS, Gallery
 from lookfar.study.intervals import Interval
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
+from lookfar.study.text import ABLATED, ratio_words
 from lookfar.study.words import (
     WIDEST,
     counted,
@@ -101,6 +102,7 @@ def _template() -> "Template":
         "soft": soft,
         "whole": whole,
         "counted": counted,
+        "ratio": ratio_words,
     }
     return environment.get_template("report.html.j2")
 
@@ -164,6 +166,10 @@ class _View:
         metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in results.trials}
         self.curves = self._curves(metrics)
         self.states = self._states(metrics)
+        self.latency = str(results.latency)
+        self.ablated = ABLATED
+        self.without = [s for s in results.summaries if s.without.known or s.candidate == "baseline"]
+        self.no_maps = [s for s in self.without if s.without.reason and not is_reference(s.candidate)]
         self.class_columns = sorted((s for s in results.summaries if s.done), key=lambda s: s.candidate != "baseline")
         self.per_class = self._classes()
         self.classes_note = classes_note(results)
@@ -228,7 +234,7 @@ class _View:
             )
         return panels
 
-    def _states(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any, str]]:
+    def _states(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any]]:
         """Panels of blocks, on shared axes from zero: what stays near zero must look so."""
         # γ last, since not all blocks have one: rows of neighbouring panels can be read across
         titles = {"contribution": "contribution against input", "gradient": "share of the gradient", "gamma": "γ"}
@@ -243,18 +249,15 @@ class _View:
         panels = []
         for s in self.results.summaries:
             own = {key: of.get(s.candidate, []) for key, of in lines.items()}
-            if not any(own.values()) and s.miou_off is None:
+            if not any(own.values()):
                 continue
             own = {key: [thin(line, 60) for line in found] for key, found in own.items() if found}
             plots = [Curves(titles[key], found, (), *bounds[key], height=58) for key, found in own.items()]
             ends = {key: ", ".join(three(line[-1][1]) for line in found) for key, found in own.items() if found}
             last = [f"{titles[key]} ends at {values}" for key, values in ends.items()]
             style = self.styles[s.candidate]
-            chart = stacked(plots, ("", ""), style, f"{s.candidate}: {'; '.join(last)}") if plots else None
-            off = ""
-            if s.miou_off is not None and s.miou:
-                off = f"{points(s.miou.mean)} % with the block, {points(s.miou_off)} % with it switched off"
-            panels.append((s, style, chart, off))
+            chart = stacked(plots, ("", ""), style, f"{s.candidate}: {'; '.join(last)}")
+            panels.append((s, style, chart))
         return panels
 
     def _classes(self) -> list[tuple[OfClass, list[tuple[Summary, Interval | None, Cell | None]]]]:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lookfar.study._files import read_if_whole, read_json, write_text
+from lookfar.study.ablations import FILES, load_ablations
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
@@ -22,15 +23,16 @@ from lookfar.study.continuing import begun_trials, check_consistent
 from lookfar.study.groups import Groups, groups_of, known_pattern
 from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
+from lookfar.study.latency import Latencies, load_latency
 from lookfar.study.mending import read_state
 from lookfar.study.plan import Plan, trial_folder
-from lookfar.study.rows import Summary, Trial
+from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.scoring import load_counts, sum_confusion
-from lookfar.study.text import comparison, second_judge
+from lookfar.study.text import ABLATED, comparison, second_judge
 from lookfar.study.words import join
 
-# of a trial, on each set that judges: its confusion matrices, and those with the block switched off
-JUDGES = {"val": ("confusion.npz", "off.npz"), "also_val": ("also.npz", "also-off.npz")}
+# of a trial, on each set that judges: its confusion matrices, and what remains when its block does without something
+JUDGES = {"val": ("confusion.npz", FILES[0]), "also_val": ("also.npz", FILES[1])}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Results:
         trials: A row a trial.
         summaries: A row a candidate, best first, references last.
         conclusions: What is true of the study as a whole.
+        latency: How long the networks take, and how that was measured.
         judge: Which set judges, a key of ``JUDGES``.
         also: The same trials judged on the second set (``also_val``), which nothing else has seen; None without one.
     """
@@ -54,6 +57,7 @@ class Results:
     trials: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
     conclusions: Conclusions
+    latency: Latencies
     judge: str = "val"
     also: "Results | None" = None
 
@@ -134,28 +138,26 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
 
 def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any], judge: str) -> Results:
     """The trials as one of the two sets sees them."""
-    matrices, off_matrices = JUDGES[judge]
     counts, trials_scored = {}, []
     for trial in trials:
-        path, off = Path(trial.folder) / matrices, Path(trial.folder) / off_matrices
+        path, ablations = (Path(trial.folder) / name for name in JUDGES[judge])
         if trial.status == "done" and path.is_file():
             of_trial = load_counts(path)
-            trial = scored(trial, of_trial, load_counts(off) if off.is_file() else None)
+            trial = scored(trial, of_trial, *load_ablations(ablations))
             counts[trial.candidate, trial.seed] = of_trial
         elif trial.status == "done":
             trial = replace(trial, status="missing")
         trials_scored.append(trial)
     images = len(next(iter(counts.values()))) if counts else 0
-    summaries, conclusions = conclude(
-        plan.candidates, trials_scored, counts, _groups(plan, data.get(f"{judge}_names"), images), plan.margin
-    )
+    latency, groups_there = load_latency(folder), _groups(plan, data.get(f"{judge}_names"), images)
+    summaries, conclusions = conclude(plan.candidates, trials_scored, counts, groups_there, plan.margin, latency.of)
     summaries.sort(key=_rank)
     classes = tuple(data.get("classes", ()))
-    return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, judge)
+    return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, latency, judge)
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:
-    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, milliseconds, MB, seconds.
+    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, MB, seconds.
 
     Beside it ``comparison.csv``, a row a candidate, and ``classes.csv``, a row a class and candidate; all again as
     ``also-...csv`` for a second set to judge by.
@@ -166,12 +168,12 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
     classes = results.classes
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = [name for name in Trial.__dataclass_fields__ if name not in ("iou", "folder")]
-    writer.writerow([*head, *(f"iou {name}" for name in classes)])
+    head = [name for name in Trial.__dataclass_fields__ if name not in ("iou", "folder", "without")]
+    writer.writerow([*head, *(f"miou {kind}" for kind in ABLATED.values()), *(f"iou {name}" for name in classes)])
     for trial in results.trials:
-        row = asdict(trial)
+        without = [getattr(trial.without, kind) for kind in ABLATED]
         ious = [*trial.iou, *[None] * len(classes)][: len(classes)]
-        writer.writerow([_cell(row[name]) for name in head] + [_cell(value) for value in ious])
+        writer.writerow([_cell(v) for v in (*(getattr(trial, name) for name in head), *without, *ious)])
     write_text(path, text.getvalue())
     _write_table(
         [_comparison_row(row) for row in results.summaries],
@@ -208,7 +210,7 @@ def _class_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _comparison_row(row: Summary) -> dict[str, Any]:
-    d, over, one = row.difference, row.over_control, row.once
+    d, over, one, time = row.difference, row.over_control, row.once, row.latency
 
     def ends(name: str, of: Interval | Difference | None) -> dict[str, float | None]:
         return {f"{name} low": of.low if of else None, f"{name} high": of.high if of else None}
@@ -222,6 +224,12 @@ def _comparison_row(row: Summary) -> dict[str, Any]:
         "control": row.control, "over control": over.mean if over else None, **ends("over control", over),
         "wins": one.wins if one else None, "worst seed": one.worst if one else None,
         "probability of a better run": one.probability if one else None,
+        **{name: getattr(row.without, kind) for kind, name in ABLATED.items()}, "no map": row.without.reason,
+        "parameters": row.parameters, "flops": row.flops,
+        "ms": time.ms if time else None, "ms low": time.low if time else None, "ms high": time.high if time else None,
+        "time ratio": time.ratio if time else None, "time ratio low": time.ratio_low if time else None,
+        "time ratio high": time.ratio_high if time else None,
+        "network MB": row.memory_mb, "block MB": row.block_memory_mb,
     }  # fmt: skip
 
 
@@ -252,8 +260,8 @@ def _load_trial(folder: Path, candidate: str, seed: int) -> Trial:
     return Trial(
         candidate, seed, status, reason,
         percent(result.get("miou")), percent(result.get("accuracy")),
-        tuple(percent(v) for v in result.get("iou") or ()), percent(result.get("miou_off")),
-        result.get("parameters"), result.get("flops"), result.get("latency_ms"), result.get("memory_mb"),
+        tuple(percent(v) for v in result.get("iou") or ()), Without(),
+        result.get("parameters"), result.get("flops"), result.get("memory_mb"), result.get("block_memory_mb"),
         result.get("seconds"), result.get("step"), _contribution(folder), str(folder),
     )  # fmt: skip
 

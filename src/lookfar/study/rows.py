@@ -5,16 +5,41 @@ from typing import Literal
 
 from lookfar.study.comparisons import Difference
 from lookfar.study.intervals import Interval
+from lookfar.study.latency import Latency
 from lookfar.study.prospects import Once
 from lookfar.study.verdicts import Word
+
+
+@dataclass(frozen=True)
+class Without:
+    """mIoU of a trained network whose block has to do without something; None where that is not known.
+
+    Attributes:
+        mean_map: Every query has the mean of its image's maps.
+        other_map: Every query has the map that it has in another image.
+        constant: The block adds the same vector everywhere, what it adds on average.
+        off: The block adds nothing.
+        reason: Why there are no maps to replace; empty where there are.
+    """
+
+    mean_map: float | None = None
+    other_map: float | None = None
+    constant: float | None = None
+    off: float | None = None
+    reason: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return any(value is not None for value in (self.mean_map, self.other_map, self.constant, self.off))
 
 
 @dataclass(frozen=True)
 class Trial:
     """One candidate under one seed, a row of ``results.csv``.
 
-    ``miou_off`` is with the block switched off, ``contribution`` what the block adds at the end of training, as a share
-    of its input.
+    ``without`` is what remains when the block has to do without something, ``contribution`` what it adds at the end of
+    training, as a share of its input, ``block_memory_mb`` the peak of the block alone.
     """
 
     candidate: str
@@ -24,11 +49,11 @@ class Trial:
     miou: float | None = None
     accuracy: float | None = None
     iou: tuple[float | None, ...] = ()
-    miou_off: float | None = None
+    without: Without = Without()
     parameters: int | None = None
     flops: float | None = None
-    latency_ms: float | None = None
     memory_mb: float | None = None
+    block_memory_mb: float | None = None
     seconds: float | None = None
     step: int | None = None
     contribution: float | None = None
@@ -49,13 +74,14 @@ class Summary:
         verdict: On the difference, in a word.
         short: The verdict for a cell of a table.
         sentence: The verdict in a sentence without its subject.
-        miou_off: Mean with the block switched off.
+        without: What remains when the block has to do without something, means over seeds.
         accuracy: Mean share of pixels that are right.
         iou: Mean of each class; None for one that the validation masks do not show.
         parameters: Of the whole network.
         flops: Of one image.
-        latency_ms: Of one image, median.
-        memory_mb: Peak memory, median.
+        latency: Of one image, measured alone after the last trial.
+        memory_mb: Peak memory of the whole network on one image, median.
+        block_memory_mb: That of the block alone.
         seconds: Of training, mean.
         control: The control of its size.
         over_control: Difference to the control: what is not explained by parameters alone.
@@ -63,6 +89,7 @@ class Summary:
         once: What it means for whoever trains once.
         trained_once: The same in words.
         came_in: Says so where the block added next to nothing at the end of training.
+        off_and_constant: What remains without the block and with a constant in its place, in words.
     """
 
     candidate: str
@@ -74,13 +101,14 @@ class Summary:
     verdict: Word | Literal[""]
     short: str
     sentence: str
-    miou_off: float | None
+    without: Without
     accuracy: float | None
     iou: tuple[float | None, ...]
     parameters: int | None
     flops: float | None
-    latency_ms: float | None
+    latency: Latency | None
     memory_mb: float | None
+    block_memory_mb: float | None
     seconds: float | None
     control: str | None = None
     over_control: Difference | None = None
@@ -88,6 +116,17 @@ class Summary:
     once: Once | None = None
     trained_once: str = ""
     came_in: str = ""
+    off_and_constant: str = ""
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Milliseconds of one image; None where they were not measured."""
+        return self.latency and self.latency.ms
+
+    @property
+    def miou_off(self) -> float | None:
+        """Mean with the block switched off."""
+        return self.without.off
 
     @property
     def said(self) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lookfar._options import Range, check
 from lookfar.study._files import Taken, locked, read_if_whole, sweep, write_json
+from lookfar.study.afterwards import missing
 from lookfar.study.continuing import asked_of_data, check_same, grow
 from lookfar.study.mending import WEIGHTS, State, read_state
 from lookfar.study.plan import Plan, default_folder, trial_folder
@@ -69,7 +70,9 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         sweep(folder)
         _keep_plan(ready, folder)
         keep_sources(ready.plan.sources, folder)
-        _run_missing(ready, folder, _slots(ready.plan, workers), board)
+        slots = _slots(ready.plan, workers)
+        _run_missing(ready, folder, slots, board)
+        _measure_afterwards(folder, ready.plan, slots[0], board)
     results = load(folder)
     write_csv(results)
     return results
@@ -175,6 +178,38 @@ class Scheduler:
         self.running = []
         places = [f"step {thousands(t.saved_step())} of trial {t.number}/{self.total}" for t, _ in stopped]
         return f"stopped after {join(places)}; the same command goes on from there"
+
+
+def _measure_afterwards(folder: Path, plan: Plan, environment: dict[str, str], board: Board) -> None:
+    """What trials that run side by side cannot measure, in a process of its own.
+
+    Raises:
+        Stopped: Interrupted.
+    """
+    if not any(missing(folder, plan)):
+        return
+    with subprocess.Popen(
+        [sys.executable, "-m", "lookfar.study.afterwards", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            with board.waiting("measuring latency, with nothing beside it"):
+                errors = process.stderr.read() if process.stderr else ""  # and standard input stays open
+        except KeyboardInterrupt:
+            process.kill()
+            raise Stopped("stopped while latency was measured; the same command measures it again") from None
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        last = (errors.strip().splitlines() or [cause_of_death(process.returncode)])[-1]
+        board.note(f"Latency could not be measured: {last}")
 
 
 def _prepare(trial: RunningTrial, ready: "ReadyPlan", state: State) -> None:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from lookfar.study.candidates import is_reference
 from lookfar.study.judging import Conclusions
+from lookfar.study.latency import Latency
 from lookfar.study.rows import Summary
 from lookfar.study.words import points, three, unit
 
 NAMES = {"control": "control (conv)"}
+ABLATED = {"mean_map": "mean map", "other_map": "another image's map", "constant": "a constant", "off": "off"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,15 @@ class Column:
 
 def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: int = 120) -> str:
     """The table and its sentences as one text."""
-    return "\n".join([*table_lines(summaries, width), "", *sentences(summaries, conclusions)])
+    tables = [*table_lines(summaries, width), *ablation_lines(summaries)]
+    return "\n".join([*tables, "", *sentences(summaries, conclusions)])
 
 
 def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, width: int) -> list[str]:
     """The comparison on the second set, under a line that says what it is."""
     said = f"The same trials on {name}, which was used for nothing else:"
-    return [said, *table_lines(rows, width, cost=False), "", *sentences(rows, conclusions)]
+    tables = [*table_lines(rows, width, cost=False), *ablation_lines(rows)]
+    return [said, *tables, "", *sentences(rows, conclusions)]
 
 
 def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> list[str]:
@@ -45,18 +49,50 @@ def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> li
         Column("verdict", [row.short for row in rows], number=False),
     ]
     costs = [
-        Column("block off", ["" if row.miou_off is None else points(row.miou_off) for row in rows]),
         Column(f"params {letter}", [_number(row.parameters, scale) for row in rows]),
         Column("GFLOPs", [_number(row.flops, 1e9) for row in rows]),
-        Column("ms", [_number(row.latency_ms) for row in rows]),
-        Column("MB", [_number(row.memory_mb) for row in rows]),
+        *_times(rows),
+        Column("block MB", [_number(row.block_memory_mb) for row in rows]),
     ]
-    if not cost:
-        costs = costs[:1]
-    whole = [names, *accuracy, *costs]
-    if sum(column.width + 2 for column in whole) <= width:
+    whole = [names, *accuracy, *(costs if cost else [])]
+    if not cost or sum(column.width + 2 for column in whole) <= width:
         return _lines(whole)
     return [*_lines([names, *accuracy]), "", *_lines([names, *costs])]
+
+
+def _times(rows: Sequence[Summary]) -> list[Column]:
+    """Milliseconds of an image and their ratio to the baseline's with its range; nothing before they are measured."""
+    if not any(row.latency for row in rows):
+        return []
+    ratios = ["" if row.latency is None else ratio_words(row.latency) for row in rows]
+    return [Column("ms", [_number(row.latency_ms) for row in rows]), Column("× baseline", ratios)]
+
+
+def ratio_words(latency: Latency) -> str:
+    """``1.12 (1.08–1.19)``."""
+    if latency.ratio is None or latency.ratio_low is None or latency.ratio_high is None:
+        return ""
+    return f"{latency.ratio:.2f} ({latency.ratio_low:.2f}–{latency.ratio_high:.2f})"
+
+
+def ablation_lines(rows: Sequence[Summary]) -> list[str]:
+    """A table of what remains of mIoU when a trained block has to do without something, and what is missing in it."""
+    shown = [row for row in rows if row.without.known or row.without.reason or row.candidate == "baseline"]
+    if not any(row.without.known for row in shown):
+        return []
+    names = Column("without changing weights", [NAMES.get(r.candidate, r.candidate) for r in shown], number=False)
+    columns = [
+        Column(title, [_cell(getattr(row.without, kind), row) for row in shown]) for kind, title in ABLATED.items()
+    ]
+    full = Column("full", ["" if row.miou is None else points(row.miou.mean) for row in shown])
+    reasons = dict.fromkeys(row.without.reason for row in shown if not is_reference(row.candidate))
+    return ["", *_lines([names, full, *columns]), *(f"– {reason}." for reason in reasons if reason)]
+
+
+def _cell(value: float | None, row: Summary) -> str:
+    if value is not None:
+        return points(value)
+    return "" if row.candidate == "baseline" else "–"
 
 
 def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
@@ -66,19 +102,11 @@ def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
         parts = [row.said] if row.said else []
         if row.failed and row.done:
             parts.append(f"{row.failed} of {row.failed + row.done} trials failed ({row.reason}).")
-        if not is_reference(row.candidate) and row.miou_off is not None and row.miou is not None:
-            parts.append(_off(row.miou.mean, row.miou_off))
+        if not is_reference(row.candidate) and row.off_and_constant:
+            parts.append(f"{row.off_and_constant[0].upper()}{row.off_and_constant[1:]}.")
         if parts:
             lines.append(f"{NAMES.get(row.candidate, row.candidate)}: {' '.join(parts)}")
     return lines
-
-
-def _off(miou: float, miou_off: float) -> str:
-    lost = miou - miou_off
-    change = f"loses {points(lost)} points" if lost > 0 else f"gains {points(-lost)} points"
-    if abs(lost) < 0.05:
-        change = "changes nothing"
-    return f"Switched off at test time, it {change}."
 
 
 def _of_mean(row: Summary) -> str:

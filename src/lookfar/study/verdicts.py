@@ -127,6 +127,16 @@ def trained_once(o: Once, seeds_done: int) -> str:
     return said
 
 
+def off_and_constant(off: float | None, constant: float | None, baseline: float | None) -> str:
+    """What remains without the block, with a constant that leaves the layers behind it their habit, without ever it."""
+    if off is None:
+        return ""
+    said = f"switched off at test time, {points(off)} % {Terms.score} remain"
+    if constant is not None:
+        said += f", {points(constant)} with a constant in its place"
+    return said + (f"; the network that never had it reaches {points(baseline)}" if baseline is not None else "")
+
+
 def _few_groups(d: Difference) -> str:
     if not 1 < d.groups <= FEW_GROUPS or d.seeds_alone is None:
         return ""

@@ -11,13 +11,16 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookfar._tables import shorten
 from lookfar.study._files import locked, read_json, sweep, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Report = Callable[..., None]
 
@@ -36,13 +39,13 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     from lookfar.cost import measure_network
     from lookfar.data.fingerprint import fingerprint
     from lookfar.diagnostics import choose_images, collect_samples
-    from lookfar.insertion import switched_off
+    from lookfar.study.ablations import ablate
     from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
     from lookfar.study.candidates import Candidate
     from lookfar.study.continuing import check_unchanged, decisive
     from lookfar.study.mending import digests
     from lookfar.study.plan import Plan
-    from lookfar.training import evaluate, is_main_process, scores, train
+    from lookfar.training import evaluate, is_main_process, train
     from lookfar.training.checkpoints import save_confusion
 
     config = read_json(folder / "config.json")
@@ -69,28 +72,22 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     )  # where training was over already, the network has not been moved there in this process
     result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
     result["notes"] = list(trained.get("notes", ()))
-    result["miou_off"] = None
-    judge = partial(
-        evaluate, network, data, batch_size=plan.settings().batch_size, precision=plan.precision, score=plan.score
-    )
     if data.also_val is not None:
-        save_confusion(judge(samples=data.also_val), folder / "also.npz")
+        settings = plan.settings()
+        options = {"batch_size": settings.batch_size, "precision": settings.precision, "score": settings.score}
+        save_confusion(evaluate(network, data, samples=data.also_val, **options), folder / "also.npz")
     if names:
-        with switched_off(network, names):
-            confusion = judge()
-            save_confusion(confusion, folder / "off.npz")
-            if data.also_val is not None:
-                save_confusion(judge(samples=data.also_val), folder / "also-off.npz")
-        result["miou_off"] = scores(confusion)["miou"]
+        ablate(network, names, data, plan, folder)
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
     collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
-    cost = measure_network(network, torch.zeros(1, data.in_chans, *data.size))
+    example = torch.zeros(1, data.in_chans, *data.size)
+    cost = measure_network(network, example, repeats=1)  # no time: other trials run beside this one
     result |= {
         "parameters": cost.parameters,
         "flops": cost.flops,
-        "latency_ms": cost.latency_ms,
         "memory_mb": cost.memory_mb,
+        "block_memory_mb": block_memory(network, names, example) if names else None,
         "device": cost.device,
         "blocks": names,
         "files": digests(folder),
@@ -99,10 +96,28 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     return result
 
 
+def block_memory(network: "nn.Module", names: Sequence[str], example: "Tensor") -> float:
+    """MB at the peak of an inserted block alone, of its input where it stands; the largest of several."""
+    import torch
+
+    from lookfar.cost import peak_memory
+    from lookfar.diagnostics.ablations import watched
+
+    device = next(network.parameters()).device
+    peaks = [0]
+    with torch.no_grad():
+        with watched(network.eval(), names) as seen:
+            network(example.to(device))
+        for name, inputs in seen.inputs.items():
+            block = network.get_submodule(name)
+            peaks += [peak_memory(partial(block, x), device) for x in inputs]
+    return max(peaks) / 1e6
+
+
 def main(folder: Path) -> int:
     """Run the trial in ``folder`` and write its result; the exit status."""
     report = _reporting_on_stdout()
-    _end_with_parent()
+    end_with_parent()
     from lookfar.study.continuing import Changed
     from lookfar.training import is_main_process  # torch is loaded here, after the pipes are safe
 
@@ -150,7 +165,7 @@ def _reporting_on_stdout() -> Report:
     return report
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave as soon as the study's end of standard input is closed, however it died."""
 
     def watch() -> None:

@@ -172,8 +172,7 @@ def evaluate(
     (600, 5, 5)
     """
     choice("score", score, SCORES)
-    parameter = next(network.parameters())
-    device, K = parameter.device, len(data.classes)
+    K = len(data.classes)
     judged = data.val if samples is None else samples
     mine = range(rank, len(judged), world)
     result = np.zeros((len(judged), K, K), dtype=np.int64)
@@ -182,10 +181,8 @@ def evaluate(
     try:
         start = 0
         for images, masks in _val_batches(data, judged, batch_size, rank, world):
-            images = images.to(device, parameter.dtype, memory_format=torch.channels_last)
-            with torch.no_grad(), _autocast(precision, device):
-                logits = network(images)
             indices = mine[start : start + len(masks)]
+            logits = predict(network, images, precision)
             if not_finite is not None:
                 not_finite += [index for index, one in zip(indices, logits) if not one.isfinite().all()]
             result[indices] = judge_batch(logits, masks, data, indices, score, judged)
@@ -194,6 +191,14 @@ def evaluate(
         for module, training in modes.items():
             module.training = training
     return result
+
+
+def predict(network: nn.Module, images: Tensor, precision: str = "32-true") -> Tensor:
+    """Logits of a batch, on the network's own device and without gradients; its mode is the caller's to set."""
+    parameter = next(network.parameters())
+    images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+    with torch.no_grad(), _autocast(precision, parameter.device):
+        return network(images)
 
 
 def _val_batches(

@@ -1,0 +1,82 @@
+"""What is measured when the last trial is over, a process of its own: ``python -m lookfar.study.afterwards FOLDER``.
+
+Latency, since trials side by side slow one another, and ablations of trials that have none, from their final weights.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lookfar.study._files import read_json
+from lookfar.study.ablations import ablate, has_ablations
+from lookfar.study.latency import device_name, is_measured, save_latency
+from lookfar.study.plan import Plan, trial_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lookfar.data import Data
+
+Trials = Sequence[tuple[str, int]]
+
+
+def missing(folder: Path, plan: Plan) -> tuple[Trials, Trials]:
+    """The trials that lack ablations, and a trial of each candidate whose latency is to be measured."""
+    done = [trial for trial in plan.trials if _is_done(trial_folder(folder, *trial))]
+    without = [
+        trial for trial in done if trial[0] != "baseline" and not has_ablations(trial_folder(folder, *trial), plan)
+    ]
+    first = {candidate: (candidate, seed) for candidate, seed in reversed(done)}
+    timed = [] if is_measured(folder, first, device_name(plan.accelerator or "cpu")) else [*reversed(first.values())]
+    return without, timed
+
+
+def main(folder: Path) -> int:
+    """Measure what is missing."""
+    import torch
+
+    from lookfar.cost import measure_in_turn
+    from lookfar.study.build import open_plan_data
+
+    plan = Plan.load(folder / "study.yaml")
+    torch.set_num_threads(plan.threads)
+    without, timed = missing(folder, plan)
+    data = open_plan_data(plan)
+    for trial in without:
+        network, names = _trained(folder, plan, data, *trial)
+        ablate(network, names, data, plan, trial_folder(folder, *trial))
+    if timed:
+        networks = {trial[0]: _trained(folder, plan, data, *trial)[0].float() for trial in timed}
+        times = measure_in_turn(networks, torch.zeros(1, data.in_chans, *data.size))
+        save_latency(folder, times, device_name(plan.accelerator or "cpu"))
+    return 0
+
+
+def _trained(folder: Path, plan: Plan, data: "Data", candidate: str, seed: int) -> tuple["nn.Module", list[str]]:
+    """A trial's network with its final weights, and the names of its blocks."""
+    from lookfar.study.build import build_host, put_in
+    from lookfar.study.candidates import Candidate
+    from lookfar.training.checkpoints import load_tensors
+
+    trial = trial_folder(folder, candidate, seed)
+    bare = replace(plan, pretrained=False, host_weights=None)  # the trial's own weights replace them
+    network = build_host(bare, data, seed)
+    size = read_json(trial / "config.json")["control_parameters"]
+    names = put_in(network, bare, Candidate.parse(candidate), data, seed, control_parameters=size)
+    if plan.precision == "64-true":
+        network.double()
+    network.load_state_dict(load_tensors(trial / "final.safetensors"))
+    return network.to(plan.accelerator or "cpu").eval(), names
+
+
+def _is_done(trial: Path) -> bool:
+    return read_json(trial / "result.json").get("status") == "done" and (trial / "final.safetensors").is_file()
+
+
+if __name__ == "__main__":
+    from lookfar.study.worker import end_with_parent
+
+    end_with_parent()
+    sys.exit(main(Path(sys.argv[1])))
