@@ -19,7 +19,6 @@ from lookfar.diagnostics import (
     map_similarity,
     own_class_share,
     query_independent_part,
-    similarity_word,
     why_no_maps,
 )
 
@@ -45,20 +44,6 @@ def test_rows_of_zeros_have_no_direction():
     with_zero = torch.cat([maps, torch.zeros(1, 1, 2, 4)], 2)
     assert map_similarity(with_zero).item() == pytest.approx(map_similarity(maps).item())
     assert math.isnan(map_similarity(maps[..., :1, :]).item())
-
-
-@pytest.mark.parametrize(
-    ("value", "word"),
-    [
-        (1.0, "the same map"),
-        (0.95, "nearly the same"),
-        (0.7, "differs a little"),
-        (0.5, "differs between"),
-        (math.nan, "too few"),
-    ],
-)
-def test_word(value, word):
-    assert similarity_word(value).startswith(word)
 
 
 def test_maps_of_a_block_bare_and_inside_a_gate():

@@ -79,7 +79,7 @@ def test_blocks_are_measured(tmp_path):
     whole = math.sqrt(sum(p.grad.square().sum().item() for p in twin.parameters()))
     entry = next(r["blocks"] for r in records(tmp_path) if "blocks" in r)
     assert entry["block"]["contribution"] == 0
-    assert entry["block"]["gradient"] == pytest.approx(float(twin.block.gamma.grad.abs()) / whole, rel=1e-4)
+    assert entry["block"]["gradient"] == pytest.approx((float(twin.block.gamma.grad.abs()) / whole) ** 2, rel=1e-4)
     assert entry["block"]["gamma"] == pytest.approx(-0.1 * float(twin.block.gamma.grad), rel=1e-4)
     assert entry["classifier"]["gamma"] is None
     assert entry["classifier"]["contribution"] is None  # of another shape than its input

@@ -7,7 +7,6 @@ from lookfar.diagnostics.maps import (
     map_similarity,
     own_class_share,
     query_independent_part,
-    similarity_word,
     why_no_maps,
 )
 from lookfar.diagnostics.samples import choose_images, collect_samples
@@ -21,6 +20,5 @@ __all__ = [
     "map_similarity",
     "own_class_share",
     "query_independent_part",
-    "similarity_word",
     "why_no_maps",
 ]

@@ -2,19 +2,18 @@
 
 Maps are (B, h, Q, M): a row holds the weights of one query over M keys. Nothing here needs more than O(Q M).
 :func:`map_similarity` is the plain mean cosine between *different* queries, which reads 1 for one map for all; GCNet's
-cosine distance counts each query with itself and halves: (1 - ((Q - 1) s + 1) / Q) / 2. :func:`own_class_share` is
+cosine distance counts each query with itself and halves: (1 - ((Q - 1) s + 1) / Q) / 2. It says nothing of what a block
+makes of its maps: unrelated soft maps are alike too, and a fixed filter has other maps for every query; what remains
+without them does (:mod:`lookfar.diagnostics.ablations`). :func:`own_class_share` is
 DNL's within-category idea among the labelled keys: times the weight on labelled keys it is the literature's label mass.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lookfar.blocks import block_info
-
-SAME, NEARLY, LITTLE = 0.99, 0.9, 0.6  # maps are never negative: even unrelated ones have a cosine well above 0
 
 
 def inner_block(module: nn.Module) -> nn.Module:
@@ -114,21 +113,6 @@ def similarity_from_sums(total: Tensor, count: Tensor) -> Tensor:
     n = count.double()
     pairs = n * (n - 1)
     return torch.where(pairs > 0, (total.square().sum(-1) - n) / pairs.clamp(min=1), torch.nan)
-
-
-def similarity_word(similarity: float) -> str:
-    """What a similarity between queries means, in words.
-
-    >>> similarity_word(1.0)
-    'the same map for every query'
-    """
-    if math.isnan(similarity):
-        return "too few queries to say"
-    if similarity >= SAME:
-        return "the same map for every query"
-    if similarity >= NEARLY:
-        return "nearly the same map for every query"
-    return "differs a little between queries" if similarity >= LITTLE else "differs between queries"
 
 
 def query_independent_part(maps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lookfar.study.candidates import is_reference, short_name
 from lookfar.study.comparisons import Difference
-from lookfar.study.judging import ABOUT_THE_GATE
+from lookfar.study.judging import ABOUT_THE_GATE, NOTHING
 from lookfar.study.prospects import failures_possible
 from lookfar.study.results import Results
 from lookfar.study.rows import Summary
@@ -52,6 +52,9 @@ def answer(results: Results) -> Answer:
         found = _too_few(done, seeds, results.plan.seeds)
     else:
         found = _no_gain(done, where, results.conclusions.terms.margin)
+    if about and about[0].startswith(NOTHING):
+        # a gain among networks that have learned nothing is none
+        found = Answer(about.pop(0), [f"{g.name}: {g.row.sentence}." for g in done[:3]])
     found.supports += about
     if out := [g.name for g in done if g.row.came_in.startswith("never")]:
         found.supports.append(f"{join(out)} never came in: {ABOUT_THE_GATE}.")

@@ -21,6 +21,7 @@ from lookfar.study.verdicts import Terms, against_control, judge, off_and_consta
 from lookfar.study.words import points, thousands
 
 CAME_IN = 0.02  # of the input: a block that adds less at the end has not come in
+NOTHING = "Nothing was learned"
 ABOUT_THE_GATE = "this says something about the gate and the budget, not about the block"
 
 
@@ -74,6 +75,7 @@ def conclude(
     groups: Groups,
     margin: float,
     latency: Mapping[str, Latency],
+    reach: float | None = None,
 ) -> tuple[list[Summary], Conclusions]:
     """Judge a study.
 
@@ -84,12 +86,13 @@ def conclude(
         groups: Of the validation images.
         margin: Differences within it are practically none.
         latency: Of the candidates that were measured.
+        reach: The learning rates of all steps, summed up; None where that is not known.
     """
     terms = Terms(margin=margin, where=f"on this one {groups.noun}" if groups.number == 1 else "")
     blocks = [name for name in candidates if not is_reference(name)]
     comparisons = Comparisons(measure(counts, mean_iou, groups.labels), "baseline", len(blocks))
     sizes = _sizes(trials)
-    rows = [_row(name, trials, comparisons, terms, sizes, latency.get(name)) for name in candidates]
+    rows = [_row(name, trials, comparisons, terms, sizes, latency.get(name), reach) for name in candidates]
     best = comparisons.best(blocks)
     sentences = _nothing_learned(rows, counts)
     if best is not None and any(row.verdict == "better" for row in rows if row.candidate in best.probabilities):
@@ -104,6 +107,7 @@ def _row(
     terms: Terms,
     sizes: Mapping[str, int],
     latency: Latency | None,
+    reach: float | None,
 ) -> Summary:
     own = [t for t in trials if t.candidate == name]
     done = [t for t in own if t.status == "done"]
@@ -115,7 +119,10 @@ def _row(
     control = _control_of(name, sizes)
     over = comparisons.difference(name, control) if there and control else None
     beside = against_control(over, terms, _called(sizes[name], sizes[control])) if over and control else ""
-    without, baseline = _without(done), comparisons.mean("baseline") if _is_there("baseline", comparisons) else None
+    without, baseline = (
+        _without(name, done),
+        comparisons.mean("baseline") if _is_there("baseline", comparisons) else None,
+    )
     iou = tuple(None if None in of_class else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
     return Summary(
         name, len(done), len(failed), failed[0].reason if failed else "",
@@ -128,7 +135,7 @@ def _row(
         _mean([t.seconds for t in done]),
         control, over, beside, of_one,
         trained_once(of_one, len(done)) if of_one and len(done) > 1 and not is_reference(name) else "",
-        _came_in(name, done), off_and_constant(without.off, without.constant, baseline and baseline.mean),
+        _came_in(name, done, reach), off_and_constant(without.off, without.constant, baseline and baseline.mean),
     )  # fmt: skip
 
 
@@ -136,11 +143,12 @@ def _is_there(name: str, comparisons: Comparisons) -> bool:
     return name in comparisons.measured.candidates
 
 
-def _without(done: Sequence[Trial]) -> Without:
+def _without(name: str, done: Sequence[Trial]) -> Without:
     """Means over the seeds."""
     of = [t.without for t in done]
+    reason = next((w.reason for w in of if w.reason), "")
     means = {kind: _mean([getattr(w, kind) for w in of]) for kind in ("mean_map", "other_map", "constant", "off")}
-    return Without(**means, reason=next((w.reason for w in of if w.reason), ""))
+    return Without(**means, reason=reason and ("plain convolutions have no maps" if is_reference(name) else reason))
 
 
 # ---- controls --------------------------------------------------------------------------------------------------------
@@ -182,10 +190,10 @@ def _nothing_learned(rows: Sequence[Summary], counts: Mapping[tuple[str, int], n
     means = [row.miou.mean for row in rows if row.miou is not None]
     if not means or not max(means) <= least:
         return []
-    return [f"Nothing was learned: no candidate beats always naming the commonest class ({points(least)} % mIoU)."]
+    return [f"{NOTHING}: no candidate beats always naming the commonest class ({points(least)} % mIoU)."]
 
 
-def _came_in(name: str, done: Sequence[Trial]) -> str:
+def _came_in(name: str, done: Sequence[Trial], reach: float | None) -> str:
     """Says so where a block added next to nothing at the end of training."""
     added = [t.contribution for t in done if t.contribution is not None]
     out = [share for share in added if share < CAME_IN]
@@ -195,7 +203,8 @@ def _came_in(name: str, done: Sequence[Trial]) -> str:
         return f"did not come in under {len(out)} of {len(added)} seeds: it added less than 2 % to its input at the end"
     most = max(out)
     added_at_most = f" (at the end it added {100 * most:.1f} % to its input)" if most >= 0.001 else ""
-    return f"never came in{added_at_most}: {ABOUT_THE_GATE}"
+    short = f"; the learning rates of all steps sum up to {reach:.2g} alone" if reach is not None and reach < 1 else ""
+    return f"never came in{added_at_most}: {ABOUT_THE_GATE}{short}"
 
 
 def _known(value: float) -> float | None:

@@ -64,6 +64,7 @@ def preflight(
     from lookfar.networks import resolve_place
     from lookfar.study.build import build_host, map_at, open_plan_data, put_in, weights_digest
     from lookfar.study.promises import check_block, check_host
+    from lookfar.training.optimization import learning_rate_sum
 
     data = open_plan_data(plan)
     for line in data.facts:
@@ -76,6 +77,13 @@ def preflight(
     if plan.groups is not None:
         note(f"Validation images by --groups: {groups_of(val_names, plan.groups)}.")
     check_host(plan, data)
+    reach = learning_rate_sum(plan.settings())
+    if reach < 1:
+        how = "" if plan.optimizer == "adamw" else ", times its gradient"
+        note(
+            f"The learning rates of all steps sum up to {reach:.2g}: a factor that starts at 0 and lets a block in "
+            f"moves about that far at most{how}, so blocks may not come in. More steps or a higher lr let them."
+        )
     host = build_host(plan, data, seed=0)
     plan = replace(plan, place=resolve_place(host, plan.place or host.place))
 
@@ -101,6 +109,7 @@ def preflight(
     first = wanted.get("control", 0)  # the others say in their names what they aim at
     facts = {
         "place": plan.place,
+        "sum_of_learning_rates": reach,
         "parameters": parameters,
         "data": {
             "name": data.name,

@@ -26,6 +26,7 @@ from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.latency import Latencies, load_latency
 from lookfar.study.mending import read_state
 from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.prospects import seeds_needed
 from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.scoring import load_counts, sum_confusion
 from lookfar.study.text import ABLATED, comparison, second_judge
@@ -131,13 +132,13 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
         for candidate in plan.candidates
         for seed in range(plan.seeds)
     ]
-    data = environment.get("data", {})
-    results = _judged(folder, plan, trials, data, "val")
-    return replace(results, also=_judged(folder, plan, trials, data, "also_val")) if plan.also_val else results
+    results = _judged(folder, plan, trials, environment, "val")
+    return replace(results, also=_judged(folder, plan, trials, environment, "also_val")) if plan.also_val else results
 
 
-def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any], judge: str) -> Results:
+def _judged(folder: Path, plan: Plan, trials: list[Trial], environment: dict[str, Any], judge: str) -> Results:
     """The trials as one of the two sets sees them."""
+    data, reach = environment.get("data", {}), environment.get("sum_of_learning_rates")
     counts, trials_scored = {}, []
     for trial in trials:
         path, ablations = (Path(trial.folder) / name for name in JUDGES[judge])
@@ -150,7 +151,9 @@ def _judged(folder: Path, plan: Plan, trials: list[Trial], data: dict[str, Any],
         trials_scored.append(trial)
     images = len(next(iter(counts.values()))) if counts else 0
     latency, groups_there = load_latency(folder), _groups(plan, data.get(f"{judge}_names"), images)
-    summaries, conclusions = conclude(plan.candidates, trials_scored, counts, groups_there, plan.margin, latency.of)
+    summaries, conclusions = conclude(
+        plan.candidates, trials_scored, counts, groups_there, plan.margin, latency.of, reach
+    )
     summaries.sort(key=_rank)
     classes = tuple(data.get("classes", ()))
     return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, latency, judge)
@@ -176,7 +179,7 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
         writer.writerow([_cell(v) for v in (*(getattr(trial, name) for name in head), *without, *ious)])
     write_text(path, text.getvalue())
     _write_table(
-        [_comparison_row(row) for row in results.summaries],
+        [_comparison_row(row, results.conclusions) for row in results.summaries],
         path.with_name(path.name.replace("results", "comparison")),
     )
     if rows := _class_rows(results):
@@ -209,8 +212,9 @@ def _class_rows(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _comparison_row(row: Summary) -> dict[str, Any]:
+def _comparison_row(row: Summary, conclusions: Conclusions) -> dict[str, Any]:
     d, over, one, time = row.difference, row.over_control, row.once, row.latency
+    best, needed = conclusions.best, seeds_needed(d, conclusions.terms.margin) if d and row.verdict == "open" else None
 
     def ends(name: str, of: Interval | Difference | None) -> dict[str, float | None]:
         return {f"{name} low": of.low if of else None, f"{name} high": of.high if of else None}
@@ -224,12 +228,17 @@ def _comparison_row(row: Summary) -> dict[str, Any]:
         "control": row.control, "over control": over.mean if over else None, **ends("over control", over),
         "wins": one.wins if one else None, "worst seed": one.worst if one else None,
         "probability of a better run": one.probability if one else None,
+        "failure rate possible": one.failures_possible if one else None,
+        "seeds that would show it, fewest": needed.fewest if needed else None,
+        "seeds that would show it, most": needed.most if needed else None,
+        "probability of being best": best.probabilities.get(row.candidate) if best else None,
         **{name: getattr(row.without, kind) for kind, name in ABLATED.items()}, "no map": row.without.reason,
         "parameters": row.parameters, "flops": row.flops,
         "ms": time.ms if time else None, "ms low": time.low if time else None, "ms high": time.high if time else None,
         "time ratio": time.ratio if time else None, "time ratio low": time.ratio_low if time else None,
         "time ratio high": time.ratio_high if time else None,
-        "network MB": row.memory_mb, "block MB": row.block_memory_mb,
+        "network MB": row.memory_mb, "block MB": row.block_memory_mb, "came in": row.came_in,
+        "study": " ".join(conclusions.sentences),
     }  # fmt: skip
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from lookfar.study.candidates import is_reference
 from lookfar.study.judging import Conclusions
 from lookfar.study.latency import Latency
+from lookfar.study.prospects import failures_possible
 from lookfar.study.rows import Summary
-from lookfar.study.words import points, three, unit
+from lookfar.study.words import counted, percent, points, three, unit
 
 NAMES = {"control": "control (conv)"}
 ABLATED = {"mean_map": "mean map", "other_map": "another image's map", "constant": "a constant", "off": "off"}
@@ -106,7 +107,22 @@ def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
             parts.append(f"{row.off_and_constant[0].upper()}{row.off_and_constant[1:]}.")
         if parts:
             lines.append(f"{NAMES.get(row.candidate, row.candidate)}: {' '.join(parts)}")
-    return lines
+    return [*lines, *small_print(rows, conclusions)]
+
+
+def small_print(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
+    """What every table should be read with: what was drawn again, what holds together, what its runs cannot exclude."""
+    groups, found = conclusions.groups, []
+    if groups.labels and groups.noun != "image":
+        found.append(f"Validated on {counted(len(groups.labels), 'image')}, {groups}.")
+    compared = [row.difference for row in rows if row.difference and not is_reference(row.candidate)]
+    if len(compared) > 1 and compared[0].seeds > 1:
+        found.append("Intervals against the baseline hold together in 19 of 20 studies.")
+    runs = min((d.seeds for d in compared), default=0)
+    if runs > 1:
+        possible = percent(failures_possible(runs))
+        found.append(f"{runs} runs of a block without a failure leave a failure rate up to {possible} possible.")
+    return [" ".join(found)] if found else []
 
 
 def _of_mean(row: Summary) -> str:

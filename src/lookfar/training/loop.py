@@ -38,7 +38,7 @@ from lookfar.training.environment import launch, quiet, reproducible, stop_on_si
 from lookfar.training.metrics import evaluate, scores
 from lookfar.training.modules import Task, running_average, synchronised
 from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
-from lookfar.training.probes import Probe, gradient_norm
+from lookfar.training.probes import Probe, gradient_square
 from lookfar.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -242,8 +242,8 @@ class _Run:
         self.window.append(loss.detach())
         shares = {}
         if watch:
-            whole = gradient_norm(self.network)
-            shares = {name: gradient_norm(p.module) / whole if whole else 0.0 for name, p in self.probes.items()}
+            whole = gradient_square(self.network)
+            shares = {name: gradient_square(p.module) / whole if whole else 0.0 for name, p in self.probes.items()}
         if settings.clip:
             fabric.clip_gradients(self.model, self.fabric_optimizer, max_norm=settings.clip, error_if_nonfinite=False)
         self.fabric_optimizer.step()

@@ -55,6 +55,11 @@ def schedule_factor(schedule: str, step: int, steps: int) -> float:
     return _cosine(1.0, 0.0, done) if schedule == "cosine" else (1 - done) ** 0.9
 
 
+def learning_rate_sum(settings: Settings) -> float:
+    """The learning rates of all steps, summed up: about as far as AdamW can move a parameter."""
+    return settings.lr * sum(schedule_factor(settings.schedule, step, settings.steps) for step in range(settings.steps))
+
+
 def _cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 

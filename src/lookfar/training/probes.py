@@ -38,7 +38,7 @@ class Probe:
         return float(values if values.numel() == 1 else values.abs().mean())
 
 
-def gradient_norm(module: nn.Module) -> float:
-    """Euclidean norm of all gradients of a module."""
-    norms = [p.grad.detach().float().norm() for p in module.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+def gradient_square(module: nn.Module) -> float:
+    """Squared Euclidean norm of all gradients of a module: those of parts sum up to the whole, as norms do not."""
+    squares = [p.grad.detach().float().square().sum() for p in module.parameters() if p.grad is not None]
+    return float(torch.stack(squares).sum()) if squares else 0.0
