@@ -112,7 +112,9 @@ def test_the_other_image_is_far_away():
 
 def test_damaged_files_hold_nothing(tmp_path):
     assert load_ablations(tmp_path / "ablations.npz") == ({}, "")
-    for content in (b"", b"PK", b"[1, 2]"):
+    save_ablations(tmp_path / "ablations.npz", {"off": np.zeros((2, 3, 4))}, "")
+    whole = (tmp_path / "ablations.npz").read_bytes()
+    for content in (b"", b"PK", b"[1, 2]", whole[:100], whole[:-30]):
         (tmp_path / "ablations.npz").write_bytes(content)
         assert load_ablations(tmp_path / "ablations.npz") == ({}, "")
         (tmp_path / "latency.json").write_bytes(content)

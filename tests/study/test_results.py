@@ -360,6 +360,7 @@ def test_terminal_report_and_csv_say_the_same(tmp_path):
             verdicts.add(row.verdict)
             of_csv = rows[row.candidate]
             assert of_csv["said"] == row.said
+            assert of_csv["study"] == " ".join(results.conclusions.sentences)
             assert row.said in re.sub(r"\s+", " ", terminal)
             assert row.said.removeprefix("failed: ").removesuffix(".") in page
             if row.miou is None:
@@ -445,7 +446,8 @@ def test_nothing_learned_is_said(tmp_path):
     said = "Nothing was learned: no candidate beats always naming the commonest class (45.0 % mIoU)."
     results = load(tmp_path)
     assert said in repr(results)
-    assert said in answer(results).supports
+    assert answer(results).headline == said
+    assert {row["study"] for row in csv.DictReader(_comparison(results).splitlines())} == {said}
 
 
 def test_a_block_that_never_came_in_is_told(study):
@@ -460,5 +462,9 @@ def test_a_block_that_never_came_in_is_told(study):
     about = "this says something about the gate and the budget, not about the block"
     assert row.came_in == f"never came in (at the end it added 1.9 % to its input): {about}"
     assert f"It {row.came_in}." in row.said
+    environment = json.loads((study / "environment.json").read_text())
+    (study / "environment.json").write_text(json.dumps(environment | {"sum_of_learning_rates": 0.304}))
+    said = load(study).summary("nonlocal").came_in
+    assert said == f"{row.came_in}; the learning rates of all steps sum up to 0.3 alone"
     (trial_folder(study, "nonlocal", 1) / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     assert load(study).summary("nonlocal").came_in.startswith("did not come in under 2 of 3 seeds")

@@ -1,5 +1,7 @@
 """A trial from inside: hosts that candidates share, failures in words."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,6 +69,21 @@ def test_check_fills_in_and_sizes_the_control():
     assert checked.control_parameters == parameters["nonlocal"]
     assert parameters["control"] == pytest.approx(parameters["nonlocal"], rel=0.05)
     assert 0.5 < parameters[other] / parameters[cbam] < 2
+
+
+def test_a_budget_too_small_for_any_gate_is_said_before_the_first_step():
+    def said(**entries):
+        lines = []
+        ready = preflight(replace(PLAN, **entries), lines.append)
+        return ready.facts["sum_of_learning_rates"], [line for line in lines if "learning rates" in line]
+
+    reach, lines = said(steps=100, lr=1e-3)
+    assert reach == pytest.approx(0.05, rel=0.05)  # on average about half of the highest
+    (line,) = lines
+    assert line.startswith("The learning rates of all steps sum up to 0.051: a factor that starts at 0")
+    reach, lines = said(steps=2000, lr=1e-2, schedule="poly")
+    assert reach > 1
+    assert lines == []
 
 
 def test_every_size_of_a_place_has_its_control():

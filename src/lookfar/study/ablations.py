@@ -150,7 +150,8 @@ def save_ablations(path: Path, counts: Mapping[str, np.ndarray], reason: str) ->
 def load_ablations(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """What :func:`save_ablations` wrote; nothing where there is no file, or none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open whose archive is damaged
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             counts = {kind: file[kind].astype(np.float64) for kind in KINDS if kind in file}
             return counts, str(file["reason"])
     except Exception:  # zip and numpy raise what they like at a damaged file; the study measures it again
