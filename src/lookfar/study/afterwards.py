@@ -61,10 +61,12 @@ def _trained(folder: Path, plan: Plan, data: "Data", candidate: str, seed: int) 
     from lookfar.training.checkpoints import load_tensors
 
     trial = trial_folder(folder, candidate, seed)
-    bare = replace(plan, pretrained=False, host_weights=None)  # the trial's own weights replace them
-    network = build_host(bare, data, seed)
-    size = read_json(trial / "config.json")["control_parameters"]
-    names = put_in(network, bare, Candidate.parse(candidate), data, seed, control_parameters=size)
+    config = read_json(trial / "config.json")
+    # the trial's own weights replace those that it started from
+    bare = replace(Plan.from_dict(config["plan"]), pretrained=False, host_weights=None)
+    network = build_host(bare, data, seed, study=folder)
+    size = config["control_parameters"]
+    names = put_in(network, bare, Candidate.parse(candidate), data, seed, control_parameters=size, study=folder)
     if plan.precision == "64-true":
         network.double()
     network.load_state_dict(load_tensors(trial / "final.safetensors"))
