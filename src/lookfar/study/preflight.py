@@ -1,7 +1,7 @@
 """The whole plan tried before the first step: names, options, data, host, places, every candidate for real."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ class ReadyPlan:
         facts: What ``environment.json`` says of data, place and candidates.
         data: The fingerprint of the data, for ``data.json``.
         host: Equal for hosts that start from equal weights; empty where these are drawn from the seed.
+        expected: Candidates -> seconds of a trial of each, by a measured step; see :mod:`lookfar.study.timing`.
     """
 
     plan: Plan
@@ -29,6 +30,7 @@ class ReadyPlan:
     facts: dict[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
     host: str = ""
+    expected: Callable[[Sequence[str]], dict[str, float]] = lambda _: {}
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -87,13 +89,17 @@ def preflight(
     host = build_host(plan, data, seed=0)
     plan = replace(plan, place=resolve_place(host, plan.place or host.place))
 
-    def added(candidate: Candidate, control_parameters: int = 0) -> int:
-        """Parameters that a candidate adds to the host, by putting it in."""
+    def built(candidate: Candidate, control_parameters: int = 0) -> tuple[Any, list[str]]:
+        """The host with a candidate in it, and the names of what was put in."""
         network = copy.deepcopy(host)
         try:
-            names = put_in(network, plan, candidate, data, seed=0, control_parameters=control_parameters)
+            return network, put_in(network, plan, candidate, data, seed=0, control_parameters=control_parameters)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{candidate} cannot go into {plan.host}: {' '.join(str(error).split())}") from error
+
+    def added(candidate: Candidate, control_parameters: int = 0) -> int:
+        """Parameters that a candidate adds to the host, by putting it in."""
+        network, names = built(candidate, control_parameters)
         return sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
 
     for candidate in candidates:
@@ -124,7 +130,13 @@ def preflight(
             "facts": list(data.facts),
         },
     }
-    return ReadyPlan(plan, data.task, first, facts, fingerprint(data), weights_digest(plan, host))
+
+    def expected(names: Sequence[str]) -> dict[str, float]:
+        from lookfar.study.timing import expected_seconds
+
+        return expected_seconds(names, lambda name: built(Candidate.parse(name), first)[0], plan, data)
+
+    return ReadyPlan(plan, data.task, first, facts, fingerprint(data), weights_digest(plan, host), expected)
 
 
 def _controls(

@@ -1,7 +1,7 @@
-"""What a running study shows: bars and the time left on a terminal, a line a trial elsewhere."""
+"""What a running study shows: bars and the time left on a terminal, two lines a trial elsewhere."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from rich.text import Text
 from lookfar.study.candidates import is_reference
 from lookfar.study.plan import Plan
 from lookfar.study.processes import RunningTrial
-from lookfar.study.words import counted, duration, points, thousands
+from lookfar.study.words import about, counted, duration, points, thousands
+
+SETTLED = 5.0  # seconds after which a trial's own pace says how long it takes
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -33,6 +35,8 @@ class Board:
         self.console = console or make_console()
         self._live: Live | None = None
         self._costs: dict[str, list[float]] = {}  # seconds of finished trials
+        self._expected: dict[str, float] = {}  # seconds of a trial, by a step measured before the start
+        self._told: set[int] = set()  # numbers of trials whose time was estimated in a line of its own
         self._steps = 0
         self._slots = 1
         self._noted: set[str] = set()  # remarks of trials that were shown already
@@ -67,9 +71,27 @@ class Board:
         """One line of what was found."""
         self.console.print(f"  {line}", soft_wrap=True)
 
-    def begin(self, plan: Plan, task: str, total: int, missing: int, slots: int) -> None:
-        """What is about to happen."""
-        self._steps, self._slots = plan.steps or 0, slots
+    def begin(
+        self,
+        plan: Plan,
+        task: str,
+        total: int,
+        trials: Sequence[RunningTrial],
+        slots: int,
+        expected: Mapping[str, float] | None = None,
+    ) -> None:
+        """What is about to happen, and how long it will take.
+
+        Args:
+            plan: Of the study.
+            task: What is to be learned.
+            total: Trials of the plan.
+            trials: Those that are missing.
+            slots: How many run side by side.
+            expected: Seconds of a trial of each candidate, where they are known.
+        """
+        self._steps, self._slots, self._expected = plan.steps or 0, slots, dict(expected or {})
+        missing = len(trials)
         for sentence in task.replace(". ", ".\n").splitlines():
             self.console.print(f"  {sentence}", soft_wrap=True)
         side = f"{min(slots, missing)} at a time" if min(slots, missing) > 1 else "one at a time"
@@ -78,8 +100,10 @@ class Board:
             self.console.print(f"  all {total} trials are there")
         else:
             there = f", {total - missing} of {total} are there" if missing < total else ""
-            trials = f"{counted(missing, 'trial')} of {counted(self._steps, 'step')} to run"
-            self.console.print(f"  {trials}, {side}{where}{there}", soft_wrap=True)
+            run = f"{counted(missing, 'trial')} of {counted(self._steps, 'step')} to run"
+            left = self._left([], trials)
+            takes = f" · {about(left)}" if left is not None else ""
+            self.console.print(f"  {run}, {side}{where}{there}{takes}", soft_wrap=True)
         self.console.print()
 
     def __enter__(self) -> "Board":
@@ -96,6 +120,7 @@ class Board:
     def show(self, running: Sequence[RunningTrial], waiting: Sequence[RunningTrial]) -> None:
         """Draw the running trials and the time left."""
         if self._live is None:
+            self._tell(running, waiting)
             return
         grid = Table.grid(padding=(0, 2))
         grid.add_column()
@@ -111,6 +136,21 @@ class Board:
         more = f"{counted(len(waiting), 'trial')} to come" if waiting else "the last trials"
         lines.append(Text(f"  {more}" + (f" · about {duration(left)} left" if left is not None else ""), style="dim"))
         self._live.update(Group(*lines), refresh=True)
+
+    def _tell(self, running: Sequence[RunningTrial], waiting: Sequence[RunningTrial]) -> None:
+        """Where no bars are drawn: one line a trial, as soon as its own pace says how long it takes."""
+        for trial in running:
+            left = self._trial_left(trial)
+            if left is None or trial.number in self._told or trial.paced is None:
+                continue
+            if trial.step < self._steps / 20 or time.monotonic() - trial.paced[1] < SETTLED:
+                continue
+            self._told.add(trial.number)
+            everything = self._left(running, waiting)
+            rest = f", {about(everything)} for all" if everything is not None else ""
+            at = f"step {thousands(trial.step)}/{thousands(self._steps)}"
+            line = f"  seed {trial.seed}  {trial.candidate:<22}  {at}   {duration(left)} left{rest}"
+            self.console.print(line, soft_wrap=True)
 
     def _row(self, trial: RunningTrial) -> list[RenderableType]:
         steps = f"{thousands(trial.step)}/{thousands(self._steps)}"
@@ -160,9 +200,13 @@ class Board:
         }
         finished = {name: sum(costs) / len(costs) for name, costs in self._costs.items()}
         costs = known | finished
+        # what was measured before the start holds for a machine at rest: trials side by side may be slower
+        both = [name for name in costs if name in self._expected]
+        slower = sum(costs[name] for name in both) / sum(self._expected[name] for name in both) if both else 1.0
+        costs = {name: slower * seconds for name, seconds in self._expected.items()} | costs
         if not costs:
             return None
         usual = sum(costs.values()) / len(costs)
-        now = [left if (left := lefts[t.number]) is not None else usual for t in running]
+        now = [left if (left := lefts[t.number]) is not None else costs.get(t.candidate, usual) for t in running]
         later = [costs.get(t.candidate, usual) for t in waiting]
         return max(max(now, default=0.0), (sum(now) + sum(later)) / self._slots)

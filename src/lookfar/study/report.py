@@ -24,6 +24,7 @@ from lookfar.study.confusion import confusion
 from lookfar.study.curves import Curves, Line, stacked, thin
 from lookfar.study.gallery import DETAILS, Gallery
 from lookfar.study.intervals import Interval
+from lookfar.study.provenance import readable
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.text import ABLATED, ratio_words
@@ -146,7 +147,10 @@ class _View:
         self.shorts = short_names(names)
         self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"(?=[(@])", name))
         devices = [read_if_whole(Path(t.folder) / "result.json").get("device") for t in results.trials]
-        self.facts = facts(results, next((str(d) for d in devices if d), ""))
+        paths = self.environment.get("paths") or {}
+        self.data_name = readable(self.plan.data, paths)
+        self.command = readable(str(self.environment.get("command", "")), paths)
+        self.facts = [readable(fact, paths) for fact in facts(results, next((str(d) for d in devices if d), ""))]
         drawn = [bar for s in results.summaries if (bar := _bar(s))]
         scale = charts.forest_range([(min(bar.low, *bar.dots), max(bar.high, *bar.dots)) for bar in drawn])
         self.axis = charts.forest_axis(scale) if drawn else None
@@ -175,8 +179,8 @@ class _View:
         self.classes_note = classes_note(results)
         self.confusions = self._confusions()
         self.limits = limits(results)
-        self.plan_text = (results.folder / "study.yaml").read_text(encoding="utf-8").strip()
-        self.made = made(self.environment)
+        self.plan_text = readable((results.folder / "study.yaml").read_text(encoding="utf-8").strip(), paths)
+        self.made = [(name, readable(value, paths)) for name, value in made(self.environment)]
 
     def _also(self) -> dict[str, Any] | None:
         """The comparison on the second set."""

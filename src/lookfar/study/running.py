@@ -26,6 +26,7 @@ from lookfar.study.mending import WEIGHTS, State, read_state
 from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
+from lookfar.study.provenance import commit, machine, readable_paths
 from lookfar.study.results import Results, load, write_csv
 from lookfar.study.sources import keep as keep_sources
 from lookfar.study.words import counted, join, thousands
@@ -92,12 +93,16 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
         if damaged := states[trial.number].damaged:
             again = "trained again from its last checkpoint" if WEIGHTS in damaged else "made again from its weights"
             board.note(f"{trial.candidate} seed {trial.seed}: {join(damaged)} damaged, {again}.")
-    board.begin(plan, ready.task, len(trials), len(missing), len(slots))
+    expected = {}
+    if missing:
+        with board.waiting("measuring a step of every candidate"):
+            expected = ready.expected(list(dict.fromkeys(t.candidate for t in missing)))
+    board.begin(plan, ready.task, len(trials), missing, len(slots), expected)
     if not missing:
         return
     for trial in missing:
         _prepare(trial, ready, states[trial.number])
-    environment = _environment(folder, ready.facts, min(len(slots), len(missing)))
+    environment = _environment(folder, plan, ready.facts, min(len(slots), len(missing)))
     started = time.monotonic()
     try:
         Scheduler(missing, slots, board, len(trials)).run()
@@ -307,7 +312,7 @@ def _cores() -> int:
     return cores
 
 
-def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str, Any]:
+def _environment(folder: Path, plan: Plan, facts: dict[str, Any], workers: int) -> dict[str, Any]:
     """What ``environment.json`` says; the first run's command and start stay."""
     before = read_if_whole(folder / "environment.json")
     runs = before.pop("sittings", 0)  # its name in folders that an earlier version began
@@ -321,6 +326,9 @@ def _environment(folder: Path, facts: dict[str, Any], workers: int) -> dict[str,
         "command": before.get("command") or _command(),
         "versions": {"python": platform.python_version(), **packages},
         "platform": platform.platform(),
+        "machine": machine(),
+        "commit": commit(),
+        "paths": readable_paths([plan.data, plan.val, plan.also_val, plan.host_weights, str(folder)]),
         "cores": _cores(),
         "workers": workers,
         "started": before.get("started") or _now(),

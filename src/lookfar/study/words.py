@@ -119,6 +119,17 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def about(seconds: float) -> str:
+    """A time that is not known exactly.
+
+    >>> about(42), about(340), about(9000)
+    ('about 40 s', 'about 6 min', 'about 2.5 h')
+    """
+    if seconds < 90:
+        return f"about {max(round(seconds / 10), 1) * 10} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
 def unit(counts: Sequence[int | None]) -> tuple[str, float]:
     """Thousands or millions, one for a whole column of parameter counts: its letter and its size."""
     return ("M", 1e6) if max((n for n in counts if n), default=0) >= 1e6 else ("k", 1e3)
