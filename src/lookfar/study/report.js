@@ -263,7 +263,7 @@ function colour(value) {
 for (const figure of document.querySelectorAll("figure[data-curves]")) curves(figure);
 
 function curves(figure) {
-  const svg = figure.querySelector("svg"), { plots, left, right, last } = JSON.parse(figure.dataset.curves);
+  const svg = figure.querySelector("svg.chart"), { plots, left, right, last } = JSON.parse(figure.dataset.curves);
   const steps = plots.reduce((a, p) => (p.steps.length > a.length ? p.steps : a), []);
   if (!steps.length) return;
   const readout = figure.querySelector(".readout"), marks = [];
