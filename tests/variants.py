@@ -12,7 +12,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"mode": "gaussian", "heads": 2, "subsample": 2, "norm_layer": None},
         {"mode": "dot_product", "subsample": 2, "subsample_order": "before", "heads": 2, "bias": False},
         {"mode": "concatenation", "subsample": 2, "heads": 2},
-        {"normalization": "double", "projections": "around", "dims": 1},
+        {"normalization": "double", "projections": "around", "dims": 1, "subsample": 2},
         {"normalization": "sigmoid", "share_query_key": True, "scale": 2.0, "dims": 3, "subsample": 2},
     ],
     "global_context": [
@@ -80,6 +80,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "symbolic_graph_reasoning": [
         {"nodes": 5, "inner_channels": 7, "mapping": m, "reasoning": m != "nodes", "normalize": m == "product"}
+        | ({"dims": 3} if m == "product" else {})
         for m in ("pixels", "nodes", "product")
     ],
     "adaptive_context": [{"bins": (1, 3), "fusion": False, "norm_layer": None, "act_layer": nn.GELU}],
@@ -100,6 +101,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "object_contextual": [
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
         {"dilations": (1, 2), "bias": False, "reasoning": False},
+        {"dims": 1, "subsample": 2},
+        {"dims": 3, "subsample": 2},
     ],
     "pointwise_spatial_attention": [
         {"mode": "distribute", "shrink_factor": 1, "mask_size": (5, 4), "normalization": "none"},
@@ -116,13 +119,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         },
         {"mode": "asp", "dilations": (1, 2), "sizes": (2, 1), "branch_channels": 6},
         {"heads": 2, "projections": "around", "normalization": "none"},
+        {"dims": 1},
+        {"dims": 3, "variant": "openseg", "mode": "context"},
     ],
     "feature_denoising": [
         {"filter": "dot", "embed": False, "heads": 2},
         {"filter": "bilateral_gaussian", "inner_channels": 6, "heads": 2, "share_query_key": True},
         {"filter": "mean", "kernel_size": 5},
         {"filter": "median"},
-        {"filter": "none"},
+        {"filter": "none", "dims": 1},
+        {"filter": "dot", "dims": 3, "heads": 2},
     ],
     "relation": [
         {"heads": 2, "inner_channels": 6, "position_channels": 16, "share_query_key": True},

@@ -9,9 +9,9 @@ from lookfar import create_block, insert, list_blocks
 from lookfar.blocks import block_info
 from lookfar.blocks._layers import CONV
 
-OF_ALL = [name for name in list_blocks(kind="context") if "dims" in block_info(name).options]
+ON_MAPS = [name for name in list_blocks() if block_info(name).kind not in ("tokens", "region")]
+OF_ALL = [name for name in ON_MAPS if "dims" in block_info(name).options]
 WITH_AXES = {"criss_cross"}  # these know them, but not how many there are
-OTHERS = [name for name in list_blocks() if block_info(name).kind not in ("tokens", "region") and name not in OF_ALL]
 NORMS = {name: {"norm_layer": nn.BatchNorm2d} for name in OF_ALL if "norm_layer" in block_info(name).options}
 
 
@@ -32,10 +32,11 @@ def assert_same_in(name: str, dims: int, shape: tuple[int, ...], **options: obje
         m.train(train)
         x = torch.randn(2, 16, 4, 6, dtype=torch.float64, requires_grad=True)
         z = x.detach().reshape(2, 16, *shape).requires_grad_()
+        rest = [torch.randn(2, 5, 4, 6, dtype=torch.float64)] if name == "object_contextual" else []
         found = []
         for module, features in ((m, x), (other, z)):
             torch.manual_seed(0)
-            (y,) = outputs(module, (features,))
+            (y,) = outputs(module, (features, *(r.reshape(*r.shape[:2], *features.shape[2:]) for r in rest)))
             y.mul(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
             found.append(y)
         assert_same(name, found[1].reshape(x.shape), found[0])
@@ -64,7 +65,30 @@ def test_a_map_is_a_sequence_of_positions_and_a_clip(name: str) -> None:
     assert_same_in(name, 3, (2, 3, 4))
 
 
-@pytest.mark.parametrize("name", [*OF_ALL, *OTHERS])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("object_context", {"mode": "context", "sizes": (1, 2)}), ("object_contextual", {"subsample": 2})],
+)
+def test_a_map_is_pooled_and_resized_as_one_image_of_a_clip(name: str, options: dict[str, object]) -> None:
+    assert_same_in(name, 3, (1, 4, 6), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "cure"),
+    [
+        ("object_context", {"mode": "pyramid"}, "base and context take any"),
+        ("object_context", {"mode": "asp"}, "base and context take any"),
+        ("object_contextual", {"dilations": (1, 2)}, "without them"),
+        ("feature_denoising", {"filter": "median"}, "gaussian, dot and none take any"),
+        ("feature_denoising", {"filter": "bilateral_dot"}, "gaussian, dot and none take any"),
+    ],
+)
+def test_what_works_in_windows_says_what_does_not(name: str, options: dict[str, object], cure: str) -> None:
+    with pytest.raises(ValueError, match=rf"works on maps \(B, C, H, W\), got dims=3: {cure}"):
+        create_block(name, 16, dims=3, **options)
+
+
+@pytest.mark.parametrize("name", ON_MAPS)
 def test_other_axes_are_refused_in_one_line(name: str) -> None:
     options = {"dims": 2} if name in OF_ALL else {}
     m = create_block(name, 16, **options).eval()
@@ -78,7 +102,7 @@ def test_other_axes_are_refused_in_one_line(name: str) -> None:
         assert (f"dims={len(shape) - 2}" in message) == (name in OF_ALL)
 
 
-@pytest.mark.parametrize("name", ["channel_attention", "squeeze_excitation"])
+@pytest.mark.parametrize("name", ["channel_attention", "squeeze_excitation", "symbolic_graph_reasoning"])
 def test_without_layers_of_axes_any_map_is_taken(name: str) -> None:
     m = create_block(name, 16)
     for shape in ((2, 16, 7), (2, 16, 6, 5), (2, 16, 3, 4, 5), (2, 16, 1, 2, 3, 4)):
@@ -96,9 +120,12 @@ def test_insertion_finds_the_axes_or_refuses(dims: int) -> None:
         host = nn.Sequential(CONV[dims](3, 16, 1), nn.ReLU()).eval()
         x = torch.randn(2, 3, *size)
         want = host(x)
-        if name in OF_ALL:
+        if name == "criss_cross" and dims == 1:
+            with pytest.raises(ValueError, match=r"position_attention\(dims=1\)"):
+                insert(host, name, at="0", example=x)
+        elif name in OF_ALL:
             insert(host, name, at="0", example=x)
             assert torch.equal(host(x), want)
         else:
-            with pytest.raises(ValueError, match=rf"{name} takes maps \(B, C, H, W\)"):
+            with pytest.raises(ValueError, match=rf"{name} takes maps \(B, C, H, W\), .* the option dims take"):
                 insert(host, name, at="0", example=x)

@@ -19,7 +19,8 @@ BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
     3: nn.BatchNorm3d,
 }
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+DROPOUT: dict[int, Callable[..., nn.Module]] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class Placement(TypedDict, total=False):
@@ -67,7 +68,20 @@ def max_pool(x: Tensor, stride: int) -> Tensor:
     strides = pool_stride(tuple(x.shape[2:]), stride)
     if all(s == 1 for s in strides):
         return x
-    return _MAX_POOL[len(strides)](x, strides, strides)
+    if len(strides) == 1:  # as a map of one row: torch's own pool of sequences fixes their length in exported programs
+        return F.max_pool2d(x.unsqueeze(2), (1, *strides), (1, *strides)).squeeze(2)
+    return (F.max_pool2d if len(strides) == 2 else F.max_pool3d)(x, strides, strides)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A map ``(B, C, *S)``, interpolated linearly, corners on corners."""
+    return F.interpolate(x, tuple(size), mode=_LINEAR[x.dim() - 2], align_corners=True)
+
+
+def only_on_images(dims: int, what: str, others: str) -> None:
+    """Raise a ValueError where ``dims`` asks for other maps than ``what`` has a meaning on; ``others`` take them."""
+    if dims != 2:
+        raise ValueError(f"{what} works on maps (B, C, H, W), got {dims=}: {others}")
 
 
 def zero_(module: M) -> M:

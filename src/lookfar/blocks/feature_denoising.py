@@ -14,9 +14,9 @@ from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, Placement, normal_, zero_
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, norm_of, normal_, only_on_images, zero_
 from lookfar.blocks._projections import PairwiseAttention, Switches, reduced
-from lookfar.ops._layout import match_format
+from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened
 from lookfar.ops.neighborhood import neighborhood, neighborhood_rows, neighborhood_weights
 
@@ -70,11 +70,11 @@ class FeatureDenoising(PairwiseAttention):
         kernel_size: k, odd, of the local filters.
         norm_layer: After the convolution.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``; the local filters have two
 
     Raises:
-        ValueError: An unknown filter, an even window, heads that do not divide the widths or have nothing to divide,
-            a shared projection where there are none.
+        ValueError: An unknown filter, a local one on other axes, an even window, heads that do not divide the
+            widths or have nothing to divide, a shared projection where there are none.
 
     Example:
         >>> block = FeatureDenoising(16)
@@ -95,6 +95,7 @@ class FeatureDenoising(PairwiseAttention):
         kernel_size: Odd = 3,
         norm_layer: Norm = nn.BatchNorm2d,
         zero_init: bool = True,
+        dims: Dims = 2,
         **dd: Unpack[Placement],
     ) -> None:
         weighs = filter not in ("mean", "median", "none")
@@ -105,15 +106,17 @@ class FeatureDenoising(PairwiseAttention):
             raise ValueError(f"heads: {filter=} treats every channel alike or by itself and has none, got {heads}")
         if share_query_key and not embed:
             raise ValueError(f"share_query_key: {filter=}, {embed=} has no projections of queries and keys")
+        if filter not in ("gaussian", "dot", "none"):
+            only_on_images(dims, f"{filter=}", "gaussian, dot and none take any")
         switches = Switches(heads, "none" if filter.endswith("dot") else "softmax", share_query_key)
-        layer = partial(nn.Conv2d, channels, inner, 1, bias=False, **dd)
+        layer = partial(CONV[dims], channels, inner, 1, bias=False, **dd)
         super().__init__(switches, (lambda: normal_(layer())) if embed else None, None)
         self.filter = filter
         self.scale = 1.0 if filter.endswith("dot") else (inner // heads) ** -0.5
-        self.kernel_size = 1 if filter == "none" else kernel_size
-        self.project = nn.Conv2d(channels, channels, 1, bias=False, **dd)
+        self.kernel_size = kernel_size
+        self.project = CONV[dims](channels, channels, 1, bias=False, **dd)
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
-        self.norm = norm_layer(channels, **dd)
+        self.norm = norm_of(norm_layer, dims)(channels, **dd)
         if zero_init:
             zero_(self.norm)
         if filter == "median":
@@ -124,7 +127,9 @@ class FeatureDenoising(PairwiseAttention):
         return {k: v.permute(3, 2, 0, 1) if v.dim() == 4 and v.shape[:2] == (1, 1) else v for k, v in state.items()}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.filter in ("mean", "none"):
+        if self.filter == "none":
+            return self._finish_map(x, x)
+        if self.filter == "mean":
             k = self.kernel_size
             return self._finish_map(x, F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False))
         if self.filter == "median":
@@ -139,8 +144,11 @@ class FeatureDenoising(PairwiseAttention):
         """Weights ``(B, h, Q, N)`` of the flat query positions ``(Q,)``, of all when None."""
         if self.filter in ("gaussian", "dot"):
             return super().attention(x, queries)
+        if self.filter == "none":
+            own = torch.eye(positions(x), dtype=x.dtype, device=x.device)
+            return (own if queries is None else own[queries]).expand(len(x), 1, -1, -1)
         q, k, _ = self._maps(x)
-        if self.filter in ("mean", "none"):
+        if self.filter == "mean":
             q = k = torch.zeros_like(x[:, :1])
         q, k = (t.unflatten(1, (self.heads, -1)) for t in (q, k))
         weights = neighborhood_weights(q, k, **self._window())

@@ -9,13 +9,28 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, max_pool, normed, projected, projection, zero_
+from lookfar.blocks._layers import (
+    CONV,
+    DROPOUT,
+    ConvNorm,
+    Dims,
+    Form,
+    Norm,
+    Placement,
+    max_pool,
+    norm_of,
+    normed,
+    only_on_images,
+    projected,
+    projection,
+    resized,
+    zero_,
+)
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import from_blocks, to_blocks, to_map, to_tokens
@@ -56,18 +71,20 @@ class ObjectAttention(PairwiseAttention):
         grid: int = 1,
         deep: bool,
         switches: Switches,
+        dims: Dims,
         **layers: Any,
     ) -> None:
+        layers["dims"] = dims
         dd: Placement = {k: layers[k] for k in ("device", "dtype") if k in layers}  # type: ignore[assignment]
 
         def projection() -> nn.Sequential:
             first = ConvNorm(channels, inner, bias=True, **layers)
             return nn.Sequential(first, ConvNorm(inner, inner, bias=True, **layers)) if deep else nn.Sequential(first)
 
-        super().__init__(switches, projection, partial(nn.Conv2d, channels, value_channels, 1, **dd), kept="key")
+        super().__init__(switches, projection, partial(CONV[dims], channels, value_channels, 1, **dd), kept="key")
         self.stride, self.grid = stride, grid
         self.scale = (inner // switches.heads) ** -0.5
-        self.mix = nn.Conv2d(value_channels, out_channels, 1, **dd)
+        self.mix = CONV[dims](value_channels, out_channels, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
@@ -77,7 +94,7 @@ class ObjectAttention(PairwiseAttention):
                 self.key(x)
         whole = self.grid == 1
         y = super().forward(x) if whole else self._finish_map(x, self._in_blocks(*self._queries_keys_values(x)))
-        return F.interpolate(y, size, mode="bilinear", align_corners=True) if self.stride > 1 else y
+        return resized(y, size) if self.stride > 1 else y
 
     def weights(self, x: Tensor) -> Tensor:
         """``(B, h, N, N)`` over the map that it sees, exactly zero between blocks of the grid."""
@@ -137,9 +154,9 @@ class ObjectAttention(PairwiseAttention):
 class NormAct(nn.Module):
     """A normalisation and an activation."""
 
-    def __init__(self, channels: int, *, norm_layer: Norm, act_layer: Norm, **dd: Any) -> None:
+    def __init__(self, channels: int, *, norm_layer: Norm, act_layer: Norm, dims: Dims, **dd: Any) -> None:
         super().__init__()
-        self.norm, self.act = norm_layer(channels, **dd), act_layer()
+        self.norm, self.act = norm_of(norm_layer, dims)(channels, **dd), act_layer()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(normed(self.norm, x))
@@ -207,10 +224,11 @@ class ObjectContext(nn.Module):
             activation as the keys' has, whose result is all three.
         norm_layer: After the convolutions, before their activation.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims`` in ``base`` and ``context``
 
     Raises:
-        ValueError: An unknown choice, heads that do not divide the widths, choices that exclude each other.
+        ValueError: An unknown choice, other axes than the mode has, heads that do not divide the widths,
+            choices that exclude each other.
 
     Example:
         >>> block = ObjectContext(16)
@@ -239,13 +257,22 @@ class ObjectContext(nn.Module):
         norm_layer: Norm = nn.BatchNorm2d,
         form: Form = "block",
         zero_init: bool = True,
+        dims: Dims = 2,
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
+        if mode not in ("base", "context"):
+            only_on_images(dims, f"{mode=}", "base and context take any")
         act = partial(nn.LeakyReLU, 0.01) if variant == "ocnet" else nn.ReLU
         share = (variant, projections) == ("ocnet", "inside") if share_query_key is None else share_query_key
         switches = Switches(heads, normalization, share, projections)
-        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act, "zero_init": zero_init, **dd}
+        layers: dict[str, Any] = {
+            "norm_layer": norm_layer,
+            "act_layer": act,
+            "zero_init": zero_init,
+            "dims": dims,
+            **dd,
+        }
         widths = inner_channels, value_channels, branch_channels
         self.mode, self.published = mode, form == "published"
         self.variant: Variant = variant
@@ -256,8 +283,8 @@ class ObjectContext(nn.Module):
             out = self._add_branches(channels, widths, dilations, switches, **layers)
         else:
             out = self._add_contexts(channels, out_channels or channels, widths, switches, **layers)
-        self.dropout = nn.Dropout2d(dropout)
-        self.project = projection(form, out, channels, zero_init=zero_init, **dd)
+        self.dropout = DROPOUT[dims](dropout)
+        self.project = projection(form, out, channels, zero_init=zero_init, dims=dims, **dd)
 
     def _add_branches(
         self,

@@ -14,7 +14,17 @@ from typing_extensions import Unpack
 
 from lookfar._options import Positive, Share, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, Placement, max_pool, on_descriptors
+from lookfar.blocks._layers import (
+    DROPOUT,
+    ConvNorm,
+    Dims,
+    Norm,
+    Placement,
+    max_pool,
+    on_descriptors,
+    only_on_images,
+    resized,
+)
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
@@ -105,7 +115,8 @@ class ObjectContextual(nn.Module):
         dropout: Of the last map, in training.
         norm_layer: After every convolution; None for none.
 
-    Shape: ``(B, C, H, W), (B, K, H, W) -> (B, out_channels, H, W)``, the second are the raw logits of K classes
+    Shape: ``(B, C, *S), (B, K, *S) -> (B, out_channels, *S)``, the second are the raw logits of K classes; one, two or
+        three axes by ``dims``
 
     Raises:
         ValueError: Heads that do not divide the inner channels; an unknown ``normalization``; without ``reasoning``
@@ -116,6 +127,8 @@ class ObjectContextual(nn.Module):
         >>> block(torch.randn(2, 16, 6, 5), torch.randn(2, 5, 6, 5)).shape
         torch.Size([2, 16, 6, 5])
     """
+
+    dims: Dims
 
     def __init__(
         self,
@@ -133,10 +146,11 @@ class ObjectContextual(nn.Module):
         bias: bool = True,
         dropout: Share = 0.0,
         norm_layer: Norm | None = nn.BatchNorm2d,
+        dims: Dims = 2,
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, **dd}
+        layers: dict[str, Any] = {"bias": bias, "norm_layer": norm_layer, "act_layer": nn.ReLU, "dims": dims, **dd}
         width = channels if dilations is None else branch_channels or max(channels // 2, 1)
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
         divides("heads", heads, inner_channels=inner)
@@ -154,9 +168,10 @@ class ObjectContextual(nn.Module):
         self.value = ConvNorm(width, inner, **layers)
         self.mix = ConvNorm(inner, width, **layers)
         if dilations is not None:
+            only_on_images(dims, "dilations", "without them any axes do")
             self._add_branches(channels, width, dilations, **layers)
         self.fuse = ConvNorm(width * (2 if dilations is None else 2 + len(dilations)), out, **layers)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = DROPOUT[dims](dropout)
 
     def _add_branches(self, channels: int, width: int, dilations: Sequence[int], **layers: Any) -> None:
         """Convolutions beside the relation, which then works on a narrowed map."""
@@ -210,7 +225,7 @@ class ObjectContextual(nn.Module):
         if weights is None:
             seen = max_pool(pixels, self.subsample)
             weights = self._attention(seen, regions)
-        values = self.value(regions[..., None])[..., 0].unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
+        values = self.value(self._as_map(regions)).flatten(2).unflatten(1, (self.heads, -1))  # (B, h, D/h, K)
         with without_autocast(pixels):
             values = widened(values)
             # a head's values stand in its own channels, so that one convolution serves all heads
@@ -219,7 +234,7 @@ class ObjectContextual(nn.Module):
             context = on_descriptors(self.mix, weights.transpose(1, 2).flatten(2), columns, tuple(seen.shape[2:]))
         context = context.to(pixels.dtype)
         if context.shape[2:] != pixels.shape[2:]:
-            context = F.interpolate(context, pixels.shape[2:], mode="bilinear", align_corners=True)
+            context = resized(context, pixels.shape[2:])
         return context
 
     def maps(self, x: Tensor, logits: Tensor) -> Tensor:
@@ -229,10 +244,14 @@ class ObjectContextual(nn.Module):
         pixels = x if self.first is None else self.first(x)
         return self._attention(max_pool(pixels, self.subsample), self.regions(pixels, logits))
 
+    def _as_map(self, regions: Tensor) -> Tensor:
+        """``(B, C, K)`` as a map of K positions with as many axes as the block's maps."""
+        return regions.unflatten(2, (-1, *[1] * (self.dims - 1)))
+
     def _attention(self, pixels: Tensor, regions: Tensor) -> Tensor:
         assert self.query is not None
         assert self.key is not None
-        q, k = to_tokens(self.query(pixels), self.heads), to_tokens(self.key(regions[..., None]), self.heads)
+        q, k = to_tokens(self.query(pixels), self.heads), to_tokens(self.key(self._as_map(regions)), self.heads)
         return attention_weights(q, k, scale=q.shape[-1] ** -0.5, normalization=self.normalization)
 
 

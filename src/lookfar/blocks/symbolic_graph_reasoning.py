@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement
+from lookfar.blocks._layers import Dims, Placement
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -60,8 +60,9 @@ class SymbolicGraphReasoning(nn.Module):
         normalize: Divide the votes by N; wanted wherever the input size is not fixed.
         reasoning: The graph convolution; off, the symbols answer with what they gathered.
         zero_init: Start as the identity (gamma 0).
+        dims: Spatial axes of the map: 1, 2 or 3; None takes any.
 
-    Shape: ``(B, C, H, W) -> (B, C, H, W)``
+    Shape: ``(B, C, *S) -> (B, C, *S)``
 
     Example:
         >>> block = SymbolicGraphReasoning(16)
@@ -84,6 +85,7 @@ class SymbolicGraphReasoning(nn.Module):
         normalize: bool = False,
         reasoning: bool = True,
         zero_init: bool = True,
+        dims: Dims | None = None,
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()

@@ -99,7 +99,10 @@ def _with_dims(info: BlockInfo, options: dict[str, Any], dims: int, place: str, 
     if "dims" in info.options:
         return {"dims": dims, **options}
     if dims != 2:
-        raise ValueError(f"{info.name} takes maps (B, C, H, W), {place} gives {tuple(x.shape)}")
+        raise ValueError(
+            f"{info.name} takes maps (B, C, H, W), {place} gives {tuple(x.shape)}: nonlocal and others with the option "
+            "dims take them"
+        )
     return options
 
 
