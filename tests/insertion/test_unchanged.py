@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lookfar import insert, remove
 from lookfar.blocks import block_info, list_blocks
-from lookfar.insertion import Gated, insertions, switched_off
+from lookfar.insertion import Gated, insertions, switched_off, verify
 
 
 @pytest.mark.parametrize("features_only", [False, True], ids=["plain", "features_only"])
@@ -142,6 +142,25 @@ def test_a_module_that_runs_all_its_children() -> None:
         net[0].second.identical.scale.fill_(1.0)
     net(images())
     assert net[0].second.identical.calls > 0
+
+
+def test_a_stage_whose_children_the_network_runs() -> None:
+    """A block that is kept beside them would run as one of them, and again behind the norm."""
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Module()
+            self.stage.conv, self.stage.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for child in self.stage.children():
+                x = child(x)
+            return x
+
+    net = Host()
+    insert(net, Identical, at="stage.norm", example=images())
+    assert verify(net, images()) == {}
 
 
 def test_a_frozen_half_of_the_network_stays_in_eval() -> None:

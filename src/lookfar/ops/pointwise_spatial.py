@@ -188,7 +188,7 @@ def pointwise_spatial(
             def some(target: Tensor, at: Tensor, a: Tensor, offsets: Tensor, v: Tensor) -> Tensor:
                 found = [
                     _row(target[:, :, n] if collect else a, offsets, v, y, direction, normalization)
-                    for n, y in enumerate(at.flatten().tolist())
+                    for n, y in enumerate(map(int, at.flatten()))  # tolist fails under torch.func on torch 2.8
                 ]
                 return torch.stack(found, 1).permute(0, 3, 1, 2)  # (B, E, rows, W)
 

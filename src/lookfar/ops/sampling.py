@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import has_tangent, traced, under_transform
+from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
@@ -104,8 +104,25 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
             y = _corner_by_corner(wide, points)
         else:
             lost = points.isnan().any(-1)[:, None]  # grid_sample reads these at -1
-            y = F.grid_sample(wide, points, align_corners=True).masked_fill(lost, torch.nan)
+            read: Any = F.grid_sample(wide, points, align_corners=True) if traced() else _Read.apply(wide, points)
+            y = read.masked_fill(lost, torch.nan)
         return match_format(y.to(x.dtype), x)
+
+
+class _Read(torch.autograd.Function):
+    """``grid_sample``, whose gradient has one of its own in torch 2.8 too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, points: Tensor) -> Tensor:
+        ctx.save_for_backward(x, points)
+        return F.grid_sample(x, points, align_corners=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        if needs_graph():
+            return tuple(gradients(_corner_by_corner, saved, wanted, grads[0]))
+        return torch.ops.aten.grid_sampler_2d_backward(grads[0], *saved, 0, 0, True, wanted)  # bilinear, zeros outside
 
 
 def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
