@@ -6,6 +6,7 @@ import html
 import importlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -302,10 +303,14 @@ def test_the_headline_names_flops_and_time(tmp_path):
     block, base = results.summary("nonlocal"), results.summary("baseline")
     assert block.flops
     assert base.flops
-    assert block.latency_ms
-    assert base.latency_ms
-    flops, time = 100 * (block.flops / base.flops - 1), 100 * (block.latency_ms / base.latency_ms - 1)
+    assert block.latency
+    assert block.latency.ratio
+    flops, time = 100 * (block.flops / base.flops - 1), 100 * (block.latency.ratio - 1)
     assert f"for {flops:.2g} % more FLOPs and {time:.2g} % more time." in answer(results).headline
+    # a ratio whose rounds lie on both sides of 1 is no difference
+    unclear = replace(block, latency=replace(block.latency, ratio_low=0.97))
+    results = replace(results, summaries=tuple(unclear if s is block else s for s in results.summaries))
+    assert "more FLOPs and no measurably other time." in answer(results).headline
 
 
 def test_one_seed_has_no_verdict(tmp_path):

@@ -142,17 +142,19 @@ def _no_gain(done: Sequence[_Gain], where: str, margin: float) -> Answer:
 
 
 def _cost(row: Summary, baseline: Summary) -> str:
-    """How much more computation and time it takes, in words."""
+    """How much more computation and time it takes, in words; time by the ratio to the baseline in the same round."""
     parts = []
-    for mine, base, what, fewer in (
-        (row.flops, baseline.flops, "FLOPs", "fewer"),
-        (row.latency_ms, baseline.latency_ms, "time", "less"),
-    ):
-        if mine and base:
-            more = 100 * (mine / base - 1)
-            amount = "no more" if abs(more) < 0.5 else f"{abs(more):.2g} % {'more' if more > 0 else fewer}"
-            parts.append(f"{amount} {what}")
+    if row.flops and baseline.flops:
+        parts.append(_more(row.flops / baseline.flops, "FLOPs", "fewer"))
+    if (latency := row.latency) and latency.ratio:
+        within = (latency.ratio_low or latency.ratio) <= 1 <= (latency.ratio_high or latency.ratio)
+        parts.append("no measurably other time" if within else _more(latency.ratio, "time", "less"))
     return join(parts) if parts else ""
+
+
+def _more(ratio: float, what: str, fewer: str) -> str:
+    change = 100 * (ratio - 1)
+    return f"no more {what}" if abs(change) < 0.5 else f"{abs(change):.2g} % {'more' if change > 0 else fewer} {what}"
 
 
 def _troubles(results: Results) -> list[str]:
