@@ -11,13 +11,13 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lookfar.study.comparisons import Comparisons
+from lookfar.study.comparisons import Comparisons, Difference
 from lookfar.study.measured import measure
 
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
@@ -106,30 +106,58 @@ class Cell:
     half: float
 
 
-def simulate(world: World, blocks: int, seeds: int, studies: int, *, seed: int = 0) -> Cell:
-    """Judge simulated studies.
+@dataclass
+class Count:
+    """What is counted of the studies of one cell."""
+
+    covered: list[bool] = field(default_factory=list)
+    halves: list[float] = field(default_factory=list)
+    false: int = 0
+    found: int = 0
+    studies: int = 0
+
+    def add(self, differences: Sequence[Difference], truth: Sequence[float]) -> None:
+        for d, true in zip(differences, truth):
+            self.covered.append(d.single.low <= true <= d.single.high)
+            self.halves.append(d.half)
+        self.false += any(not d.low <= true <= d.high for d, true in zip(differences, truth))
+        self.found += differences[0].low + GAIN > 0  # a gain moves the interval and leaves its width
+        self.studies += 1
+
+    def cell(self) -> Cell:
+        n = self.studies
+        return Cell(float(np.mean(self.covered)), self.false / n, self.found / n, float(np.median(self.halves)))
+
+
+def simulate(world: World, blocks: Sequence[int], seeds: int, studies: int, *, seed: int = 0) -> list[Cell]:
+    """Judge simulated studies, a cell for each number of blocks.
+
+    One study has the largest number of blocks; those with fewer are its first ones with the same baseline and control.
 
     Args:
         world: What they are like.
-        blocks: Compared blocks; baseline and one control come to them.
+        blocks: Numbers of compared blocks; baseline and one control come to them.
         seeds: Of each study.
         studies: How many.
         seed: Of the simulation.
     """
-    rng = np.random.default_rng([seed, blocks, seeds, *world.name.encode()])
-    names = ("baseline", "control", *(f"block {k}" for k in range(blocks)))
-    covered, false, found, halves = [], 0, 0, []
+    rng = np.random.default_rng([seed, seeds, *world.name.encode()])
+    names = ("baseline", "control", *(f"block {k}" for k in range(max(blocks))))
+    counts = [Count() for _ in blocks]
     for _ in range(studies):
         facts, groups, truth = study(world, names, seeds, rng)
-        measured = measure(facts, weighted_mean, groups, resamples=RESAMPLES)
-        judged = Comparisons(measured, "baseline", blocks)
-        differences = [d for name in names[2:] if (d := judged.difference(name)) is not None]
-        for d, true in zip(differences, truth):
-            covered.append(d.single.low <= true <= d.single.high)
-            halves.append(d.half)
-        false += any(not d.low <= true <= d.high for d, true in zip(differences, truth))
-        found += differences[0].low + GAIN > 0  # a gain moves the interval and leaves its width
-    return Cell(float(np.mean(covered)), false / studies, found / studies, float(np.median(halves)))
+        whole = measure(facts, weighted_mean, groups, resamples=RESAMPLES)
+        for number, count in zip(blocks, counts):
+            some = replace(
+                whole,
+                candidates=names[: number + 2],
+                scores=whole.scores[: number + 2],
+                draws=whole.draws[: number + 2],
+            )
+            judged = Comparisons(some, "baseline", number)
+            found = [judged.difference(name) for name in some.candidates[2:]]
+            count.add([d for d in found if d is not None], truth)
+    return [count.cell() for count in counts]
 
 
 def study(
@@ -171,7 +199,7 @@ def table(studies: int, progress: Callable[[str], None]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for world in WORLDS:
         for seeds in SEEDS:
-            cells = [simulate(world, blocks, seeds, studies) for blocks in BLOCKS]
+            cells = simulate(world, BLOCKS, seeds, studies)
             row = [world.name, str(seeds), f"{100 * min(c.coverage for c in cells):.1f}"]
             row += [f"{100 * c.false:.1f}" for c in cells] + [f"{100 * c.power:.0f}" for c in cells]
             lines.append("| " + " | ".join(row) + " |")

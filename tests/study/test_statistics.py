@@ -13,7 +13,7 @@ from lookfar.study.comparisons import Comparisons, Difference
 from lookfar.study.groups import groups_of
 from lookfar.study.intervals import Interval, dunnett
 from lookfar.study.measured import Measured, measure
-from lookfar.study.noise import moderated_variances, sample_covariance
+from lookfar.study.noise import moderated_variances, sample_covariance, sample_degrees
 from lookfar.study.prospects import once, seeds_needed
 from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
 from lookfar.study.words import percent, plus_minus, points, signed
@@ -93,6 +93,27 @@ def test_samples_are_not_counted_twice():
     assert np.mean(shared) == pytest.approx(1 / 30, rel=0.15)
     assert np.mean(alone) == pytest.approx(0, abs=0.003)
     assert np.mean(np.array(alone) < 0) > 0.3  # unbiased, so it must fall below 0 as well
+
+
+def test_a_few_large_images_leave_few_degrees():
+    rng = np.random.default_rng(6)
+
+    def degrees(sizes, groups):
+        found = []
+        for _ in range(60):
+            facts = {(c, s): rng.standard_normal(len(sizes)) for c in "abc" for s in range(2)}
+            m = measure(facts, lambda f, w: w @ (f * sizes) / (w @ sizes), groups)
+            found.append(sample_degrees(m.draws, m.drawn, m.groups))
+        return np.array(found)
+
+    equal = degrees(np.ones(40), range(40))
+    assert np.median(equal) > 33
+    assert equal.max() == 39  # never more than groups - 1
+    one = degrees(np.where(np.arange(40) == 7, 200.0, 1.0), range(40))
+    assert np.median(one) < 4
+    assert (degrees(np.ones(3), range(3)) == 2).all()
+    # groups count, not the images in them
+    assert degrees(np.ones(40), [i // 8 for i in range(40)]).max() == 4
 
 
 # ---- from facts ------------------------------------------------------------------------------------------------------
@@ -447,7 +468,7 @@ coverage = load_coverage()
 def test_intervals_and_verdicts_are_right_as_often_as_they_say(world):
     """The whole table is in docs/statistics.md; here the hardest cells of each world."""
     for blocks, seeds in ((1, 3), (2, 3), (5, 5)):
-        cell = coverage.simulate(world, blocks, seeds, 500)
+        (cell,) = coverage.simulate(world, (blocks,), seeds, 500)
         # 5 % of 500 studies have a standard error of 1 %
         assert cell.coverage > 0.935 - 0.01, (blocks, seeds, cell)
         assert cell.false < 0.085 + 0.01, (blocks, seeds, cell)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lookfar.study.intervals import Interval, interval, satterthwaite
 from lookfar.study.measured import SEED, Measured
-from lookfar.study.noise import moderated_variances, sample_covariance
+from lookfar.study.noise import moderated_variances, sample_covariance, sample_degrees
 from lookfar.study.words import ends, signed
 
 DRAWS = 10_000  # for the probability of being best
@@ -117,8 +117,14 @@ class Comparisons:
             variances = moderated_variances(measured.scores[complete][:, self.seeds])
             self.variances = dict(zip(self.complete, variances.tolist()))
         self._covariance = None
+        self.sample_degrees = measured.groups - 1.0  # of the samples' part, the same for all comparisons
         if S and measured.groups > 1:
-            self._covariance = sample_covariance(measured.draws[complete][:, self.seeds], measured.groups)
+            draws = measured.draws[complete][:, self.seeds]
+            self._covariance = sample_covariance(draws, measured.groups)
+            others = [i for i, row in enumerate(complete) if row != at]
+            differences = draws[others] - measured.draws[at][self.seeds]
+            if others:
+                self.sample_degrees = sample_degrees(differences, measured.drawn, measured.groups)
 
     def mean(self, candidate: str) -> Interval | None:
         """The mean score of one candidate with an interval of its own; None without a trial."""
@@ -128,11 +134,12 @@ class Comparisons:
         if not there.any():
             return None
         S = int(there.sum())
-        samples = 0.0
+        samples, degrees = 0.0, 0.0
         if measured.groups > 1:
             samples = max(float(sample_covariance(draws[None, there], measured.groups)[0, 0]), 0.0)
+            degrees = sample_degrees(draws[None, there], measured.drawn, measured.groups)
         seeds = float(values[there].var(ddof=1)) if S > 1 else math.nan
-        return interval(float(values[there].mean()), S, seeds, S - 1, samples, measured.groups, 1)
+        return interval(float(values[there].mean()), S, seeds, S - 1, samples, degrees, 1)
 
     def difference(self, candidate: str, reference: str | None = None, *, alone: bool = False) -> Difference | None:
         """A candidate against the reference, or against another candidate; None where they share no seed.
@@ -162,10 +169,10 @@ class Comparisons:
             degrees = satterthwaite(a, b, S + 1)
         sample_variance = self._sample_variance(candidate, reference, both, shared)
         mean, k = float(of_seed.mean()), 1 if alone else self.compared
-        parts = mean, S, seed_variance, degrees, sample_variance, measured.groups
+        parts = mean, S, seed_variance, degrees, sample_variance, self.sample_degrees
         return Difference(
             candidate, reference, tuple(of_seed.tolist()), interval(*parts, k), interval(*parts, 1),
-            interval(mean, S, seed_variance, degrees, 0.0, 1, k) if S > 1 else None,
+            interval(mean, S, seed_variance, degrees, 0.0, 0.0, k) if S > 1 else None,
             seed_variance, degrees, sample_variance if measured.groups > 1 else math.nan, measured.groups,
             moderated, k,
         )  # fmt: skip
@@ -207,7 +214,7 @@ class Comparisons:
             at = [self.complete.index(name) for name in names]
             values, vectors = np.linalg.eigh(self._covariance[np.ix_(at, at)])
             root = vectors * np.sqrt(np.maximum(values, 0))
-            drawn = drawn + rng.standard_t(self.measured.groups - 1, (DRAWS, len(names))) @ root.T
+            drawn = drawn + rng.standard_t(self.sample_degrees, (DRAWS, len(names))) @ root.T
         share = np.bincount(drawn.argmax(1), minlength=len(names)) / DRAWS
         likely = np.argsort(-share, kind="stable")
         return Best(first, leads, {names[i]: float(share[i]) for i in likely})

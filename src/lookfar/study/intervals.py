@@ -36,7 +36,13 @@ class Interval:
 
 
 def interval(
-    mean: float, seeds: int, seed_variance: float, degrees: float, sample_variance: float, groups: int, comparisons: int
+    mean: float,
+    seeds: int,
+    seed_variance: float,
+    degrees: float,
+    sample_variance: float,
+    sample_degrees: float,
+    comparisons: int,
 ) -> Interval:
     """The interval of a mean, holding together with so many comparisons; a part that was not measured is left out.
 
@@ -46,16 +52,16 @@ def interval(
         seed_variance: Of one seed; without effect at one seed.
         degrees: Of ``seed_variance``.
         sample_variance: Of the mean, by other samples.
-        groups: Of samples.
+        sample_degrees: Of ``sample_variance``; 0 where it was not measured.
         comparisons: How many intervals are to hold together.
     """
-    if seeds < 2 and groups < 2:
+    if seeds < 2 and not sample_degrees:
         return Interval(mean, math.nan)
     variance = 0.0
     if seeds > 1 and seed_variance > 0:
         variance += dunnett(comparisons, degrees) ** 2 * seed_variance / seeds
-    if groups > 1 and sample_variance > 0:
-        variance += dunnett(comparisons, groups - 1) ** 2 * sample_variance
+    if sample_degrees and sample_variance > 0:
+        variance += dunnett(comparisons, sample_degrees) ** 2 * sample_variance
     return Interval(mean, math.sqrt(variance))
 
 
@@ -63,7 +69,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """Mean of one value a seed with Student's interval over seeds alone; its half is nan with one."""
     S = len(values)
     variance = float(np.var(values, ddof=1)) if S > 1 else math.nan
-    return interval(float(np.mean(values)), S, variance, S - 1, 0.0, 1, 1)
+    return interval(float(np.mean(values)), S, variance, S - 1, 0.0, 0.0, 1)
 
 
 def satterthwaite(a: float, b: float, degrees: float) -> float:

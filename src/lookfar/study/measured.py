@@ -28,12 +28,14 @@ class Measured:
         scores: ``(C, S)``; nan where there is no trial.
         draws: ``(C, S, R)``; draw r holds the same samples for all candidates and seeds.
         groups: How many groups the samples form; with one their part of the noise cannot be measured.
+        drawn: How often each draw holds each group, ``(R, G)``; None where that is not known.
     """
 
     candidates: tuple[str, ...]
     scores: np.ndarray
     draws: np.ndarray
     groups: int
+    drawn: np.ndarray | None = None
 
     def row(self, candidate: str) -> int:
         """Where a candidate's scores stand."""
@@ -66,8 +68,11 @@ def measure(
         else:
             scores[row, seed] = np.nan
     # samples without any score in some draws, such as images without labels: these draws are left out for all
-    draws = draws[..., np.isfinite(draws[np.isfinite(scores)]).all(0)]
-    return Measured(candidates, scores, draws, len(labels) if draws.shape[-1] > 1 else 1)
+    kept = np.isfinite(draws[np.isfinite(scores)]).all(0)
+    draws = draws[..., kept]
+    if draws.shape[-1] < 2 or len(labels) < 2:
+        return Measured(candidates, scores, draws, 1)
+    return Measured(candidates, scores, draws, len(labels), group_draws(len(labels), resamples)[kept])
 
 
 @lru_cache(maxsize=8)

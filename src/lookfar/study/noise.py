@@ -1,5 +1,7 @@
 """What other seeds (training again) and other samples (validating on others) do to scores."""
 
+import math
+
 import numpy as np
 
 
@@ -22,6 +24,30 @@ def moderated_variances(scores: np.ndarray) -> np.ndarray:
     # what taking off the mean over candidates took from each, and gave it of the others
     unbiased = np.maximum(C / (C - 2) * (own - own.sum() / (C * (C - 1))), 0)
     return (2 * pooled + (S - 1) * unbiased) / (S + 1)
+
+
+def sample_degrees(draws: np.ndarray, drawn: np.ndarray | None, groups: int) -> float:
+    """Degrees of freedom of the samples' part: fewer than groups - 1 where a few groups decide.
+
+    A score follows the number of times that each group is drawn about linearly; the slopes are the groups' influences
+    u. The relative variance of their sum of squares is kappa - 1 over G with kappa their kurtosis, and that of a chi
+    squared over its f degrees is 2 / f. One large image among small ones leaves few.
+
+    Args:
+        draws: ``(C, S, R)``, differences or scores.
+        drawn: ``(R, G)``, how often each draw holds each group.
+        groups: Of samples, at least 2.
+    """
+    if drawn is None or 2 * drawn.shape[1] > len(drawn):
+        return groups - 1  # so many that a few decide nothing
+    influence = draws.mean(1) @ (drawn - drawn.mean(0))  # (C, G), but for a factor
+    influence -= influence.mean(1, keepdims=True)
+    squares = (influence**2).sum(1)
+    some = squares > 0
+    if not some.any():
+        return groups - 1
+    share = float(((influence[some] ** 4).sum(1) / squares[some] ** 2).mean())  # kappa / G; 3 / (G + 2) for normal ones
+    return math.floor(10 * min(2 / max(share - 1 / groups, 1e-9), groups - 1)) / 10
 
 
 def sample_covariance(draws: np.ndarray, groups: int) -> np.ndarray:
