@@ -11,10 +11,12 @@ from image_trees import make_tree, stripes
 from lookfar.study import Plan, load
 from lookfar.study import run as run_study
 from lookfar.study._files import sweep, write_json
+from lookfar.study.continuing import decisive
 from lookfar.study.mending import read_state
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import write_report
 from lookfar.study.worker import run_trial
+from lookfar.training import scores
 from lookfar.training.checkpoints import load_tensors, save_confusion, save_tensors
 
 PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
@@ -164,3 +166,41 @@ def test_what_killed_writers_left_is_swept(fake, tmp_path):
     assert not any(path.exists() for path in (*left, folder / f".step-7.{dead}"))
     assert all(path.exists() for path in kept)
     sweep(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("spoil", [os.unlink, halve, lambda path: path.write_text("[]")])
+def test_a_damaged_configuration_is_written_again(fake, capsys, spoil):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    for path in (out / "trials").glob("*/*/config.json"):  # as the true trials do
+        told(trained_with=decisive(json.loads(path.read_text())))(path.with_name("result.json"))
+    path = out / "trials/control/1/config.json"
+    before = path.read_text()
+    spoil(path)
+    assert run_study(PLAN, out).complete
+    assert "control seed 1: config.json damaged, written again." in capsys.readouterr().out
+    assert path.read_text() == before
+    assert len((path.parent / "starts").read_text().split()) == 1
+
+
+def test_a_configuration_that_nobody_knows_stays_lost(fake):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    for path in (out / "trials").glob("*/*/config.json"):
+        told(trained_with=decisive(json.loads(path.read_text())))(path.with_name("result.json"))
+    path = out / "trials/control/1/config.json"
+    told(trained_with="0")(path.with_name("result.json"))
+    path.unlink()
+    with pytest.raises(ValueError, match="trials/control/1 says nowhere how it was trained"):
+        run_study(PLAN, out, quiet=True)
+
+
+def test_trials_that_were_judged_by_other_masks_are_not_compared(fake):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    for matrix, said in (([[[9, 2], [1, 7]]] * 4, "other masks"), ([[[9, 1], [1, 7]]] * 3, "4 images and 3 images")):
+        confusion = np.array(matrix)
+        save_confusion(confusion, out / "trials/nonlocal/1/confusion.npz")
+        told(**scores(confusion))(out / "trials/nonlocal/1/result.json")
+        with pytest.raises(ValueError, match=f"baseline seed 0 and nonlocal seed 1 were judged on {said}"):
+            load(out)

@@ -275,7 +275,8 @@ def test_a_damaged_end_is_made_again(name, spoil, checkpoints, uninterrupted, tm
 
 def test_weights_and_logits_that_are_not_finite_fail(tmp_path, monkeypatch):
     network, data = tiny_network(), tiny_data()
-    network.register_buffer("spare", torch.tensor([1.0, float("inf")]))
+    network.register_buffer("mask", torch.tensor([1.0, float("inf")]))  # which is what it should be
+    network.register_parameter("spare", torch.nn.Parameter(torch.tensor([1.0, float("inf")])))
     settings = Settings(**{**SETTINGS, "steps": 1, "ema": 0.0})
     with pytest.raises(TrainingError, match="after the last step spare is not finite: try a lower lr"):
         train(network, data, settings, tmp_path / "weights", seed=0)

@@ -67,10 +67,10 @@ def read_if_whole(path: Path) -> dict[str, Any]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers left half-written that are gone: ``.NAME.PROCESS`` and ``NAME.part``."""
+    """Remove what writers left half-written that are gone: ``.NAME.PROCESS`` and ``samples.part``."""
     for path in folder.iterdir() if folder.is_dir() else ():
         left = _TEMPORARY.fullmatch(path.name)
-        if not (left and not _lives(int(left[1]))) and path.suffix != ".part":
+        if not (left and not _lives(int(left[1]))) and path.name != "samples.part":
             continue
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -2,15 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookfar.study._files import read_json
+from lookfar.study._files import read_if_whole, read_json, write_json
 from lookfar.study.ablations import FILES as ABLATIONS
+from lookfar.study.continuing import decisive
+from lookfar.study.plan import trial_folder
 from lookfar.study.scoring import counts_of, mean_iou
 
 WEIGHTS = "final.safetensors"
@@ -107,3 +110,32 @@ def _same(told: Any, found: float | None) -> bool:
     if told is None or found is None:
         return told is None and found is None
     return isinstance(told, int | float) and math.isclose(told, found, abs_tol=1e-9)
+
+
+def restore_configs(study: Path, candidates: Sequence[str]) -> list[str]:
+    """Write the damaged ``config.json`` of finished trials again, where the others of the study say what it was.
+
+    Args:
+        study: The folder.
+        candidates: Of the plan that lies there.
+
+    Returns:
+        A line for each.
+    """
+    folders = sorted(study.glob("trials/*/*/"))
+    whole = [config for folder in folders if (config := read_if_whole(folder / "config.json"))]
+    notes = []
+    for folder in folders:
+        told = read_if_whole(folder / "result.json").get("trained_with")
+        if told is None or read_if_whole(folder / "config.json"):
+            continue
+        names = [name for name in candidates if trial_folder(study, name, 0).parent == folder.parent]
+        seed = int(folder.name) if folder.name.isdecimal() else -1
+        tried = ({**config, "candidate": name, "seed": seed} for name in names for config in whole)
+        for config in tried:
+            with suppress(KeyError, TypeError, AttributeError):
+                if decisive(config) == told:
+                    write_json(folder / "config.json", config)
+                    notes.append(f"{names[0]} seed {seed}: config.json damaged, written again.")
+                    break
+    return notes

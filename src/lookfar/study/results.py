@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,7 @@ def _judged(folder: Path, plan: Plan, trials: list[Trial], environment: dict[str
         path, ablations = (Path(trial.folder) / name for name in JUDGES[judge])
         if trial.status == "done" and path.is_file():
             of_trial = load_counts(path)
+            _check_truth(trial, of_trial, counts)
             trial = scored(trial, of_trial, *load_ablations(ablations))
             counts[trial.candidate, trial.seed] = of_trial
         elif trial.status == "done":
@@ -157,6 +159,17 @@ def _judged(folder: Path, plan: Plan, trials: list[Trial], environment: dict[str
     summaries.sort(key=_rank)
     classes = tuple(data.get("classes", ()))
     return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, latency, judge)
+
+
+def _check_truth(trial: Trial, of_trial: np.ndarray, counts: Mapping[tuple[str, int], np.ndarray]) -> None:
+    """Refuse trials that were judged by other masks than the first: the pixels of each class are those of the truth."""
+    for (candidate, seed), first in counts.items():
+        if not np.array_equal(first[:, 1], of_trial[:, 1]):
+            there, here = f"{candidate} seed {seed}", f"{trial.candidate} seed {trial.seed}"
+            images = [f"{len(some)} images" for some in (first, of_trial)]
+            what = f"{images[0]} and {images[1]}" if len(first) != len(of_trial) else "other masks"
+            raise ValueError(f"{there} and {here} were judged on {what}: they cannot be compared")
+        return
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:

@@ -22,7 +22,7 @@ from lookfar._options import Range, check
 from lookfar.study._files import Taken, locked, read_if_whole, sweep, write_json
 from lookfar.study.afterwards import missing
 from lookfar.study.continuing import asked_of_data, check_same, grow
-from lookfar.study.mending import WEIGHTS, State, read_state
+from lookfar.study.mending import WEIGHTS, State, read_state, restore_configs
 from lookfar.study.plan import Plan, default_folder, trial_folder
 from lookfar.study.processes import Messages, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
@@ -61,8 +61,13 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
     with _interruptible(), _in_use(folder):
+        restored = (
+            restore_configs(folder, Plan.load(folder / "study.yaml").candidates)
+            if (folder / "study.yaml").is_file()
+            else []
+        )
         plan, controls, notes = grow(plan.resolved(), folder)
-        for line in notes:
+        for line in (*restored, *notes):
             board.note(line)
         check_same(plan, folder)  # said before the long wait
         with board.waiting("reading the data, building every candidate once"):

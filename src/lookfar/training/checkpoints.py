@@ -96,18 +96,19 @@ def load_weights(path: Path, network: nn.Module) -> dict[str, Tensor] | None:
 
 
 def fits(state: Mapping[str, Tensor], network: nn.Module) -> bool:
-    """Whether a state dict has the network's names and shapes, and finite numbers."""
+    """Whether a state dict has the network's names and shapes, and numbers that it can have."""
     own = network.state_dict()
-    return (
-        state.keys() == own.keys()
-        and all(state[key].shape == own[key].shape for key in own)
-        and first_not_finite(state) is None
-    )
+    same = state.keys() == own.keys() and all(state[key].shape == own[key].shape for key in own)
+    return same and first_not_finite(state, network) is None
 
 
-def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds inf or NaN."""
-    return next((key for key, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+def first_not_finite(state: Mapping[str, Tensor], network: nn.Module) -> str | None:
+    """The name of the first weight that is inf or NaN, or the first buffer that holds NaN: masks may hold inf."""
+    weights = {name for name, _ in network.named_parameters()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not (tensor.isfinite() if name in weights else ~tensor.isnan()).all():
+            return name
+    return None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:

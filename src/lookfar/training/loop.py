@@ -363,7 +363,7 @@ class _Run:
         if self.ema is not None:
             self.network.load_state_dict(self.ema.module.state_dict())
         state = self.network.state_dict()
-        if (name := first_not_finite(state)) is not None:
+        if (name := first_not_finite(state, self.network)) is not None:
             raise TrainingError(f"after the last step {name} is not finite: {self._cure()}")
         if self.main:
             write_atomically(self.folder / "final.safetensors", lambda path: save_tensors(state, path))
