@@ -122,7 +122,7 @@ def test_what_was_finished_stays_on_a_full_disk(fake, capsys, monkeypatch, name)
 
 def test_a_trial_that_met_a_full_disk_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_reporting_on_stdout", lambda: lambda **_: None)
-    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "step-3/weights.safetensors")

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from lookfar.study._files import read_if_whole, read_json, write_json
 from lookfar.study.ablations import FILES as ABLATIONS
 from lookfar.study.continuing import decisive
-from lookfar.study.plan import trial_folder
+from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.scoring import counts_of, mean_iou
 
 WEIGHTS = "final.safetensors"
@@ -112,16 +112,14 @@ def _same(told: Any, found: float | None) -> bool:
     return isinstance(told, int | float) and math.isclose(told, found, abs_tol=1e-9)
 
 
-def restore_configs(study: Path, candidates: Sequence[str]) -> list[str]:
+def restore_configs(study: Path) -> list[str]:
     """Write the damaged ``config.json`` of finished trials again, where the others of the study say what it was.
-
-    Args:
-        study: The folder.
-        candidates: Of the plan that lies there.
 
     Returns:
         A line for each.
     """
+    path = study / "study.yaml"
+    candidates = Plan.load(path).candidates if path.is_file() else ()
     folders = sorted(study.glob("trials/*/*/"))
     whole = [config for folder in folders if (config := read_if_whole(folder / "config.json"))]
     notes = []

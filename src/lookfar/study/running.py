@@ -61,11 +61,7 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
     with _interruptible(), _in_use(folder):
-        restored = (
-            restore_configs(folder, Plan.load(folder / "study.yaml").candidates)
-            if (folder / "study.yaml").is_file()
-            else []
-        )
+        restored = restore_configs(folder)
         plan, controls, notes = grow(plan.resolved(), folder)
         for line in (*restored, *notes):
             board.note(line)

@@ -392,7 +392,12 @@ def _finished(network: nn.Module, data: "Data", settings: Settings, folder: Path
     network.load_state_dict(final)
     network.eval()
     state = newest_state(folder)
-    return {**scores(confusion), "step": settings.steps, "seconds": state.get("seconds"), "notes": state.get("notes")}
+    return {
+        **scores(confusion),
+        "step": settings.steps,
+        "seconds": state.get("seconds"),
+        "notes": state.get("notes") or [],
+    }
 
 
 def _decisive(settings: Settings, seed: int) -> dict[str, Any]:
