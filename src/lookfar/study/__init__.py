@@ -6,6 +6,7 @@ A study is a folder. ``run`` makes one or goes on with one, ``load`` gives its t
 
     results = study.run(study.Plan(data="scenes:lookup", blocks=("nonlocal", "global_context")), "runs/lookup")
     results.summary("nonlocal").difference
+    network, data, blocks = results.network("nonlocal", seed=0)
     study.report("runs/lookup")
 """
 
@@ -16,5 +17,18 @@ from lookfar.study.report import write_report as report
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Interval, Summary, Trial
 from lookfar.study.running import Stopped, run
+from lookfar.study.trained import TrainedNetwork, load_trial
 
-__all__ = ["Interval", "Plan", "Results", "Stopped", "Summary", "Trial", "load", "report", "run"]
+__all__ = [
+    "Interval",
+    "Plan",
+    "Results",
+    "Stopped",
+    "Summary",
+    "TrainedNetwork",
+    "Trial",
+    "load",
+    "load_trial",
+    "report",
+    "run",
+]

@@ -28,6 +28,7 @@ from lookfar.study.provenance import readable
 from lookfar.study.results import Results, load
 from lookfar.study.rows import Summary, Trial
 from lookfar.study.text import ABLATED, ratio_words
+from lookfar.study.trained import how_to_load
 from lookfar.study.words import (
     WIDEST,
     counted,
@@ -179,6 +180,7 @@ class _View:
         self.classes_note = classes_note(results)
         self.confusions = self._confusions()
         self.limits = limits(results)
+        self.how_to_load = how_to_load(results)
         self.plan_text = readable((results.folder / "study.yaml").read_text(encoding="utf-8").strip(), paths)
         self.made = [(name, readable(value, paths)) for name, value in made(self.environment)]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,11 @@ from lookfar.study.prospects import seeds_needed
 from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.scoring import load_counts, sum_confusion
 from lookfar.study.text import ABLATED, comparison, second_judge
+from lookfar.study.trained import TrainedNetwork, find_trial, load_trial
 from lookfar.study.words import join
+
+if TYPE_CHECKING:
+    from lookfar.data import Data
 
 # of a trial, on each set that judges: its confusion matrices, and what remains when its block does without something
 JUDGES = {"val": ("confusion.npz", FILES[0]), "also_val": ("also.npz", FILES[1])}
@@ -69,6 +73,20 @@ class Results:
             if row.candidate == candidate:
                 return row
         raise ValueError(f"no candidate {candidate!r}; there are {', '.join(s.candidate for s in self.summaries)}")
+
+    def network(self, candidate: str, seed: int = 0, *, data: "str | Path | Data | None" = None) -> TrainedNetwork:
+        """The trained network of a trial, its data and the names of its blocks; as :func:`load_trial`.
+
+        Args:
+            candidate: As the plan writes it, by an alias, or in short where that leaves one.
+            seed: Of the trial.
+            data: Where the data lie now; by default where the study read them.
+
+        Raises:
+            ValueError: No such trial, or one that is not finished.
+            FileNotFoundError: The data are not there.
+        """
+        return load_trial(find_trial(self, candidate, seed), data=data)
 
     @property
     def complete(self) -> bool:

@@ -1,0 +1,143 @@
+"""A trained network comes out of its trial's folder: built as it was, with its weights, its data and its blocks.
+
+Nothing is downloaded, and files of the user's own are read as they were when the study began.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lookfar._options import nearest
+from lookfar.study._files import read_json
+from lookfar.study.candidates import Candidate, short_name
+from lookfar.study.mending import WEIGHTS, read_state
+from lookfar.study.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lookfar.data import Data
+    from lookfar.study.results import Results
+
+
+class TrainedNetwork(NamedTuple):
+    """What a trial made.
+
+    Attributes:
+        network: In evaluation, on the CPU; images ``(B, in_chans, H, W)`` as ``data.normalise`` gives them to logits.
+        data: What it was trained on.
+        blocks: Names of the inserted blocks in the network; none for the baseline.
+    """
+
+    network: "nn.Module"
+    data: "Data"
+    blocks: tuple[str, ...]
+
+
+def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -> TrainedNetwork:
+    """The trained network of a trial.
+
+    Args:
+        folder: Of the trial, ``STUDY/trials/CANDIDATE/SEED``.
+        data: Where the data lie now, as the plan would write it, or opened; by default where the study read them.
+
+    Raises:
+        FileNotFoundError: No trial there, or no data.
+        ValueError: The trial is not finished, its weights are damaged, or the data have other classes.
+    """
+    folder = Path(folder)
+    config = _config_of(folder)
+    state = read_state(folder)
+    if not state.done or WEIGHTS in state.damaged or not (folder / WEIGHTS).is_file():
+        raise ValueError(_why_not(folder, state.result.get("status"), str(state.result.get("reason") or "")))
+
+    import torch
+
+    from lookfar.data import Data
+    from lookfar.study.build import build_host, open_plan_data, put_in
+    from lookfar.training.checkpoints import load_tensors
+
+    study = folder.resolve().parents[2]
+    # what it started from is overwritten, and need not be there any more
+    plan = replace(Plan.from_dict(config["plan"]), pretrained=False, host_weights=None)
+    if not isinstance(data, Data):
+        data = open_plan_data(plan if data is None else replace(plan, data=str(data)))
+    candidate, seed, controls = Candidate.parse(config["candidate"]), config["seed"], config["control_parameters"]
+    _check_classes(data.classes, read_json(study / "environment.json"), folder)
+    with torch.random.fork_rng(devices=[]):
+        network = build_host(plan, data, seed, study=study)
+        names = put_in(network, plan, candidate, data, seed, control_parameters=controls, study=study)
+    network.load_state_dict(load_tensors(folder / WEIGHTS))
+    return TrainedNetwork(network.eval(), data, tuple(names))
+
+
+def find_trial(results: "Results", candidate: str, seed: int) -> Path:
+    """The folder of a finished trial, from what a user calls its candidate.
+
+    Raises:
+        ValueError: No such candidate or seed, or a trial that is not done.
+    """
+    names = list(dict.fromkeys(trial.candidate for trial in results.trials))
+    name = _called(candidate, names)
+    for trial in results.trials:
+        if (trial.candidate, trial.seed) == (name, seed):
+            return Path(trial.folder)
+    seeds = sorted({trial.seed for trial in results.trials if trial.candidate == name})
+    raise ValueError(f"{name} has seeds {', '.join(map(str, seeds))}, got {seed!r}")
+
+
+def how_to_load(results: "Results") -> str:
+    """Three lines that load the network of the best candidate's first finished trial and use it; empty without one."""
+    order = [row.candidate for row in results.summaries]
+    done = sorted((t for t in results.trials if t.status == "done"), key=lambda t: (order.index(t.candidate), t.seed))
+    if not done:
+        return ""
+    candidate, seed = done[0].candidate, done[0].seed
+    return (
+        "from lookfar import study\n"
+        f"network, data, blocks = study.load({str(results.folder)!r}).network({candidate!r}, seed={seed})\n"
+        "predicted = network(next(data.val_batches(4))[0]).argmax(1)"
+    )
+
+
+def _called(candidate: str, names: Sequence[str]) -> str:
+    if candidate in names:
+        return candidate
+    try:
+        canonical = str(Candidate.parse(candidate))
+    except (ValueError, TypeError):
+        canonical = ""
+    if canonical in names:
+        return canonical
+    short = [name for name in names if short_name(name) == candidate]
+    if len(short) == 1:
+        return short[0]
+    near = nearest(candidate, names)
+    hint = f" Did you mean {near}?" if near else ""
+    raise ValueError(f"the study has no candidate {candidate!r}; it has {', '.join(names)}.{hint}")
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    if (folder / "study.yaml").is_file():
+        trials = sorted(path.parent for path in folder.glob("trials/*/*/config.json"))
+        such = f", such as {trials[0]}" if trials else ""
+        raise ValueError(f"{folder} is a study: give one of its trials{such}, or study.load(...).network(...)")
+    config = read_json(folder / "config.json")
+    if not config:
+        raise FileNotFoundError(f"no trial in {folder}: want a folder STUDY/trials/CANDIDATE/SEED")
+    return config
+
+
+def _why_not(folder: Path, status: str | None, reason: str) -> str:
+    if status == "failed":
+        return f"{folder} has no trained network: the trial failed ({reason}); run the study again"
+    if status == "done":
+        return f"{folder / WEIGHTS} is missing or damaged: run the study again, which trains this trial anew"
+    return f"{folder} has no trained network yet: the trial is not finished; run the study again"
+
+
+def _check_classes(classes: Sequence[str], environment: dict[str, Any], folder: Path) -> None:
+    trained = environment.get("data", {}).get("classes")
+    if trained and len(trained) != len(classes):
+        raise ValueError(f"{folder} was trained on {len(trained)} classes, the data have {len(classes)}")
