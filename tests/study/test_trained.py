@@ -91,10 +91,11 @@ def test_the_network_is_the_one_that_was_scored(there, study, candidate, blocks)
 
 def test_candidates_are_found_by_what_they_are_called(there):
     results = load("ours")
-    own = find_trial(results, OWN, 0)
-    assert find_trial(results, "MyBlock", 0) == own
-    assert find_trial(results, "./own_block.py:MyBlock(reduction=2, position='a@b')", 0) == own
-    assert find_trial(results, "nl@layer2", 0) == trial_folder(Path("ours"), "nonlocal@layer2", 0)
+    trials = results.trials
+    own = find_trial(trials, OWN, 0)
+    assert find_trial(trials, "MyBlock", 0) == own
+    assert find_trial(trials, "./own_block.py:MyBlock(reduction=2, position='a@b')", 0) == own
+    assert find_trial(trials, "nl@layer2", 0) == trial_folder(Path("ours"), "nonlocal@layer2", 0)
     with pytest.raises(ValueError, match=r"no candidate 'baselin'.*Did you mean baseline"):
         results.network("baselin")
     with pytest.raises(ValueError, match="baseline has seeds 0, got 3"):

@@ -180,7 +180,7 @@ class _View:
         self.classes_note = classes_note(results)
         self.confusions = self._confusions()
         self.limits = limits(results)
-        self.how_to_load = how_to_load(results)
+        self.how_to_load = how_to_load(results.folder, results.trials, [s.candidate for s in results.summaries])
         self.plan_text = readable((results.folder / "study.yaml").read_text(encoding="utf-8").strip(), paths)
         self.made = [(name, readable(value, paths)) for name, value in made(self.environment)]
 

@@ -86,7 +86,7 @@ class Results:
             ValueError: No such trial, or one that is not finished.
             FileNotFoundError: The data are not there.
         """
-        return load_trial(find_trial(self, candidate, seed), data=data)
+        return load_trial(find_trial(self.trials, candidate, seed), data=data)
 
     @property
     def complete(self) -> bool:

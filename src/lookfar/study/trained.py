@@ -13,12 +13,12 @@ from lookfar.study._files import read_json
 from lookfar.study.candidates import Candidate, short_name
 from lookfar.study.mending import WEIGHTS, read_state
 from lookfar.study.plan import Plan
+from lookfar.study.rows import Trial
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lookfar.data import Data
-    from lookfar.study.results import Results
 
 
 class TrainedNetwork(NamedTuple):
@@ -72,31 +72,36 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     return TrainedNetwork(network.eval(), data, tuple(names))
 
 
-def find_trial(results: "Results", candidate: str, seed: int) -> Path:
+def find_trial(trials: Sequence[Trial], candidate: str, seed: int) -> Path:
     """The folder of a finished trial, from what a user calls its candidate.
 
     Raises:
         ValueError: No such candidate or seed, or a trial that is not done.
     """
-    names = list(dict.fromkeys(trial.candidate for trial in results.trials))
+    names = list(dict.fromkeys(trial.candidate for trial in trials))
     name = _called(candidate, names)
-    for trial in results.trials:
+    for trial in trials:
         if (trial.candidate, trial.seed) == (name, seed):
             return Path(trial.folder)
-    seeds = sorted({trial.seed for trial in results.trials if trial.candidate == name})
+    seeds = sorted({trial.seed for trial in trials if trial.candidate == name})
     raise ValueError(f"{name} has seeds {', '.join(map(str, seeds))}, got {seed!r}")
 
 
-def how_to_load(results: "Results") -> str:
-    """Three lines that load the network of the best candidate's first finished trial and use it; empty without one."""
-    order = [row.candidate for row in results.summaries]
-    done = sorted((t for t in results.trials if t.status == "done"), key=lambda t: (order.index(t.candidate), t.seed))
+def how_to_load(study: Path, trials: Sequence[Trial], order: Sequence[str]) -> str:
+    """Three lines that load the network of the best candidate's first finished trial and use it; empty without one.
+
+    Args:
+        study: The folder.
+        trials: Of the study.
+        order: The candidates, best first.
+    """
+    done = sorted((t for t in trials if t.status == "done"), key=lambda t: (order.index(t.candidate), t.seed))
     if not done:
         return ""
     candidate, seed = done[0].candidate, done[0].seed
     return (
         "from lookfar import study\n"
-        f"network, data, blocks = study.load({str(results.folder)!r}).network({candidate!r}, seed={seed})\n"
+        f"network, data, blocks = study.load({str(study)!r}).network({candidate!r}, seed={seed})\n"
         "predicted = network(next(data.val_batches(4))[0]).argmax(1)"
     )
 
