@@ -310,7 +310,7 @@ def test_the_headline_names_flops_and_time(tmp_path):
     # a ratio whose rounds lie on both sides of 1 is no difference
     unclear = replace(block, latency=replace(block.latency, ratio_low=0.97))
     results = replace(results, summaries=tuple(unclear if s is block else s for s in results.summaries))
-    assert "more FLOPs and no measurably other time." in answer(results).headline
+    assert "more FLOPs and no measurable change in time." in answer(results).headline
 
 
 def test_one_seed_has_no_verdict(tmp_path):

@@ -148,7 +148,7 @@ def _cost(row: Summary, baseline: Summary) -> str:
         parts.append(_more(row.flops / baseline.flops, "FLOPs", "fewer"))
     if (latency := row.latency) and latency.ratio:
         within = (latency.ratio_low or latency.ratio) <= 1 <= (latency.ratio_high or latency.ratio)
-        parts.append("no measurably other time" if within else _more(latency.ratio, "time", "less"))
+        parts.append("no measurable change in time" if within else _more(latency.ratio, "time", "less"))
     return join(parts) if parts else ""
 
 
