@@ -43,6 +43,8 @@ STATISTICS = (
 )
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
+ABLATIONS = "tests/diagnostics/test_ablations.py"
+STUDY_ABLATIONS = "tests/study/test_ablations.py"
 PLAN = "tests/study/test_plan.py"
 CONTINUING = "tests/study/test_continuing.py"
 MENDING = "tests/study/test_mending.py"
@@ -279,7 +281,7 @@ MUTANTS = [
            "covariance = covariance / S**2", STATISTICS, "what samples do to one run counts twice"),
     Mutant("study/comparisons.py", "covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]",
            "covariance[0, 0] + covariance[1, 1]", RESULTS, "the draws of a difference are not paired"),
-    Mutant("study/intervals.py", "    if groups > 1 and sample_variance > 0:", "    if False:",
+    Mutant("study/intervals.py", "    if sample_degrees and sample_variance > 0:", "    if False:",
            f"{STATISTICS} {RESULTS}", "images make nothing uncertain"),
     Mutant("study/comparisons.py", "float(of_seed.var(ddof=1))", "float(of_seed.var())", STATISTICS,
            "the deviation over seeds is divided by S"),
@@ -295,4 +297,18 @@ MUTANTS = [
            "blocks are the same under every seed"),
     Mutant("study/build.py", "torch.manual_seed(seed)\n    return", "torch.manual_seed(0)\n    return", WORKER,
            "hosts are the same under every seed"),
+    Mutant("diagnostics/ablations.py", "x if maps_of is None else maps_of", "x", ABLATIONS,
+           "the maps of another image are the image's own"),
+    Mutant("diagnostics/ablations.py", "_maps(block, x, values)) / positions", "_maps(block, x, values))", ABLATIONS,
+           "the mean map is a sum"),
+    Mutant("study/ablations.py", "Shifted(samples, len(samples) // 2)", "Shifted(samples, len(samples))",
+           STUDY_ABLATIONS, "the other image is the image itself"),
+    Mutant("study/latency.py", "ratios = [a / b for", "ratios = [a / baseline[0] for", STUDY_ABLATIONS,
+           "a ratio is not that of its round"),
+    Mutant("study/noise.py", "min(2 / max(share - 1 / groups, 1e-9), groups - 1)", "(groups - 1)", STATISTICS,
+           "one large image counts as many"),
+    Mutant("training/metrics.py", "centres * (size / wanted) - 0.5", "centres * (size / wanted)", METRICS,
+           "predictions are half a pixel off at the size of the file"),
+    Mutant("training/probes.py", ".float().square().sum()", ".float().norm()", LOOP,
+           "shares of the gradient sum to more than 1"),
 ]  # fmt: skip
