@@ -48,6 +48,8 @@ STUDY_ABLATIONS = "tests/study/test_ablations.py"
 PLAN = "tests/study/test_plan.py"
 CONTINUING = "tests/study/test_continuing.py"
 MENDING = "tests/study/test_mending.py"
+REPORT = "tests/study/test_report.py"
+CLASSES = "tests/study/test_by_class.py"
 
 MUTANTS = [
     # ---- data ----
@@ -311,4 +313,16 @@ MUTANTS = [
            "predictions are half a pixel off at the size of the file"),
     Mutant("training/probes.py", ".float().square().sum()", ".float().norm()", LOOP,
            "shares of the gradient sum to more than 1"),
+    Mutant("study/explorer.py", 'query)) != labels', 'query)) == labels', REPORT,
+           "the explorer opens where the baseline is right too"),
+    Mutant("study/explorer.py", "    if \"found\" in block:\n        known", "    if False:\n        known", REPORT,
+           "the explorer opens where nothing is asked"),
+    Mutant("study/by_class.py", "replace(measured, groups=known)", "measured", CLASSES,
+           "a class of one image is as certain as one of all"),
+    Mutant("study/gallery.py", "max(range(len(starts)), key=lambda k: starts[k][0])", "0", REPORT,
+           "the explorer opens with any image"),
+    Mutant("data/scenes.py", "asks, holds = digit < 0, digit >= 0", "asks, holds = digit >= 0, digit < 0", SCENES,
+           "digits ask and squares answer"),
+    Mutant("diagnostics/samples.py", "    room = heads**-0.25", "    room = 1", SAMPLES,
+           "several heads take the room of several"),
 ]  # fmt: skip

@@ -234,6 +234,19 @@ def test_it_opens_where_the_block_is_right_and_the_baseline_wrong():
     assert explorer.opening(asking, baseline, 0)[1] == (0.75, 0.25)
 
 
+def test_it_opens_with_the_image_that_tells_the_story_under_the_middle_seed(tmp_path):
+    folder = make_fake_study(tmp_path / "open", blocks=("nonlocal",), images=11, size=(32, 32), grid=(4, 4))
+    results = load(folder)
+    data = data_of(render(results))
+    scores = sorted((t.miou, t.seed) for t in results.trials if t.candidate == "nonlocal")
+    assert data["seed"] == scores[1][1]
+    block, base = (pictures.load_samples(trial_folder(folder, c, data["seed"])) for c in ("nonlocal", "baseline"))
+    assert block is not None
+    names = block["name"].tolist()
+    told = [explorer.opening(block, base, names.index(image["name"]))[0] for image in data["images"]]
+    assert told[data["start"]] == max(told) > told[0]
+
+
 def test_sentences_say_the_weight_on_the_answer(tmp_path):
     folder = make_fake_study(tmp_path / "told", blocks=("nonlocal",), answers=True, **SMALL)
     html_text = render(load(folder))

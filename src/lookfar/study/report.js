@@ -278,6 +278,7 @@ function curves(figure) {
     for (const mark of marks.splice(0)) mark.remove();
     rule.setAttribute("visibility", on ? "visible" : "hidden");
     if (!on) at = steps.length - 1;
+    readout.setAttribute("aria-live", on ? "polite" : "off");
     const step = steps[at], x = toX(step);
     for (const [name, value] of [["x1", x], ["x2", x], ["y1", plots[0].top], ["y2", plots[plots.length - 1].bottom]]) rule.setAttribute(name, value);
     readout.textContent = `step ${step.toLocaleString("en").replaceAll(",", "\u202f")}`;
