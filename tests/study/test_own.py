@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 import lookfar
-from lookfar.blocks._own import find_own, parse_address
+from lookfar.blocks._own import Target, find_own, parse_address, with_classes
 from lookfar.blocks._sources import kept_source, source_of
+from lookfar.check import check_module
 from lookfar.cost import measure_cost
+from lookfar.networks import OwnHost, Segmenter, build_own, resolve_place
 from lookfar.study import Plan
 from lookfar.study.candidates import Candidate, is_reference, place_of, short_name, slug, split_candidates
+from lookfar.study.preflight import preflight
 from lookfar.study.sources import edited, keep, source_for
 
 HERE = Path(__file__).parent
@@ -87,6 +90,11 @@ def test_names_are_short_in_sentences_and_safe_and_apart_in_folders():
         ),
         ("far.py:MyBlock", ValueError, "cannot import far.py: broken.py, line 3: ModuleNotFoundError"),
         ("wrong.py:MyBlock", ValueError, "cannot import wrong.py: line 1: SyntaxError: invalid syntax"),
+        (
+            "studies.py:MyBlock",
+            ValueError,
+            "cannot import studies.py: line 4: ValueError: studies.py starts a study when",
+        ),
         ("leaves.py:MyBlock", ValueError, r"cannot import leaves.py: line 2: RuntimeError: it called sys.exit\(0\)"),
     ],
 )
@@ -94,6 +102,8 @@ def test_mistakes_say_what_is_wrong_and_where(folder, text, error, message):
     (folder / "broken.py").write_text("import torch\n\nimport nix\n")
     (folder / "far.py").write_text("import broken\n")
     (folder / "wrong.py").write_text("class :\n")
+    script = "from lookfar import study\nfrom own_block import MyBlock\n\nstudy.run(study.Plan('x', (MyBlock,)))\n"
+    (folder / "studies.py").write_text(script)
     (folder / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(error, match=message):
         find_own(parse_address(text))
@@ -206,3 +216,77 @@ def test_cost_and_insertion_take_addresses(folder):
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     names = lookfar.insert(network, "own_block.py:MyBlock", at="0", example=torch.randn(1, 3, 4, 4), reduction=2)
     assert sum(p.numel() for p in network.get_submodule(names[0]).parameters()) == cost.parameters + 1  # its gate
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "place"),
+    [
+        ("own_block.py:build", OwnHost, ""),
+        ("own_block.py:build(width=4)", OwnHost, ""),
+        ("own_block.py:Features", Segmenter, "head"),
+        ("torchvision.models.segmentation:lraspp_mobilenet_v3_large(weights_backbone=None)", OwnHost, ""),
+    ],
+)
+def test_hosts_give_logits_of_the_size_of_the_images(folder, text, kind, place):
+    state = torch.get_rng_state()
+    network = build_own(find_own(parse_address(text)), 5, size=(48, 64))
+    assert isinstance(network, kind)
+    assert network.place == place
+    assert network.training
+    with torch.no_grad():
+        assert network.eval()(torch.randn(2, 3, 40, 56)).shape == (2, 5, 40, 56)
+    torch.set_rng_state(state)
+    if not place:
+        with pytest.raises(ValueError, match=r"the host does not say where blocks go: give --place, such as \w+"):
+            resolve_place(network, network.place)
+    where = {"build": "0", "Features": "deep"}.get(text.partition(":")[2].partition("(")[0], "backbone.16")
+    assert lookfar.insert(network, "cbam", at=resolve_place(network, where), example=torch.randn(2, 3, 48, 64))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "own_block.py:Classifier",
+            r"Classifier gives \(2×5\) for images .*: want logits \(B, 5, h, w\) for 5 classes",
+        ),
+        ("own_block.py:build(num_classes=7)", r"build gives \(2×7×12×16\) for images"),
+        ("own_block.py:needs_more", r"missing 1 required positional argument: 'depth' \(it takes \(depth, classes\)\)"),
+        ("own_block.py:gives_none", "gives_none gives NoneType, want a torch.nn.Module"),
+    ],
+)
+def test_hosts_that_are_none_say_what_is_wanted(folder, text, message):
+    with pytest.raises(ValueError, match=message):
+        build_own(find_own(parse_address(text)), 5, size=(48, 64))
+    with pytest.raises(ValueError, match="pretrained is for timm hosts"):
+        build_own(find_own(parse_address(text)), 5, pretrained=True)
+
+
+def test_arguments_for_classes_and_bands_are_found_by_name(folder):
+    def given(make):
+        return dict(with_classes(Target("f", make), 5, 4).options)
+
+    assert given(lambda n_channels, n_classes: None) == {"n_channels": 4, "n_classes": 5}
+    assert given(lambda classes, in_channels=3, channels=64: None) == {"classes": 5, "in_channels": 4}
+    assert given(lambda channels=64, num_labels=2: None) == {"num_labels": 5}
+    assert given(lambda width=32: None) == {}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "host", "message"),
+    [
+        (
+            ("own_block.py:Unused",),
+            "small",
+            r"own_block.py:Unused cannot be studied. Broken: all parameters are reached",
+        ),
+        (("cbam",), "own_block.py:Forgets", r"own_block.py:Forgets cannot be studied. Broken: its state is all that"),
+    ],
+)
+def test_what_breaks_a_promise_is_refused_before_the_first_step(folder, monkeypatch, blocks, host, message):
+    def here(target, channels, size, *, only, classes=None):
+        return check_module(target if classes is None else f"{target}(classes={classes})", channels, size, only=only)
+
+    monkeypatch.setattr("lookfar.check.check_apart", here)
+    with pytest.raises(ValueError, match=message):
+        preflight(Plan("scenes:lookup", blocks, host=host, place="layer4", steps=1))

@@ -55,8 +55,11 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         FileNotFoundError: Data, or weights, that are not there.
         Stopped: Interrupted or terminated; running trials wrote a checkpoint first.
     """
+    from lookfar.blocks._importing import being_imported
     from lookfar.study.preflight import preflight
 
+    if file := being_imported():  # for a block that it holds; every trial would begin another study
+        raise ValueError(f"{file} starts a study when it is imported: put that under `if __name__ == '__main__':`")
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
