@@ -208,6 +208,14 @@ def test_moderated_and_simultaneous():
     assert alone.interval == alone.single
 
 
+def test_a_pair_that_scatters_more_than_its_parts_is_believed():
+    d = Comparisons(make_measured(np.array([[0.0, 1, 2], [1, 1, 1], [2, 1, 0], [1, 1, 1]])), "baseline", 2).difference(
+        "b0"
+    )
+    assert d.moderated
+    assert d.seed_variance == np.var([2, 0, -2], ddof=1)
+
+
 def test_a_missing_seed_is_nobody_elses_loss():
     rng = np.random.default_rng(5)
     whole = rng.standard_normal((6, 3))
