@@ -204,3 +204,27 @@ def test_trials_that_were_judged_by_other_masks_are_not_compared(fake):
         told(**scores(confusion))(out / "trials/nonlocal/1/result.json")
         with pytest.raises(ValueError, match=f"baseline seed 0 and nonlocal seed 1 were judged on {said}"):
             load(out)
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "environment.json", "data.json"])
+@pytest.mark.parametrize("spoil", [halve, os.unlink, lambda path: path.write_text("[1]")])
+def test_the_files_of_the_study_itself_are_written_again(fake, name, spoil):
+    out, _ = fake
+    results = run_study(PLAN, out, quiet=True)
+    before = json.loads((out / "data.json").read_text())
+    spoil(out / name)
+    assert run_study(PLAN, out, quiet=True).trials == results.trials
+    assert Plan.load(out / "study.yaml").seeds == 2
+    assert json.loads((out / "data.json").read_text()) == before
+    assert {len(path.read_text().split()) for path in out.glob("trials/*/*/starts")} == {1}
+
+
+def test_classes_and_names_are_in_two_places(fake):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+    sets = {"val": [[f"{scene}_{n}", "0", "0"] for scene in "ab" for n in range(2)]}
+    write_json(out / "data.json", {"classes": ["sky", "road"], "sets": sets})
+    (out / "environment.json").write_text("")
+    results = load(out, groups="^.")
+    assert (results.classes, results.conclusions.groups.number) == (("sky", "road"), 2)
+    assert write_report(out).is_file()

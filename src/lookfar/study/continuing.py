@@ -80,7 +80,8 @@ def grow(plan: Plan, study: Path) -> tuple[Plan, dict[str, int], list[str]]:
         what was added, one line each.
     """
     trials = begun_trials(study)
-    before = Plan.load(study / "study.yaml").blocks if (study / "study.yaml").is_file() else ()
+    kept = kept_plan(study)
+    before = () if kept is None else kept.blocks
     done = {one.candidate for one in trials if one.done and not is_reference(one.candidate)}
     stay = [block for block in before if block in done and block not in plan.blocks]
     stay += sorted(done.difference(plan.blocks, stay))
@@ -98,6 +99,14 @@ def grow(plan: Plan, study: Path) -> tuple[Plan, dict[str, int], list[str]]:
     blocks = [block for block in before if block in plan.blocks or block in stay]
     blocks += [block for block in (*stay, *plan.blocks) if block not in blocks]
     return dataclasses.replace(plan, blocks=tuple(blocks), seeds=seeds), controls, notes
+
+
+def kept_plan(study: Path) -> Plan | None:
+    """The plan that lies in a folder; None where there is none that can be read: the trials say what they are."""
+    try:
+        return Plan.load(study / "study.yaml")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def check_same(

@@ -12,8 +12,8 @@ import numpy as np
 
 from lookfar.study._files import read_if_whole, read_json, write_json
 from lookfar.study.ablations import FILES as ABLATIONS
-from lookfar.study.continuing import decisive
-from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.continuing import decisive, kept_plan
+from lookfar.study.plan import trial_folder
 from lookfar.study.scoring import counts_of, mean_iou
 
 WEIGHTS = "final.safetensors"
@@ -118,8 +118,8 @@ def restore_configs(study: Path) -> list[str]:
     Returns:
         A line for each.
     """
-    path = study / "study.yaml"
-    candidates = Plan.load(path).candidates if path.is_file() else ()
+    plan = kept_plan(study)
+    candidates = () if plan is None else plan.candidates
     folders = sorted(study.glob("trials/*/*/"))
     whole = [config for folder in folders if (config := read_if_whole(folder / "config.json"))]
     notes = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookfar.study import charts
-from lookfar.study._files import read_if_whole, read_json, write_text
+from lookfar.study._files import read_if_whole, write_text
 from lookfar.study.answer import answer, classes_note, facts, intervals, limits, made, short_names
 from lookfar.study.by_class import OfClass, confusions, is_shown
 from lookfar.study.candidates import is_reference
@@ -141,7 +141,7 @@ class _View:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.plan = results.plan
-        self.environment = read_json(results.folder / "environment.json")
+        self.environment = read_if_whole(results.folder / "environment.json")
         names = list(dict.fromkeys(t.candidate for t in results.trials))
         self.styles = charts.styles(names)
         self.answer = answer(results)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookfar.study._files import read_if_whole, read_json, write_text
+from lookfar.study._files import read_if_whole, write_text
 from lookfar.study.ablations import FILES, load_ablations
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
@@ -142,10 +142,9 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     plan = Plan.load(folder / "study.yaml")
     otherwise = {name: value for name, value in {"margin": margin, "groups": groups}.items() if value is not None}
     plan = replace(plan, **otherwise)
-    check_consistent(
-        plan, [one for one in begun_trials(folder, strict=False) if one.done], read_if_whole(folder / "data.json")
-    )
-    environment = read_json(folder / "environment.json")
+    data = read_if_whole(folder / "data.json")
+    check_consistent(plan, [one for one in begun_trials(folder, strict=False) if one.done], data)
+    environment = {"data": _named(data), **read_if_whole(folder / "environment.json")}
     trials = [
         _load_trial(trial_folder(folder, candidate, seed), candidate, seed)
         for candidate in plan.candidates
@@ -153,6 +152,13 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     ]
     results = _judged(folder, plan, trials, environment, "val")
     return replace(results, also=_judged(folder, plan, trials, environment, "also_val")) if plan.also_val else results
+
+
+def _named(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes and names of images as ``data.json`` has them, where ``environment.json`` is lost."""
+    sets = data.get("sets", {})
+    names = {f"{judge}_names": [name for name, *_ in sets[judge]] for judge in JUDGES if judge in sets}
+    return {"classes": data.get("classes", ()), **names}
 
 
 def _judged(folder: Path, plan: Plan, trials: list[Trial], environment: dict[str, Any], judge: str) -> Results:

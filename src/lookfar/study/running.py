@@ -103,6 +103,8 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
             expected = ready.expected(list(dict.fromkeys(t.candidate for t in missing)))
     board.begin(plan, ready.task, len(trials), missing, len(slots), expected)
     if not missing:
+        if ready.facts.keys() - read_if_whole(folder / "environment.json").keys():  # lost: no trial will write it again
+            _environment(folder, plan, ready.facts, len(slots))
         return
     for trial in missing:
         _prepare(trial, ready, states[trial.number])
