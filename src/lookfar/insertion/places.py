@@ -20,6 +20,8 @@ _BRANCHES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "timm.models._efficientnet_blocks.EdgeResidual": (("bn2",), "has_skip"),
     "torchvision.models.resnet.BasicBlock": (("bn2",), None),
     "torchvision.models.resnet.Bottleneck": (("bn3",), None),
+    "torchvision.models.video.resnet.BasicBlock": (("conv2",), None),
+    "torchvision.models.video.resnet.Bottleneck": (("conv3",), None),
     "torchvision.models.regnet.ResBottleneckBlock": (("f",), None),
     "torchvision.models.mobilenetv2.InvertedResidual": (("conv",), "use_res_connect"),
     "torchvision.models.mobilenetv3.InvertedResidual": (("block",), "use_res_connect"),
