@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookfar.study import load
+from lookfar.study import afterwards, load
 from lookfar.study._files import write_json
 from lookfar.study.ablations import load_ablations
 from lookfar.study.plan import Plan, trial_folder
@@ -111,3 +111,25 @@ def test_the_second_set_decides_nothing(study, tmp_path):
     for name, same in (("confusion.npz", True), ("also.npz", False)):
         with np.load(tmp_path / name) as file:
             assert (file["confusion"] == matrices(study, "global_context", name)).all() == same
+
+
+def test_what_is_missing_is_measured_afterwards_on_both_sets(study):
+    plan, folder = Plan.load(study / "study.yaml"), trial_folder(study, "global_context", 0)
+    files = [folder / "ablations.npz", folder / "also-ablations.npz"]
+    before = [load_ablations(path) for path in files]
+    files[1].unlink()
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    without, timed = afterwards.missing(study, plan)
+    assert without == [("global_context", 0)]
+    assert {candidate for candidate, _ in timed} == set(plan.candidates)
+    try:
+        # a damaged file is mended before; here only that weights suffice
+        assert afterwards.main(study) == 0
+        assert afterwards.missing(study, plan) == ([], [])
+        assert set(load(study).latency.of) == set(plan.candidates)
+    finally:
+        (study / "latency.json").unlink(missing_ok=True)
+    for path, (counts, reason) in zip(files, before):
+        again, why = load_ablations(path)
+        assert why == reason
+        assert all(np.array_equal(again[kind], counts[kind]) for kind in counts)

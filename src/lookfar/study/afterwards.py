@@ -5,7 +5,6 @@ Latency, since trials side by side slow one another, and ablations of trials tha
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from lookfar.study._files import read_json
 from lookfar.study.ablations import ablate, has_ablations
 from lookfar.study.latency import device_name, is_measured, save_latency
 from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.trained import load_trial
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,23 +54,11 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _trained(folder: Path, plan: Plan, data: "Data", candidate: str, seed: int) -> tuple["nn.Module", list[str]]:
-    """A trial's network with its final weights, and the names of its blocks."""
-    from lookfar.study.build import build_host, put_in
-    from lookfar.study.candidates import Candidate
-    from lookfar.training.checkpoints import load_tensors
-
-    trial = trial_folder(folder, candidate, seed)
-    config = read_json(trial / "config.json")
-    # the trial's own weights replace those that it started from
-    bare = replace(Plan.from_dict(config["plan"]), pretrained=False, host_weights=None)
-    network = build_host(bare, data, seed, study=folder)
-    size = config["control_parameters"]
-    names = put_in(network, bare, Candidate.parse(candidate), data, seed, control_parameters=size, study=folder)
-    if plan.precision == "64-true":
-        network.double()
-    network.load_state_dict(load_tensors(trial / "final.safetensors"))
-    return network.to(plan.accelerator or "cpu").eval(), names
+def _trained(folder: Path, plan: Plan, data: "Data", candidate: str, seed: int) -> tuple["nn.Module", Sequence[str]]:
+    """A trial's network with its final weights, where and as precise as it was trained, and the names of its blocks."""
+    trained = load_trial(trial_folder(folder, candidate, seed), data=data)
+    network = trained.network.double() if plan.precision == "64-true" else trained.network
+    return network.to(plan.accelerator or "cpu"), trained.blocks
 
 
 def _is_done(trial: Path) -> bool:
