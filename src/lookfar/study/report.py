@@ -174,7 +174,8 @@ class _View:
         self.latency = str(results.latency)
         self.ablated = ABLATED
         self.without = [s for s in results.summaries if s.without.known or s.candidate == "baseline"]
-        self.no_maps = [s for s in self.without if s.without.reason and not is_reference(s.candidate)]
+        reasons = [s.without.reason for s in self.without if not is_reference(s.candidate)]
+        self.no_maps = [f"{r[0].upper()}{r[1:]}" for r in dict.fromkeys(filter(None, reasons))]
         self.class_columns = sorted((s for s in results.summaries if s.done), key=lambda s: s.candidate != "baseline")
         self.per_class = self._classes()
         self.classes_note = classes_note(results)
