@@ -15,7 +15,7 @@ from lookfar.blocks._sources import kept_source, source_of
 from lookfar.check import check_module
 from lookfar.cost import measure_cost
 from lookfar.networks import OwnHost, Segmenter, build_own, resolve_place
-from lookfar.study import Plan
+from lookfar.study import Plan, promises
 from lookfar.study.candidates import Candidate, is_reference, place_of, short_name, slug, split_candidates
 from lookfar.study.preflight import preflight
 from lookfar.study.sources import edited, keep, source_for
@@ -290,3 +290,20 @@ def test_what_breaks_a_promise_is_refused_before_the_first_step(folder, monkeypa
     monkeypatch.setattr("lookfar.check.check_apart", here)
     with pytest.raises(ValueError, match=message):
         preflight(Plan("scenes:lookup", blocks, host=host, place="layer4", steps=1))
+
+
+def test_large_maps_are_asked_about_in_smaller_ones_where_the_block_takes_them(folder, monkeypatch):
+    asked = []
+
+    def here(target, channels, size, *, only):
+        asked.append(size)
+        return check_module(target, channels, size, only=only)
+
+    monkeypatch.setattr("lookfar.check.check_apart", here)
+    monkeypatch.setattr(promises, "POSITIONS", 100)
+    said = promises.check_block(Candidate.parse("own_block.py:MyBlock@layer3"), 8, (12, 20))
+    assert said.startswith("own_block.py:MyBlock keeps what a study needs, and is not the identity")
+    assert asked == [(6, 10)]
+    promises.check_block(Candidate.parse("own_block.py:Table"), 8, (12, 20))
+    assert asked[-2:] == [(6, 10), (12, 20)]
+    assert promises._within((1021, 3), 100) == (1021, 3)

@@ -1,5 +1,6 @@
 """What a block or host of the user's own must keep for a study, asked before the first step, in another process."""
 
+import math
 from typing import TYPE_CHECKING
 
 from lookfar.study.candidates import Candidate
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 # that it is trained, saved and loaded as a whole, that resuming is exact, that images are judged one by one
 OF_BLOCKS = ("images", "registered", "reached", "input", "copies", "state", "deterministic")
 OF_HOSTS = ("images", "registered", "copies", "state", "deterministic")
-SIDE = 128  # pixels: larger images are asked about in smaller ones
+# larger maps and images are asked about in smaller ones: in float64, several at a time, on a CPU
+POSITIONS, PIXELS = 64 * 64, 256 * 256
 
 
 def check_block(candidate: Candidate, channels: int, size: tuple[int, ...]) -> str:
@@ -31,7 +33,11 @@ def check_block(candidate: Candidate, channels: int, size: tuple[int, ...]) -> s
     from lookfar.check import check_apart
 
     text = str(Candidate(candidate.name, candidate.options))
-    report = check_apart(text, channels, size, only=(*OF_BLOCKS, "identity"))
+    asked = (*OF_BLOCKS, "identity")
+    smaller = _within(size, POSITIONS)
+    report = check_apart(text, channels, smaller, only=asked)
+    if smaller != size and any(row.promise == "runs" for row in report.broken()):  # made for the size of its place
+        report = check_apart(text, channels, size, only=asked)
     _refuse_broken(text, report)
     identity = report["identity"].status == "holds"
     enters = (
@@ -53,8 +59,15 @@ def check_host(plan: Plan, data: "Data") -> None:
 
     text = str(plan.host)
     if split_address(text):
-        size = tuple(side // 2 ** max((side // SIDE).bit_length() - 1, 0) for side in data.size)
+        size = _within(data.size, PIXELS)
         _refuse_broken(text, check_apart(text, data.in_chans, size, only=OF_HOSTS, classes=len(data.classes)))
+
+
+def _within(size: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The size, halved until it has no more than so many positions, as long as its sides stay even."""
+    while math.prod(size) > most and all(side % 2 == 0 for side in size):
+        size = tuple(side // 2 for side in size)
+    return size
 
 
 def _refuse_broken(text: str, report: "Report") -> None:
