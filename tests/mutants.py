@@ -36,6 +36,9 @@ WEIGHTS = "tests/weights/test_names.py"
 GOLDENS = "tests/test_goldens.py"
 UNCHANGED = "tests/insertion/test_unchanged.py"
 START = "tests/insertion/test_start.py"
+OWN = "tests/study/test_own.py"
+TRAINED = "tests/study/test_trained.py"
+APART = "tests/test_check_apart.py"
 RESULTS = "tests/study/test_results.py"
 STATISTICS = (
     "tests/study/test_statistics.py --deselect=tests/study/test_statistics.py::"
@@ -326,4 +329,12 @@ MUTANTS = [
            "digits ask and squares answer"),
     Mutant("diagnostics/samples.py", "    room = heads**-0.25", "    room = 1", SAMPLES,
            "several heads take the room of several"),
+    Mutant("study/sources.py", "if now is not None and now.digest == digest:", "if now is not None:", TRAINED,
+           "weights go into code that they were not trained in"),
+    Mutant("study/continuing.py", "edited(one.config[\"plan\"], one.candidate, plan.host, plan.sources)", "[]", TRAINED,
+           "trials of an edited block are mixed"),
+    Mutant("blocks/_importing.py", "aside[name] = sys.modules.pop(name)", "pass", OWN,
+           "a block imports the neighbour of another"),
+    Mutant("check/apart.py", "late = p.slow and child.late", "late = child.late", APART,
+           "a module that hangs breaks no promise"),
 ]  # fmt: skip
