@@ -77,6 +77,7 @@ def image(size: tuple[int, int] = SIZE, batch: int = 2) -> Tensor:
 def inserted(block: str, position: str) -> nn.Module:
     """A network with the block awake in it, in evaluation."""
     net = copy.deepcopy(_host())
+    torch.manual_seed(0)  # whichever others are asked before
     insert(net, block, "stage", position=position, example=image())
     for one in insertions(net):
         randomise(one.module)
