@@ -153,7 +153,7 @@ def test_ocr_without_relation_gives_regions_back_by_the_first_guess() -> None:
     context = m.mix((values @ logits.flatten(2).softmax(1)).unflatten(2, (4, 3)))
     assert_same("y", m(x, logits), m.fuse(torch.cat([context, x], 1)))
     assert_same("maps", m.maps(x, logits)[:, 0], logits.flatten(2).softmax(1).transpose(1, 2))
-    with pytest.raises(ValueError, match="without reasoning there is no attention to have heads=2"):
+    with pytest.raises(ValueError, match="without reasoning no attention has heads=2"):
         create_block("object_contextual", 8, reasoning=False, heads=2)
     with pytest.raises(ValueError, match="double, l1, sigmoid or none, got 'twice'"):
         create_block("object_contextual", 8, normalization="twice")

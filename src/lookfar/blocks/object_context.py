@@ -162,6 +162,13 @@ class NormAct(nn.Module):
         return self.act(normed(self.norm, x))
 
 
+def _grids(mode: Mode, sizes: Sequence[int] | None, dims: Dims) -> tuple[int, ...]:
+    """How many parts each grid has along an axis."""
+    if mode not in ("base", "context"):
+        only_on_images(dims, f"{mode=}", "base and context take any")
+    return tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
+
+
 @block(
     "object_context",
     title="Object context (OCNet)",
@@ -261,22 +268,14 @@ class ObjectContext(nn.Module):
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        if mode not in ("base", "context"):
-            only_on_images(dims, f"{mode=}", "base and context take any")
-        act = partial(nn.LeakyReLU, 0.01) if variant == "ocnet" else nn.ReLU
         share = (variant, projections) == ("ocnet", "inside") if share_query_key is None else share_query_key
         switches = Switches(heads, normalization, share, projections)
-        layers: dict[str, Any] = {
-            "norm_layer": norm_layer,
-            "act_layer": act,
-            "zero_init": zero_init,
-            "dims": dims,
-            **dd,
-        }
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "zero_init": zero_init, "dims": dims, **dd}
+        layers["act_layer"] = partial(nn.LeakyReLU, 0.01) if variant == "ocnet" else nn.ReLU
         widths = inner_channels, value_channels, branch_channels
-        self.mode, self.published = mode, form == "published"
         self.variant: Variant = variant
-        self.sizes = tuple(sizes or {"pyramid": (1, 2, 3, 6), "asp": (2,)}.get(mode, (1,)))
+        self.mode, self.published = mode, form == "published"
+        self.sizes = _grids(mode, sizes, dims)
         self.contexts = nn.ModuleList()
         self.first = self.inner = self.branches = self.widen = None
         if mode == "asp":

@@ -155,9 +155,7 @@ class ObjectContextual(nn.Module):
         inner, out = inner_channels or max(width // 2, 1), out_channels or channels
         divides("heads", heads, inner_channels=inner)
         if not reasoning and (heads > 1 or subsample > 1 or normalization != "softmax"):
-            raise ValueError(
-                f"without reasoning there is no attention to have {heads=}, {subsample=} or {normalization=}"
-            )
+            raise ValueError(f"without reasoning no attention has {heads=}, {subsample=} or {normalization=}")
         self.channels, self.heads, self.subsample = channels, heads, subsample
         self.inverse_temperature = inverse_temperature
         self.normalization: Normalization = normalization

@@ -204,7 +204,7 @@ class PointwiseSpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = [branch(v) for branch, v in zip(self._branches(), self._values(x))]
-        return self._finish(x, torch.cat(mixed, 1))
+        return self._finish_map(x, torch.cat(mixed, 1))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, directions, Q, N)`` over the (shrunk) map, of its flat positions ``(Q,)``, of all when None."""
@@ -218,7 +218,7 @@ class PointwiseSpatialAttention(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, directions, N, D)``."""
         mixed = mixed.transpose(2, 3).flatten(1, 2).unflatten(2, self._size(x))
-        return self._finish(x, mixed.to(x.dtype) / self.factor)
+        return self._finish_map(x, mixed.to(x.dtype) / self.factor)
 
     def maps(self, x: Tensor) -> Tensor:
         """All weights over the (shrunk) map, ``(B, directions, N, N)``."""
@@ -247,7 +247,7 @@ class PointwiseSpatialAttention(nn.Module):
         corners = self._corners(x)
         return [F.interpolate(v, self._size(x), mode="bilinear", align_corners=corners) for v in found]
 
-    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, mixed: Tensor) -> Tensor:
         mixed, bordered = self.factor * mixed, self.variant == "mmseg"
         y = self.mix(F.pad(mixed, (1, 1, 1, 1)) if bordered else mixed)
         if self.shrink_factor != 1 or bordered:
