@@ -1,4 +1,4 @@
-"""Every block leaves Python: ``torch.export`` and ONNX, with free height and width where a block's sizes are free."""
+"""Blocks leave Python by ``torch.export``, some to ONNX, with free height and width where their sizes are free."""
 
 import functools
 from collections.abc import Iterator
@@ -13,7 +13,13 @@ from variants import STATIC_EXPORT
 LONG = {"interlaced"}  # six seconds an option: its options are exported at one size
 
 every_block = samples()
-every_default = samples(variants=False)
+# Fifteen seconds a block: those whose mathematics meets different operators of ONNX. tests/insertion/matrix.py asks
+# every context block, inserted.
+TO_ONNX = (
+    "atrous_pyramid", "carafe", "criss_cross", "dynamic_message_passing", "expectation_maximization", "glimpse",
+    "global_context", "local_relation", "nonlocal", "object_contextual", "point_stage", "pointwise_spatial_attention",
+    "relation", "spatial_transformer", "squeeze_excitation",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +64,7 @@ def test_torch_export(sample: Sample) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own making
 @torch.no_grad()
-@every_default
+@pytest.mark.parametrize("sample", [Sample(name, {}) for name in TO_ONNX], ids=str)
 def test_onnx(sample: Sample) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs `pip install lookfar[onnx]`")
     m = sample.make(dtype=torch.float32)
