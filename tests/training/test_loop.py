@@ -13,7 +13,7 @@ from torch import nn
 
 from lookfar.training import Settings, TrainingError, evaluate, scores, train
 from lookfar.training.checkpoints import load_tensors
-from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
+from lookfar.training.optimization import create_optimizer, learning_rate_sum, schedule_factor, set_random_state
 from lookfar.training.probes import Probe
 
 
@@ -283,6 +283,18 @@ def test_schedules():
     assert all(0 < schedule[-1] < 0.02 for schedule in (onecycle, cosine, poly))
     assert poly[50] == pytest.approx(0.5**0.9)
     assert schedule_factor("onecycle", 0, 1) == 1
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "poly"])
+def test_the_sum_of_learning_rates(schedule):
+    """Exact in a study of usual length, near enough at once in one of any."""
+
+    def of(steps):
+        return learning_rate_sum(Settings(steps=steps, lr=0.5, schedule=schedule))
+
+    for steps in (1, 7, 5000):
+        assert of(steps) == pytest.approx(0.5 * sum(schedule_factor(schedule, step, steps) for step in range(steps)))
+    assert of(10**12) == pytest.approx(10**12 / 5000 * of(5000), rel=1e-2)
 
 
 @pytest.mark.parametrize(
