@@ -19,6 +19,7 @@ ROOMS = (
 WITHOUT = {
     "keep_pages": "cannot be undone in the process that calls it",
     "collect_samples": "wants a trained network and its data",
+    "load_trial": "wants a trained network and its data: tests/study/test_trained.py loads some",
     "run": "trains for minutes: tests/study/test_running.py runs a study",
 }
 

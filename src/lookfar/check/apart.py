@@ -51,6 +51,10 @@ def check_apart(
         ValueError: The module cannot be loaded or built, also where that ends or hangs its process.
         FileNotFoundError: The file does not exist.
         TypeError: An option that the module does not take.
+
+    >>> report = check_apart("squeeze_excitation", 32, only=["images"])
+    >>> [(row.promise, row.outcome.status) for row in report.rows]
+    [('images', 'holds')]
     """
     check_names(only)
     positive("channels", channels)

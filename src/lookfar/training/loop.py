@@ -394,7 +394,7 @@ def _finished(network: nn.Module, data: "Data", settings: Settings, folder: Path
     state = newest_state(folder)
     return {
         **scores(confusion),
-        "step": settings.steps,
+        "step": state.get("step", settings.steps),
         "seconds": state.get("seconds"),
         "notes": state.get("notes") or [],
     }
