@@ -11,9 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-LINE = re.compile(
-    r"Tests of ops, blocks and insertion are run on (torch .+?),\s+all of them\s+on (torch .+?)\.\n", re.DOTALL
-)
+LINE = re.compile(r"Ops and golden vectors are tested on (torch .+?),\s+everything\s+on (torch .+?)\.\n", re.DOTALL)
 
 
 def here() -> str:
@@ -33,7 +31,7 @@ def main(kept: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     if not LINE.search(text):
         sys.exit("the README has no line of the versions")
-    line = f"Tests of ops, blocks and insertion are run on {oldest}, all of them\non {newest}.\n"
+    line = f"Ops and golden vectors are tested on {oldest}, everything\non {newest}.\n"
     README.write_text(LINE.sub(line, text), encoding="utf-8")
 
 

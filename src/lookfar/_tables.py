@@ -1,6 +1,7 @@
 """Plain tables: numbers right-aligned with three significant digits, units in the headers."""
 
 import math
+import signal
 from collections.abc import Sequence
 
 
@@ -83,3 +84,15 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """``a, b, c, d and 7 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def signal_name(number: int) -> str:
+    """What killed a process, by the number of the signal.
+
+    >>> signal_name(9), signal_name(1000)
+    ('SIGKILL', 'signal 1000')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -16,7 +16,7 @@ from lookfar.insertion import Gated, insertions, switched_off, verify
 @pytest.mark.parametrize("name", HOSTS)
 def test_nothing_changes_and_the_block_learns(name: str, features_only: bool) -> None:
     if features_only and name.startswith("torchvision"):
-        pytest.skip("an idea of timm's")
+        pytest.skip("only timm builds networks for their features alone")
     want, net = host(name, features_only=features_only), host(name, features_only=features_only)
     state = torch.random.get_rng_state()
     stage = HOSTS[name][0]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from lookfar._options import positive
-from lookfar._tables import shorten
+from lookfar._tables import shorten, signal_name
 from lookfar.check import run
 from lookfar.check.outcome import Outcome, Report, Row, broken, not_asked
 from lookfar.check.run import PROMISES, RUNS, check_names
@@ -173,10 +173,7 @@ class _Child:
         code = self._process.wait()
         if code >= 0:
             return f"its process ended with status {code}, as os._exit({code}) does{self._last_words()}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
+        name = signal_name(-code)
         why = {"SIGSEGV": "native code or endless recursion", "SIGKILL": "as the system does when memory runs out"}
         return f"its process was killed by {name}" + (f", {why[name]}" if name in why else "") + self._last_words()
 

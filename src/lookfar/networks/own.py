@@ -93,8 +93,8 @@ def build_own(
     else:
         features = last_map(out)
         if not isinstance(features, Tensor) or features.dim() != 4:
-            wanted = f"feature maps (B, C, h, w), or logits (B, {classes}, h, w)"
-            raise ValueError(_wrong(target.name, features, x, wanted))
+            either = f"feature maps (B, C, h, w), or logits (B, {classes}, h, w)"
+            raise ValueError(_wrong(target.name, features, x, either))
         stages = {name: f"backbone.{name}" for name, _ in network.named_children()}
         built = Segmenter(network, features.shape[1], classes, width=width, place="head", stages=stages)
     if weights is not None:

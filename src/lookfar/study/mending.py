@@ -106,10 +106,10 @@ def _score(matrices: np.ndarray) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _same(told: Any, found: float | None) -> bool:
-    if told is None or found is None:
-        return told is None and found is None
-    return isinstance(told, int | float) and math.isclose(told, found, abs_tol=1e-9)
+def _same(stored: Any, found: float | None) -> bool:
+    if stored is None or found is None:
+        return stored is None and found is None
+    return isinstance(stored, int | float) and math.isclose(stored, found, abs_tol=1e-9)
 
 
 def restore_configs(study: Path) -> list[str]:
@@ -124,15 +124,15 @@ def restore_configs(study: Path) -> list[str]:
     whole = [config for folder in folders if (config := read_if_whole(folder / "config.json"))]
     notes = []
     for folder in folders:
-        told = read_if_whole(folder / "result.json").get("trained_with")
-        if told is None or read_if_whole(folder / "config.json"):
+        stored = read_if_whole(folder / "result.json").get("trained_with")
+        if stored is None or read_if_whole(folder / "config.json"):
             continue
         names = [name for name in candidates if trial_folder(study, name, 0).parent == folder.parent]
         seed = int(folder.name) if folder.name.isdecimal() else -1
         tried = ({**config, "candidate": name, "seed": seed} for name in names for config in whole)
         for config in tried:
             with suppress(KeyError, TypeError, AttributeError):
-                if decisive(config) == told:
+                if decisive(config) == stored:
                     write_json(folder / "config.json", config)
                     notes.append(f"{names[0]} seed {seed}: config.json damaged, written again.")
                     break

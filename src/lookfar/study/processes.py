@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lookfar._tables import signal_name
 from lookfar.study._files import read_json
 
 WORKER = (sys.executable, "-m", "lookfar.study.worker")
@@ -100,9 +100,6 @@ def cause_of_death(code: int) -> str:
     """Why a process ended without a result, from its exit status."""
     if code >= 0:
         return f"ended with status {code} and no result; its log.txt may say why"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+    name = signal_name(-code)
     hint = ", as the system does when memory runs out" if name == "SIGKILL" else "; its log.txt may say why"
     return f"killed by {name}{hint}"

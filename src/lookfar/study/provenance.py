@@ -48,14 +48,14 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def readable_paths(given: Iterable[str | None], base: Path | None = None) -> dict[str, str]:
-    """Absolute paths among what was given, and what stands for them in a report that others read.
+    """Absolute paths among what was given, and the shorter ones that a report shows to others.
 
     Args:
         given: Entries of a plan: paths, perhaps after a word and a colon, or something else.
-        base: From which paths are told; by default the working directory.
+        base: The folder that they become relative to; by default the working directory.
 
-    >>> readable_paths(["camvid:/data/me/CamVid", "crops", "/data/me/work/crops/val", None], Path("/data/me/work"))
-    {'/data/me/CamVid': '../CamVid', '/data/me/work/crops/val': 'crops/val'}
+    >>> readable_paths(["camvid:/home/ann/CamVid", "crops", "/home/ann/eyes/crops/val", None], Path("/home/ann/eyes"))
+    {'/home/ann/CamVid': '../CamVid', '/home/ann/eyes/crops/val': 'crops/val'}
     """
     base = base or Path.cwd()
     found = {}
@@ -73,7 +73,7 @@ def readable_paths(given: Iterable[str | None], base: Path | None = None) -> dic
 
 
 def readable(text: str, paths: Mapping[str, str]) -> str:
-    """A text in which such paths, and what lies in them, are told as :func:`readable_paths` says."""
+    """The text with these paths, and those of files within, as :func:`readable_paths` shortens them."""
     for path in sorted(paths, key=len, reverse=True):
         text = text.replace(path, paths[path])
     return text
