@@ -114,9 +114,7 @@ def study(
         Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
-    blocks: Annotated[
-        str | None, typer.Option(help="'nonlocal,nonlocal(mode=gaussian)@layer3,my.py:MyBlock' ...")
-    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     out: Annotated[

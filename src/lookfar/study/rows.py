@@ -129,12 +129,15 @@ class Summary:
         return self.without.off
 
     @property
+    def judged(self) -> str:
+        """What one set of images says of it, without full stop."""
+        beside = self.against_control if self.verdict == "better" else ""
+        return ", ".join(filter(None, [self.sentence, beside]))
+
+    @property
     def said(self) -> str:
         """All that is concluded about it, the same on the terminal and in the report."""
-        first = self.sentence
-        if self.verdict == "better" and self.against_control:
-            first += f", {self.against_control}"
-        parts = [first, self.trained_once and f"it {self.trained_once}", self.came_in and f"it {self.came_in}"]
+        parts = [self.judged, self.trained_once and f"it {self.trained_once}", self.came_in and f"it {self.came_in}"]
         return " ".join(
             f"{part[0].upper() if at else part[0]}{part[1:]}." for at, part in enumerate(filter(None, parts))
         )

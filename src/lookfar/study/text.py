@@ -34,10 +34,12 @@ def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: in
 
 
 def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, width: int) -> list[str]:
-    """The comparison on the second set, under a line that says what it is."""
-    said = f"The same trials on {name}, which was used for nothing else:"
+    """The comparison on the second set, under a line that says what it is; what both sets share stands above it."""
+    images = counted(len(conclusions.groups.labels), "image")
+    said = f"The same trials on {name}, {images} used for nothing else:"
     tables = [*table_lines(rows, width, cost=False), *ablation_lines(rows)]
-    return [said, *tables, "", *sentences(rows, conclusions)]
+    judged = [f"{NAMES.get(row.candidate, row.candidate)}: {row.judged}." for row in rows if row.judged]
+    return [said, *tables, "", *conclusions.sentences, *judged]
 
 
 def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> list[str]:
