@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lookfar._modes import modes_restored
 from lookfar._options import positive
 from lookfar.blocks import create_block, parse_block, sample_inputs
 from lookfar.blocks._own import find_own, parse_address
@@ -288,13 +289,9 @@ def _tensors(output: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    before = {m: m.training for m in module.modules()}
-    module.train(training)
-    try:
+    with modes_restored(module):
+        module.train(training)
         yield
-    finally:
-        for m, flag in before.items():
-            m.training = flag
 
 
 @contextlib.contextmanager

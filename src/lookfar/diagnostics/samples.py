@@ -26,6 +26,7 @@ Files of an earlier version hold the mean over heads, without their axis: ``look
 """
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookfar._modes import modes_restored
 from lookfar.diagnostics import maps as M
 
 IGNORE = 255
@@ -73,9 +75,9 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
     seen: list[Tensor] = []
     answers = getattr(data.val, "answer", None)
     words = {key: np.array(getattr(data.val, key, "")) for key in ("asking", "sought")}
-    flags = {module: module.training for module in network.modules()}
-    handle = None if block is None else block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
+    with modes_restored(network), ExitStack() as hooks:
+        if block is not None:
+            hooks.callback(block.register_forward_pre_hook(lambda _, args: seen.append(args[0])).remove)
         network.eval()
         for index in indices:
             image, truth = (torch.as_tensor(np.asarray(part)) for part in data.val[index])
@@ -100,11 +102,6 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
                     row |= of_image
             for key, value in row.items():
                 record.setdefault(key, []).append(value)
-    finally:
-        if handle is not None:
-            handle.remove()
-        for module, training in flags.items():
-            module.training = training
     stacked = {key: np.stack(values) for key, values in record.items() if len(values) == len(indices)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(path).with_suffix(".part")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lookfar._modes import modes_restored
+
 PATIENCE = 2.0  # seconds before a word on the terminal
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
@@ -45,7 +47,6 @@ def example_inputs(network: nn.Module, example: Any) -> Inputs:
 @contextlib.contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
     """Training flags, buffers and random states (torch's, numpy's, Python's) are restored afterwards."""
-    flags = [(module, module.training) for module in network.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in network.modules()
@@ -54,14 +55,12 @@ def untouched(network: nn.Module) -> Iterator[None]:
     ]
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=cuda), _other_random_states():
+        with modes_restored(network), torch.random.fork_rng(devices=cuda), _other_random_states():
             torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed a CUDA that is not yet in use
             if cuda:
                 torch.cuda.manual_seed_all(0)
             yield
     finally:
-        for module, training in flags:
-            module.training = training
         for module, name, buffer, value in buffers:
             with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 module._buffers[name] = buffer.copy_(value)

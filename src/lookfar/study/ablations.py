@@ -5,13 +5,13 @@
 ``reason`` why the first two are missing where they are. Nothing is concluded from them here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lookfar._modes import modes_restored
 from lookfar.study.scoring import counts_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def measure_ablations(
             confusion = judge_batch(logits, masks, data, range(start, start + len(masks)), score, samples)
             found.setdefault(kind, []).append(counts_of(confusion))
 
-    with _evaluating(network):
+    with modes_restored(network):
+        network.eval()
         others = Shifted(samples, len(samples) // 2)
         start = 0
         for (images, masks), (of_others, _) in zip(
@@ -123,28 +124,11 @@ def measure_ablations(
     return {kind: np.concatenate(found[kind]) for kind in KINDS if kind in found and kind not in bad}, reason
 
 
-@contextmanager
-def _evaluating(network: "nn.Module") -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def save_ablations(path: Path, counts: Mapping[str, np.ndarray], reason: str) -> None:
     """Write ``ablations.npz``."""
-    from lookfar.training.checkpoints import write_atomically
+    from lookfar.training.checkpoints import save_arrays
 
-    whole: dict[str, Any] = {kind: of_kind.astype(np.int64) for kind, of_kind in counts.items()}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, reason=np.array(reason), **whole)
-
-    write_atomically(path, write)
+    save_arrays(path, reason=np.array(reason), **{kind: of.astype(np.int64) for kind, of in counts.items()})
 
 
 def load_ablations(path: Path) -> tuple[dict[str, np.ndarray], str]:

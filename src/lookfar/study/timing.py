@@ -58,7 +58,7 @@ def _seconds(network: nn.Module, plan: Plan, data: "Data") -> float:
         if data.threads:  # read while the step before is computed
             started = time.monotonic()
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in plan.precision):
-            F.cross_entropy(network(images).float(), masks, ignore_index=255).sum().backward()
+            F.cross_entropy(network(images).float(), masks, ignore_index=255).backward()
         step = time.monotonic() - started
     network.eval()
     with torch.no_grad():

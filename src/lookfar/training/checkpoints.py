@@ -64,11 +64,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def save_confusion(confusion: np.ndarray, path: Path) -> None:
-    """Write confusion matrices ``(images, K, K)`` as ``.npz``: there in full or not at all."""
+    """Write confusion matrices ``(images, K, K)`` as ``.npz``."""
+    save_arrays(path, confusion=confusion)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write numpy arrays as ``.npz``: there in full or not at all."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, confusion=confusion)
+            np.savez_compressed(file, **arrays)
 
     write_atomically(path, write)
 

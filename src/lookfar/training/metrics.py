@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lookfar._modes import modes_restored
 from lookfar._options import choice
 
 if TYPE_CHECKING:
@@ -176,10 +177,9 @@ def evaluate(
     judged = data.val if samples is None else samples
     mine = range(rank, len(judged), world)
     result = np.zeros((len(judged), K, K), dtype=np.int64)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        start = 0
+    start = 0
+    with modes_restored(network):
+        network.eval()
         for images, masks in _val_batches(data, judged, batch_size, rank, world):
             indices = mine[start : start + len(masks)]
             logits = predict(network, images, precision)
@@ -187,9 +187,6 @@ def evaluate(
                 not_finite += [index for index, one in zip(indices, logits) if not one.isfinite().all()]
             result[indices] = judge_batch(logits, masks, data, indices, score, judged)
             start += len(masks)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return result
 
 
