@@ -66,7 +66,7 @@ format: $(VENV)/.dev ## Put the code into the house style
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 insertion-table: $(VENV)/.dev ## Ask every block what may be done to a network with it, and write the table of docs/insertion.md
-	@$(BIN)/python tests/insertion/matrix.py
+	@$(BIN)/python tests/insertion/matrix.py --jobs 2
 
 blocks-docs: $(VENV)/.user ## Write the README's table of blocks and docs/blocks from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue

@@ -1,9 +1,10 @@
 """What may be done to a network with a block in it: asked of every context block, after a stage and in its branches.
 
-    python tests/insertion/matrix.py [--blocks criss_cross,nonlocal] [--questions fx,onnx] [--fresh]
+    python tests/insertion/matrix.py [--blocks criss_cross,nonlocal] [--questions fx,onnx] [--fresh] [--jobs 2]
 
-Answers are kept in tests/insertion/matrix.json, so that a run that was stopped goes on where it was; at the end the
-table of docs/insertion.md is written from them (`make insertion-table`). The suite asks a block of four families.
+Answers are kept in tests/insertion/matrix.json, so that a run that was stopped goes on where it was. Once all blocks are
+asked, the table of docs/insertion.md is written from them (`make insertion-table`); exit code 1 where it changed, as
+continuous integration wants to know. The suite asks a block of four families.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -331,13 +333,28 @@ def ask(question: str, block: str, position: str) -> None:
             function(inserted(block, position))
 
 
-def answer(question: str, block: str, position: str) -> str:
+def answer(question: str, block: str, position: str) -> tuple[str, float]:
+    """The answer and the seconds that it took."""
+    start = time.perf_counter()
     try:
         ask(question, block, position)
     except Exception as error:
         traceback.print_exc(limit=-3)
-        return f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    return "yes"
+        return f"{type(error).__name__}: {error}".splitlines()[0][:160], time.perf_counter() - start
+    return "yes", time.perf_counter() - start
+
+
+Asked = tuple[str, str, str]  # question, block, position
+
+
+def answers_to(asked: list[Asked], jobs: int) -> Iterator[tuple[Asked, str, float]]:
+    """Answers as they come, from processes of one thread each: what one block leaves behind reaches few others."""
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    spawn = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        running = {pool.submit(answer, *one): one for one in asked}
+        for done in as_completed(running):
+            yield running[done], *done.result()
 
 
 def table(answers: dict[str, dict[str, str]]) -> str:
@@ -363,10 +380,13 @@ def table(answers: dict[str, dict[str, str]]) -> str:
     return text + ("\n\n" + "\n".join(notes) if notes else "")
 
 
-def write(answers: dict[str, dict[str, str]]) -> None:
+def write(answers: dict[str, dict[str, str]]) -> bool:
+    """Whether the document's table is another now."""
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(answers)}\n\n{END}{after}", encoding="utf-8")
+    written = f"{before}{BEGIN}\n\n{table(answers)}\n\n{END}{after}"
+    DOCUMENT.write_text(written, encoding="utf-8")
+    return written != text
 
 
 def main() -> None:
@@ -374,27 +394,34 @@ def main() -> None:
     parser.add_argument("--blocks", help="names with commas; all context blocks by default")
     parser.add_argument("--questions", help=f"of {', '.join(QUESTIONS)}; all by default")
     parser.add_argument("--fresh", action="store_true", help="ask again what has been answered")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     args = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     answers: dict[str, dict[str, str]] = json.loads(ANSWERS.read_text()) if ANSWERS.exists() else {}
     blocks = args.blocks.split(",") if args.blocks else list_blocks(kind="context")
-    for question in args.questions.split(",") if args.questions else QUESTIONS:
-        pairs = [(block, position) for block in blocks for position in POSITIONS]
-        left = [pair for pair in pairs if args.fresh or answers.get("@".join(pair), {}).get(question) != "yes"]
-        if question in TOGETHER and left:
-            for pair, told in zip(left, TOGETHER[question](left)):
-                answers.setdefault("@".join(pair), {})[question] = told
-                print(f"{question:16} {pair[0]:28} {pair[1]:7} {told}", flush=True)
-            left = []
-        for block, position in left:
-            start = time.perf_counter()
-            told = answer(question, block, position)
-            answers.setdefault(f"{block}@{position}", {})[question] = told
-            seconds = f"{time.perf_counter() - start:5.1f} s"
-            print(f"{question:16} {block:28} {position:7} {seconds}  {told}", flush=True)
-            ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
+    questions = args.questions.split(",") if args.questions else list(QUESTIONS)
+    asked = [
+        (question, block, position)
+        for question in questions
+        for block in blocks
+        for position in POSITIONS
+        if args.fresh or answers.get(f"{block}@{position}", {}).get(question) != "yes"
+    ]
+
+    def keep(question: str, block: str, position: str, told: str, seconds: str = "") -> None:
+        answers.setdefault(f"{block}@{position}", {})[question] = told
+        print(f"{question:16} {block:28} {position:7} {seconds:8} {told}", flush=True)
         ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
-    write(answers)
+
+    for one, told, seconds in answers_to([one for one in asked if one[0] not in TOGETHER], args.jobs):
+        keep(*one, told, f"{seconds:5.1f} s")
+    for question in (question for question in questions if question in TOGETHER):
+        pairs = [(block, position) for asked_of, block, position in asked if asked_of == question]
+        for pair, told in zip(pairs, TOGETHER[question](pairs) if pairs else []):
+            keep(question, *pair, told)
+    if args.blocks:
+        print(table({key: given for key, given in answers.items() if key.partition("@")[0] in blocks}))
+    elif write(answers):
+        sys.exit(f"the table in {DOCUMENT.relative_to(TESTS.parent)} is another now: git diff shows where")
 
 
 if __name__ == "__main__":
