@@ -32,7 +32,7 @@ def tiny_data(*, ignored: float = 0.2, train: int = 24, val: int = 10) -> Data:
     classes = ["dark", "bright", "darkest", "never"]
     return Data(
         name="tiny", train=samples(train), val=samples(val), classes=classes, in_chans=3, size=(8, 8),
-        mean=(0.5,) * 3, std=(0.25,) * 3, task="Tell bright from dark.",
+        mean=(0.5,) * 3, std=(0.25,) * 3, question="Tell bright from dark.",
     )  # fmt: skip
 
 

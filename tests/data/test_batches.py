@@ -108,6 +108,21 @@ def test_normalise():
     torch.testing.assert_close(data.normalise(white.float() / 255), data.normalise(white))
 
 
+@pytest.mark.parametrize("size", [(7,), (3, 5), (3, 5, 6), (8, 5, 6)])
+def test_bands_are_axis_1_whatever_follows(size):
+    """Three frames of three bands would else be normalised along time, and nobody would hear of it."""
+    data = make_data()
+    data.size, data.mean, data.std = size, (0.5, 0.0, 1.0), (0.5, 1.0, 2.0)
+    torch.manual_seed(0)
+    x = data.example(4)
+    assert x.shape == (4, 3, *size)
+    got = data.normalise(x)
+    for band, (mean, std) in enumerate(zip(data.mean, data.std)):
+        torch.testing.assert_close(got[:, band], (x[:, band] - mean) / std)
+    with pytest.raises(ValueError, match=r"want \(B, 3, ...\), bands in axis 1"):
+        data.normalise(x.transpose(0, 1))
+
+
 def test_view_moves_image_and_mask_together():
     """Where the image's grey is its label, it still is after crop, zoom and flip, up to the borders of regions."""
     mask = torch.zeros(60, 80, dtype=torch.uint8)

@@ -7,7 +7,7 @@ from pathlib import Path
 from lookfar._options import check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
 from lookfar.data._words import cut, shown
-from lookfar.data.scenes import CLASSES, SIZE, Task, open_scenes
+from lookfar.data.scenes import CLASSES, SIZE, Kind, open_scenes
 
 __all__ = ["IGNORE", "KINDS", "Augment", "Data", "MemorySamples", "Sample", "Samples", "open_data"]
 
@@ -73,11 +73,11 @@ def open_data(
     """
     kind, colon, rest = spec.partition(":")
     if kind == "scenes":
-        task = _scenes_task(rest)
+        scenes = _scenes_kind(rest)
         given = (size or SIZE, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
         if given != (SIZE, None, None, 3, (), (), None, None, False):
             raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation; want no such option")
-        return open_scenes(task, spec)
+        return open_scenes(scenes, spec)
     if kind not in KINDS or not colon:
         kind, rest = "folder", spec
     path = Path(root or ".", Path(rest).expanduser())
@@ -118,9 +118,9 @@ def open_data(
     return open_files(source, spec, options)
 
 
-def _scenes_task(word: str) -> Task:
+def _scenes_kind(word: str) -> Kind:
     if word not in CLASSES:
-        raise ValueError(f"no scenes called {word!r}; want {' or '.join(f'scenes:{task}' for task in CLASSES)}")
+        raise ValueError(f"no scenes called {word!r}; want {' or '.join(f'scenes:{name}' for name in CLASSES)}")
     return word
 
 

@@ -78,10 +78,10 @@ class Data:
         val: Raw validation samples.
         classes: Names; the index is the label. 255 is ignored.
         in_chans: Bands of an image.
-        size: Height and width of what the network sees.
+        size: Of what the network sees: height and width of an image; any number of axes.
         mean: Mean of each band, for values in [0, 1].
         std: Standard deviation of each band.
-        task: One or two sentences that say what is to be learned.
+        question: One or two sentences that say what is to be learned.
         facts: Counts, what was skipped, what the scan of the masks found; one line each.
         augment: Random change of a training sample.
         threads: Decode and augment in a pool of threads, one batch ahead.
@@ -93,10 +93,10 @@ class Data:
     val: Samples
     classes: list[str]
     in_chans: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    task: str
+    question: str
     facts: list[str] = field(default_factory=list)
     augment: Augment = keep
     threads: bool = False
@@ -107,10 +107,23 @@ class Data:
         return {**self.__dict__, "_ahead": {}}  # what is being decoded stays with the process that asked for it
 
     def normalise(self, images: Tensor) -> Tensor:
-        """``(..., C, H, W)``, uint8 or floats in [0, 1], to zero mean and unit deviation of each band."""
+        """``(B, C, ...)``, uint8 or floats in [0, 1], to zero mean and unit deviation of each band.
+
+        Bands are axis 1, however many axes follow: three frames of three bands would else be taken for one another.
+
+        Raises:
+            ValueError: Another number of bands.
+        """
+        if images.ndim < 2 or images.shape[1] != len(self.mean):
+            raise ValueError(f"want (B, {len(self.mean)}, ...), bands in axis 1, got {tuple(images.shape)}")
         scale = 1.0 / 255.0 if images.dtype == torch.uint8 else 1.0
-        mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (self.mean, self.std))
+        bands = (-1, *[1] * (images.ndim - 2))
+        mean, std = (torch.tensor(t, device=images.device).view(bands) for t in (self.mean, self.std))
         return (images.float() * scale - mean) / std
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Noise of the shape that networks are given, ``(batch, C, *size)``, from torch's global generator."""
+        return torch.randn(batch, self.in_chans, *self.size)
 
     def batch(self, seed: int, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """The training batch of a step: a function of its arguments alone, whatever was asked before.
@@ -140,11 +153,11 @@ class Data:
             return range(start, start + share)
 
         if not self.threads:
-            return self._collate([self._train_sample(seed, p) for p in positions(step)])
+            return self.collate([self._train_sample(seed, p) for p in positions(step)])
         wanted, following = (seed, positions(step)), (seed, positions(step + 1))
         running = self._ahead.pop(wanted, None) or self._submit(*wanted)
         self._ahead = {following: self._submit(*following)}
-        return self._collate([future.result() for future in running])
+        return self.collate([future.result() for future in running])
 
     def val_batches(self, batch_size: int, samples: Samples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """A set in order, by default ``val``: normalised images and int64 masks; the last batch may be smaller."""
@@ -153,7 +166,7 @@ class Data:
         for start in range(0, len(judged), batch_size):
             indices = range(start, min(start + batch_size, len(judged)))
             batch = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
-            yield self._collate(list(batch))
+            yield self.collate(list(batch))
 
     def own_mask(self, index: int, samples: Samples | None = None) -> Tensor:
         """The labels ``(H, W)``, uint8, of a sample at its file's own size; of samples without files as they are."""
@@ -170,6 +183,7 @@ class Data:
         generator = torch.Generator().manual_seed(derive_seed(seed, position, 1))
         return self.augment(image, mask, generator)
 
-    def _collate(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:
-        images, masks = zip(*samples)
-        return self.normalise(torch.stack(images)), torch.stack(masks).long()
+    def collate(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """Raw samples as a batch: normalised inputs, and targets, int64 unless they are floats."""
+        images, targets = (torch.stack(parts) for parts in zip(*samples))
+        return self.normalise(images), targets if targets.is_floating_point() else targets.long()

@@ -35,7 +35,7 @@ class Source:
         classes_from: Where the names come from.
         table: Colour of each class, 0xRRGGBB, where the names come with colours.
         labels: Value in a mask -> label, where they differ; values without a label go to 255.
-        task: What is to be learned; by default made from the classes.
+        question: What is to be learned; by default made from the classes.
         notes: What else the reader should know.
         unmatched: Files that have no partner.
         lone_masks: Which of them are masks.
@@ -50,7 +50,7 @@ class Source:
     classes_from: str = ""
     table: list[int] | None = None
     labels: Mapping[int, int] = field(default_factory=dict)
-    task: str = ""
+    question: str = ""
     notes: list[str] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
     lone_masks: list[Path] = field(default_factory=list)
@@ -204,7 +204,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
         size=size,
         mean=mean,
         std=std,
-        task=source.task or f"Give every pixel one of {len(classes)} classes: {shorten(classes, 12)}.",
+        question=source.question or f"Give every pixel one of {len(classes)} classes: {shorten(classes, 12)}.",
         facts=[
             f"{counts}; {len(classes)} classes{_origin(wanted)}; {judging.kinds(good.values())}.",
             *size_lines,

@@ -30,7 +30,7 @@ def read_camvid(root: Path, val: str | None = None) -> Source:
     classes, table = (found.names, found.table) if found else (CLASSES, None)
     labels = {VOID: 255} if len(classes) <= VOID else {}
     source = Source(root, [], [], list(classes), "classes.txt" if found else "the SegNet tutorial", table, labels)
-    source.task = f"Name every pixel of a street scene seen from a car, {len(classes)} classes."
+    source.question = f"Name every pixel of a street scene seen from a car, {len(classes)} classes."
     source.find = lambda text: _find(root, text)
     train = _read_split(root, "train")
     source.train = train.pairs

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lookfar.data._base import Data, MemorySamples
 
-Task = Literal["cue", "lookup"]
+Kind = Literal["cue", "lookup"]
 Split = Literal["train", "val"]
 
 CELL, GRID = 16, 4
@@ -37,15 +37,15 @@ MARGIN = 2  # empty rim of a square's cell
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
 WHITE, RED = torch.ones(3), COLOURS[0]
 
-CLASSES: dict[Task, list[str]] = {
+CLASSES: dict[Kind, list[str]] = {
     "cue": ["background", "same", "different"],
     "lookup": ["background", "digit odd", "digit even", "square odd", "square even"],
 }
-SOUGHT: dict[Task, tuple[str, str]] = {
+SOUGHT: dict[Kind, tuple[str, str]] = {
     "cue": ("white digit", "red digit"),
     "lookup": ("filled square", "like-coloured digit"),
 }
-SENTENCES: dict[Task, str] = {
+SENTENCES: dict[Kind, str] = {
     "cue": "Label each white digit as showing the same class as the red one or a different one. "
     "A summary of the whole scene solves it; a neighbourhood does not.",
     "lookup": "Label each filled square by the parity of the like-coloured digit elsewhere. "
@@ -78,9 +78,9 @@ class Plan(NamedTuple):
     label: Tensor  # of the pixels that have ink
 
 
-def make_scenes(task: Task, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def make_scenes(kind: Kind, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Scenes ``(S, 3, 64, 64)`` and their labels ``(S, 64, 64)``, uint8; the same for the same arguments."""
-    scenes = Scenes(task, split, count, seed)
+    scenes = Scenes(kind, split, count, seed)
     return scenes.images, scenes.masks
 
 
@@ -92,13 +92,13 @@ class Scenes(MemorySamples):
         sought: What holds its answer.
     """
 
-    def __init__(self, task: Task, split: Split, count: int, seed: int) -> None:
+    def __init__(self, kind: Kind, split: Split, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.plan = PLANS[task](load_digits(split)[1], count, generator)
+        self.plan = PLANS[kind](load_digits(split)[1], count, generator)
         super().__init__(
             *_draw(self.plan, load_digits(split)[0], generator), [f"{split}_{i:04d}" for i in range(count)]
         )
-        self.asking, self.sought = SOUGHT[task]
+        self.asking, self.sought = SOUGHT[kind]
 
     def answer(self, index: int) -> tuple[Tensor, Tensor]:
         """Which question each pixel asks and to which each holds the answer.
@@ -149,7 +149,7 @@ def plan_lookup(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
     )
 
 
-PLANS: dict[Task, Callable[[Tensor, int, torch.Generator], Plan]] = {"cue": plan_cue, "lookup": plan_lookup}
+PLANS: dict[Kind, Callable[[Tensor, int, torch.Generator], Plan]] = {"cue": plan_cue, "lookup": plan_lookup}
 
 
 def _of_class(wanted: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,22 +197,22 @@ def _tile(cells: Tensor) -> Tensor:
     return cells.reshape(S, GRID, GRID, C, CELL, CELL).permute(0, 3, 1, 4, 2, 5).reshape(S, C, *SIZE)
 
 
-def open_scenes(task: Task, name: str) -> Data:
-    """The data set ``scenes:TASK``: 6000 scenes for training, 600 for validation, the same for everybody."""
-    train, val = (Scenes(task, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
+def open_scenes(kind: Kind, name: str) -> Data:
+    """The data set ``scenes:KIND``: 6000 scenes for training, 600 for validation, the same for everybody."""
+    train, val = (Scenes(kind, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
     bands = train.images[:1000].float().div(255).transpose(0, 1).flatten(1)
     return Data(
         name=name,
         train=train,
         val=val,
-        classes=list(CLASSES[task]),
+        classes=list(CLASSES[kind]),
         in_chans=3,
         size=SIZE,
         mean=tuple(bands.mean(1).tolist()),
         std=tuple(bands.std(1).tolist()),
-        task=SENTENCES[task],
+        question=SENTENCES[kind],
         facts=[
-            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(CLASSES[task])} classes; "
+            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(CLASSES[kind])} classes; "
             f"digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
         ],
     )

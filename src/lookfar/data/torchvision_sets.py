@@ -55,9 +55,9 @@ def read_cityscapes(root: Path) -> Source:
         splits.append(_pairs(data.images, [targets[0] for targets in data.targets]))
     scored = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
     labels = {c.id: c.train_id if c.train_id in scored else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
-    task = f"Name every pixel of a street scene, {len(scored)} classes."
+    question = f"Name every pixel of a street scene, {len(scored)} classes."
     names = [scored[i] for i in sorted(scored)]
-    return Source(root, splits[0], splits[1], names, "Cityscapes", labels=labels, task=task)
+    return Source(root, splits[0], splits[1], names, "Cityscapes", labels=labels, question=question)
 
 
 def _pairs(images: list[str] | list[Path], masks: list[str] | list[Path]) -> list[Pair]:

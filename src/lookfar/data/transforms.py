@@ -34,7 +34,7 @@ class RandomView:
 
     def __call__(self, image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample:
         zoom, top, left, flip, *colour = torch.rand(7, generator=generator).tolist()
-        H, W = mask.shape
+        H, W = image.shape[-2:]
         zoom = 1 + zoom * (self.scale - 1)
         height, width = max(round(H / zoom), 1), max(round(W / zoom), 1)
         top, left = round(top * (H - height)), round(left * (W - width))

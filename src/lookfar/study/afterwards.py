@@ -49,7 +49,7 @@ def main(folder: Path) -> int:
         ablate(network, names, data, plan, trial_folder(folder, *trial))
     if timed:
         networks = {trial[0]: _trained(folder, plan, data, *trial)[0].float() for trial in timed}
-        times = measure_in_turn(networks, torch.zeros(1, data.in_chans, *data.size))
+        times = measure_in_turn(networks, data.example())
         save_latency(folder, times, device_name(plan.accelerator or "cpu"))
     return 0
 

@@ -128,7 +128,7 @@ def put_in(
         source = source_for(plan.sources, candidate.own.where, study)
         block, options = find_own(candidate.own, source=source).constructor, {}
     with _drawn_apart(_BLOCK_SEED + seed):
-        example = torch.randn(2, data.in_chans, *data.size)
+        example = data.example(2)
         names = insert(network, block, at=place, example=example, **options)
     if candidate.own is not None:
         for name in names:
@@ -167,7 +167,7 @@ def map_at(network: "Segmenter | OwnHost", place: str, data: "Data") -> tuple[in
     """Channels and size of the map that a block at a place takes."""
     from lookfar.insertion import insert, remove
 
-    names = insert(network, _Seen, at=place, example=torch.randn(2, data.in_chans, *data.size))
+    names = insert(network, _Seen, at=place, example=data.example(2))
     _, channels, *size = network.get_submodule(names[0]).shape  # type: ignore[misc]
     remove(network, names)
     return channels, tuple(size)  # type: ignore[return-value]

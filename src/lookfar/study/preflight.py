@@ -16,7 +16,7 @@ class ReadyPlan:
 
     Attributes:
         plan: With every entry filled in.
-        task: What is to be learned, in a sentence or two.
+        question: What is to be learned, in a sentence or two.
         control_parameters: What the first control is sized to.
         facts: What ``environment.json`` says of data, place and candidates.
         data: The fingerprint of the data, for ``data.json``.
@@ -25,7 +25,7 @@ class ReadyPlan:
     """
 
     plan: Plan
-    task: str
+    question: str
     control_parameters: int
     facts: dict[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def preflight(
             "also_val_names": [] if data.also_val is None else [str(name) for name in data.also_val.names],
             "size": list(data.size),
             "in_chans": data.in_chans,
-            "task": data.task,
+            "question": data.question,
             "facts": list(data.facts),
         },
     }
@@ -136,7 +136,7 @@ def preflight(
 
         return expected_seconds(names, lambda name: built(Candidate.parse(name), first)[0], plan, data)
 
-    return ReadyPlan(plan, data.task, first, facts, fingerprint(data), weights_digest(plan, host), expected)
+    return ReadyPlan(plan, data.question, first, facts, fingerprint(data), weights_digest(plan, host), expected)
 
 
 def _controls(

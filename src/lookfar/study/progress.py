@@ -74,7 +74,7 @@ class Board:
     def begin(
         self,
         plan: Plan,
-        task: str,
+        question: str,
         total: int,
         trials: Sequence[RunningTrial],
         slots: int,
@@ -84,7 +84,7 @@ class Board:
 
         Args:
             plan: Of the study.
-            task: What is to be learned.
+            question: What is to be learned.
             total: Trials of the plan.
             trials: Those that are missing.
             slots: How many run side by side.
@@ -92,7 +92,7 @@ class Board:
         """
         self._steps, self._slots, self._expected = plan.steps or 0, slots, dict(expected or {})
         missing = len(trials)
-        for sentence in task.replace(". ", ".\n").splitlines():
+        for sentence in question.replace(". ", ".\n").splitlines():
             self.console.print(f"  {sentence}", soft_wrap=True)
         side = f"{min(slots, missing)} at a time" if min(slots, missing) > 1 else "one at a time"
         where = "" if plan.accelerator == "cpu" else f" on {plan.accelerator}"

@@ -142,6 +142,8 @@ class _View:
         self.results = results
         self.plan = results.plan
         self.environment = read_if_whole(results.folder / "environment.json")
+        of_data = self.environment.get("data") or {}
+        self.question = str(of_data.get("question") or of_data.get("task") or "")  # earlier versions called it task
         names = list(dict.fromkeys(t.candidate for t in results.trials))
         self.styles = charts.styles(names)
         self.answer = answer(results)

@@ -101,7 +101,7 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
     if missing:
         with board.waiting("measuring a step of every candidate"):
             expected = ready.expected(list(dict.fromkeys(t.candidate for t in missing)))
-    board.begin(plan, ready.task, len(trials), missing, len(slots), expected)
+    board.begin(plan, ready.question, len(trials), missing, len(slots), expected)
     if not missing:
         if ready.facts.keys() - read_if_whole(folder / "environment.json").keys():  # lost: no trial will write it again
             _environment(folder, plan, ready.facts, len(slots))

@@ -81,7 +81,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
     collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
-    example = torch.zeros(1, data.in_chans, *data.size)
+    example = data.example()
     cost = measure_network(network, example, repeats=1)  # no time: other trials run beside this one
     result |= {
         "parameters": cost.parameters,
