@@ -30,6 +30,7 @@ RESUME = "tests/training/test_resume.py"
 METRICS = "tests/training/test_metrics.py"
 DEVICES = "tests/training/test_devices.py"
 HOSTS = "tests/networks/test_segmentation.py"
+PUBLISHED = "tests/networks/test_published.py"
 MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
@@ -166,6 +167,16 @@ MUTANTS = [
            "an odd image is shifted against its labels"),
     Mutant("networks/segmentation.py", "align_corners=False", "align_corners=True", HOSTS,
            "logits are stretched to the corners"),
+    Mutant("networks/backbones.py", "_set_dilation(block.conv2, 1)", "_set_dilation(block.conv2, d)", PUBLISHED,
+           "basic blocks dilate both convolutions, as timm does and mmsegmentation does not"),
+    Mutant("networks/backbones.py", "rates = [before if contract else rate]", "rates = [rate if contract else before]",
+           PUBLISHED, "first blocks have the dilation of the wrong stage"),
+    Mutant("networks/published.py", "align_corners=self.align_corners)", "align_corners=False)", PUBLISHED,
+           "networks trained with aligned corners are resized without"),
+    Mutant("networks/heads.py", "torch.cat([x, y], 1)", "torch.cat([y, x], 1)", GOLDENS,
+           "features and context change places before they are fused"),
+    Mutant("networks/cgnet.py", "torch.cat([x, self.stage3(x)], 1)", "torch.cat([self.stage3(x), x], 1)", PUBLISHED,
+           "the concatenation before the classifier in the order of the one before"),
     Mutant("weights/names.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
     Mutant("diagnostics/maps.py", "total.square().sum(-1) - n", "total.square().sum(-1)", MAPS,
            "each query is compared with itself"),

@@ -12,6 +12,8 @@ _HOME = {
     "create_block": "lookfar.blocks",
     "list_blocks": "lookfar.blocks",
     "block_info": "lookfar.blocks",
+    "create_network": "lookfar.networks",
+    "list_networks": "lookfar.networks",
     "insert": "lookfar.insertion",
     "remove": "lookfar.insertion",
     "describe": "lookfar.insertion",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
     from lookfar.insertion import describe, insert, load, remove, save
+    from lookfar.networks import create_network, list_networks
 
 
 def __getattr__(name: str) -> Any:

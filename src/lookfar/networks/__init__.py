@@ -1,7 +1,24 @@
 """Whole networks: hosts that blocks are put into and compared in."""
 
+from lookfar.networks.cgnet import CGNet
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.own import OwnHost, build_own
+from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.published import Outputs, SegmentationNetwork, create_network, list_networks
 from lookfar.networks.segmentation import Segmenter, build_network, resolve_place
 
-__all__ = ["ConvControl", "OwnHost", "Segmenter", "build_network", "build_own", "control_of", "resolve_place"]
+__all__ = [
+    "CGNet",
+    "ConvControl",
+    "Outputs",
+    "OwnHost",
+    "Preprocessing",
+    "SegmentationNetwork",
+    "Segmenter",
+    "build_network",
+    "build_own",
+    "control_of",
+    "create_network",
+    "list_networks",
+    "resolve_place",
+]

@@ -136,17 +136,18 @@ def build_network(
         stages = {name: f"backbone.{name}" for name, _ in backbone.named_children()}
         network = Segmenter(backbone, 64, classes, width=64, place="backbone.layer4", stages=stages, shuffle=8)
     else:
-        backbone = _timm_backbone(host, in_chans, output_stride, pretrained)
+        backbone = timm_backbone(host, in_chans, output_stride, pretrained)
         if output_stride == 32:  # hosts that can dilate are convolutional; others may be anything
             _check_maps(backbone, host, in_chans)
         channels: int = backbone.feature_info.channels()[-1]  # type: ignore[union-attr,operator]
-        network = Segmenter(backbone, channels, classes, width=width, place="head", stages=_timm_stages(backbone))
+        network = Segmenter(backbone, channels, classes, width=width, place="head", stages=timm_stages(backbone))
     if weights is not None:
         load_backbone(network.backbone, weights)
     return network
 
 
-def _timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: bool) -> nn.Module:
+def timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: bool, **options: Any) -> nn.Module:
+    """The feature maps of a timm model; ``options`` are timm's own."""
     import timm
 
     if not timm.is_model(host.split(".")[0]):
@@ -157,7 +158,9 @@ def _timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: boo
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
     stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
-        return timm.create_model(host, features_only=True, in_chans=in_chans, pretrained=pretrained, **stride)
+        return timm.create_model(
+            host, features_only=True, in_chans=in_chans, pretrained=pretrained, **stride, **options
+        )
     except (TypeError, AssertionError, NotImplementedError) as error:
         if stride:
             raise ValueError(
@@ -188,7 +191,8 @@ def _check_maps(backbone: nn.Module, host: str, in_chans: int) -> None:
         raise ValueError(f"timm's {host} gives no maps (B, C, H, W) for images of any size; take a convolutional host")
 
 
-def _timm_stages(backbone: nn.Module) -> dict[str, str]:
+def timm_stages(backbone: nn.Module) -> dict[str, str]:
+    """Names of a timm model's stages -> names of the modules in a network."""
     modules = dict(backbone.named_modules())
     stages = {}
     for name in backbone.feature_info.module_name():  # type: ignore[union-attr,operator]
@@ -254,7 +258,7 @@ def resolve_place(network: nn.Module, name: str) -> str:
     if not name:
         near = ", ".join(getattr(network, "near", ()))
         raise ValueError(f"the host does not say where blocks go: give --place{near and f', such as {near}'}")
-    stages = network.places() if isinstance(network, Segmenter) else {}
+    stages: dict[str, str] = getattr(network, "places", dict)()
     if name in stages:
         return stages[name]
     modules = {module for module, _ in network.named_modules() if module}
