@@ -90,11 +90,14 @@ class Window(NamedTuple):
             yield slice(start, stop), slice(start * s + offset, (stop - 1) * s + offset + 1, s)
 
 
+_PAIR = int | tuple[int, int]  # by name: torch 2.8 cannot compile a union that is written where it is used
+
+
 def window_of(kernel_size: int | Pair, stride: int | Pair, dilation: int | Pair, border: Border) -> Window:
     """The window that these options describe; they are checked here."""
     odd("kernel_size", kernel_size)
-    check("stride", stride, int | tuple[int, int])
-    check("dilation", dilation, int | tuple[int, int])
+    check("stride", stride, _PAIR)
+    check("dilation", dilation, _PAIR)
     choice("border", border, get_args(Border))
     kernel, step, spacing = ((n, n) if isinstance(n, int) else (n[0], n[1]) for n in (kernel_size, stride, dilation))
     if border == "clamped" and (step, spacing) != ((1, 1), (1, 1)):
