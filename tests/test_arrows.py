@@ -1,4 +1,4 @@
-"""Imports go one way: ops <- blocks <- insertion, networks <- training <- study <- cli, as docs/design.md draws it."""
+"""Imports go one way, ops <- blocks <- insertion, networks <- tasks <- training <- study <- cli: see docs/design.md."""
 
 import ast
 from collections.abc import Iterator
@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "check": {"check", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
     "data": {"data"},
-    "training": {"training", "data", "insertion", "networks", "weights", "blocks", "ops"},
+    "tasks": {"tasks", "networks", "data", "weights", "blocks", "ops"},
+    "training": {"training", "tasks", "data", "insertion", "networks", "weights", "blocks", "ops"},
     "study": {
-        *("study", "training", "data", "diagnostics", "check", "cost", "weights", "networks", "insertion"),
+        *("study", "training", "tasks", "data", "diagnostics", "check", "cost", "weights", "networks", "insertion"),
         *("blocks", "ops"),
     },
 }
@@ -73,6 +74,13 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         if top == "lookfar" and rest and rest[0] != "__version__":
             assert rest[0] in allowed, f"{part} may not import {name}"
         assert top not in NEVER.get(part, ()), f"{part} may not import {top}"
+
+
+def test_training_is_handed_its_task() -> None:
+    """It knows what tasks have in common, none of them by name."""
+    for path in (SRC / "training").glob("*.py"):
+        of_tasks = {name for name in imported(path) if name.startswith("lookfar.tasks")}
+        assert all(name.startswith("lookfar.tasks._base.") for name in of_tasks), (path, of_tasks)
 
 
 def file_of(name: str) -> Path | None:

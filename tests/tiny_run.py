@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.data import Data, MemorySamples
+from lookfar.tasks import Segmentation
 from lookfar.training import Settings, is_main_process, train
 
 
@@ -75,7 +76,9 @@ def main() -> None:
 
     settings = Settings(**args.settings)
     network = tiny_network(batch_statistics=not args.plain)
-    result = train(network, tiny_data(), settings, args.folder, seed=7, blocks=["block"], progress=progress)
+    result = train(
+        network, tiny_data(), Segmentation(), settings, args.folder, seed=7, blocks=["block"], progress=progress
+    )
     if is_main_process():
         print(json.dumps(result))
 

@@ -31,6 +31,7 @@ _MODULES = {
     "networks",
     "ops",
     "study",
+    "tasks",
     "training",
     "weights",
 }

@@ -8,8 +8,7 @@ import numpy as np
 from lookfar.study.ablations import KINDS, save_ablations
 from lookfar.study.latency import save_latency
 from lookfar.study.plan import Plan, trial_folder
-from lookfar.study.scoring import counts_of
-from lookfar.training.metrics import scores
+from lookfar.tasks.segmentation import counts_of, scores
 
 GAINS = {"nonlocal": 0.20, "global_context": 0.03, "control": 0.005}
 

@@ -15,11 +15,12 @@ from lookfar.cost import measure_in_turn
 from lookfar.study import latency
 from lookfar.study.ablations import KINDS, Shifted, load_ablations, measure_ablations, save_ablations
 from lookfar.study.latency import Latency, is_measured, load_latency, machine, save_latency
-from lookfar.study.scoring import counts_of
 from lookfar.study.worker import block_memory
+from lookfar.tasks import Segmentation
+from lookfar.tasks.segmentation import counts_of
 from lookfar.training import evaluate
 
-DATA = tiny_data()
+DATA, TASK = tiny_data(), Segmentation()
 
 
 def network_with(block: str | nn.Module) -> tuple[nn.Module, list[str]]:
@@ -32,7 +33,9 @@ def network_with(block: str | nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def measured(network, names, *, data=DATA, score="resized", batch_size=4):
-    return measure_ablations(network, names, data, data.val, batch_size=batch_size, precision="32-true", score=score)
+    return measure_ablations(
+        network, names, data, TASK, data.val, batch_size=batch_size, precision="32-true", score=score
+    )
 
 
 def test_counts_of_every_image():
@@ -42,7 +45,7 @@ def test_counts_of_every_image():
     assert reason == ""
     assert list(found) == list(KINDS)
     assert network.training
-    full = counts_of(evaluate(network, DATA))
+    full = counts_of(evaluate(network, DATA, TASK)["confusion"])
     for kind, counts in found.items():
         assert counts.shape == full.shape
         np.testing.assert_array_equal(counts[:, 1], full[:, 1])  # the truth
@@ -53,14 +56,14 @@ def test_counts_of_every_image():
 
 def test_a_map_for_all_queries_is_its_own_mean_and_a_fixed_filter_is_its_own_in_other_images():
     network, names = network_with("global_context")
-    full = counts_of(evaluate(network, DATA))
+    full = counts_of(evaluate(network, DATA, TASK)["confusion"])
     found, _ = measured(network, names)
     np.testing.assert_array_equal(found["mean_map"], full)
     network, names = network_with("nonlocal")
     for layer in (network.get_submodule(names[0]).query, network.get_submodule(names[0]).key):
         nn.init.zeros_(layer.weight)
     found, _ = measured(network, names)
-    np.testing.assert_array_equal(found["other_map"], counts_of(evaluate(network, DATA)))
+    np.testing.assert_array_equal(found["other_map"], counts_of(evaluate(network, DATA, TASK)["confusion"]))
 
 
 def test_a_block_that_is_shut_changes_nothing():
@@ -68,7 +71,7 @@ def test_a_block_that_is_shut_changes_nothing():
     network, names = network_with("nonlocal")
     nn.init.zeros_(network.get_submodule(names[0]).norm.weight)
     nn.init.zeros_(network.get_submodule(names[0]).norm.bias)
-    full = counts_of(evaluate(network, DATA))
+    full = counts_of(evaluate(network, DATA, TASK)["confusion"])
     found, _ = measured(network, names)
     for kind in KINDS:
         np.testing.assert_array_equal(found[kind], full)

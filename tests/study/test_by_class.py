@@ -9,7 +9,8 @@ from study.fake_study import make_fake_study
 from lookfar.study.by_class import by_class, confusions, is_shown
 from lookfar.study.groups import groups_of
 from lookfar.study.results import load, write_csv
-from lookfar.study.scoring import counts_of
+from lookfar.tasks import Segmentation
+from lookfar.tasks.segmentation import counts_of
 
 
 def study_of(draw, *, gain, seeds=3, images=20, K=4):
@@ -32,7 +33,7 @@ def study_of(draw, *, gain, seeds=3, images=20, K=4):
 def test_the_class_that_gains_is_shown_and_no_other():
     counts = study_of(np.random.default_rng(0), gain=0.1)
     groups = groups_of([str(i) for i in range(20)], "none")
-    zero, one, rare, never = by_class(["a", "b", "c"], counts, groups)
+    zero, one, rare, never = by_class(Segmentation(), ["a", "b", "c"], counts, groups)
     assert [of.name for of in (zero, one, rare, never)] == ["a", "b", "c", "class 3"]
     d = one.differences["block"]
     iou = [
@@ -48,15 +49,15 @@ def test_the_class_that_gains_is_shown_and_no_other():
     assert rare.differences["block"].groups == 1
     assert not is_shown(rare.differences["block"], groups)
     assert never.images == 0
-    assert not never.iou
-    assert sum(of.pixels for of in (zero, one, rare, never)) == pytest.approx(100)
+    assert not never.scores
+    assert sum(of.share for of in (zero, one, rare, never)) == pytest.approx(100)
 
 
 def test_two_seeds_show_nothing():
     counts = study_of(np.random.default_rng(0), gain=0.1, seeds=2)
     groups = groups_of([str(i) for i in range(20)], "none")
-    assert not is_shown(by_class(["a"], counts, groups)[1].differences["block"], groups)
-    assert by_class(["a"], {}, groups) == ()
+    assert not is_shown(by_class(Segmentation(), ["a"], counts, groups)[1].differences["block"], groups)
+    assert by_class(Segmentation(), ["a"], {}, groups) == ()
 
 
 def test_few_false_alarms():
@@ -64,7 +65,8 @@ def test_few_false_alarms():
     draw = np.random.default_rng(5)
     groups = groups_of([str(i) for i in range(20)], "none")
     false = [
-        is_shown(by_class([], study_of(draw, gain=0.0), groups)[1].differences["block"], groups) for _ in range(60)
+        is_shown(by_class(Segmentation(), [], study_of(draw, gain=0.0), groups)[1].differences["block"], groups)
+        for _ in range(60)
     ]
     assert sum(false) <= 8
 
@@ -83,4 +85,4 @@ def test_the_table_of_classes(tmp_path):
     of = results.by_class[1]
     row = next(r for r in rows if r["class"] == of.name and r["candidate"] == "nonlocal")
     assert float(row["difference low"]) == pytest.approx(of.differences["nonlocal"].single.low)
-    assert float(row["iou"]) == pytest.approx(of.iou["nonlocal"].mean)
+    assert float(row["iou"]) == pytest.approx(of.scores["nonlocal"].mean)

@@ -16,8 +16,9 @@ from lookfar.study.mending import read_state
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import write_report
 from lookfar.study.worker import run_trial
-from lookfar.training import scores
-from lookfar.training.checkpoints import load_tensors, save_confusion, save_tensors
+from lookfar.tasks import Segmentation
+from lookfar.tasks.segmentation import scores
+from lookfar.training.checkpoints import load_tensors, save_arrays, save_tensors
 
 PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
 
@@ -52,7 +53,7 @@ def folder_in_its_place(path):
 
 
 def matrices(shape, value=1, dtype=np.int64):
-    return lambda path: save_confusion(np.full(shape, value, dtype), path)
+    return lambda path: save_arrays(path, confusion=np.full(shape, value, dtype))
 
 
 def nan_weights(path):
@@ -84,17 +85,17 @@ DAMAGE = [
 def test_damage_is_named(name, spoil, finished, tmp_path):
     folder = tmp_path / "0"
     shutil.copytree(finished, folder)
-    assert read_state(folder).damaged == ()
-    assert read_state(folder).done
+    assert read_state(folder, Segmentation()).damaged == ()
+    assert read_state(folder, Segmentation()).done
     spoil(folder / name)
-    assert read_state(folder).damaged == (name,)
+    assert read_state(folder, Segmentation()).damaged == (name,)
 
 
 @pytest.mark.parametrize("values", [{"miou": 0.99}, {"miou": None}, {"iou": [0.1, 0.2, 0.3]}])
 def test_a_result_that_its_matrices_do_not_give_is_not_believed(values, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "0")
     told(**values)(tmp_path / "0" / "result.json")
-    assert read_state(tmp_path / "0", thorough=False).damaged != ()
+    assert read_state(tmp_path / "0", Segmentation(), thorough=False).damaged != ()
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
@@ -200,7 +201,7 @@ def test_trials_that_were_judged_by_other_masks_are_not_compared(fake):
     run_study(PLAN, out, quiet=True)
     for matrix, said in (([[[9, 2], [1, 7]]] * 4, "other masks"), ([[[9, 1], [1, 7]]] * 3, "4 images and 3 images")):
         confusion = np.array(matrix)
-        save_confusion(confusion, out / "trials/nonlocal/1/confusion.npz")
+        save_arrays(out / "trials/nonlocal/1/confusion.npz", confusion=confusion)
         told(**scores(confusion))(out / "trials/nonlocal/1/result.json")
         with pytest.raises(ValueError, match=f"baseline seed 0 and nonlocal seed 1 were judged on {said}"):
             load(out)

@@ -144,14 +144,14 @@ def test_numbers_are_those_of_the_results(folder, page):
     shown = text_of(page)
     results = load(folder)
     for s in results.summaries:
-        if s.miou is None:
+        if s.score is None:
             continue
-        assert f"{points(s.miou.mean, s.miou.half)} ± {points(s.miou.half, s.miou.half)}" in shown
+        assert f"{points(s.score.mean, s.score.half)} ± {points(s.score.half, s.score.half)}" in shown
         if s.difference:
             d = s.difference
             assert f"{signed(d.mean, d.half)}{signed(d.low, d.half)} to {signed(d.high, d.half)}" in shown
         assert s.sentence in shown
-        assert points(results.by_class[0].iou[s.candidate].mean) in shown
+        assert points(results.by_class[0].scores[s.candidate].mean) in shown
 
 
 def test_failed_trials_are_shown_with_their_reason(folder, page):
@@ -238,7 +238,7 @@ def test_it_opens_with_the_image_that_tells_the_story_under_the_middle_seed(tmp_
     folder = make_fake_study(tmp_path / "open", blocks=("nonlocal",), images=11, size=(32, 32), grid=(4, 4))
     results = load(folder)
     data = data_of(render(results))
-    scores = sorted((t.miou, t.seed) for t in results.trials if t.candidate == "nonlocal")
+    scores = sorted((t.score, t.seed) for t in results.trials if t.candidate == "nonlocal")
     assert data["seed"] == scores[1][1]
     block, base = (pictures.load_samples(trial_folder(folder, c, data["seed"])) for c in ("nonlocal", "baseline"))
     assert block is not None

@@ -19,10 +19,9 @@ from lookfar.study.noise import sample_covariance
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
-from lookfar.study.scoring import commonest_class, counts_of, iou_of, mean_iou
 from lookfar.study.text import ABLATED, ratio_words, sentences, table_lines
 from lookfar.study.words import ends, points, signed
-from lookfar.training import scores
+from lookfar.tasks.segmentation import commonest_class, counts_of, iou_of, mean_iou, scores
 
 
 def everything(counts):
@@ -146,8 +145,8 @@ def test_load_gives_tables(study):
     assert [row.candidate for row in results.summaries] == ["nonlocal", "cbam", "criss_cross", "control", "baseline"]
     assert not results.complete
     best = results.summary("nonlocal")
-    of_seed = [t.miou for t in results.trials if t.candidate == "nonlocal"]
-    assert best.miou.mean == pytest.approx(np.mean(of_seed))
+    of_seed = [t.score for t in results.trials if t.candidate == "nonlocal"]
+    assert best.score.mean == pytest.approx(np.mean(of_seed))
     assert best.verdict == "better"
     scores = [t.without.off for t in results.trials if t.candidate == "nonlocal"]
     assert best.without.off == pytest.approx(np.mean(scores)) == pytest.approx(25, abs=3)  # IoU of 40 % right
@@ -162,7 +161,7 @@ def test_load_gives_tables(study):
 
 def test_differences_are_paired_by_seed(study):
     results = load(study)
-    of = {(t.candidate, t.seed): t.miou for t in results.trials}
+    of = {(t.candidate, t.seed): t.score for t in results.trials}
     differences = [of["nonlocal", seed] - of["baseline", seed] for seed in range(3)]
     got = results.summary("nonlocal").difference
     assert got.mean == pytest.approx(np.mean(differences))
@@ -177,7 +176,7 @@ def test_failed_and_missing_trials_appear(study):
     assert row.verdict == "seed noise not measured"
     assert (row.once.wins, row.once.seeds) == (int(row.difference.mean > 0), 2)
     row = results.summary("criss_cross")
-    assert (row.done, row.failed, row.miou, row.difference) == (0, 0, None, None)
+    assert (row.done, row.failed, row.score, row.difference) == (0, 0, None, None)
 
 
 def test_csv_has_a_row_a_trial(study):
@@ -186,8 +185,8 @@ def test_csv_has_a_row_a_trial(study):
     assert len(rows) == 15
     first = rows[0]
     assert (first["candidate"], first["seed"], first["status"]) == ("baseline", "0", "done")
-    assert float(first["miou"]) == results.trials[0].miou
-    assert float(first["iou even"]) == results.trials[0].iou[1]
+    assert float(first["miou"]) == results.trials[0].score
+    assert float(first["iou even"]) == results.trials[0].of_class[1]
     failed = next(row for row in rows if row["status"] == "failed")
     assert failed["reason"] == "out of memory: 3 GiB"
     assert failed["miou"] == ""
@@ -200,7 +199,7 @@ def test_no_study(tmp_path):
 
 def test_gain_over_the_control_is_told(study):
     results = load(study)
-    of = {(t.candidate, t.seed): t.miou for t in results.trials}
+    of = {(t.candidate, t.seed): t.score for t in results.trials}
     row = results.summary("nonlocal")
     assert row.over_control.mean == pytest.approx(np.mean([of["nonlocal", s] - of["control", s] for s in range(3)]))
     assert results.summary("control").over_control is None
@@ -213,14 +212,16 @@ def test_gain_over_the_control_is_told(study):
 def test_text_fits_where_it_is_shown(study):
     results = load(study)
     for width in (80, 140):
-        lines = table_lines(results.summaries, width)
+        lines = table_lines(results.summaries, width, results.task.words)
         assert max(map(len, lines)) <= width
         assert "nonlocal" in lines[1]
-    assert len(table_lines(results.summaries, 80)) > len(table_lines(results.summaries, 140))
+    assert len(table_lines(results.summaries, 80, results.task.words)) > len(
+        table_lines(results.summaries, 140, results.task.words)
+    )
     said = "\n".join(sentences(results.summaries, results.conclusions))
     assert "cbam: " in said
     assert "1 of 2 trials failed (out of memory: 3 GiB)" in said
-    off, never = (points(v) for v in (results.summary("nonlocal").without.off, results.summary("baseline").miou.mean))
+    off, never = (points(v) for v in (results.summary("nonlocal").without.off, results.summary("baseline").score.mean))
     assert f"Switched off at test time, {off} % mIoU remain; the network that never had it reaches {never}." in said
 
 
@@ -266,7 +267,7 @@ def test_images_that_are_hard_for_both_make_no_difference_uncertain(tmp_path):
     hard = np.arange(40) % 4 / 4
     shares = {"baseline": [hard] * 2, "nonlocal": [hard + 0.1] * 2}
     row = study_of(tmp_path, shares).summary("nonlocal")
-    assert row.miou.half > 4
+    assert row.score.half > 4
     assert row.difference.half < 0.01
     assert row.difference.mean == pytest.approx(5, abs=0.01)
 
@@ -363,11 +364,11 @@ def test_terminal_report_and_csv_say_the_same(tmp_path):
             assert of_csv["study"] == " ".join(results.conclusions.sentences)
             assert row.said in re.sub(r"\s+", " ", terminal)
             assert row.said.removeprefix("failed: ").removesuffix(".") in page
-            if row.miou is None:
+            if row.score is None:
                 continue
-            assert str(row.miou) in terminal
-            assert str(row.miou) in page
-            assert float(of_csv["miou"]) == row.miou.mean
+            assert str(row.score) in terminal
+            assert str(row.score) in page
+            assert float(of_csv["miou"]) == row.score.mean
             for kind, title in ABLATED.items():
                 value = getattr(row.without, kind)
                 assert of_csv[title] == ("" if value is None else repr(value))

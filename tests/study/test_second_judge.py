@@ -13,7 +13,7 @@ from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
 from lookfar.study.worker import run_trial
-from lookfar.training import scores
+from lookfar.tasks.segmentation import scores
 
 
 def save_pair(root, name, seed):
@@ -69,15 +69,15 @@ def test_each_set_is_judged_by_its_own_masks(study):
 
 def test_both_are_in_tables_report_and_csv(study):
     results = load(study)
-    found = results.also.summary("baseline").miou.mean
+    found = results.also.summary("baseline").score.mean
     assert found == pytest.approx(100 * scores(matrices(study, "baseline", "also.npz"))["miou"])
-    assert results.summary("baseline").miou.mean == pytest.approx(
+    assert results.summary("baseline").score.mean == pytest.approx(
         100 * scores(matrices(study, "baseline", "confusion.npz"))["miou"]
     )
     assert results.also.also is None
     assert "The same trials on c, 4 images used for nothing else:" in repr(results)
     assert repr(results).count("failure rate") <= 1  # what both share is said once
-    assert str(results.also.summary("baseline").miou) in repr(results).split("used for nothing else:")[1]
+    assert str(results.also.summary("baseline").score) in repr(results).split("used for nothing else:")[1]
     page = render(results)
     assert "A second set to judge by" in page
     assert "4 images that were used for nothing else" in page

@@ -17,8 +17,10 @@ from lookfar.study.noise import moderated_variances, sample_covariance, sample_d
 from lookfar.study.prospects import once, seeds_needed
 from lookfar.study.verdicts import Terms, against_control, judge, trained_once, which_is_best
 from lookfar.study.words import percent, plus_minus, points, signed
+from lookfar.tasks import Segmentation
 
-TERMS = Terms()
+WORDS = Segmentation.words
+TERMS = Terms(WORDS)
 
 
 # ---- quantiles -------------------------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_one_group_knows_nothing_of_other_samples():
     alone = measure({key: value for key, value in facts.items() if key[1] == 0}, weighted_mean, ["clip"] * 20)
     d = Comparisons(alone, "baseline", 1).difference("b0")
     assert math.isnan(d.half)
-    where = Terms(where="on this one sequence")
+    where = Terms(WORDS, where="on this one sequence")
     assert judge(d, where).sentence.startswith(f"{signed(d.mean)} mIoU on this one sequence; seed noise not measured")
 
 
@@ -292,7 +294,7 @@ def test_verdicts():
     same = judge(difference(0.1, 0.3), TERMS)
     assert same.word == "practically the same"
     assert "between −0.2 and +0.4 mIoU" in same.sentence
-    assert judge(difference(0.1, 0.3), Terms(margin=0.2)).word == "open"
+    assert judge(difference(0.1, 0.3), Terms(WORDS, margin=0.2)).word == "open"
     left = judge(difference(2.4, 3.8), TERMS)
     assert left.word == "open"
     assert left.short == "open: −1.4 to +6.2"
@@ -302,7 +304,7 @@ def test_verdicts():
 
 
 def test_every_sentence_says_where():
-    where = Terms(where="on this one sequence")
+    where = Terms(WORDS, where="on this one sequence")
     for d in (difference(m, h, seeds=s) for m, h in [(2, 1), (-2, 1), (0.1, 0.2), (1, 2)] for s in (1, 2, 3)):
         assert "on this one sequence" in judge(d, where).sentence
         assert "on this one sequence" in judge(d, where).short

@@ -20,6 +20,7 @@ from lookfar.study import run as run_study
 from lookfar.study.plan import trial_folder
 from lookfar.study.trained import find_trial
 from lookfar.study.worker import run_trial
+from lookfar.tasks import Segmentation
 from lookfar.training import evaluate
 
 HERE = Path(__file__).parent
@@ -86,7 +87,7 @@ def test_the_network_is_the_one_that_was_scored(there, study, candidate, blocks)
     assert [one.name for one in insertions(network)] == list(names)
     assert len(names) == blocks
     with np.load(folder / "confusion.npz") as file:
-        assert np.array_equal(file["confusion"], evaluate(network, data, batch_size=2))
+        assert np.array_equal(file["confusion"], evaluate(network, data, Segmentation(), batch_size=2)["confusion"])
 
 
 def test_candidates_are_found_by_what_they_are_called(there):

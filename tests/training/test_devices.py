@@ -14,6 +14,7 @@ from torch import nn
 
 import lookfar
 from lookfar.networks import build_network
+from lookfar.tasks import Segmentation
 from lookfar.training import Settings, train
 from lookfar.training.checkpoints import load_tensors
 from lookfar.training.modules import synchronised
@@ -43,7 +44,7 @@ def losses(folder: Path) -> list[float]:
 def test_two_processes_equal_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     network = tiny_network(batch_statistics=False)
-    want = train(network, tiny_data(), Settings(**SETTINGS), one, seed=7, blocks=["block"])
+    want = train(network, tiny_data(), Segmentation(), Settings(**SETTINGS), one, seed=7, blocks=["block"])
     got = start([sys.executable], two, plain=True, devices=2)
     assert got["miou"] == pytest.approx(want["miou"], abs=1e-12)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Fabric hands losses on in float32
@@ -61,7 +62,7 @@ def test_torchrun_and_batch_norm_on_cpu_processes(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = start(torchrun, tmp_path, plain=False, steps=3)
     assert "batch statistics are those of each process" in result["notes"][0]
-    again = train(tiny_network(), tiny_data(), Settings(**SETTINGS), tmp_path, seed=7)
+    again = train(tiny_network(), tiny_data(), Segmentation(), Settings(**SETTINGS), tmp_path, seed=7)
     assert again == result
 
 
@@ -73,7 +74,7 @@ def test_a_batch_is_split_evenly(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "launch", lambda settings: Three())
     with pytest.raises(ValueError, match="batch_size 32 cannot be split over 3 devices"):
-        train(tiny_network(), tiny_data(), Settings(accelerator="cpu"), tmp_path, seed=0)
+        train(tiny_network(), tiny_data(), Segmentation(), Settings(accelerator="cpu"), tmp_path, seed=0)
 
 
 def test_synchronised_norms_keep_the_block_behind_them():

@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from tiny_run import Scaled, tiny_data, tiny_network
 from torch import nn
 
-from lookfar.training import Settings, TrainingError, evaluate, scores, train
+from lookfar.tasks import Segmentation
+from lookfar.tasks.segmentation import scores
+from lookfar.training import Settings, TrainingError, evaluate, train
 from lookfar.training.checkpoints import load_tensors
 from lookfar.training.optimization import create_optimizer, learning_rate_sum, schedule_factor, set_random_state
 from lookfar.training.probes import Probe
+
+TASK = Segmentation()
 
 
 def settings(**changes) -> Settings:
@@ -29,7 +33,14 @@ def records(folder) -> list[dict]:
 def test_files_and_records(tmp_path):
     data, network, seen = tiny_data(), tiny_network(), []
     result = train(
-        network, data, settings(), tmp_path, seed=0, blocks=["block"], progress=lambda *call: seen.append(call)
+        network,
+        data,
+        TASK,
+        settings(),
+        tmp_path,
+        seed=0,
+        blocks=["block"],
+        progress=lambda *call: seen.append(call),
     )
     lines = records(tmp_path)
     assert [(r["step"], next(k for k in r if k != "step")) for r in lines] == [
@@ -41,7 +52,7 @@ def test_files_and_records(tmp_path):
     assert {p.name for p in (tmp_path / "step-6").iterdir()} == {"weights.safetensors", "optimizer.pt", "state.json"}
     confusion = np.load(tmp_path / "confusion.npz")["confusion"]
     assert confusion.dtype == np.int64
-    np.testing.assert_array_equal(confusion, evaluate(network, data))
+    np.testing.assert_array_equal(confusion, evaluate(network, data, TASK)["confusion"])
     assert scores(confusion) == lines[-1]["val"] == {k: result[k] for k in ("miou", "accuracy", "iou")}
     assert result["step"] == 6
     assert [(step, steps) for step, steps, _ in seen] == [(2, 6), (3, 6), (4, 6), (6, 6), (6, 6)]
@@ -51,16 +62,16 @@ def test_files_and_records(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    result = train(tiny_network(), tiny_data(), settings(steps=60, lr=0.03, eval_every=0), tmp_path, seed=0)
+    result = train(tiny_network(), tiny_data(), TASK, settings(steps=60, lr=0.03, eval_every=0), tmp_path, seed=0)
     assert result["accuracy"] > 0.85
     assert result["iou"][3] is None  # neither there nor predicted any more
 
 
 def test_a_complete_run_returns_its_result_at_once(tmp_path):
-    first = train(tiny_network(), tiny_data(), settings(), tmp_path, seed=0)
+    first = train(tiny_network(), tiny_data(), TASK, settings(), tmp_path, seed=0)
     before = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
     fresh = tiny_network()
-    assert train(fresh, tiny_data(), settings(), tmp_path, seed=0) == first
+    assert train(fresh, tiny_data(), TASK, settings(), tmp_path, seed=0) == first
     assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
     final = load_tensors(tmp_path / "final.safetensors")
     assert all(fresh.state_dict()[key].equal(value) for key, value in final.items())
@@ -70,7 +81,7 @@ def test_blocks_are_measured(tmp_path):
     """At the first step gamma is 0: nothing is added, and of the block only gamma has a gradient."""
     network = tiny_network(batch_statistics=False)
     train(
-        network, tiny_data(), settings(steps=1, optimizer="sgd", schedule="poly", lr=0.1), tmp_path, seed=0,
+        network, tiny_data(), TASK, settings(steps=1, optimizer="sgd", schedule="poly", lr=0.1), tmp_path, seed=0,
         blocks=["block", "classifier"],
     )  # fmt: skip
     twin, data = tiny_network(batch_statistics=False), tiny_data()
@@ -99,7 +110,15 @@ def test_contribution_and_the_norm_that_stands_for_gamma(tmp_path):
 
     network = tiny_network(batch_statistics=False)
     network.block = Normed()
-    train(network, tiny_data(), settings(steps=1, log_every=1, lr=1e-9), tmp_path, seed=0, blocks=["block"])
+    train(
+        network,
+        tiny_data(),
+        TASK,
+        settings(steps=1, log_every=1, lr=1e-9),
+        tmp_path,
+        seed=0,
+        blocks=["block"],
+    )
     twin, data = tiny_network(batch_statistics=False), tiny_data()
     x = twin.backbone(data.batch(0, 0, 4)[0]).detach()
     entry = records(tmp_path)[1]["blocks"]["block"]
@@ -110,7 +129,8 @@ def test_contribution_and_the_norm_that_stands_for_gamma(tmp_path):
 def test_loss_is_the_weighted_mean_over_labelled_pixels(tmp_path):
     weights = (0.5, 2.0, 1.0, 1.0)
     train(
-        tiny_network(batch_statistics=False), tiny_data(), settings(steps=1, class_weights=weights), tmp_path, seed=0
+        tiny_network(batch_statistics=False), tiny_data(), TASK, settings(steps=1, class_weights=weights), tmp_path,
+        seed=0,
     )  # fmt: skip
     images, masks = tiny_data().batch(0, 0, 4)
     want = F.cross_entropy(
@@ -124,7 +144,7 @@ def test_a_batch_without_a_label_teaches_nothing_and_breaks_nothing(tmp_path):
     data.train.masks.fill_(255)
     network = tiny_network(batch_statistics=False)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    train(network, data, settings(optimizer="sgd", weight_decay=0.0), tmp_path, seed=0)
+    train(network, data, TASK, settings(optimizer="sgd", weight_decay=0.0), tmp_path, seed=0)
     assert all(before[key].equal(value) for key, value in network.state_dict().items())
     assert records(tmp_path)[0]["loss"] == 0
 
@@ -140,14 +160,14 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     network = tiny_network()
     network.drop = Bursts()
     with pytest.raises(TrainingError, match="loss is nan at step 5"):
-        train(network, tiny_data(), settings(steps=50, log_every=50), tmp_path, seed=0)
+        train(network, tiny_data(), TASK, settings(steps=50, log_every=50), tmp_path, seed=0)
     assert not (tmp_path / "final.safetensors").exists()
 
 
 def test_clipping_bounds_the_step(tmp_path):
     network, twin = tiny_network(batch_statistics=False), tiny_network(batch_statistics=False)
     train(
-        network, tiny_data(),
+        network, tiny_data(), TASK,
         settings(steps=1, optimizer="sgd", schedule="cosine", lr=1.0, weight_decay=0.0, clip=0.01), tmp_path, seed=0,
     )  # fmt: skip
     moved = sum((a - b).square().sum().item() for a, b in zip(network.parameters(), twin.parameters()))
@@ -156,20 +176,20 @@ def test_clipping_bounds_the_step(tmp_path):
 
 def test_average_is_what_is_kept_and_judged(tmp_path):
     plain, averaged = tiny_network(), tiny_network()
-    train(plain, tiny_data(), settings(lr=0.03), tmp_path / "plain", seed=0)
-    result = train(averaged, tiny_data(), settings(lr=0.03, ema=0.9), tmp_path / "ema", seed=0)
+    train(plain, tiny_data(), TASK, settings(lr=0.03), tmp_path / "plain", seed=0)
+    result = train(averaged, tiny_data(), TASK, settings(lr=0.03, ema=0.9), tmp_path / "ema", seed=0)
     trained, kept = load_tensors(tmp_path / "ema/step-6/weights.safetensors"), averaged.state_dict()
     assert all(trained[key].equal(value) for key, value in plain.state_dict().items())
     assert not trained["classifier.weight"].equal(kept["classifier.weight"])
     average = load_tensors(tmp_path / "ema/step-6/ema.safetensors")
     assert all(average[key].equal(value) for key, value in kept.items())
-    assert result["miou"] == scores(evaluate(averaged, tiny_data()))["miou"]
+    assert result["miou"] == scores(evaluate(averaged, tiny_data(), TASK)["confusion"])["miou"]
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16-mixed"}, {"precision": "64-true", "optimizer": "sgd"}])
 def test_other_precisions(changes, tmp_path):
     network = tiny_network()
-    result = train(network, tiny_data(), settings(**changes), tmp_path, seed=0)
+    result = train(network, tiny_data(), TASK, settings(**changes), tmp_path, seed=0)
     assert result["miou"] > 0
     assert next(network.parameters()).dtype == (torch.float64 if "64" in changes["precision"] else torch.float32)
 
@@ -177,7 +197,7 @@ def test_other_precisions(changes, tmp_path):
 def test_tensorboard_when_asked(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(tiny_network(), tiny_data(), settings(tensorboard=True), tmp_path, seed=0, blocks=["block"])
+    train(tiny_network(), tiny_data(), TASK, settings(tensorboard=True), tmp_path, seed=0, blocks=["block"])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"loss", "lr", "val/miou", "block/contribution"} <= set(events.Tags()["scalars"])
     assert [e.step for e in events.Scalars("loss")] == [2, 4, 6]
@@ -187,12 +207,12 @@ def test_a_run_leaves_no_trace_in_the_process(tmp_path):
     np.random.seed(5)  # no run leaves this by chance
     random.seed(5)
     threads, states = torch.get_num_threads(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1])
-    train(tiny_network(), tiny_data(), settings(threads=2), tmp_path, seed=0)
+    train(tiny_network(), tiny_data(), TASK, settings(threads=2), tmp_path, seed=0)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
     network = tiny_network()  # draws under its own seed
     torch.set_rng_state(states[0])
-    train(network, tiny_data(), settings(), tmp_path / "again", seed=0)
+    train(network, tiny_data(), TASK, settings(), tmp_path / "again", seed=0)
     assert torch.get_rng_state().equal(states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
@@ -216,7 +236,7 @@ def test_every_step_has_a_random_state_of_its_own(tmp_path):
     for n, seed in enumerate((0, 0, 1)):
         network = tiny_network()
         network.drop = draws = Draws()
-        train(network, tiny_data(), settings(), tmp_path / str(n), seed=seed)
+        train(network, tiny_data(), TASK, settings(), tmp_path / str(n), seed=seed)
         runs.append(draws.drawn)
     first, again, other = runs
     assert len(first) == 6
@@ -243,7 +263,7 @@ def test_images_and_weights_are_channels_last(tmp_path):
             return x
 
     network = nn.Sequential(Looks(), *tiny_network())
-    train(network, tiny_data(), settings(), tmp_path, seed=0)
+    train(network, tiny_data(), TASK, settings(), tmp_path, seed=0)
     assert set(seen) == {(True, True), (False, True)}
     weights = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert weights
@@ -320,8 +340,8 @@ def test_settings_are_checked_when_made(changes, message):
 
 def test_what_does_not_fit_is_said_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match="2 class_weights for 4 classes"):
-        train(tiny_network(), tiny_data(), settings(class_weights=(1, 2)), tmp_path, seed=0)
+        train(tiny_network(), tiny_data(), TASK, settings(class_weights=(1, 2)), tmp_path, seed=0)
     with pytest.raises(ValueError, match="no module of the network is called 'blok'"):
-        train(tiny_network(), tiny_data(), settings(), tmp_path, seed=0, blocks=["blok"])
+        train(tiny_network(), tiny_data(), TASK, settings(), tmp_path, seed=0, blocks=["blok"])
     with pytest.raises(ValueError, match="all are frozen"):
-        train(tiny_network().requires_grad_(False), tiny_data(), settings(), tmp_path, seed=0)
+        train(tiny_network().requires_grad_(False), tiny_data(), TASK, settings(), tmp_path, seed=0)

@@ -5,8 +5,12 @@ import pytest
 import torch
 from tiny_run import tiny_data, tiny_network
 
-from lookfar.training import confusion_matrix, evaluate, metrics, scores
-from lookfar.training.metrics import confusion_at_own_size
+from lookfar.tasks import Segmentation, confusion
+from lookfar.tasks.confusion import confusion_at_own_size, confusion_matrix
+from lookfar.tasks.segmentation import scores
+from lookfar.training import evaluate
+
+TASK = Segmentation()
 
 
 def random_labels(K: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,13 +74,13 @@ def test_scores_want_square_matrices():
 def test_evaluate_does_not_depend_on_the_batch_or_the_processes_and_leaves_the_network_as_it_was():
     data, network = tiny_data(), tiny_network()
     network.norm.eval()  # frozen statistics inside a network in training
-    whole = evaluate(network, data, batch_size=10)
+    whole = evaluate(network, data, TASK, batch_size=10)["confusion"]
     assert network.training
     assert not network.norm.training
     assert whole.shape == (10, 4, 4)
     assert whole[0].sum() == 64  # the first image has no ignored pixel
-    np.testing.assert_array_equal(evaluate(network, data, batch_size=3), whole)
-    shares = sum(evaluate(network, data, batch_size=2, rank=rank, world=3) for rank in range(3))
+    np.testing.assert_array_equal(evaluate(network, data, TASK, batch_size=3)["confusion"], whole)
+    shares = sum(evaluate(network, data, TASK, batch_size=2, rank=rank, world=3)["confusion"] for rank in range(3))
     np.testing.assert_array_equal(shares, whole)
 
 
@@ -88,7 +92,7 @@ def test_predictions_brought_to_the_size_of_the_file(size, monkeypatch):
     whole = torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)
     want = confusion_matrix(truth[None], whole.argmax(1), 4)[0]
     for strip in (1, 1000, 2**24):  # a row at a time, a few, all
-        monkeypatch.setattr(metrics, "STRIP", strip)
+        monkeypatch.setattr(confusion, "STRIP", strip)
         assert confusion_at_own_size(logits, truth).equal(want)
 
 
@@ -101,6 +105,9 @@ def test_a_large_image_with_many_classes_fits_into_memory():
 
 def test_samples_without_files_have_one_size():
     data, network = tiny_data(), tiny_network()
-    np.testing.assert_array_equal(evaluate(network, data, score="original"), evaluate(network, data))
+    np.testing.assert_array_equal(
+        evaluate(network, data, TASK, score="original")["confusion"],
+        evaluate(network, data, TASK)["confusion"],
+    )
     with pytest.raises(ValueError, match=r"score must be resized or original, got .origin"):
-        evaluate(network, data, score="origin")
+        evaluate(network, data, TASK, score="origin")

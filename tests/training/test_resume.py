@@ -16,8 +16,11 @@ from tiny_run import tiny_data, tiny_network
 
 from lookfar.insertion import insert
 from lookfar.networks import build_network
+from lookfar.tasks import Segmentation
 from lookfar.training import Settings, TrainingError, train
-from lookfar.training.checkpoints import load_tensors, save_confusion, save_tensors
+from lookfar.training.checkpoints import load_tensors, save_arrays, save_tensors
+
+TASK = Segmentation()
 
 SETTINGS = {
     "steps": 11, "batch_size": 4, "log_every": 1, "eval_every": 5, "checkpoint_every": 3, "ema": 0.8,
@@ -39,7 +42,7 @@ def run(folder: Path, *, kill_at: int = -1, **changes):
             raise Killed
 
     settings = Settings(**{**SETTINGS, **changes})
-    return train(tiny_network(), tiny_data(), settings, folder, seed=7, blocks=["block"], progress=progress)
+    return train(tiny_network(), tiny_data(), TASK, settings, folder, seed=7, blocks=["block"], progress=progress)
 
 
 def timeless(folder: Path) -> list[dict]:
@@ -128,7 +131,8 @@ def test_a_polite_signal_costs_no_step(number, uninterrupted, tmp_path):
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 11"):
         train(
-            tiny_network(), tiny_data(), Settings(**SETTINGS), tmp_path, seed=7, blocks=["block"], progress=progress
+            tiny_network(), tiny_data(), TASK, Settings(**SETTINGS), tmp_path,
+            seed=7, blocks=["block"], progress=progress
         )  # fmt: skip
     assert (tmp_path / "step-4").exists()
     assert signal.getsignal(number) is before
@@ -157,7 +161,7 @@ def test_a_host_with_a_block_goes_on_exactly(tmp_path):
         network = build_network("small", 4)
         blocks = insert(network, "nonlocal", at=network.place, example=torch.randn(2, 3, 8, 8))
         settings = Settings(steps=6, batch_size=8, log_every=1, checkpoint_every=2, clip=1.0, accelerator="cpu")
-        train(network, tiny_data(), settings, folder, seed=0, blocks=blocks, progress=progress)
+        train(network, tiny_data(), TASK, settings, folder, seed=0, blocks=blocks, progress=progress)
 
     go(tmp_path / "whole")
     with pytest.raises(Killed):
@@ -250,8 +254,8 @@ def test_without_a_whole_checkpoint_it_begins_anew(uninterrupted, tmp_path):
     [
         *[("confusion.npz", spoil) for spoil in (halve, empty, spoil_bytes)],
         *[("final.safetensors", spoil) for spoil in (halve, nan, of_another_network)],
-        ("confusion.npz", lambda path: save_confusion(np.zeros((10, 4, 4), np.int64), path)),
-        ("confusion.npz", lambda path: save_confusion(np.ones((9, 4, 4), np.int64), path)),
+        ("confusion.npz", lambda path: save_arrays(path, confusion=np.zeros((10, 4, 4), np.int64))),
+        ("confusion.npz", lambda path: save_arrays(path, confusion=np.ones((9, 4, 4), np.int64))),
         ("confusion.npz", lambda path: np.savez(path, confusion=np.full((10, 4, 4), np.nan))),
     ],
 )
@@ -267,7 +271,14 @@ def test_a_damaged_end_is_made_again(name, spoil, checkpoints, uninterrupted, tm
     calls = []
     settings = Settings(**SETTINGS)
     train(
-        tiny_network(), tiny_data(), settings, tmp_path, seed=7, blocks=["block"], progress=lambda *_: calls.append(1)
+        tiny_network(),
+        tiny_data(),
+        TASK,
+        settings,
+        tmp_path,
+        seed=7,
+        blocks=["block"],
+        progress=lambda *_: calls.append(1),
     )
     assert calls == []  # no step again
     assert_same_run(tmp_path, uninterrupted)
@@ -279,10 +290,10 @@ def test_weights_and_logits_that_are_not_finite_fail(tmp_path, monkeypatch):
     network.register_parameter("spare", torch.nn.Parameter(torch.tensor([1.0, float("inf")])))
     settings = Settings(**{**SETTINGS, "steps": 1, "ema": 0.0})
     with pytest.raises(TrainingError, match="after the last step spare is not finite: try a lower lr"):
-        train(network, data, settings, tmp_path / "weights", seed=0)
+        train(network, data, TASK, settings, tmp_path / "weights", seed=0)
     network = tiny_network()
     network.register_forward_hook(lambda module, _, y: y if module.training else y * float("nan"))
-    with pytest.raises(TrainingError, match=f"logits of {len(data.val)} of {len(data.val)} validation images"):
-        train(network, data, settings, tmp_path / "logits", seed=0)
+    with pytest.raises(TrainingError, match=f"outputs of {len(data.val)} of {len(data.val)} validation samples"):
+        train(network, data, TASK, settings, tmp_path / "logits", seed=0)
     for folder in ("weights", "logits"):
         assert not (tmp_path / folder / "final.safetensors").exists()

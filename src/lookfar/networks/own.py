@@ -42,7 +42,7 @@ def build_own(
     classes: int,
     *,
     in_chans: int = 3,
-    size: tuple[int, int] = (64, 96),
+    size: tuple[int, ...] = (64, 96),
     width: int = 64,
     pretrained: bool = False,
     weights: str | Path | None = None,

@@ -43,10 +43,10 @@ def main(folder: Path) -> int:
     plan = Plan.load(folder / "study.yaml")
     torch.set_num_threads(plan.threads)
     without, timed = missing(folder, plan)
-    data = open_plan_data(plan)
+    data, task = open_plan_data(plan), plan.find_task()
     for trial in without:
         network, names = _trained(folder, plan, data, *trial)
-        ablate(network, names, data, plan, trial_folder(folder, *trial))
+        ablate(network, names, data, task, plan, trial_folder(folder, *trial))
     if timed:
         networks = {trial[0]: _trained(folder, plan, data, *trial)[0].float() for trial in timed}
         times = measure_in_turn(networks, data.example())

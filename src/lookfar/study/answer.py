@@ -11,6 +11,7 @@ from lookfar.study.judging import ABOUT_THE_GATE, NOTHING
 from lookfar.study.prospects import failures_possible
 from lookfar.study.results import Results
 from lookfar.study.rows import Summary
+from lookfar.study.verdicts import Terms
 from lookfar.study.words import counted, duration, join, percent, plus_minus, points, signed, thousands
 
 OVER = "over the network without a block"
@@ -38,20 +39,20 @@ def answer(results: Results) -> Answer:
     rows = {s.candidate: s for s in results.summaries}
     baseline = rows.get("baseline")
     done = [_Gain(names[s.candidate], s, s.difference) for s in rows.values() if s.difference is not None]
-    done = sorted((g for g in done if not is_reference(g.row.candidate)), key=lambda g: -g.by.mean)
-    if baseline is None or baseline.miou is None:
+    done = sorted((g for g in done if not is_reference(g.row.candidate)), key=lambda g: -g.by.gain)
+    if baseline is None or baseline.score is None:
         return Answer("Without a finished baseline nothing can be compared.", about, troubles)
     if not done:
         return Answer("No block has a finished trial beside the baseline.", about, troubles)
-    where = results.conclusions.terms.where
+    terms = results.conclusions.terms
     better = [g for g in done if g.row.verdict == "better"]
     seeds = max(g.by.seeds for g in done)
     if better:
-        found = _gains(better, len(done), baseline, where)
+        found = _gains(better, len(done), baseline, terms)
     elif seeds < 3:
         found = _too_few(done, seeds, results.plan.seeds)
     else:
-        found = _no_gain(done, where, results.conclusions.terms.margin)
+        found = _no_gain(done, terms)
     if about and about[0].startswith(NOTHING):
         # a gain among networks that have learned nothing is none
         found = Answer(about.pop(0), [f"{g.name}: {g.row.sentence}." for g in done[:3]])
@@ -84,21 +85,20 @@ class _Gain:
         return plus_minus(abs(self.by.mean), self.by.half)
 
 
-def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, where: str) -> Answer:
+def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, terms: Terms) -> Answer:
     top = better[0]
     cost = _cost(top.row, baseline)
-    over = f"{OVER} {where}" if where else OVER
+    over = f"{OVER} {terms.where}" if terms.where else OVER
     found = Answer("")
     if len(better) == 1:
-        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}{cost and f', for {cost}'}."
+        found.headline = f"{top.name} {_changes(top.amount, terms)} {over}{cost and f', for {cost}'}."
     elif len(better) <= 3:
         others = join([f"{g.name} {g.amount}" for g in better[1:]])
-        found.headline = f"{top.name} gains {top.amount} points of mIoU {over}{cost and f' for {cost}'}; {others}."
+        found.headline = f"{top.name} {_changes(top.amount, terms)} {over}{cost and f' for {cost}'}; {others}."
     else:
-        least, most = min(g.by.mean for g in better), max(g.by.mean for g in better)
-        found.headline = (
-            f"{len(better)} of {compared} blocks gain {points(least)} to {points(most)} points of mIoU {over}."
-        )
+        least, most = min(g.by.gain for g in better), max(g.by.gain for g in better)
+        amounts = _changes(f"{points(least)} to {points(most)}", terms, several=True)
+        found.headline = f"{len(better)} of {compared} blocks {amounts} {over}."
         found.supports.append(f"The largest gains measured: {join([f'{g.name} {g.amount}' for g in better[:3]])}.")
         found.supports += [f"{top.name} takes {cost}."] if cost else []
     found.supports += [f"{g.name} is {g.row.against_control}." for g in better[:3] if g.row.against_control]
@@ -119,21 +119,29 @@ def _too_few(done: Sequence[_Gain], seeds: int, planned: int) -> Answer:
     return Answer(f"{one} shows no winner: seed noise was not measured.", [text])
 
 
-def _no_gain(done: Sequence[_Gain], where: str, margin: float) -> Answer:
+def _changes(amount: str, terms: Terms, *, several: bool = False) -> str:
+    """What a block that helps does to the score: it gains points, or lowers what should be low."""
+    s = "" if several else "s"
+    return f"gain{s} {amount} points of {terms.score}" if terms.higher else f"lower{s} {terms.score} by {amount}"
+
+
+def _no_gain(done: Sequence[_Gain], terms: Terms) -> Answer:
+    where, margin = terms.where, terms.margin
     worse = [g for g in done if g.row.verdict == "worse"]
     same = [g for g in done if g.row.verdict == "practically the same"]
     left = [g for g in done if g not in worse and g not in same]
     end = f" {where}" if where else ""
     said = [f"{g.name}: {g.row.sentence}." for g in [*left, *same, *worse][:3]]
     if not left and not same:
-        losses = join([f"{g.name} loses {g.amount}" for g in worse[:3]])
-        return Answer(f"No block helps{end}: {losses} points of mIoU.")
+        verb = "loses" if terms.higher else "adds"
+        losses = join([f"{g.name} {verb} {g.amount}" for g in worse[:3]])
+        return Answer(f"No block helps{end}: {losses} points of {terms.score}.")
     if not left:
         which = f"{join([g.name for g in same[:3]])}{' and others' if len(same) > 3 else ''}"
         verb = "is" if len(same) == 1 else "are"
         return Answer(
             f"{which} {verb} practically the same as the network without a block{end}: within ±{margin:g} points of "
-            "mIoU.",
+            f"{terms.score}.",
             said,
         )
     which = left[0].name if len(left) == 1 else f"{len(left)} blocks"

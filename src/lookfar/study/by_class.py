@@ -1,4 +1,4 @@
-"""Each class by itself: its share of the validation images, its IoU, and its difference to the baseline."""
+"""Each class by itself: its share of the validation samples, its score, and its difference to the baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from lookfar.study.comparisons import Comparisons, Difference
 from lookfar.study.groups import Groups
 from lookfar.study.intervals import Interval
 from lookfar.study.measured import measure
-from lookfar.study.scoring import mean_iou
+from lookfar.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -18,52 +18,55 @@ class OfClass:
 
     Attributes:
         name: Of the class.
-        pixels: Its share of the labelled validation pixels, in per cent.
+        share: Of the validation truth, in per cent: of labelled pixels.
         images: How many validation images show it.
-        iou: Of each candidate, in per cent; empty for a class that the validation masks do not show.
+        scores: Of each candidate; empty for a class that the validation truth does not show.
         differences: To the baseline, paired by seed. Their ``single`` intervals hold each for itself, not together.
     """
 
     name: str
-    pixels: float
+    share: float
     images: int
-    iou: Mapping[str, Interval]
+    scores: Mapping[str, Interval]
     differences: Mapping[str, Difference]
 
 
-def by_class(names: Sequence[str], counts: Mapping[tuple[str, int], np.ndarray], groups: Groups) -> tuple[OfClass, ...]:
+def by_class(
+    task: Task, names: Sequence[str], facts: Mapping[tuple[str, int], np.ndarray], groups: Groups
+) -> tuple[OfClass, ...]:
     """What is known of each class.
 
-    The noise of seeds and images is estimated class by class, as that of the mean is: IoU of a class is the mean IoU of
-    counts that hold no other.
+    The noise of seeds and samples is estimated class by class, as that of the whole is: the score of a class is that of
+    facts that hold no other.
 
     Args:
+        task: What judges.
         names: Of the classes.
-        counts: Of each trial that is done, ``(images, 3, K)``: hits, pixels of the class, pixels predicted as it.
-        groups: Of the validation images.
+        facts: Of each trial that is done, ``(S, ...)``.
+        groups: Of the validation samples.
     """
-    if not counts:
+    if not facts:
         return ()
-    truth = next(iter(counts.values()))[:, 1]  # the same in all trials
+    truth = task.truth(next(iter(facts.values())))  # the same in all trials
     total = max(truth.sum(), 1)
     found = []
     for k in range(truth.shape[1]):
         name = names[k] if k < len(names) else f"class {k}"
         showing = np.flatnonzero(truth[:, k])
-        iou, differences = {}, {}
+        scores, differences = {}, {}
         if len(showing):
-            one = {trial: of[:, :, k : k + 1] for trial, of in counts.items()}
-            measured = measure(one, mean_iou, groups.labels)
+            one = {trial: task.of_class(of, k) for trial, of in facts.items()}
+            measured = measure(one, task.score, groups.labels)
             # what a class of few images does on others is known no better than from so few
             known = min(measured.groups, len({groups.labels[i] for i in showing}))
-            comparisons = Comparisons(replace(measured, groups=known), "baseline", 1)
+            comparisons = Comparisons(replace(measured, groups=known), "baseline", 1, higher=task.higher)
             for candidate in comparisons.measured.candidates:
                 if (mean := comparisons.mean(candidate)) is not None:
-                    iou[candidate] = mean
+                    scores[candidate] = mean
                 if candidate != "baseline" and (d := comparisons.difference(candidate)) is not None:
                     differences[candidate] = d
-        pixels = float(100 * truth[:, k].sum() / total)
-        found.append(OfClass(name, pixels, len(showing), iou, differences))
+        share = float(100 * truth[:, k].sum() / total)
+        found.append(OfClass(name, share, len(showing), scores, differences))
     return tuple(found)
 
 

@@ -114,7 +114,7 @@ def forest_axis(scale: tuple[float, float]) -> Markup:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate in the scatter: cost, mIoU and its half-width (None where it is not known)."""
+    """A candidate in the scatter: cost, score and its half-width (None where it is not known)."""
 
     name: str
     x: float
@@ -124,7 +124,7 @@ class Point:
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Markup:
-    """mIoU with its interval against a cost; every point carries its name, moved aside where names would collide."""
+    """The score with its interval against a cost; points carry their names, moved aside where names would collide."""
     W, H = 420, 340
     box = left, right, top, bottom = 52, W - 10, 12, H - 44
     xs = [p.x for p in points]

@@ -31,6 +31,7 @@ class Difference:
         groups: Of samples.
         moderated: Whether the seed variance leans on all candidates.
         compared: How many comparisons hold together.
+        higher: Whether a higher score is better.
     """
 
     candidate: str
@@ -45,6 +46,7 @@ class Difference:
     groups: int
     moderated: bool
     compared: int
+    higher: bool = True
 
     @property
     def seeds(self) -> int:
@@ -66,6 +68,21 @@ class Difference:
     def high(self) -> float:
         return self.interval.high
 
+    @property
+    def gains(self) -> bool:
+        """Whether the whole interval is on the better side."""
+        return self.low > 0 if self.higher else self.high < 0
+
+    @property
+    def loses(self) -> bool:
+        """Whether the whole interval is on the worse side."""
+        return self.high < 0 if self.higher else self.low > 0
+
+    @property
+    def gain(self) -> float:
+        """The mean difference, positive where the candidate is better."""
+        return self.mean if self.higher else -self.mean
+
     def __str__(self) -> str:
         found = ends(self.low, self.high)
         return signed(self.mean, self.half) + (f" [{', '.join(found)}]" if found else "")
@@ -76,7 +93,7 @@ class Best:
     """Which candidate is the best, of those that have all seeds of the reference.
 
     Attributes:
-        first: The one with the highest mean.
+        first: The one with the best mean.
         leads: Its differences to the others, in their order; they hold together.
         probabilities: Of being the best, the likeliest first.
     """
@@ -88,7 +105,7 @@ class Best:
     @property
     def shown(self) -> bool:
         """Whether the first is better than every other one, shown by at least three seeds."""
-        return all(lead.low > 0 and lead.seeds > 2 for lead in self.leads)
+        return all(lead.gains and lead.seeds > 2 for lead in self.leads)
 
 
 class Comparisons:
@@ -102,10 +119,11 @@ class Comparisons:
         measured: Scores and draws.
         reference: The candidate that all are compared with, usually ``baseline``.
         compared: How many candidates are compared at once, by plan; references are not counted.
+        higher: Whether a higher score is better.
     """
 
-    def __init__(self, measured: Measured, reference: str, compared: int) -> None:
-        self.measured, self.reference, self.compared = measured, reference, max(compared, 1)
+    def __init__(self, measured: Measured, reference: str, compared: int, *, higher: bool = True) -> None:
+        self.measured, self.reference, self.compared, self.higher = measured, reference, max(compared, 1), higher
         there = np.isfinite(measured.scores)
         at = measured.candidates.index(reference) if reference in measured.candidates else None
         self.seeds = there[at] if at is not None else np.zeros(there.shape[1], bool)  # (S,)
@@ -174,7 +192,7 @@ class Comparisons:
             candidate, reference, tuple(of_seed.tolist()), interval(*parts, k), interval(*parts, 1),
             interval(mean, S, seed_variance, degrees, 0.0, 0.0, k) if S > 1 else None,
             seed_variance, degrees, sample_variance if measured.groups > 1 else math.nan, measured.groups,
-            moderated, k,
+            moderated, k, self.higher,
         )  # fmt: skip
 
     def _sample_variance(self, candidate: str, reference: str, both: bool, shared: np.ndarray) -> float:
@@ -201,7 +219,7 @@ class Comparisons:
             return None
         rows = [self.measured.row(name) for name in names]
         means = self.measured.scores[rows][:, self.seeds].mean(1)
-        order = np.argsort(-means, kind="stable")
+        order = np.argsort(-means if self.higher else means, kind="stable")
         first = names[order[0]]
         leads = tuple(d for i in order[1:] if (d := self.difference(first, names[i])) is not None)
         rng = np.random.default_rng(SEED)
@@ -215,6 +233,7 @@ class Comparisons:
             values, vectors = np.linalg.eigh(self._covariance[np.ix_(at, at)])
             root = vectors * np.sqrt(np.maximum(values, 0))
             drawn = drawn + rng.standard_t(self.sample_degrees, (DRAWS, len(names))) @ root.T
-        share = np.bincount(drawn.argmax(1), minlength=len(names)) / DRAWS
+        firsts = drawn.argmax(1) if self.higher else drawn.argmin(1)
+        share = np.bincount(firsts, minlength=len(names)) / DRAWS
         likely = np.argsort(-share, kind="stable")
         return Best(first, leads, {names[i]: float(share[i]) for i in likely})

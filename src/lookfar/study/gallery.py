@@ -44,9 +44,9 @@ class Gallery:
         most = [seed for seed in seeds if have[seed] == max(have.values())]
         for name, of in self.samples.items():
             scores = {
-                t.seed: t.miou
+                t.seed: t.score
                 for t in results.trials
-                if t.candidate == name and t.seed in most and t.miou is not None and "map" in of.get(t.seed, {})
+                if t.candidate == name and t.seed in most and t.score is not None and "map" in of.get(t.seed, {})
             }
             if scores:
                 return middle_seed(scores)

@@ -16,9 +16,9 @@ from lookfar.study.latency import Latency
 from lookfar.study.measured import measure
 from lookfar.study.prospects import once
 from lookfar.study.rows import Summary, Trial, Without
-from lookfar.study.scoring import accuracy, commonest_class, iou_of, mean_iou
 from lookfar.study.verdicts import Terms, against_control, judge, off_and_constant, trained_once, which_is_best
 from lookfar.study.words import points, thousands
+from lookfar.tasks import Task
 
 CAME_IN = 0.02  # of the input: a block that adds less at the end has not come in
 NOTHING = "Nothing was learned"
@@ -42,36 +42,35 @@ class Conclusions:
     sentences: tuple[str, ...]
 
 
-def scored(trial: Trial, counts: np.ndarray, without: Mapping[str, np.ndarray], reason: str = "") -> Trial:
-    """The trial with its scores over the classes that the truth shows, in per cent.
+def scored(task: Task, trial: Trial, facts: np.ndarray, without: Mapping[str, np.ndarray], reason: str = "") -> Trial:
+    """The trial with its scores.
 
     Args:
+        task: What judges.
         trial: Without them.
-        counts: Of its validation images, ``(images, 3, K)``.
+        facts: Of its validation samples, ``(S, ...)``.
         without: The same when its block has to do without something, by the names in :class:`Without`.
         reason: Why some of these are missing.
     """
-    everything = np.ones((1, len(counts)))
+
+    def score(some: np.ndarray) -> float | None:
+        return _known(float(task.score(some, np.ones((1, len(some))))[0]))
+
+    without = {kind: of_kind for kind, of_kind in without.items() if of_kind.shape == facts.shape}
     return replace(
         trial,
-        miou=_known(float(mean_iou(counts, everything)[0])),
-        accuracy=_known(accuracy(counts)),
-        iou=tuple(_known(value) for value in iou_of(counts, everything)[0].tolist()),
-        without=Without(
-            **{
-                kind: _known(float(mean_iou(of_kind, everything)[0]))
-                for kind, of_kind in without.items()
-                if of_kind.shape == counts.shape
-            },
-            reason=reason,
-        ),
+        score=score(facts),
+        further={name: _known(value) for name, value in task.further(facts).items()},
+        of_class=tuple(score(task.of_class(facts, k)) for k in range(task.truth(facts).shape[1])),
+        without=Without(**{kind: score(of_kind) for kind, of_kind in without.items()}, reason=reason),
     )
 
 
 def conclude(
+    task: Task,
     candidates: Sequence[str],
     trials: Sequence[Trial],
-    counts: Mapping[tuple[str, int], np.ndarray],
+    facts: Mapping[tuple[str, int], np.ndarray],
     groups: Groups,
     margin: float,
     latency: Mapping[str, Latency],
@@ -80,21 +79,23 @@ def conclude(
     """Judge a study.
 
     Args:
+        task: What judges.
         candidates: By plan, references too.
         trials: Of all candidates and seeds, with scores.
-        counts: Of the trials that are done, ``(images, 3, K)``.
+        facts: Of the trials that are done, ``(S, ...)`` each.
         groups: Of the validation images.
         margin: Differences within it are practically none.
         latency: Of the candidates that were measured.
         reach: The learning rates of all steps, summed up; None where that is not known.
     """
-    terms = Terms(margin=margin, where=f"on this one {groups.noun}" if groups.number == 1 else "")
+    where = f"on this one {groups.noun}" if groups.number == 1 else ""
+    terms = Terms(task.words, task.higher, margin, where)
     blocks = [name for name in candidates if not is_reference(name)]
-    comparisons = Comparisons(measure(counts, mean_iou, groups.labels), "baseline", len(blocks))
+    comparisons = Comparisons(measure(facts, task.score, groups.labels), "baseline", len(blocks), higher=task.higher)
     sizes = _sizes(trials)
     rows = [_row(name, trials, comparisons, terms, sizes, latency.get(name), reach) for name in candidates]
     best = comparisons.best(blocks)
-    sentences = _nothing_learned(rows, counts)
+    sentences = _nothing_learned(task, rows, facts)
     if best is not None and any(row.verdict == "better" for row in rows if row.candidate in best.probabilities):
         sentences.append(which_is_best(best, {}, terms))
     return rows, Conclusions(terms, groups, best, tuple(sentences))
@@ -123,19 +124,20 @@ def _row(
         _without(name, done),
         comparisons.mean("baseline") if _is_there("baseline", comparisons) else None,
     )
-    iou = tuple(None if None in of_class else _mean(of_class) for of_class in zip(*(t.iou for t in done)))
+    of_class = tuple(None if None in values else _mean(values) for values in zip(*(t.of_class for t in done)))
+    further = {column: _mean([t.further.get(column) for t in done]) for t in done[:1] for column in t.further}
     return Summary(
         name, len(done), len(failed), failed[0].reason if failed else "",
         comparisons.mean(name) if there else None, difference,
         verdict.word if verdict else "", verdict.short if verdict else "",
         verdict.sentence if verdict else f"failed: {failed[0].reason}" if failed and not done else "",
-        without, _mean([t.accuracy for t in done]), iou,
+        without, further, of_class,
         done[0].parameters if done else None, done[0].flops if done else None,
         latency, _median([t.memory_mb for t in done]), _median([t.block_memory_mb for t in done]),
         _mean([t.seconds for t in done]),
         control, over, beside, of_one,
         trained_once(of_one, len(done)) if of_one and len(done) > 1 and not is_reference(name) else "",
-        _came_in(name, done, reach), off_and_constant(without.off, without.constant, baseline and baseline.mean),
+        _came_in(name, done, reach), off_and_constant(without.off, without.constant, baseline and baseline.mean, terms),
     )  # fmt: skip
 
 
@@ -182,15 +184,14 @@ def _called(own: int, control: int) -> str:
 # ---- beyond the differences ------------------------------------------------------------------------------------------
 
 
-def _nothing_learned(rows: Sequence[Summary], counts: Mapping[tuple[str, int], np.ndarray]) -> list[str]:
-    """One line where no candidate beats a network that always names the commonest class."""
-    if not counts:
+def _nothing_learned(task: Task, rows: Sequence[Summary], facts: Mapping[tuple[str, int], np.ndarray]) -> list[str]:
+    """One line where no candidate beats a network that has learned nothing."""
+    least = task.blind(next(iter(facts.values()))) if facts else None
+    means = [row.score.mean for row in rows if row.score is not None]
+    if least is None or not means or not (max(means) <= least if task.higher else min(means) >= least):
         return []
-    least = commonest_class(next(iter(counts.values())))
-    means = [row.miou.mean for row in rows if row.miou is not None]
-    if not means or not max(means) <= least:
-        return []
-    return [f"{NOTHING}: no candidate beats always naming the commonest class ({points(least)} % mIoU)."]
+    words = task.words
+    return [f"{NOTHING}: no candidate beats {words.blind} ({points(least)}{words.unit} {words.score})."]
 
 
 def _came_in(name: str, done: Sequence[Trial], reach: float | None) -> str:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lookfar.study._files import read_if_whole, read_json, write_json
+from lookfar.study._files import read_arrays, read_if_whole, read_json, write_json
 from lookfar.study.ablations import FILES as ABLATIONS
 from lookfar.study.continuing import decisive, kept_plan
 from lookfar.study.plan import trial_folder
-from lookfar.study.scoring import counts_of, mean_iou
+from lookfar.tasks import Task
 
 WEIGHTS = "final.safetensors"
-MATRICES = ("confusion.npz", "also.npz")
-FILES = (WEIGHTS, *MATRICES, *ABLATIONS, "samples.npz")  # of a finished trial, beside its records and its result
+ALSO = "also.npz"  # what was judged on the second set
+OTHERS = (ALSO, *ABLATIONS, "samples.npz")  # of a finished trial, beside weights, judged samples, records and result
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,15 @@ class State:
         return self.result.get("status") == "done"
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path, task: Task) -> dict[str, str]:
     """Of the files of a trial that has just finished, for its ``result.json``."""
-    return {name: _digest(folder / name) for name in FILES if (folder / name).is_file()}
+    names = (WEIGHTS, judged_file(task), *OTHERS)
+    return {name: _digest(folder / name) for name in names if (folder / name).is_file()}
+
+
+def judged_file(task: Task) -> str:
+    """Name of the file that keeps what was judged of every validation sample."""
+    return f"{task.file}.npz"
 
 
 def _digest(path: Path) -> str:
@@ -51,11 +55,12 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_state(folder: Path, *, thorough: bool = True) -> State:
+def read_state(folder: Path, task: Task, *, thorough: bool = True) -> State:
     """A trial's result, and which of its files are not what it left.
 
     Args:
         folder: Of the trial.
+        task: Of its plan.
         thorough: Read every file to its end; else only those that its scores are made of.
     """
     try:
@@ -66,9 +71,10 @@ def read_state(folder: Path, *, thorough: bool = True) -> State:
         return State(result)
     left: Mapping[str, str] = result.get("files") or {}
     damaged = [name for name, digest in left.items() if thorough and not _holds(folder / name, digest)]
-    for name in MATRICES:
-        if name not in damaged and (name in left or name == MATRICES[0] or (folder / name).exists()):
-            damaged += [name] if _matrices_damaged(folder, name, result) else []
+    first = judged_file(task)
+    for name in (first, ALSO):
+        if name not in damaged and (name in left or name == first or (folder / name).exists()):
+            damaged += [] if _fits(task, folder / name, result, whole=name == first) else [name]
     return State(result, tuple(damaged))
 
 
@@ -79,31 +85,15 @@ def _holds(path: Path, digest: str) -> bool:
         return False
 
 
-def _matrices_damaged(folder: Path, name: str, result: Mapping[str, Any]) -> bool:
-    """Whether a file of confusion matrices cannot be read, or is not what ``result.json`` was made of."""
-    matrices = _matrices(folder / name)
-    classes = len(result.get("iou") or ())
-    if matrices is None or (classes and matrices.shape[1] != classes):
-        return True
-    return name == MATRICES[0] and not _same(result.get("miou"), _score(matrices))
-
-
-def _matrices(path: Path) -> np.ndarray | None:
-    """Counts ``(images, K, K)``; None where the file is missing or holds no such thing."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            matrices = file["confusion"]
-    except Exception:  # zip, zlib and numpy have an exception each for what is damaged
-        return None
-    square = matrices.ndim == 3 and matrices.shape[1] == matrices.shape[2]
-    if not square or matrices.dtype.kind not in "iu" or not matrices.size or matrices.min() < 0 or not matrices.any():
-        return None
-    return matrices
-
-
-def _score(matrices: np.ndarray) -> float | None:
-    score = float(mean_iou(counts_of(matrices), np.ones((1, len(matrices))))[0]) / 100
-    return score if math.isfinite(score) else None
+def _fits(task: Task, path: Path, result: Mapping[str, Any], *, whole: bool) -> bool:
+    """Whether a file holds what was judged, of as many classes as ``result.json`` has; ``whole``: its score too."""
+    judged = read_arrays(path)
+    if not task.fits(judged):
+        return False
+    found = task.scores(judged)
+    lists = [name for name, value in found.items() if isinstance(value, list) and isinstance(result.get(name), list)]
+    alike = all(len(found[name]) == len(result[name]) for name in lists)
+    return alike and (not whole or _same(result.get(task.metric), found[task.metric]))
 
 
 def _same(stored: Any, found: float | None) -> bool:

@@ -19,6 +19,7 @@ from lookfar.study.candidates import Candidate, canonical_host, is_reference, sl
 from lookfar.study.sources import hashes
 
 if TYPE_CHECKING:
+    from lookfar.tasks import Task
     from lookfar.training import Settings
 
 # entries that change no trial: how trials are judged, which there are, what is written beside the numbers
@@ -52,6 +53,7 @@ class Plan:
         data: As for :func:`lookfar.data.open_data`: ``scenes:lookup``, ``camvid:PATH``, ``PATH``, ...
         blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``; of your own
             ``my.py:MyBlock(reduction=8)``, ``package.module:MyBlock``, or the class itself.
+        task: What is learned and how it is judged: ``segmentation``.
         seeds: Repetitions of everything; seed 0, 1, ...
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
@@ -90,7 +92,7 @@ class Plan:
         threads: Threads of a trial; part of the plan, since sums depend on it.
         controls: Plain convolutions to compare with, one for each size of the blocks of a place: ``control``,
             ``control(parameters=8480)``; a study finds them by itself.
-        margin: Differences within ± so many points of mIoU are practically none.
+        margin: Differences within ± so many points of the score are practically none.
         groups: Which validation images belong together: a regular expression for their names, or ``none``.
         sources: Files of your own and the hash of what they hold; filled in.
 
@@ -103,6 +105,7 @@ class Plan:
 
     data: str
     blocks: tuple[str, ...]
+    task: str = "segmentation"
     seeds: int = 3
     steps: int | None = None
     size: tuple[int, int] | None = None
@@ -209,6 +212,16 @@ class Plan:
             filled["host"] = canonical_host(self.host)
         filled["sources"] = hashes([*names, filled["host"]])
         return dataclasses.replace(self, blocks=tuple(names), **filled)
+
+    def find_task(self) -> Task:
+        """What is learned and how it is judged.
+
+        Raises:
+            ValueError: No such task.
+        """
+        from lookfar.tasks import find_task
+
+        return find_task(self.task)
 
     def settings(self) -> Settings:
         """How a trial is trained; its values are checked here. For a resolved plan.

@@ -90,6 +90,7 @@ class Board:
             slots: How many run side by side.
             expected: Seconds of a trial of each candidate, where they are known.
         """
+        self._task = plan.find_task()
         self._steps, self._slots, self._expected = plan.steps or 0, slots, dict(expected or {})
         missing = len(trials)
         for sentence in question.replace(". ", ".\n").splitlines():
@@ -169,7 +170,9 @@ class Board:
         """The line that stays of a trial."""
         if result["status"] == "done":
             self._costs.setdefault(trial.candidate, []).append(seconds)
-            said = f"{counted(result['step'], 'step')}   mIoU {points(100 * result['miou'])}"
+            task = self._task
+            score = f"{task.words.score} {points(task.scale * result[task.metric])}"
+            said = f"{counted(result['step'], 'step')}   {score}"
             style = ""
         else:
             said, style = f"failed: {result['reason']}", "red"

@@ -18,7 +18,7 @@ class Once:
     Attributes:
         wins: Seeds in which it beat the reference.
         seeds: Seeds that were tried.
-        worst: The smallest difference of a seed.
+        worst: The least favourable difference of a seed.
         probability: That one run with it beats one without; nan at one seed.
         failures_possible: The failure rate that its runs do not exclude (95 %).
     """
@@ -62,12 +62,14 @@ def once(difference: Difference, failed: int = 0) -> Once:
     if S > 1:
         spread = math.sqrt(difference.seed_variance * (1 + 1 / S))
         if spread > 0:
-            probability = float(special.stdtr(difference.degrees, difference.mean / spread))
+            probability = float(special.stdtr(difference.degrees, difference.gain / spread))
         else:
-            probability = 0.5 + 0.5 * float(np.sign(difference.mean))
+            probability = 0.5 + 0.5 * float(np.sign(difference.gain))
         probability *= S / tried
     possible = failures_possible(tried, failed)
-    return Once(sum(d > 0 for d in difference.of_seed), tried, min(difference.of_seed), probability, possible)
+    wins = sum(d > 0 if difference.higher else d < 0 for d in difference.of_seed)
+    worst = min(difference.of_seed) if difference.higher else max(difference.of_seed)
+    return Once(wins, tried, worst, probability, possible)
 
 
 def failures_possible(runs: int, failed: int = 0) -> float:

@@ -141,6 +141,8 @@ class _View:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.plan = results.plan
+        self.words, self.higher = results.task.words, results.task.higher
+        self.columns = results.task.columns
         self.environment = read_if_whole(results.folder / "environment.json")
         of_data = self.environment.get("data") or {}
         self.question = str(of_data.get("question") or of_data.get("task") or "")  # earlier versions called it task
@@ -198,29 +200,34 @@ class _View:
         found = []
         for s in self.results.summaries:
             cost = getattr(s, field)
-            if s.miou and cost is not None:
+            if s.score and cost is not None:
                 name, style = self.shorts[s.candidate], self.styles[s.candidate]
-                half = s.miou.half if s.miou.half <= WIDEST else None
-                found.append(charts.Point(name, cost / unit, s.miou.mean, half, style))
+                half = s.score.half if s.score.half <= WIDEST else None
+                found.append(charts.Point(name, cost / unit, s.score.mean, half, style))
         if len(found) < 2:
             return None
-        alt = f"mIoU against {title}: " + "; ".join(f"{p.name} {three(p.x)}, {plus_minus(p.y, p.half)}" for p in found)
-        return charts.scatter(found, title, "mIoU, % (± 95 %)", alt)
+        words = self.results.task.words
+        alt = f"{words.score} against {title}: " + "; ".join(
+            f"{p.name} {three(p.x)}, {plus_minus(p.y, p.half)}" for p in found
+        )
+        return charts.scatter(found, title, f"{words.title} (± 95 %)", alt)
 
     def _curves(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any]]:
         def lines(name: str, of: Any) -> list[Line]:
             found = [[p for record in m if (p := of(record))] for t, m in metrics.items() if t.candidate == name]
             return [thin(line) for line in found if line]
 
-        def miou(record: dict[str, Any]) -> tuple[float, float] | None:
-            value = (record.get("val") or {}).get("miou")
-            return None if value is None else (record["step"], 100 * value)
+        task = self.results.task
+
+        def score(record: dict[str, Any]) -> tuple[float, float] | None:
+            value = (record.get("val") or {}).get(task.metric)
+            return None if value is None else (record["step"], task.scale * value)
 
         def loss(record: dict[str, Any]) -> tuple[float, float] | None:
             value = record.get("loss")
             return None if value is None or not math.isfinite(value) else (record["step"], value)
 
-        of = {s.candidate: (lines(s.candidate, miou), lines(s.candidate, loss)) for s in self.results.summaries}
+        of = {s.candidate: (lines(s.candidate, score), lines(s.candidate, loss)) for s in self.results.summaries}
         every = [[v for pair in of.values() for line in pair[k] for _, v in line] for k in (0, 1)]
         if not any(every):
             return []
@@ -232,12 +239,12 @@ class _View:
                 continue
             behind = of.get("baseline", ([], [])) if s.candidate != "baseline" else ([], [])
             plots = [
-                Curves("validation mIoU, %", of[s.candidate][0], behind[0], *bounds[0]),
+                Curves(f"validation {task.words.title}", of[s.candidate][0], behind[0], *bounds[0]),
                 Curves(f"training loss{' (log)' if log else ''}", of[s.candidate][1], behind[1], *bounds[1], log),
             ]
             ends = [line[-1][1] for line in of[s.candidate][0]]
             alt = f"Learning curves of {s.candidate}"
-            alt += f": validation mIoU ends at {', '.join(points(e) for e in ends)}" if ends else ""
+            alt += f": validation {task.words.score} ends at {', '.join(points(e) for e in ends)}" if ends else ""
             panels.append(
                 (s, self.styles[s.candidate], stacked(plots, ("", "baseline"), self.styles[s.candidate], alt))
             )
@@ -270,7 +277,7 @@ class _View:
         return panels
 
     def _classes(self) -> list[tuple[OfClass, list[tuple[Summary, Interval | None, Cell | None]]]]:
-        """Each class with the IoU of all candidates and, but for the baseline, its difference to it."""
+        """Each class with the score of all candidates and, but for the baseline, its difference to it."""
         groups = self.results.conclusions.groups
         differences = [d.mean for of in self.results.by_class for d in of.differences.values()]
         largest = max(map(abs, differences), default=0.0) or 1.0
@@ -280,7 +287,7 @@ class _View:
             for s in self.class_columns:
                 d = of.differences.get(s.candidate)
                 cell = Cell(d, is_shown(d, groups), 100 * abs(d.mean) / largest) if d else None
-                cells.append((s, of.iou.get(s.candidate), cell))
+                cells.append((s, of.scores.get(s.candidate), cell))
             table.append((of, cells))
         return table
 
@@ -293,7 +300,8 @@ class _View:
                 continue
             names = [of.name for of in self.results.by_class]
             most = [f"{a} for {b} {percent(share / 100)}" for a, b, share in confusions(matrix, names)]
-            said = f"Most often taken: {join(most)}." if most else "No class is taken for another in 1 % of its pixels."
+            nothing = f"No class is taken for another in 1 % of its {self.words.amount}."
+            said = f"Most often taken: {join(most)}." if most else nothing
             picture = confusion(matrix, names, f"confusion matrix of {s.candidate}. {said}")
             found.append((s, self.styles[s.candidate], picture, said))
         return found

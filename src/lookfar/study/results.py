@@ -1,13 +1,13 @@
 """Results of a study as plain tables: what was measured, and what the differences are worth.
 
-Numbers in files are fractions; everything here is in percentage points of mIoU.
+Scores in files are shares where tables hold per cent; everything here is in the unit of the task's tables.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookfar.study._files import read_if_whole, write_text
+from lookfar.study._files import read_arrays, read_if_whole, write_text
 from lookfar.study.ablations import FILES, load_ablations
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
@@ -25,20 +25,21 @@ from lookfar.study.groups import Groups, groups_of, known_pattern
 from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.latency import Latencies, load_latency
-from lookfar.study.mending import read_state
+from lookfar.study.mending import ALSO, judged_file, read_state
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.prospects import seeds_needed
 from lookfar.study.rows import Summary, Trial, Without
-from lookfar.study.scoring import load_counts, sum_confusion
 from lookfar.study.text import ABLATED, comparison, second_judge
 from lookfar.study.trained import TrainedNetwork, find_trial, load_trial
 from lookfar.study.words import join
+from lookfar.tasks import Task
 
 if TYPE_CHECKING:
     from lookfar.data import Data
 
-# of a trial, on each set that judges: its confusion matrices, and what remains when its block does without something
-JUDGES = {"val": ("confusion.npz", FILES[0]), "also_val": ("also.npz", FILES[1])}
+ABLATIONS: dict[str, str] = dict(
+    zip(("val", "also_val"), FILES)
+)  # set that judges -> what remains when a block does without something
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,19 @@ class Results:
     Attributes:
         folder: Of the study.
         plan: Of the study.
+        task: What judges.
         classes: Names of the classes.
         trials: A row a trial.
         summaries: A row a candidate, best first, references last.
         conclusions: What is true of the study as a whole.
         latency: How long the networks take, and how that was measured.
-        judge: Which set judges, a key of ``JUDGES``.
+        judge: Which set judges, ``val`` or ``also_val``.
         also: The same trials judged on the second set (``also_val``), which nothing else has seen; None without one.
     """
 
     folder: Path
     plan: Plan
+    task: Task
     classes: tuple[str, ...]
     trials: tuple[Trial, ...]
     summaries: tuple[Summary, ...]
@@ -95,17 +98,20 @@ class Results:
 
     @cached_property
     def by_class(self) -> tuple[OfClass, ...]:
-        """Each class: its share of the validation images, its IoU, and the differences to the baseline."""
-        counts = {(t.candidate, t.seed): load_counts(self._matrices(t)) for t in self.trials if t.status == "done"}
-        return by_class(self.classes, counts, self.conclusions.groups)
+        """Each class: its share of the validation samples, its score, and the differences to the baseline."""
+        done = [t for t in self.trials if t.status == "done"]
+        facts = {(t.candidate, t.seed): self.task.facts(read_arrays(self._judged(t))) for t in done}
+        return by_class(self.task, self.classes, facts, self.conclusions.groups)
 
     def confusion(self, candidate: str) -> np.ndarray | None:
-        """Pixels ``(K, K)`` over all its seeds, rows truth, columns prediction; None without a finished trial."""
+        """What is taken for what, ``(K, K)``, rows truth, all seeds together; None where there are none."""
         done = [t for t in self.trials if t.candidate == candidate and t.status == "done"]
-        return sum_confusion([self._matrices(t) for t in done]) if done else None
+        matrices = [self.task.confusion(read_arrays(self._judged(t))) for t in done]
+        there = [matrix for matrix in matrices if matrix is not None]
+        return sum(there[1:], there[0]) if there else None
 
-    def _matrices(self, trial: Trial) -> Path:
-        return Path(trial.folder) / JUDGES[self.judge][0]
+    def _judged(self, trial: Trial) -> Path:
+        return Path(trial.folder) / _judged_file(self.task, self.judge)
 
     def __repr__(self) -> str:
         text = comparison(self.summaries, self.conclusions)
@@ -145,50 +151,61 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     data = read_if_whole(folder / "data.json")
     check_consistent(plan, [one for one in begun_trials(folder, strict=False) if one.done], data)
     environment = {"data": _named(data), **read_if_whole(folder / "environment.json")}
+    task = plan.find_task()
     trials = [
-        _load_trial(trial_folder(folder, candidate, seed), candidate, seed)
+        _load_trial(trial_folder(folder, candidate, seed), task, candidate, seed)
         for candidate in plan.candidates
         for seed in range(plan.seeds)
     ]
-    results = _judged(folder, plan, trials, environment, "val")
-    return replace(results, also=_judged(folder, plan, trials, environment, "also_val")) if plan.also_val else results
+    results = _judged(folder, plan, task, trials, environment, "val")
+    return (
+        replace(results, also=_judged(folder, plan, task, trials, environment, "also_val"))
+        if plan.also_val
+        else results
+    )
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, Any]:
     """Classes and names of images as ``data.json`` has them, where ``environment.json`` is lost."""
     sets = data.get("sets", {})
-    names = {f"{judge}_names": [name for name, *_ in sets[judge]] for judge in JUDGES if judge in sets}
+    names = {f"{judge}_names": [name for name, *_ in sets[judge]] for judge in ABLATIONS if judge in sets}
     return {"classes": data.get("classes", ()), **names}
 
 
-def _judged(folder: Path, plan: Plan, trials: list[Trial], environment: dict[str, Any], judge: str) -> Results:
+def _judged_file(task: Task, judge: str) -> str:
+    return ALSO if judge == "also_val" else judged_file(task)
+
+
+def _judged(
+    folder: Path, plan: Plan, task: Task, trials: list[Trial], environment: dict[str, Any], judge: str
+) -> Results:
     """The trials as one of the two sets sees them."""
     data, reach = environment.get("data", {}), environment.get("sum_of_learning_rates")
-    counts, trials_scored = {}, []
+    facts, trials_scored = {}, []
     for trial in trials:
-        path, ablations = (Path(trial.folder) / name for name in JUDGES[judge])
+        path, ablations = (Path(trial.folder) / name for name in (_judged_file(task, judge), ABLATIONS[judge]))
         if trial.status == "done" and path.is_file():
-            of_trial = load_counts(path)
-            _check_truth(trial, of_trial, counts)
-            trial = scored(trial, of_trial, *load_ablations(ablations))
-            counts[trial.candidate, trial.seed] = of_trial
+            of_trial = task.facts(read_arrays(path))
+            _check_truth(task, trial, of_trial, facts)
+            trial = scored(task, trial, of_trial, *load_ablations(ablations))
+            facts[trial.candidate, trial.seed] = of_trial
         elif trial.status == "done":
             trial = replace(trial, status="missing")
         trials_scored.append(trial)
-    images = len(next(iter(counts.values()))) if counts else 0
-    latency, groups_there = load_latency(folder), _groups(plan, data.get(f"{judge}_names"), images)
+    samples = len(next(iter(facts.values()))) if facts else 0
+    latency, groups_there = load_latency(folder), _groups(plan, data.get(f"{judge}_names"), samples)
     summaries, conclusions = conclude(
-        plan.candidates, trials_scored, counts, groups_there, plan.margin, latency.of, reach
+        task, plan.candidates, trials_scored, facts, groups_there, plan.margin, latency.of, reach
     )
-    summaries.sort(key=_rank)
-    classes = tuple(data.get("classes", ()))
-    return Results(folder, plan, classes, tuple(trials_scored), tuple(summaries), conclusions, latency, judge)
+    summaries.sort(key=lambda row: _rank(row, task))
+    classes = tuple(data.get("classes", ())) if task.words.of_class else ()
+    return Results(folder, plan, task, classes, tuple(trials_scored), tuple(summaries), conclusions, latency, judge)
 
 
-def _check_truth(trial: Trial, of_trial: np.ndarray, counts: Mapping[tuple[str, int], np.ndarray]) -> None:
-    """Refuse trials that were judged by other masks than the first: the pixels of each class are those of the truth."""
-    for (candidate, seed), first in counts.items():
-        if not np.array_equal(first[:, 1], of_trial[:, 1]):
+def _check_truth(task: Task, trial: Trial, of_trial: np.ndarray, facts: Mapping[tuple[str, int], np.ndarray]) -> None:
+    """Refuse trials that were judged by another truth than the first: other masks, other images."""
+    for (candidate, seed), first in facts.items():
+        if not np.array_equal(task.truth(first), task.truth(of_trial)):
             there, here = f"{candidate} seed {seed}", f"{trial.candidate} seed {trial.seed}"
             images = [f"{len(some)} images" for some in (first, of_trial)]
             what = f"{images[0]} and {images[1]}" if len(first) != len(of_trial) else "other masks"
@@ -197,7 +214,7 @@ def _check_truth(trial: Trial, of_trial: np.ndarray, counts: Mapping[tuple[str, 
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:
-    """Write ``results.csv``, a row a trial: mIoU, accuracy and IoU in percent, FLOPs, MB, seconds.
+    """Write ``results.csv``, a row a trial: its scores as in the tables, FLOPs, MB, seconds.
 
     Beside it ``comparison.csv``, a row a candidate, and ``classes.csv``, a row a class and candidate; all again as
     ``also-...csv`` for a second set to judge by.
@@ -205,18 +222,9 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
     path = path or results.folder / "results.csv"
     if results.also is not None:
         write_csv(results.also, path.with_name(f"also-{path.name}"))
-    classes = results.classes
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = [name for name in Trial.__dataclass_fields__ if name not in ("iou", "folder", "without")]
-    writer.writerow([*head, *(f"miou {kind}" for kind in ABLATED.values()), *(f"iou {name}" for name in classes)])
-    for trial in results.trials:
-        without = [getattr(trial.without, kind) for kind in ABLATED]
-        ious = [*trial.iou, *[None] * len(classes)][: len(classes)]
-        writer.writerow([_cell(v) for v in (*(getattr(trial, name) for name in head), *without, *ious)])
-    write_text(path, text.getvalue())
+    _write_table([_trial_row(trial, results.task, results.classes) for trial in results.trials], path)
     _write_table(
-        [_comparison_row(row, results.conclusions) for row in results.summaries],
+        [_comparison_row(row, results.task, results.conclusions) for row in results.summaries],
         path.with_name(path.name.replace("results", "comparison")),
     )
     if rows := _class_rows(results):
@@ -233,23 +241,39 @@ def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
+def _trial_row(trial: Trial, task: Task, classes: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name in Trial.__dataclass_fields__:
+        if name == "score":
+            row[task.metric] = trial.score
+        elif name == "further":
+            row |= {column: trial.further.get(column) for column in task.columns}
+        elif name not in ("of_class", "folder", "without"):
+            row[name] = getattr(trial, name)
+    row |= {f"{task.metric} {title}": getattr(trial.without, kind) for kind, title in ABLATED.items()}
+    of_class = [*trial.of_class, *[None] * len(classes)][: len(classes)]
+    return row | {f"{task.words.of_class.lower()} {name}": value for name, value in zip(classes, of_class)}
+
+
 def _class_rows(results: Results) -> list[dict[str, Any]]:
     """A row a class and candidate; the interval of each difference is its own."""
-    found = []
+    found, words = [], results.task.words
+    score = words.of_class.lower()
     for of in results.by_class:
-        for candidate, iou in of.iou.items():
+        for candidate, mean in of.scores.items():
             d = of.differences.get(candidate)
             found.append(
                 {
-                    "class": of.name, "candidate": candidate, "pixels": of.pixels, "images": of.images,
-                    "iou": iou.mean, "iou low": iou.low, "iou high": iou.high, "difference": d.mean if d else None,
+                    "class": of.name, "candidate": candidate, words.amount: of.share, "images": of.images,
+                    score: mean.mean, f"{score} low": mean.low, f"{score} high": mean.high,
+                    "difference": d.mean if d else None,
                     "difference low": d.single.low if d else None, "difference high": d.single.high if d else None,
                 }
             )  # fmt: skip
     return found
 
 
-def _comparison_row(row: Summary, conclusions: Conclusions) -> dict[str, Any]:
+def _comparison_row(row: Summary, task: Task, conclusions: Conclusions) -> dict[str, Any]:
     d, over, one, time = row.difference, row.over_control, row.once, row.latency
     best, needed = conclusions.best, seeds_needed(d, conclusions.terms.margin) if d and row.verdict == "open" else None
 
@@ -258,7 +282,7 @@ def _comparison_row(row: Summary, conclusions: Conclusions) -> dict[str, Any]:
 
     return {
         "candidate": row.candidate, "done": row.done, "failed": row.failed,
-        "miou": row.miou.mean if row.miou else None, **ends("miou", row.miou),
+        task.metric: row.score.mean if row.score else None, **ends(task.metric, row.score),
         "difference": d.mean if d else None, **ends("together", d and d.interval), **ends("single", d and d.single),
         **ends("seeds alone", d and d.seeds_alone), "groups": d.groups if d else None,
         "verdict": row.verdict, "said": row.said,
@@ -289,24 +313,27 @@ def _groups(plan: Plan, names: list[str] | None, images: int) -> Groups:
     return groups_of(names, pattern, noun=noun)
 
 
-def _rank(row: Summary) -> tuple[int, float]:
+def _rank(row: Summary, task: Task) -> tuple[int, float]:
     place = 2 if row.candidate == "baseline" else 1 if is_reference(row.candidate) else 0
-    return place, -row.miou.mean if row.miou else math.inf
+    if row.score is None:
+        return place, math.inf
+    return place, -row.score.mean if task.higher else row.score.mean
 
 
-def _load_trial(folder: Path, candidate: str, seed: int) -> Trial:
-    state = read_state(folder, thorough=False)
+def _load_trial(folder: Path, task: Task, candidate: str, seed: int) -> Trial:
+    """A trial's row; scores come from what was judged, those of ``result.json`` stand where that is gone."""
+    state = read_state(folder, task, thorough=False)
     result, status, reason = state.result, state.result.get("status", "missing"), state.result.get("reason") or ""
     if state.damaged:
         status, reason = "failed", f"{join(state.damaged)} damaged: `lookfar study` makes it again"
 
-    def percent(value: float | None) -> float | None:
-        return None if value is None else 100 * value
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else task.scale * value
 
     return Trial(
-        candidate, seed, status, reason,
-        percent(result.get("miou")), percent(result.get("accuracy")),
-        tuple(percent(v) for v in result.get("iou") or ()), Without(),
+        candidate, seed, status, reason, scaled(result.get(task.metric)),
+        {column: scaled(result.get(column)) for column in task.columns},
+        tuple(scaled(value) for value in result.get(task.words.of_class.lower()) or ()), Without(),
         result.get("parameters"), result.get("flops"), result.get("memory_mb"), result.get("block_memory_mb"),
         result.get("seconds"), result.get("step"), _contribution(folder), str(folder),
     )  # fmt: skip

@@ -1,6 +1,7 @@
-"""What the tables of a study hold: a trial's row and a candidate's row. In percentage points of mIoU."""
+"""What the tables of a study hold: a trial's row and a candidate's row. Scores in the unit of their task."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lookfar.study.comparisons import Difference
@@ -12,7 +13,7 @@ from lookfar.study.verdicts import Word
 
 @dataclass(frozen=True)
 class Without:
-    """mIoU of a trained network whose block has to do without something; None where that is not known.
+    """The score of a trained network whose block has to do without something; None where that is not known.
 
     Attributes:
         mean_map: Every query has the mean of its image's maps.
@@ -38,17 +39,18 @@ class Without:
 class Trial:
     """One candidate under one seed, a row of ``results.csv``.
 
-    ``without`` is what remains when the block has to do without something, ``contribution`` what it adds at the end of
-    training, as a share of its input, ``block_memory_mb`` the peak of the block alone.
+    ``further`` holds the task's further columns, ``of_class`` the score of each class, ``without`` what remains when
+    the block has to do without something; ``contribution`` is what it adds at the end of training, as a share of its
+    input, ``block_memory_mb`` the peak of the block alone.
     """
 
     candidate: str
     seed: int
     status: Literal["done", "failed", "missing"]
     reason: str = ""
-    miou: float | None = None
-    accuracy: float | None = None
-    iou: tuple[float | None, ...] = ()
+    score: float | None = None
+    further: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+    of_class: tuple[float | None, ...] = ()
     without: Without = Without()
     parameters: int | None = None
     flops: float | None = None
@@ -69,14 +71,14 @@ class Summary:
         done: Number of its finished trials.
         failed: Number of those that failed.
         reason: Why the first one failed.
-        miou: Mean over seeds.
+        score: Mean over seeds.
         difference: To the baseline.
         verdict: On the difference, in a word.
         short: The verdict for a cell of a table.
         sentence: The verdict in a sentence without its subject.
         without: What remains when the block has to do without something, means over seeds.
-        accuracy: Mean share of pixels that are right.
-        iou: Mean of each class; None for one that the validation masks do not show.
+        further: Means of the task's further columns.
+        of_class: Mean of each class; None for one that the validation samples do not show.
         parameters: Of the whole network.
         flops: Of one image.
         latency: Of one image, measured alone after the last trial.
@@ -96,14 +98,14 @@ class Summary:
     done: int
     failed: int
     reason: str
-    miou: Interval | None
+    score: Interval | None
     difference: Difference | None
     verdict: Word | Literal[""]
     short: str
     sentence: str
     without: Without
-    accuracy: float | None
-    iou: tuple[float | None, ...]
+    further: Mapping[str, float | None] = field(hash=False)
+    of_class: tuple[float | None, ...]
     parameters: int | None
     flops: float | None
     latency: Latency | None
@@ -122,11 +124,6 @@ class Summary:
     def latency_ms(self) -> float | None:
         """Milliseconds of one image; None where they were not measured."""
         return self.latency and self.latency.ms
-
-    @property
-    def miou_off(self) -> float | None:
-        """Mean with the block switched off."""
-        return self.without.off
 
     @property
     def judged(self) -> str:

@@ -14,7 +14,7 @@ from lookfar.study.text import ablation_lines, sentences, table_lines
 def show(results: Results, report: Path | None = None, console: Console | None = None) -> None:
     """Print the table, its sentences, where the report is, and what to do next."""
     console = console or make_console()
-    for number, line in enumerate(table_lines(results.summaries, console.width)):
+    for number, line in enumerate(table_lines(results.summaries, console.width, results.task.words)):
         console.print(line, style="bold" if number == 0 else "", soft_wrap=True)
     for line in ablation_lines(results.summaries):
         console.print(line, soft_wrap=True)

@@ -9,6 +9,7 @@ from lookfar.study.latency import Latency
 from lookfar.study.prospects import failures_possible
 from lookfar.study.rows import Summary
 from lookfar.study.words import counted, percent, points, three, unit
+from lookfar.tasks import Words
 
 NAMES = {"control": "control (conv)"}
 ABLATED = {"mean_map": "mean map", "other_map": "another image's map", "constant": "a constant", "off": "off"}
@@ -29,7 +30,7 @@ class Column:
 
 def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: int = 120) -> str:
     """The table and its sentences as one text."""
-    tables = [*table_lines(summaries, width), *ablation_lines(summaries)]
+    tables = [*table_lines(summaries, width, conclusions.terms.words), *ablation_lines(summaries)]
     return "\n".join([*tables, "", *sentences(summaries, conclusions)])
 
 
@@ -37,17 +38,17 @@ def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, w
     """The comparison on the second set, under a line that says what it is; what both sets share stands above it."""
     images = counted(len(conclusions.groups.labels), "image")
     said = f"The same trials on {name}, {images} used for nothing else:"
-    tables = [*table_lines(rows, width, cost=False), *ablation_lines(rows)]
+    tables = [*table_lines(rows, width, conclusions.terms.words, cost=False), *ablation_lines(rows)]
     judged = [f"{NAMES.get(row.candidate, row.candidate)}: {row.judged}." for row in rows if row.judged]
     return [said, *tables, "", *conclusions.sentences, *judged]
 
 
-def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> list[str]:
+def table_lines(rows: Sequence[Summary], width: int, words: Words, *, cost: bool = True) -> list[str]:
     """The comparison, cut into two tables where the width cannot hold one; what the trials cost is left out on wish."""
     names = Column("block", [NAMES.get(row.candidate, row.candidate) for row in rows], number=False)
     letter, scale = unit([row.parameters for row in rows])
-    accuracy = [
-        Column("mIoU ± 95 %", [_of_mean(row) for row in rows]),
+    scores = [
+        Column(f"{words.score} ± 95 %", [_of_mean(row) for row in rows]),
         Column("against baseline", ["" if row.difference is None else str(row.difference) for row in rows]),
         Column("verdict", [row.short for row in rows], number=False),
     ]
@@ -57,10 +58,10 @@ def table_lines(rows: Sequence[Summary], width: int, *, cost: bool = True) -> li
         *_times(rows),
         Column("block MB", [_number(row.block_memory_mb) for row in rows]),
     ]
-    whole = [names, *accuracy, *(costs if cost else [])]
+    whole = [names, *scores, *(costs if cost else [])]
     if not cost or sum(column.width + 2 for column in whole) <= width:
         return _lines(whole)
-    return [*_lines([names, *accuracy]), "", *_lines([names, *costs])]
+    return [*_lines([names, *scores]), "", *_lines([names, *costs])]
 
 
 def _times(rows: Sequence[Summary]) -> list[Column]:
@@ -79,7 +80,7 @@ def ratio_words(latency: Latency) -> str:
 
 
 def ablation_lines(rows: Sequence[Summary]) -> list[str]:
-    """A table of what remains of mIoU when a trained block has to do without something, and what is missing in it."""
+    """A table of the score that remains when a trained block does without something, and what is missing in it."""
     shown = [row for row in rows if row.without.known or row.without.reason or row.candidate == "baseline"]
     if not any(row.without.known for row in shown):
         return []
@@ -87,7 +88,7 @@ def ablation_lines(rows: Sequence[Summary]) -> list[str]:
     columns = [
         Column(title, [_cell(getattr(row.without, kind), row) for row in shown]) for kind, title in ABLATED.items()
     ]
-    full = Column("full", ["" if row.miou is None else points(row.miou.mean) for row in shown])
+    full = Column("full", ["" if row.score is None else points(row.score.mean) for row in shown])
     reasons = dict.fromkeys(row.without.reason for row in shown if not is_reference(row.candidate))
     return ["", *_lines([names, full, *columns]), *(f"– {reason}." for reason in reasons if reason)]
 
@@ -128,9 +129,9 @@ def small_print(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
 
 
 def _of_mean(row: Summary) -> str:
-    if row.miou is None:
+    if row.score is None:
         return "no score" if row.done else "failed" if row.failed else "not yet"
-    return str(row.miou)
+    return str(row.score)
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lookfar.study.plan import Plan
 
@@ -50,20 +49,21 @@ def expected_seconds(
 def _seconds(network: nn.Module, plan: Plan, data: "Data") -> float:
     batch_size, steps = plan.batch_size or 1, plan.steps or 0
     network.train()
-    images, masks = data.batch(0, 0, batch_size)
-    step = 0.0
+    inputs, targets = data.batch(0, 0, batch_size)
+    step, task = 0.0, plan.find_task()
     for k in range(2):  # the first pays for what is made once
         started = time.monotonic()
-        images, masks = data.batch(0, k, batch_size)
+        inputs, targets = data.batch(0, k, batch_size)
         if data.threads:  # read while the step before is computed
             started = time.monotonic()
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in plan.precision):
-            F.cross_entropy(network(images).float(), masks, ignore_index=255).backward()
+            total, count = task.learn(network, inputs, targets, None)
+        (total / count.clamp(min=1)).backward()
         step = time.monotonic() - started
     network.eval()
     with torch.no_grad():
         started = time.monotonic()
-        network(images)
+        network(inputs)
         image = (time.monotonic() - started) / batch_size
     validations = steps // (plan.eval_every or steps) + 1  # the last with the block switched off
     return START + steps * step + validations * len(data.val) * image

@@ -48,7 +48,8 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     """
     folder = Path(folder)
     config = _config_of(folder)
-    state = read_state(folder)
+    plan = Plan.from_dict(config["plan"])
+    state = read_state(folder, plan.find_task())
     if not state.done or WEIGHTS in state.damaged or not (folder / WEIGHTS).is_file():
         raise ValueError(_why_not(folder, state.result.get("status"), str(state.result.get("reason") or "")))
 
@@ -60,7 +61,7 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
 
     study = folder.resolve().parents[2]
     # what it started from is overwritten, and need not be there any more
-    plan = replace(Plan.from_dict(config["plan"]), pretrained=False, host_weights=None)
+    plan = replace(plan, pretrained=False, host_weights=None)
     if not isinstance(data, Data):
         data = open_plan_data(plan if data is None else replace(plan, data=str(data)))
     candidate, seed, controls = Candidate.parse(config["candidate"]), config["seed"], config["control_parameters"]

@@ -9,6 +9,7 @@ from lookfar.study.comparisons import Best, Difference
 from lookfar.study.intervals import Interval
 from lookfar.study.prospects import Needed, Once, seeds_needed
 from lookfar.study.words import ends, percent, plus_minus, points, signed, signed_plus_minus
+from lookfar.tasks import Words
 
 FEW_GROUPS = 4  # up to here the interval of seeds alone is reported beside the whole one
 
@@ -22,14 +23,20 @@ class Terms:
     """What a study's differences are reported in.
 
     Attributes:
-        score: Name of the score.
+        words: What the score is called.
+        higher: Whether more of it is better.
         margin: Differences within ±margin are practically none.
         where: Restricts every sentence, as in ``on this one sequence``; empty where images were drawn again.
     """
 
-    score: str = "mIoU"
+    words: Words
+    higher: bool = True
     margin: float = 0.5
     where: str = ""
+
+    @property
+    def score(self) -> str:
+        return self.words.score
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ def judge(d: Difference, terms: Terms) -> Verdict:
             f"first impression{where}",
             f"first impression: {signed(d.mean, d.half)} {terms.score}, {range_}; at least 3 seeds for a verdict",
         )
-    if d.low > 0 or d.high < 0:
-        word: Word = "better" if d.low > 0 else "worse"
+    if d.gains or d.loses:
+        word: Word = "better" if d.gains else "worse"
         small = max(abs(d.low), abs(d.high)) <= terms.margin
         return Verdict(
             word,
@@ -107,7 +114,7 @@ def which_is_best(best: Best, names: Mapping[str, str], terms: Terms) -> str:
     where = f" {terms.where}" if terms.where else ""
     first = names.get(best.first, best.first)
     if best.shown:
-        lead = min(best.leads, key=lambda d: d.mean)
+        lead = min(best.leads, key=lambda d: abs(d.mean))
         second = names.get(lead.reference, lead.reference)
         return f"{first} is the best of these{where}: {signed_plus_minus(lead.mean, lead.half)} over {second}."
     likely = [f"{names.get(name, name)} {percent(p)}" for name, p in list(best.probabilities.items())[:3]]
@@ -127,11 +134,11 @@ def trained_once(o: Once, seeds_done: int) -> str:
     return said
 
 
-def off_and_constant(off: float | None, constant: float | None, baseline: float | None) -> str:
+def off_and_constant(off: float | None, constant: float | None, baseline: float | None, terms: Terms) -> str:
     """What remains without the block, with a constant that leaves the layers behind it their habit, without ever it."""
     if off is None:
         return ""
-    said = f"switched off at test time, {points(off)} % {Terms.score} remain"
+    said = f"switched off at test time, {points(off)}{terms.words.unit} {terms.score} remain"
     if constant is not None:
         said += f", {points(constant)} with a constant in its place"
     return said + (f"; the network that never had it reaches {points(baseline)}" if baseline is not None else "")

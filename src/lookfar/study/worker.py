@@ -43,16 +43,16 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
     from lookfar.study.candidates import Candidate
     from lookfar.study.continuing import check_unchanged, decisive
-    from lookfar.study.mending import digests
+    from lookfar.study.mending import ALSO, digests
     from lookfar.study.plan import Plan
     from lookfar.training import evaluate, is_main_process, train
-    from lookfar.training.checkpoints import save_confusion
+    from lookfar.training.checkpoints import save_arrays
 
     config = read_json(folder / "config.json")
     plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
     torch.set_num_threads(plan.threads)
 
-    data = open_plan_data(plan)
+    data, task = open_plan_data(plan), plan.find_task()
     study = folder.parents[2]
     network = build_host(plan, data, seed, study=study)
     check_unchanged(config, study, fingerprint(data), weights_digest(plan, network))
@@ -60,9 +60,9 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     names = put_in(network, plan, candidate, data, seed, control_parameters=controls, study=study)
 
     def progress(step: int, steps: int, values: dict[str, Any]) -> None:
-        report(step=step, steps=steps, **{k: values[k] for k in ("loss", "miou", "seconds") if k in values})
+        report(step=step, steps=steps, **{k: values[k] for k in ("loss", task.metric, "seconds") if k in values})
 
-    trained = train(network, data, plan.settings(), folder, seed=seed, blocks=names, progress=progress)
+    trained = train(network, data, task, plan.settings(), folder, seed=seed, blocks=names, progress=progress)
     if not is_main_process():
         return None
 
@@ -70,14 +70,13 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     network.to(
         plan.accelerator
     )  # where training was over already, the network has not been moved there in this process
-    result: dict[str, Any] = {name: trained[name] for name in ("miou", "accuracy", "iou", "step", "seconds")}
-    result["notes"] = list(trained.get("notes", ()))
+    result: dict[str, Any] = {**trained, "notes": list(trained.get("notes", ()))}
     if data.also_val is not None:
         settings = plan.settings()
         options = {"batch_size": settings.batch_size, "precision": settings.precision, "score": settings.score}
-        save_confusion(evaluate(network, data, samples=data.also_val, **options), folder / "also.npz")
+        save_arrays(folder / ALSO, **evaluate(network, data, task, samples=data.also_val, **options))
     if names:
-        ablate(network, names, data, plan, folder)
+        ablate(network, names, data, task, plan, folder)
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
     collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
@@ -90,7 +89,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         "block_memory_mb": block_memory(network, names, example) if names else None,
         "device": cost.device,
         "blocks": names,
-        "files": digests(folder),
+        "files": digests(folder, task),
         "trained_with": decisive(config),
     }
     return result

@@ -63,11 +63,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def save_confusion(confusion: np.ndarray, path: Path) -> None:
-    """Write confusion matrices ``(images, K, K)`` as ``.npz``."""
-    save_arrays(path, confusion=confusion)
-
-
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Write numpy arrays as ``.npz``: there in full or not at all."""
 
@@ -78,17 +73,13 @@ def save_arrays(path: Path, **arrays: Any) -> None:
     write_atomically(path, write)
 
 
-def load_confusion(path: Path, images: int | None = None, classes: int | None = None) -> np.ndarray | None:
-    """Confusion matrices ``(images, K, K)`` from a file; None where it is missing or holds no such counts."""
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz``; none where it is missing or damaged."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves damaged files open
-            confusion = file["confusion"]
+            return dict(file)
     except Exception:  # zip, zlib and numpy have an exception each for what is damaged
-        return None
-    if confusion.ndim != 3 or confusion.dtype.kind not in "iu" or not confusion.size:
-        return None
-    wanted = (images or len(confusion), classes or confusion.shape[1], classes or confusion.shape[1])
-    return confusion if confusion.shape == wanted and confusion.min() >= 0 and confusion.any() else None
+        return {}
 
 
 def load_weights(path: Path, network: nn.Module) -> dict[str, Tensor] | None:

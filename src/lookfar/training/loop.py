@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,19 +23,19 @@ from lookfar.training.checkpoints import (
     first_not_finite,
     fits,
     last_record,
+    load_arrays,
     load_checkpoints,
-    load_confusion,
     load_weights,
     newest_state,
     remove_after,
+    save_arrays,
     save_checkpoint,
-    save_confusion,
     save_tensors,
     write_atomically,
 )
 from lookfar.training.environment import launch, quiet, reproducible, stop_on_signal
-from lookfar.training.metrics import evaluate, scores
-from lookfar.training.modules import Task, running_average, synchronised
+from lookfar.training.evaluation import channels_last, evaluate
+from lookfar.training.modules import WithLoss, running_average, synchronised
 from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
 from lookfar.training.probes import Probe, gradient_square
 from lookfar.training.settings import Settings
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from lookfar.data import Data
+    from lookfar.tasks._base import Judged, Task
 
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -57,6 +57,7 @@ class TrainingError(RuntimeError):
 def train(
     network: nn.Module,
     data: "Data",
+    task: "Task",
     settings: Settings,
     folder: str | Path,
     *,
@@ -70,35 +71,36 @@ def train(
     program again, unless torchrun or ``fabric run`` has. :func:`is_main_process` says which one reports.
 
     Args:
-        network: Images ``(B, C, H, W)`` in, logits ``(B, K, H, W)`` out; in the end it is in eval mode.
+        network: Inputs ``(B, C, ...)`` in, what the task judges out; in the end it is in eval mode.
         data: The data set.
+        task: What is learned, and how it is judged.
         settings: How to train.
-        folder: For ``metrics.jsonl``, ``step-N/``, ``final.safetensors`` and ``confusion.npz``.
+        folder: For ``metrics.jsonl``, ``step-N/``, ``final.safetensors`` and what was judged, ``confusion.npz``.
         seed: Decides the order of the data, its augmentation, and the random state of every step.
         blocks: Names of modules whose contribution, gamma and share of the gradient are recorded.
         progress: Called with (steps done, steps in all, values) at every record and validation.
 
     Returns:
-        ``miou``, ``accuracy`` and ``iou`` on the validation set, ``step``, ``seconds`` and ``notes``.
+        The task's scores on the validation set, such as ``miou``; ``step``, ``seconds`` and ``notes``.
 
     Raises:
         ValueError: Settings that don't fit data, network, machine, or the checkpoint in the folder.
-        TrainingError: The loss is not finite, or, at the end, weights or logits.
+        TrainingError: The loss is not finite, or, at the end, weights or outputs.
         KeyboardInterrupt: Interrupted or terminated; a checkpoint of the last full step has been written.
 
     >>> from lookfar.data import open_data
     >>> from lookfar.networks import build_network
-    >>> settings = Settings(steps=2, batch_size=4)
-    >>> result = train(build_network("small", classes=5), open_data("scenes:lookup"), settings, "runs/two", seed=0)
+    >>> from lookfar.tasks import find_task
+    >>> network, data, task = build_network("small", classes=5), open_data("scenes:lookup"), find_task("segmentation")
+    >>> result = train(network, data, task, Settings(steps=2, batch_size=4), "runs/two", seed=0)
     >>> result["step"], sorted(path.name for path in Path("runs/two").iterdir())
     (2, ['confusion.npz', 'final.safetensors', 'metrics.jsonl', 'step-2'])
     """
     folder = Path(folder)
-    if (done := _finished(network, data, settings, folder)) is not None:
+    if (done := _finished(network, data, task, settings, folder)) is not None:
         return done
-    K = len(data.classes)
-    if settings.class_weights is not None and len(settings.class_weights) != K:
-        raise ValueError(f"{len(settings.class_weights)} class_weights for {K} classes")
+    if settings.class_weights is not None:
+        task.check_weights(settings.class_weights, data)
     for name in blocks:
         if name not in dict(network.named_modules()):
             raise ValueError(f"no module of the network is called {name!r}, so nothing can be recorded of it")
@@ -107,7 +109,7 @@ def train(
         raise ValueError(f"batch_size {settings.batch_size} cannot be split over {fabric.world_size} devices")
     folder.mkdir(parents=True, exist_ok=True)
     with reproducible(settings, fabric.device), stop_on_signal(fabric.world_size == 1) as stopped:
-        run = _Run(fabric, network, data, settings, folder, seed, blocks, progress)
+        run = _Run(fabric, network, data, task, settings, folder, seed, blocks, progress)
         try:
             return run.fit(stopped)
         finally:
@@ -122,13 +124,15 @@ class _Run:
         fabric: "Fabric",
         network: nn.Module,
         data: "Data",
+        task: "Task",
         settings: Settings,
         folder: Path,
         seed: int,
         blocks: Sequence[str],
         progress: Progress | None,
     ) -> None:
-        self.fabric, self.data, self.settings, self.folder, self.seed = fabric, data, settings, folder, seed
+        self.fabric, self.data, self.task, self.settings = fabric, data, task, settings
+        self.folder, self.seed = folder, seed
         self.main = fabric.global_rank == 0
         self.progress = progress if self.main else None
         self.notes: list[str] = []
@@ -145,7 +149,7 @@ class _Run:
         weights = None if settings.class_weights is None else torch.tensor(settings.class_weights)
         self.optimizer = create_optimizer(network, settings, blocks)
         with quiet():
-            self.model, self.fabric_optimizer = fabric.setup(Task(network, weights), self.optimizer)
+            self.model, self.fabric_optimizer = fabric.setup(WithLoss(network, task, weights), self.optimizer)
         self.ema = running_average(network, settings)
         self.step, self.seconds, self.window = 0, 0.0, []
         self._restore()
@@ -197,7 +201,7 @@ class _Run:
         self.step, self.seconds, self.window = checkpoint.step, seconds, window
 
     def fit(self, stopped: Callable[[], bool]) -> dict[str, Any]:
-        settings, steps, confusion = self.settings, self.settings.steps, None
+        settings, steps, judged = self.settings, self.settings.steps, None
         started = time.perf_counter() - self.seconds
         alone = self.fabric.world_size == 1 and self.fabric.device.type == "cpu"
         self.model.train()
@@ -212,7 +216,7 @@ class _Run:
             if log:
                 self._log(time.perf_counter() - started, shares)
             if validate:
-                confusion = self._validate()
+                judged = self._validate()
             stop = stopped()
             if stop or done == steps or done % settings.checkpoint_every == 0:
                 self._check_window()
@@ -220,23 +224,22 @@ class _Run:
                 self._save()
             if stop and done < steps:
                 raise KeyboardInterrupt(f"stopped after step {done} of {steps}; the same call goes on from there")
-        return self._finish(confusion)
+        return self._finish(judged)
 
     def _take_step(self, *, watch: bool) -> dict[str, float]:
         """One optimiser step; with ``watch``, each block's share of the gradient."""
         fabric, settings, rank = self.fabric, self.settings, self.fabric.global_rank
         set_random_state(self.seed, self.step, rank)
-        images, masks = self.data.batch(self.seed, self.step, settings.batch_size, rank=rank, world=fabric.world_size)
-        images = images.contiguous(memory_format=torch.channels_last)
-        images, masks = fabric.to_device((images, masks))
+        inputs, targets = self.data.batch(self.seed, self.step, settings.batch_size, rank=rank, world=fabric.world_size)
+        inputs, targets = fabric.to_device((channels_last(inputs), targets))
         factor = schedule_factor(settings.schedule, self.step, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         with contextlib.ExitStack() as hooks:
             for probe in self.probes.values() if watch else ():
                 hooks.callback(probe.watch().remove)
-            total, count = self.model(images, masks)
-        # DDP averages gradients over processes: dividing by the mean count makes that the mean over all pixels
+            total, count = self.model(inputs, targets)
+        # DDP averages gradients over processes: dividing by the mean count makes that the mean over all that counts
         loss = total / self._mean_over_ranks(count.float()).clamp(min=1e-6)
         fabric.backward(loss)
         self.window.append(loss.detach())
@@ -294,15 +297,15 @@ class _Run:
         if self.progress:
             self.progress(self.step, self.settings.steps, values)
 
-    def _validate(self) -> np.ndarray:
-        confusion = self._confusion()
-        values = scores(confusion)
-        self._record({"val": values}, {"val/miou": values["miou"], "val/accuracy": values["accuracy"]})
+    def _validate(self) -> "Judged":
+        judged = self._judge()
+        values = self.task.scores(judged)
+        self._record({"val": values}, {f"val/{k}": v for k, v in values.items() if not isinstance(v, list | dict)})
         if self.progress:
             self.progress(self.step, self.settings.steps, values)
-        return confusion
+        return judged
 
-    def _confusion(self) -> np.ndarray:
+    def _judge(self) -> "Judged":
         fabric = self.fabric
         network = self.network if self.ema is None else self.ema.module
         if fabric.world_size > 1:
@@ -312,6 +315,7 @@ class _Run:
         mine = evaluate(
             network,
             self.data,
+            self.task,
             batch_size=max(self.settings.batch_size // fabric.world_size, 1),
             precision=self.settings.precision,
             score=self.settings.score,
@@ -323,13 +327,16 @@ class _Run:
         if share and self.step == self.settings.steps:  # before, the next steps may mend it
             count = round(float(share) * fabric.world_size)
             raise TrainingError(
-                f"after the last step the logits of {count} of {len(mine)} validation images are not finite: "
-                f"{self._cure()}"
+                f"after the last step the outputs of {count} of {len(self.data.val)} validation samples are not "
+                f"finite: {self._cure()}"
             )
         if fabric.world_size == 1:
             return mine
-        whole = fabric.all_reduce(torch.from_numpy(mine).to(fabric.device), reduce_op="sum")
-        return cast(Tensor, whole).cpu().numpy()
+        of_all = {
+            name: fabric.all_reduce(torch.from_numpy(array).to(fabric.device), reduce_op="sum")
+            for name, array in mine.items()
+        }
+        return {name: cast(Tensor, array).cpu().numpy() for name, array in of_all.items()}
 
     def _record(self, entry: dict[str, Any], scalars: dict[str, float | None]) -> None:
         if self.records is not None:
@@ -357,9 +364,9 @@ class _Run:
             save_checkpoint(self.folder, Checkpoint(self.step, self.network.state_dict(), optimizer, state, ema))
         self.fabric.barrier()
 
-    def _finish(self, confusion: np.ndarray | None) -> dict[str, Any]:
-        if confusion is None:  # killed between the last checkpoint and the files below, or these are damaged
-            confusion = self._confusion()
+    def _finish(self, judged: "Judged | None") -> dict[str, Any]:
+        if judged is None:  # killed between the last checkpoint and the files below, or these are damaged
+            judged = self._judge()
         if self.ema is not None:
             self.network.load_state_dict(self.ema.module.state_dict())
         state = self.network.state_dict()
@@ -367,10 +374,10 @@ class _Run:
             raise TrainingError(f"after the last step {name} is not finite: {self._cure()}")
         if self.main:
             write_atomically(self.folder / "final.safetensors", lambda path: save_tensors(state, path))
-            save_confusion(confusion, self.folder / "confusion.npz")
+            save_arrays(self.folder / f"{self.task.file}.npz", **judged)
         self.network.eval()
         self.fabric.barrier()
-        return {**scores(confusion), "step": self.step, "seconds": self.seconds, "notes": self.notes}
+        return {**self.task.scores(judged), "step": self.step, "seconds": self.seconds, "notes": self.notes}
 
     def close(self) -> None:
         if self.records is not None:
@@ -379,10 +386,12 @@ class _Run:
             self.board.close()
 
 
-def _finished(network: nn.Module, data: "Data", settings: Settings, folder: Path) -> dict[str, Any] | None:
+def _finished(
+    network: nn.Module, data: "Data", task: "Task", settings: Settings, folder: Path
+) -> dict[str, Any] | None:
     """The result of a run that is complete, with its weights in the network; None where something is damaged."""
-    confusion = load_confusion(folder / "confusion.npz", len(data.val), len(data.classes))
-    if confusion is None:
+    judged = load_arrays(folder / f"{task.file}.npz")
+    if not task.fits(judged, len(data.val), len(data.classes)):
         return None
     if settings.precision == "64-true":
         network.double()
@@ -393,7 +402,7 @@ def _finished(network: nn.Module, data: "Data", settings: Settings, folder: Path
     network.eval()
     state = newest_state(folder)
     return {
-        **scores(confusion),
+        **task.scores(judged),
         "step": state.get("step", settings.steps),
         "seconds": state.get("seconds"),
         "notes": state.get("notes") or [],

@@ -1,30 +1,29 @@
 """What training makes of a network: one with its loss, one with synchronised norms, and its running average."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lookfar.training.metrics import IGNORE
 from lookfar.training.settings import Settings
 
+if TYPE_CHECKING:
+    from lookfar.tasks._base import Task
 
-class Task(nn.Module):
+
+class WithLoss(nn.Module):
     """A network with its loss, so that the loss is computed in the network's precision and on every device."""
 
     class_weights: Tensor | None
 
-    def __init__(self, network: nn.Module, class_weights: Tensor | None) -> None:
+    def __init__(self, network: nn.Module, task: "Task", class_weights: Tensor | None) -> None:
         super().__init__()
         self.network = network
+        self.task = task
         self.register_buffer("class_weights", class_weights)
 
-    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss, and what it is to be divided by."""
-        weights = self.class_weights
-        total = F.cross_entropy(self.network(images), masks, weights, ignore_index=IGNORE, reduction="sum")
-        labelled = masks != IGNORE
-        return total, labelled.sum() if weights is None else weights[masks[labelled]].sum()
+        return self.task.learn(self.network, inputs, targets, self.class_weights)
 
 
 def synchronised(network: nn.Module) -> nn.Module:

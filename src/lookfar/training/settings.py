@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lookfar._options import Natural, NotNegative, Positive, Range, check, choice
-from lookfar.training.metrics import SCORES
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "poly")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 SHARE = Annotated[float, Range(0, math.nextafter(1, 0), why="it stays below 1, as 0.99 does")]
+SCORES = ("resized", "original")  # at the size that the network sees, or at that of each file
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 

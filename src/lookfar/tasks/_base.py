@@ -1,0 +1,187 @@
+"""What a task is: how networks learn it, what is kept of every sample, and the score of weighted samples.
+
+Training, studies and their statistics know no more of a task than what stands here. A task of one's own is a subclass
+that says ``loss``, ``judge``, ``score`` and ``words``; ``host`` where its outputs are no labels of pixels.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lookfar.data import Data
+
+Judged = dict[str, np.ndarray]  # what is kept of every sample: arrays of numbers (S, ...), as their file holds them
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a task's score is called.
+
+    Attributes:
+        score: The score, as in ``mIoU``.
+        unit: What follows its numbers, as in `` %``; empty where it has no unit.
+        long: The score written out, as in ``mean IoU``; by default ``score``.
+        of_class: The score of one class, as in ``IoU``; empty where there are no classes.
+        amount: What classes are measured by, as in ``pixels``.
+        blind: What a network does that has learned nothing, as in ``always naming the commonest class``.
+    """
+
+    score: str
+    unit: str = ""
+    long: str = ""
+    of_class: str = ""
+    amount: str = "samples"
+    blind: str = "always saying the same"
+
+    @property
+    def title(self) -> str:
+        """The score with its unit, above a column: ``mIoU, %``."""
+        return f"{self.score}, {self.unit.strip()}" if self.unit else self.score
+
+    @property
+    def described(self) -> str:
+        """The score at the beginning of a sentence: ``Mean IoU in per cent``."""
+        return self._described(self.long or self.score)
+
+    @property
+    def class_described(self) -> str:
+        """The same of one class."""
+        return self._described(self.of_class)
+
+    def _described(self, score: str) -> str:
+        return f"{score[:1].upper()}{score[1:]}{' in per cent' if self.unit.strip() == '%' else ''}"
+
+
+class Task:
+    """A task; everything that studies do is the same for all of them.
+
+    Attributes:
+        name: As a plan writes it.
+        metric: Key of the score in records and results.
+        words: What the score is called.
+        higher: Whether more is better.
+        columns: Names of further columns of the tables, see :meth:`further`.
+        scale: A score in tables is so many times the one in records, which hold shares where tables hold per cent.
+        file: Name of the file that keeps what was judged, without its ending.
+
+    >>> from lookfar.tasks import find_task
+    >>> task = find_task("segmentation")
+    >>> task.metric, task.words.title, task.higher
+    ('miou', 'mIoU, %', True)
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    words: ClassVar[Words]
+    higher: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
+    scale: ClassVar[float] = 1.0
+    file: ClassVar[str] = "outcomes"
+
+    # ---- learning ----
+
+    def learn(
+        self, network: "nn.Module", inputs: "Tensor", targets: "Tensor", weights: "Tensor | None"
+    ) -> "tuple[Tensor, Tensor]":
+        """The summed loss of a batch and what it is to be divided by: here inputs may be changed before, as by attacks.
+
+        Args:
+            network: In training.
+            inputs: ``(B, C, ...)``, normalised.
+            targets: ``(B, ...)``.
+            weights: Of the classes, or None.
+        """
+        return self.loss(network(inputs), targets, weights)
+
+    def loss(self, output: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
+        """The loss summed over all that counts in a batch, and how much that is.
+
+        Sum and count apart: several devices hold unequal shares of what counts, and the loss is the mean over all.
+
+        Args:
+            output: Of the network.
+            targets: ``(B, ...)``.
+            weights: Of the classes, or None.
+        """
+        raise NotImplementedError
+
+    def check_weights(self, weights: "tuple[float, ...]", data: "Data") -> None:
+        """Refuse weights of classes that do not fit the data.
+
+        Raises:
+            ValueError: With what would be right.
+        """
+        raise ValueError(f"class_weights are for classes, and {self.name} has none")
+
+    # ---- judging ----
+
+    def judge(self, output: "Tensor", targets: "Iterable[Tensor]") -> "Mapping[str, Tensor]":
+        """What is kept of every sample of a batch, by name: numbers ``(B, ...)``.
+
+        Args:
+            output: ``(B, ...)``.
+            targets: ``(B, ...)``, or one by one where they are larger than what the network sees.
+        """
+        raise NotImplementedError
+
+    def fits(self, judged: Judged, samples: int | None = None, classes: int | None = None) -> bool:
+        """Whether arrays out of a file can be what was judged.
+
+        Args:
+            judged: The arrays.
+            samples: How many samples there are, where that is known.
+            classes: How many classes there are, where that is known.
+        """
+        lengths = {len(array) if array.ndim else 0 for array in judged.values()}
+        whole = len(lengths) == 1 and 0 not in lengths and (samples is None or lengths == {samples})
+        return whole and all(array.dtype.kind in "iuf" and np.isfinite(array).all() for array in judged.values())
+
+    def scores(self, judged: Judged) -> dict[str, Any]:
+        """What records and results hold of a validation, as JSON: at least ``metric``; None where there is no score."""
+        facts = self.facts(judged)
+        value = float(self.score(facts, np.ones((1, len(facts))))[0])
+        return {self.metric: value / self.scale if np.isfinite(value) else None}
+
+    # ---- what statistics ask ----
+
+    def facts(self, judged: Judged) -> np.ndarray:
+        """What the score needs of every sample, ``(S, ...)`` float64; by default the only array that is kept."""
+        (array,) = judged.values()
+        return array.astype(np.float64)
+
+    def score(self, facts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The score of R re-weighted sets of samples, in the unit of tables.
+
+        Args:
+            facts: ``(S, ...)``, as :meth:`facts` gives them.
+            weights: ``(R, S)``.
+
+        Returns:
+            ``(R,)``; nan for a set without any score.
+        """
+        raise NotImplementedError
+
+    def further(self, facts: np.ndarray) -> dict[str, float]:
+        """What stands in the further columns of the tables, by their names, in per cent; nan where unknown."""
+        return {}
+
+    def blind(self, facts: np.ndarray) -> float | None:
+        """The score of a network that has learned nothing but what is commonest; None where that says nothing."""
+        return None
+
+    def truth(self, facts: np.ndarray) -> np.ndarray:
+        """How much of each class the truth of every sample shows, ``(S, K)``: the same in all trials."""
+        return np.zeros((len(facts), 0))
+
+    def of_class(self, facts: np.ndarray, k: int) -> np.ndarray:
+        """Facts by which :meth:`score` is the score of one class."""
+        raise NotImplementedError
+
+    def confusion(self, judged: Judged) -> np.ndarray | None:
+        """What is taken for what over all samples, ``(K, K)``, rows truth; None where there are no classes."""
+        return None
