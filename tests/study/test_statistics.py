@@ -377,6 +377,32 @@ def test_the_best_is_rarely_named_wrongly():
     assert np.mean(likely) == pytest.approx(0.25, abs=0.04)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_score_that_should_be_low_is_judged_as_its_mirror_image(seed):
+    rng = np.random.default_rng(seed)
+    names = ["baseline", "control", "b0", "b1", "b2"]
+    shift = 0.4 * rng.standard_normal(5)
+    values = shift[:, None, None] + 0.1 * rng.standard_normal((5, 3, 1)) + rng.standard_normal(20)
+    facts = {(name, s): values[c, s] for c, name in enumerate(names) for s in range(3)}
+    high = Comparisons(measure(facts, weighted_mean, range(20), resamples=100), "baseline", 3)
+    low = Comparisons(
+        measure({t: -f for t, f in facts.items()}, weighted_mean, range(20), resamples=100), "baseline", 3, higher=False
+    )
+    lower = Terms(WORDS, higher=False)
+    for name in names[2:]:
+        a, b = high.difference(name), low.difference(name)
+        assert a.mean == pytest.approx(-b.mean)
+        assert (a.gain, a.gains, a.loses) == (pytest.approx(b.gain), b.gains, b.loses)
+        assert judge(a, TERMS).word == judge(b, lower).word
+        assert against_control(a, TERMS, "it").partition("(")[0] == against_control(b, lower, "it").partition("(")[0]
+        once_a, once_b = once(a), once(b)
+        assert (once_a.wins, once_a.worst) == (once_b.wins, pytest.approx(-once_b.worst))
+        assert once_a.probability == pytest.approx(once_b.probability)
+    best, worst = high.best(names[2:]), low.best(names[2:])
+    assert (best.first, best.shown) == (worst.first, worst.shown)
+    assert best.probabilities[best.first] == pytest.approx(worst.probabilities[best.first], abs=0.05)  # other draws
+
+
 def test_training_once():
     d = difference(1.0, 0.5, variance=0.75, low_seed=-0.5)
     got = once(d)

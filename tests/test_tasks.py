@@ -1,0 +1,104 @@
+"""What tasks have in common, and what a task need not say."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import tiny_data, tiny_network
+
+from lookfar.tasks import TASKS, Segmentation, Task, Words, find_task
+from lookfar.training import evaluate
+
+
+class Brightness(Task):
+    """The share of bright pixels."""
+
+    name = "brightness"
+    metric = "error"
+    words = Words(score="error")
+    higher = False
+
+    def judge(self, output, targets):
+        error = (output.softmax(1)[:, 1].mean((1, 2)) - (targets == 1).double().mean((1, 2))).abs()
+        return {"error": error, "half": error / 2}
+
+    def facts(self, judged):
+        return judged["error"].astype(np.float64)
+
+    def score(self, facts, weights):
+        return weights @ facts / weights.sum(1)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_tasks_are_found_by_their_names(name):
+    task = find_task(name)
+    assert task.name == name
+    assert task.words.score
+    assert len(task.columns) == len(set(task.columns))
+
+
+def test_an_unknown_task_names_those_there_are():
+    with pytest.raises(ValueError, match=r"no task is called 'segmentatoin': want segmentation"):
+        find_task("segmentatoin")
+
+
+def test_words_of_titles_and_sentences():
+    of_shares = Words(score="mIoU", unit=" %", long="mean IoU", of_class="IoU")
+    assert (of_shares.title, of_shares.described, of_shares.class_described) == (
+        "mIoU, %", "Mean IoU in per cent", "IoU in per cent",
+    )  # fmt: skip
+    plain = Words(score="error")
+    assert (plain.title, plain.described) == ("error", "Error")
+
+
+def test_a_task_need_not_say_more_than_its_score():
+    task, judged = Brightness(), {"error": np.array([0.1, 0.3])}
+    assert task.scores(judged) == {"error": pytest.approx(0.2)}
+    assert task.truth(task.facts(judged)).shape == (2, 0)
+    assert task.confusion(judged) is None
+    assert task.blind(task.facts(judged)) is None
+    with pytest.raises(ValueError, match="class_weights are for classes, and brightness has none"):
+        task.check_weights((1.0,), tiny_data())
+
+
+@pytest.mark.parametrize(
+    ("judged", "fits"),
+    [
+        ({"error": np.ones(4)}, True),
+        ({"error": np.ones(3)}, False),
+        ({"error": np.ones(4), "half": np.ones((4, 2))}, True),
+        ({"error": np.ones(4), "half": np.ones(2)}, False),
+        ({"error": np.array([1.0, np.nan, 1.0, 1.0])}, False),
+        ({"error": np.array(["a"] * 4)}, False),
+        ({"error": np.float64(4)}, False),
+        ({}, False),
+    ],
+)
+def test_arrays_that_can_be_what_was_judged(judged, fits):
+    assert Brightness().fits(judged, samples=4) == fits
+
+
+def test_every_sample_is_judged_once_whatever_the_processes():
+    """More processes than samples too: all must hold arrays of one kind to be added up."""
+    data, network = tiny_data(val=3), tiny_network()
+    for task in (Brightness(), Segmentation()):
+        whole = evaluate(network, data, task)
+        shares = [evaluate(network, data, task, batch_size=1, rank=rank, world=5) for rank in range(5)]
+        for name, array in whole.items():
+            assert [share[name].dtype for share in shares] == [array.dtype] * 5
+            np.testing.assert_allclose(sum(share[name] for share in shares), array)
+
+
+def test_inputs_may_be_changed_before_the_loss():
+    """As adversarial training changes them: the seam is ``learn``."""
+
+    class Attacked(Segmentation):
+        def learn(self, network, inputs, targets, weights):
+            inputs = inputs.detach().requires_grad_()
+            total, _ = self.loss(network(inputs), targets, weights)
+            (slope,) = torch.autograd.grad(total, inputs)
+            return self.loss(network(inputs.detach() + 0.5 * slope.sign()), targets, weights)
+
+    network, (inputs, targets) = tiny_network(batch_statistics=False), tiny_data().batch(0, 0, 4)
+    plain, attacked = (task.learn(network, inputs, targets, None) for task in (Segmentation(), Attacked()))
+    assert attacked[0] > plain[0]
+    assert attacked[1] == plain[1]
