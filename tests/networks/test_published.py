@@ -230,7 +230,7 @@ class TestCGNet:
         import numpy as np
         from PIL import Image
 
-        from lookfar.training import scores
+        from lookfar.tasks.segmentation import scores
 
         file, root = SHARED / "published/cgnet_camvid/model_800.pth", SHARED / "data/camvid"
         if not (file.is_file() and root.is_dir()):
