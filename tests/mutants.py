@@ -31,6 +31,7 @@ METRICS = "tests/training/test_metrics.py"
 DEVICES = "tests/training/test_devices.py"
 HOSTS = "tests/networks/test_segmentation.py"
 PUBLISHED = "tests/networks/test_published.py"
+CHECKPOINTS = "tests/networks/test_checkpoints.py"
 MAPS = "tests/diagnostics/test_maps.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
@@ -169,14 +170,18 @@ MUTANTS = [
            "logits are stretched to the corners"),
     Mutant("networks/backbones.py", "_set_dilation(block.conv2, 1)", "_set_dilation(block.conv2, d)", PUBLISHED,
            "basic blocks dilate both convolutions, as timm does and mmsegmentation does not"),
-    Mutant("networks/backbones.py", "rates = [before if contract else rate]", "rates = [rate if contract else before]",
-           PUBLISHED, "first blocks have the dilation of the wrong stage"),
+    Mutant("networks/backbones.py", "max(rate // 2, 1) if contract else rate", "rate", PUBLISHED,
+           "first blocks have half the dilation where they should not"),
     Mutant("networks/published.py", "align_corners=self.align_corners)", "align_corners=False)", PUBLISHED,
            "networks trained with aligned corners are resized without"),
     Mutant("networks/heads.py", "torch.cat([x, y], 1)", "torch.cat([y, x], 1)", GOLDENS,
            "features and context change places before they are fused"),
     Mutant("networks/cgnet.py", "torch.cat([x, self.stage3(x)], 1)", "torch.cat([self.stage3(x), x], 1)", PUBLISHED,
            "the concatenation before the classifier in the order of the one before"),
+    Mutant("networks/zoo.py", "32: (2, 4)}", "32: (1, 1)}", CHECKPOINTS,
+           "networks of stride 32 by their name alone are not dilated, as theirs are"),
+    Mutant("networks/checkpoints.py", "configured = {**unseen, **configured}", "configured = {**configured, **unseen}",
+           CHECKPOINTS, "defaults stand before what the configuration says"),
     Mutant("weights/names.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
     Mutant("diagnostics/maps.py", "total.square().sum(-1) - n", "total.square().sum(-1)", MAPS,
            "each query is compared with itself"),

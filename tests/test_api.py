@@ -11,8 +11,8 @@ import lookfar
 from lookfar.blocks import block_info, create_block, list_blocks, parse_block
 
 PUBLIC = {
-    "__version__", "block_info", "create_block", "create_network", "describe", "insert", "list_blocks", "list_networks",
-    "load", "measure_cost", "remove", "save",
+    "__version__", "block_info", "create_block", "create_network", "describe", "from_checkpoint", "insert",
+    "list_blocks", "list_networks", "load", "measure_cost", "remove", "save",
 }  # fmt: skip
 
 

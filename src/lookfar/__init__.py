@@ -13,6 +13,7 @@ _HOME = {
     "list_blocks": "lookfar.blocks",
     "block_info": "lookfar.blocks",
     "create_network": "lookfar.networks",
+    "from_checkpoint": "lookfar.networks",
     "list_networks": "lookfar.networks",
     "insert": "lookfar.insertion",
     "remove": "lookfar.insertion",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
     from lookfar.insertion import describe, insert, load, remove, save
-    from lookfar.networks import create_network, list_networks
+    from lookfar.networks import create_network, from_checkpoint, list_networks
 
 
 def __getattr__(name: str) -> Any:

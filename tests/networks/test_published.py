@@ -110,15 +110,19 @@ def test_dilations_are_mmsegmentations() -> None:
     assert [second for _, second in dilations(full)] == [2] * 6 + [4] * 3
     grid = thin("fcn", output_stride=16, last_dilations=(1, 2, 4), auxiliary=False)
     assert [second for _, second in dilations(grid)] == [1] * 6 + [1, 2, 4]
+    strided = thin("fcn", output_stride=32, dilations_of_stages=(2, 4), auxiliary=False)
+    assert [second for _, second in dilations(strided)] == [1, 2, 2, 2, 2, 2, 2, 4, 4]
+    assert strided.eval().logits(torch.randn(1, 3, 64, 96)).shape[2:] == (2, 3)
     assert grid.eval().logits(torch.randn(1, 3, 64, 96)).shape[2:] == (4, 6)
     assert thin("fcn", ceil_mode=True, auxiliary=False).eval().logits(torch.randn(1, 3, 66, 64)).shape[2:] == (9, 9)
 
 
 def test_dilation_of_the_head_is_that_of_its_first_convolutions() -> None:
-    network = thin("fcn", dilation=6, auxiliary=False).eval()
+    network = thin("fcn", dilation=6).eval()
     way = network.head.paths[0]
     assert way.before.conv.dilation == way.after.conv.dilation == (6, 6)
     assert network.head.fuse.conv.dilation == (1, 1)
+    assert network.auxiliary.paths[0].before.conv.dilation == (6, 6)
     assert network(torch.randn(1, 3, 33, 33)).shape == (1, 5, 33, 33)
 
 

@@ -1,6 +1,7 @@
 """Whole networks: hosts that blocks are put into and compared in."""
 
 from lookfar.networks.cgnet import CGNet
+from lookfar.networks.checkpoints import Recognised, from_checkpoint
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.own import OwnHost, build_own
 from lookfar.networks.preprocessing import Preprocessing
@@ -13,12 +14,14 @@ __all__ = [
     "Outputs",
     "OwnHost",
     "Preprocessing",
+    "Recognised",
     "SegmentationNetwork",
     "Segmenter",
     "build_network",
     "build_own",
     "control_of",
     "create_network",
+    "from_checkpoint",
     "list_networks",
     "resolve_place",
 ]

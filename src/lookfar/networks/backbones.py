@@ -25,6 +25,7 @@ def build_backbone(
     *,
     maps: int = 1,
     output_stride: int = 8,
+    dilations: Sequence[int] | None = None,
     last_dilations: Sequence[int] | None = None,
     contract_dilation: bool = True,
     ceil_mode: bool = False,
@@ -38,8 +39,10 @@ def build_backbone(
         name: A model of timm with feature maps, or ``resnet18c``, ``resnet34c``: those with a deep stem.
         maps: How many of the last maps it gives.
         output_stride: Stride of the last map; strides taken away become dilations.
+        dilations: Of a ResNet's last two stages, where they are not those that make up for the strides: (2, 4) at
+            output stride 8, (1, 2) at 16, (1, 1) at 32.
         last_dilations: Of the blocks of a ResNet's last stage, as in ``(2, 8, 16)`` (multi-grid).
-        contract_dilation: The first block of a dilated stage has the dilation of the stage before; False: its own.
+        contract_dilation: The first block of a dilated stage has half its dilation; False: the whole.
         ceil_mode: Of the first max-pool.
         options: Of the timm model, such as ``channels`` and ``stem_width`` of a thin ResNet.
 
@@ -51,18 +54,22 @@ def build_backbone(
     backbone = timm_backbone(timm_name, in_chans, output_stride, pretrained, **given)
     last = [module for name, module in backbone.named_children() if name in ("layer3", "layer4")]
     if len(last) == 2 and all(hasattr(block, "conv2") for stage in last for block in stage.children()):
-        _dilate(last, output_stride, last_dilations, contract_dilation)
+        _dilate(last, dilations or _RATES[output_stride], last_dilations, contract_dilation)
         if ceil_mode and isinstance(pool := getattr(backbone, "maxpool", None) or backbone["maxpool"], nn.MaxPool2d):  # type: ignore[index]
             pool.ceil_mode = True
-    elif last_dilations is not None or not contract_dilation or ceil_mode:
-        raise ValueError(f"last_dilations, contract_dilation and ceil_mode are settings of a ResNet, {name} is none")
+    elif dilations or last_dilations or not contract_dilation or ceil_mode:
+        raise ValueError(
+            f"dilations, last_dilations, contract_dilation and ceil_mode are settings of a ResNet, {name} is none"
+        )
     return backbone
 
 
-def _dilate(stages: Sequence[nn.Module], output_stride: int, last: Sequence[int] | None, contract: bool) -> None:
-    for stage, rate, before in zip(stages, _RATES[output_stride], (1, _RATES[output_stride][0])):
+def _dilate(stages: Sequence[nn.Module], of: Sequence[int], last: Sequence[int] | None, contract: bool) -> None:
+    if len(of) != 2:
+        raise ValueError(f"dilations: one for each of the last two stages, got {tuple(of)}")
+    for stage, rate in zip(stages, of):
         blocks = list(stage.children())
-        rates = [before if contract else rate] + [rate] * (len(blocks) - 1)
+        rates = [max(rate // 2, 1) if contract else rate] + [rate] * (len(blocks) - 1)
         if last is not None and stage is stages[-1]:
             if len(last) != len(blocks):
                 raise ValueError(f"last_dilations: one for each of {len(blocks)} blocks, got {tuple(last)}")

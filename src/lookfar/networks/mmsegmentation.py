@@ -56,7 +56,6 @@ _BACKBONE = {
 }
 _MODES = {"bi-direction": "both", "collect": "collect", "distribute": "distribute"}
 _STRIDES = {(1, 2, 1, 1): 8, (1, 2, 2, 1): 16, (1, 2, 2, 2): 32}
-_DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
 
 
 def arguments_of(model: Config) -> dict[str, Any]:
@@ -82,7 +81,11 @@ def arguments_of(model: Config) -> dict[str, Any]:
     if not isinstance(head, Mapping) or not isinstance(model.get("backbone"), Mapping):
         raise ValueError("the configuration has no backbone with a decode_head")
     arguments = head_arguments_of(head) | _backbone(model["backbone"])
-    arguments["auxiliary"] = _auxiliary(auxiliary) if auxiliary is not None else False
+    _on_stage(head, (2, 3) if arguments["name"] == "ann" else 3)
+    arguments["auxiliary"] = False
+    if auxiliary is not None:
+        _on_stage(auxiliary, 2)
+        arguments["auxiliary"] = _auxiliary(auxiliary, head.get("dilation", 1))
     return arguments
 
 
@@ -95,14 +98,14 @@ def _backbone(cfg: Config) -> dict[str, Any]:
     _batch_norm(cfg)
     deep = cfg.get("deep_stem", kind == "ResNetV1c")
     strides, base = tuple(cfg.get("strides", (1, 2, 2, 2))), cfg.get("base_channels", 64)
-    stride = _STRIDES.get(strides)
-    dilations = tuple(cfg.get("dilations", (1, 1, 1, 1)))
-    if stride is None or dilations != _DILATIONS[stride]:
+    stride, dilations = _STRIDES.get(strides), tuple(cfg.get("dilations", (1, 1, 1, 1)))
+    if stride is None or len(dilations) != 4 or dilations[:2] != (1, 1):
         raise ValueError(f"a backbone with {strides=} and {dilations=} is not built here")
     depth, stem = cfg.get("depth"), cfg.get("stem_channels", 64)
     found: dict[str, Any] = {
         "backbone": f"resnet{depth}{'c' if deep else ''}",
         "output_stride": stride,
+        "dilations_of_stages": dilations[2:],
         "contract_dilation": cfg.get("contract_dilation", False),
         "in_chans": cfg.get("in_channels", 3),
         "last_dilations": None if cfg.get("multi_grid") is None else tuple(cfg["multi_grid"]),
@@ -130,6 +133,7 @@ def head_arguments_of(cfg: Config) -> dict[str, Any]:
     )
     _plain(cfg, kind)
     _must(kind, cfg, num_convs=2, concat_input=True, query_scales=(1,), scale=1)
+    cfg = {"dilations": (1, 6, 12, 18), **cfg} if kind == "ASPPHead" else cfg
     found = {ours[option]: _value(option, value, cfg) for option, value in cfg.items() if option in ours}
     if "dilations" in found:
         if found["dilations"][0] != 1:
@@ -152,7 +156,14 @@ _SAME = {
 }
 
 
-def _auxiliary(cfg: Config) -> int:
+def _on_stage(cfg: Config, stage: int | tuple[int, int]) -> None:
+    index = cfg.get("in_index", -1)
+    index = tuple(index) if isinstance(index, list) else index
+    if index != stage and (index, stage) != (-1, 3):
+        raise ValueError(f"{cfg.get('type')} with in_index={index} is not built here: {stage} is")
+
+
+def _auxiliary(cfg: Config, dilation: int) -> int:
     """Its width."""
     kind = str(cfg.get("type"))
     if kind != "FCNHead":

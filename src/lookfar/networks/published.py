@@ -138,6 +138,7 @@ def create_network(
     kernel_size: int = 3,
     dilation: int = 1,
     dropout: float = 0.1,
+    dilations_of_stages: Sequence[int] | None = None,
     last_dilations: Sequence[int] | None = None,
     contract_dilation: bool = True,
     ceil_mode: bool = False,
@@ -163,10 +164,11 @@ def create_network(
         auxiliary: An auxiliary head on the stage before, for training; a number is its width. OCRNet must have one.
         align_corners: Of the resizing of logits and within blocks.
         kernel_size: Of the head's convolutions.
-        dilation: Of the head's convolutions: 6 is FCN-D6.
+        dilation: Of both heads' convolutions: 6 is FCN-D6.
         dropout: Before classifiers, in training.
+        dilations_of_stages: Dilations of the last two stages, where they do not follow from the output stride.
         last_dilations: Dilations of the blocks of the last stage, where they differ (multi-grid).
-        contract_dilation: The first block of a dilated stage has the dilation of the stage before.
+        contract_dilation: The first block of a dilated stage has half its dilation.
         ceil_mode: Of the backbone's first max-pool.
         in_chans: Bands of the images.
         pretrained: Take timm's weights of the backbone (downloaded once).
@@ -196,6 +198,9 @@ def create_network(
         about = {what: given or CAMVID[what] for what, given in about.items()}
     K = _classes(name, num_classes, about["class_names"])
     if head_name == "cgnet":
+        own = {"backbone": backbone, "output_stride": output_stride, "width": width, "inner_channels": inner_channels}
+        if given := [what for what, value in own.items() if value is not None]:
+            raise ValueError(f"{name} is no head on a backbone and has no {given[0]}")
         return CGNet(K, in_chans=in_chans, **about, **options)
     for what, given in (("backbone", backbone), ("output_stride", output_stride)):
         if given is not None and preset.get(what, given) != given:
@@ -207,6 +212,7 @@ def create_network(
         backbone or preset.get("backbone", "resnet50c"),
         maps=2 if auxiliary or plan.merge is not None else 1,
         output_stride=output_stride or preset.get("output_stride", 8),
+        dilations=dilations_of_stages or preset.get("dilations_of_stages"),
         last_dilations=last_dilations,
         contract_dilation=contract_dilation,
         ceil_mode=ceil_mode,
@@ -215,7 +221,7 @@ def create_network(
         options=backbone_options,
     )
     *low, channels = features.feature_info.channels()  # type: ignore[union-attr,operator]
-    common: dict[str, Any] = {"align_corners": align_corners, "dropout": dropout}
+    common: dict[str, Any] = {"align_corners": align_corners, "dropout": dropout, "dilation": dilation}
     head = Head(
         plan,
         channels,
@@ -224,7 +230,6 @@ def create_network(
         inner_channels=inner_channels,
         low_channels=low[-1] if plan.merge is not None else None,
         kernel_size=kernel_size,
-        dilation=dilation,
         options=options,
         **common,
     )
@@ -260,7 +265,9 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
         return head, {}
     # mmsegmentation's ResNet has the deep stem where its name says nothing, the plain one where it ends in b
     stem = match["backbone"].removesuffix("b") if match["backbone"].endswith("b") else f"{match['backbone']}c"
-    return head, {"backbone": stem, "output_stride": int(match["stride"])}
+    preset = {"backbone": stem, "output_stride": int(match["stride"])}
+    # its D32 strides and dilates too
+    return head, preset | ({"dilations_of_stages": (2, 4)} if preset["output_stride"] == 32 else {})
 
 
 def _classes(name: str, num_classes: int | None, class_names: Sequence[str]) -> int:
