@@ -476,3 +476,17 @@ def test_compiles_in_one_graph(sample: Sample) -> None:
 def test_compiles_with_its_backward_graph(sample: Sample) -> None:
     """At one size: with sizes as symbols it takes three times as long, and finds what the capture finds."""
     _assert_compiles(sample, "aot_eager", sample.sizes[:1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore::UserWarning")
+@torch.no_grad()
+@every_default
+def test_dynamic_quantization_leaves_it_nearly_the_same(sample: Sample) -> None:
+    """What reads a layer's weight would not survive the exchange of the layer."""
+    m = sample.make().float().eval()
+    if not any(isinstance(layer, nn.Linear) for layer in m.modules()):
+        pytest.skip("no linear layers")
+    inputs = [x.float() if x.is_floating_point() else x for x in sample.inputs(m)]
+    quantized = torch.ao.quantization.quantize_dynamic(m, {nn.Linear})
+    for got, want in zip(outputs(quantized, inputs), outputs(m, inputs)):
+        assert_same("output", got, want, 0.1)

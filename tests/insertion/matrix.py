@@ -2,9 +2,9 @@
 
     python tests/insertion/matrix.py [--blocks criss_cross,nonlocal] [--questions fx,onnx] [--fresh] [--jobs 2]
 
-Answers are kept in tests/insertion/matrix.json, so that a run that was stopped goes on where it was. Once all blocks are
-asked, the table of docs/insertion.md is written from them (`make insertion-table`); exit code 1 where it changed, as
-continuous integration wants to know. The suite asks a block of four families.
+Answers are kept in tests/insertion/matrix.json, so that a run that was stopped goes on where it was. Once all blocks
+are asked, the table of docs/insertion.md is written from them (`make insertion-table`); exit code 1 where it changed,
+as continuous integration wants to know. The suite asks a block of four families.
 """
 
 import argparse

@@ -202,7 +202,11 @@ class ConvNorm(nn.Module):
         return self.act(normed(self.norm, y))
 
 
-conv_norm = ConvNorm
+class ReadLinear(nn.Linear):
+    """A linear layer whose weight a block reads, as a part of a larger product.
+
+    A class of its own, so that what exchanges layers by their type (torch's dynamic quantization) leaves it as it is.
+    """
 
 
 def on_descriptors(layer: ConvNorm, weights: Tensor, descriptors: Tensor, size: tuple[int, ...]) -> Tensor:

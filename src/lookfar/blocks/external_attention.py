@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, ReadLinear, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.external_attention import Normalization, external_attention
 
@@ -84,8 +84,8 @@ class ExternalAttention(nn.Module):
         self.normalization: Normalization = normalization
         self.final_act = final_act
         self.embed = CONV[dims](channels, channels, 1, **dd)
-        self.key = nn.Linear(channels, bases, bias=False, **dd)
-        self.value = nn.Linear(bases, channels, bias=False, **dd)
+        self.key = ReadLinear(channels, bases, bias=False, **dd)
+        self.value = ReadLinear(bases, channels, bias=False, **dd)
         self.project = CONV[dims](channels, channels, 1, bias=False, **dd)
         self.norm = norm_of(norm_layer, dims)(channels, **dd)
         for layer, fan in ((self.embed, channels), (self.key, bases), (self.project, channels)):

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Natural
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, zero_
+from lookfar.blocks._layers import Placement, ReadLinear, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
@@ -131,8 +131,8 @@ class GeneralizedAttention(QueryKeyValue):
 
         self.position_channels, self.position_magnitude = width, magnitude
         placed = self.query_position or position
-        self.columns = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
-        self.rows = nn.Linear(width // 2, inner, bias=False, **dd) if placed else None
+        self.columns = ReadLinear(width // 2, inner, bias=False, **dd) if placed else None
+        self.rows = ReadLinear(width // 2, inner, bias=False, **dd) if placed else None
         self.key_vector = vector() if key else None
         self.position_vector = vector() if position else None
         if placed:

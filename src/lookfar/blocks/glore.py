@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Placement, norm_of, normed, pointwise, zero_
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Placement, ReadLinear, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -88,8 +88,8 @@ class GloRe(nn.Module):
         self.value = conv(channels, inner, 1, **dd)
         self.assign = conv(channels, nodes, 1, **dd)
         if reasoning:
-            self.mix_nodes = nn.Linear(nodes, nodes, **dd)
-            self.mix_states = nn.Linear(inner, inner, bias=False, **dd)
+            self.mix_nodes = ReadLinear(nodes, nodes, **dd)
+            self.mix_states = ReadLinear(inner, inner, bias=False, **dd)
         self.project = conv(inner, channels, 1, bias=False, **dd)
         self.norm = (
             norm_of(norm_layer, dims)(channels, **dd) if norm_layer else BATCH_NORM[dims](channels, eps=1e-4, **dd)

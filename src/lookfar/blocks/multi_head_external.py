@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement
+from lookfar.blocks._layers import Placement, ReadLinear
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.external_attention import Normalization, external_attention_weights
@@ -83,10 +83,10 @@ class MultiHeadExternal(nn.Module):
         divides("heads", heads, out_channels=out)
         self.channels, self.heads = channels, heads * expansion
         self.normalization: Normalization = normalization
-        self.embed = nn.Linear(channels, out * expansion, **dd)
-        self.key = nn.Linear(out // heads, bases, bias=key_bias, **dd)
-        self.value = nn.Linear(bases, out // heads, **dd)
-        self.project = nn.Linear(out * expansion, out, **dd)
+        self.embed = ReadLinear(channels, out * expansion, **dd)
+        self.key = ReadLinear(out // heads, bases, bias=key_bias, **dd)
+        self.value = ReadLinear(bases, out // heads, **dd)
+        self.project = ReadLinear(out * expansion, out, **dd)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, normal_, zero_
+from lookfar.blocks._layers import Placement, ReadLinear, normal_, zero_
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
@@ -88,10 +88,10 @@ class Relation(nn.Module):
         if position_channels % 8:
             raise ValueError(f"position_channels must be a multiple of 8, got {position_channels}")
         self.channels, self.heads, self.position_channels = channels, heads, position_channels
-        self.query = normal_(nn.Linear(channels, inner, **dd))
-        self.key = None if share_query_key else normal_(nn.Linear(channels, inner, **dd))
-        self.gate = normal_(nn.Linear(position_channels, heads, **dd)) if gated else None
-        self.value = normal_(nn.Linear(channels, channels, **dd))
+        self.query = normal_(ReadLinear(channels, inner, **dd))
+        self.key = None if share_query_key else normal_(ReadLinear(channels, inner, **dd))
+        self.gate = normal_(ReadLinear(position_channels, heads, **dd)) if gated else None
+        self.value = normal_(ReadLinear(channels, channels, **dd))
         if zero_init:
             zero_(self.value)
 
