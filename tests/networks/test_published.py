@@ -24,7 +24,7 @@ MILLIONS = {
     **{"fcn": 49.5, "nonlocal": 50.0, "dnl": 50.0, "gcnet": 49.6, "ccnet": 49.8, "psanet": 59.1, "danet": 49.9},
     **{"isanet": 37.7, "ann": 46.2, "apcnet": 56.4, "emanet": 42.4, "pspnet": 49.0, "deeplabv3": 68.1, "ocrnet": 36.5},
 }
-OTHERS = sorted(HEADS.keys() - {path.stem for path in HERE.glob("*.npz")})
+OTHERS = sorted(MILLIONS.keys() - {path.stem for path in HERE.glob("*.npz")})
 
 
 def thin(name: str, num_classes: int = 5, **options: Any) -> SegmentationNetwork:

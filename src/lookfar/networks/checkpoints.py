@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lookfar.networks.authors import release_of
 from lookfar.networks.cgnet import CGNet
 from lookfar.networks.config_text import read_config, unread_in
 from lookfar.networks.mmsegmentation import arguments_of
@@ -18,7 +19,7 @@ from lookfar.networks.preprocessing import Preprocessing
 from lookfar.networks.published import SegmentationNetwork, create_network
 from lookfar.networks.recognising import seen_in
 from lookfar.networks.zoo import network_of, said_by, table
-from lookfar.weights import State, load
+from lookfar.weights import State, from_inplace_abn, load
 from lookfar.weights.files import content, unwrapped
 
 # what no shape tells, by head, and what is assumed where nothing else does
@@ -43,7 +44,8 @@ class Recognised:
 
     Attributes:
         arguments: Of :func:`lookfar.networks.create_network`, ``name`` among them.
-        sources: Where each was read: ``given``, ``shapes``, ``configuration``, ``file name`` or ``default``.
+        sources: Where each was read: ``given``, ``shapes``, ``authors' code``, ``configuration``, ``file name`` or
+            ``default``.
         differs: What two sources say differently, a line each; the first in that order counts.
     """
 
@@ -58,7 +60,7 @@ class Recognised:
 
     def __str__(self) -> str:
         lines = []
-        for source in ("given", "shapes", "configuration", "file name", "default"):
+        for source in ("given", "shapes", "authors' code", "configuration", "file name", "default"):
             said = [f"{n}={self.arguments[n]!r}" for n, where in self.sources.items() if where == source]
             lines += [f"{source}: {', '.join(said)}"] if said else []
         return "\n".join([*lines, *self.differs])
@@ -69,8 +71,9 @@ def from_checkpoint(
 ) -> SegmentationNetwork | CGNet:
     """The network that a published file belongs to, with its weights, in eval.
 
-    Read in this order: names and shapes; the configuration in the file; the file's name, by mmsegmentation's customs;
-    defaults, which a warning names. ``network.recognised`` says what was read where.
+    Read in this order: names and shapes; the code of the authors whose names they are; the configuration in the file;
+    the file's name, by mmsegmentation's customs; defaults, which a warning names. ``network.recognised`` says what was
+    read where.
 
     Args:
         path: The file, or its address (https), which is downloaded once.
@@ -106,6 +109,8 @@ def from_checkpoint(
     for line in found.differs:
         warnings.warn(f"{path.name}: {line}", stacklevel=2)
     arguments = {**found.arguments, "num_classes": num_classes or K}
+    if (release := release_of(state)) is not None and release.inplace_abn:
+        state = from_inplace_abn(state)
     network = create_network(**arguments)
     try:
         load(network, _without_classifiers(network, state) if drop_classifier else state)
@@ -123,7 +128,9 @@ def recognise(held: Any, file_name: str = "", given: Mapping[str, Any] | None = 
     """
     shapes = seen_in(unwrapped(held))
     sources, doubt = {"given": dict(given or {}), "shapes": shapes}, ""
-    if not shapes["name"].startswith("cgnet"):
+    if (release := release_of(unwrapped(held))) is not None:
+        sources["authors' code"] = dict(release.arguments)
+    elif not shapes["name"].startswith("cgnet"):
         meta = _meta(held)
         unseen = _UNSEEN[""] | _UNSEEN.get(shapes["name"], {})
         configured = _configured(meta, shapes["name"])

@@ -6,6 +6,7 @@ DeepLabV3's block ends in the fusing convolution itself.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,8 @@ from typing_extensions import Unpack
 
 from lookfar.blocks import block_info, create_block
 from lookfar.blocks._base import _explain
-from lookfar.blocks._layers import ConvNorm, Placement
-from lookfar.networks._keys import FCN, ROOT, Keys
+from lookfar.blocks._layers import ConvNorm, Norm, Placement
+from lookfar.networks._keys import CCNET, DANET, FC, FCN, MMSEG_DANET, ROOT, SEMSEG, Keys
 from lookfar.weights import State, convert, rename
 
 Width = Literal["channels", "inner"]
@@ -55,7 +56,7 @@ class Plan:
         guess: Whether the blocks take the auxiliary head's logits as a second input.
         width: Channels of the map over those of the head: 4, as 2048 to 512.
         inner: Channels of the head over the inner ones; a negative number multiplies.
-        keys: mmsegmentation's names.
+        keys: mmsegmentation's names, and how others call its parts.
         aliases: Other names.
     """
 
@@ -67,7 +68,7 @@ class Plan:
     guess: bool = False
     width: int = 4
     inner: int = 2
-    keys: Keys = FCN
+    keys: tuple[Keys, ...] = (FCN,)
     aliases: tuple[str, ...] = ()
 
     @property
@@ -96,7 +97,7 @@ HEADS: dict[str, Plan] = {
         "Non-local Neural Networks (CVPR 2018)",
         _around("nonlocal", project_bias=False),
         concat=True,
-        keys=FCN.with_block("nl_block"),
+        keys=(FCN.with_block("nl_block"),),
         aliases=("nonlocal_net", "nl"),
     ),
     "dnl": Plan(
@@ -104,7 +105,7 @@ HEADS: dict[str, Plan] = {
         "Disentangled Non-Local Neural Networks (ECCV 2020)",
         _around("disentangled_nonlocal", variant="mmseg", norm_layer=nn.BatchNorm2d),
         concat=True,
-        keys=FCN.with_block("dnl_block"),
+        keys=(FCN.with_block("dnl_block"),),
         aliases=("dnlnet",),
     ),
     "gcnet": Plan(
@@ -113,57 +114,52 @@ HEADS: dict[str, Plan] = {
         _around("global_context", "inner"),
         concat=True,
         inner=4,
-        keys=FCN.with_block("gc_block"),
+        keys=(FCN.with_block("gc_block"),),
     ),
     "ccnet": Plan(
         "CCNet",
         "CCNet: Criss-Cross Attention for Semantic Segmentation (ICCV 2019, TPAMI 2020)",
         _around("criss_cross"),
         concat=True,
-        keys=FCN.with_block("cca"),
+        keys=(FCN.with_block("cca"), CCNET),
     ),
     "danet": Plan(
         "DANet",
         "Dual Attention Network for Scene Segmentation (CVPR 2019)",
         (*_around("position_attention", "inner"), *_around("channel_attention")),
         inner=8,
-        keys=Keys(
-            {f"{way}_{at}_conv": f"paths.{n}.{ours}" for n, way in enumerate(("pam", "cam")) for at, ours in (
-                ("in", "before"), ("out", "after"))}
-            | {"pam_conv_seg": "classifiers.0", "cam_conv_seg": "classifiers.1"},
-            {"pam": "paths.0.block", "cam": "paths.1.block"},
-        ),
+        keys=(MMSEG_DANET, DANET),
     ),
     "psanet": Plan(
         "PSANet",
         "PSANet: Point-wise Spatial Attention Network for Scene Parsing (ECCV 2018)",
         (_published("pointwise_spatial_attention", lambda c, d, n: 2 * c, **_PSA),),
-        keys=ROOT.with_layers(bottleneck="paths.0.after"),
+        keys=(ROOT.with_layers(bottleneck="paths.0.after"), SEMSEG.with_block("psa")),
     ),
     "pspnet": Plan(
         "PSPNet",
         "Pyramid Scene Parsing Network (CVPR 2017)",
         (_published("pyramid_pooling", lambda c, d, n: c + n * d),),
-        keys=ROOT.with_layers(bottleneck="paths.0.after"),
+        keys=(ROOT.with_layers(bottleneck="paths.0.after"), SEMSEG.with_block("ppm")),
     ),
     "apcnet": Plan(
         "APCNet",
         "Adaptive Pyramid Context Network for Semantic Segmentation (CVPR 2019)",
         (_published("adaptive_context", lambda c, d, n: n * d, after=False),),
         concat=True,
-        keys=ROOT.with_layers(bottleneck="fuse"),
+        keys=(ROOT.with_layers(bottleneck="fuse"),),
     ),
     "deeplabv3": Plan(
         "DeepLabV3",
         "Rethinking Atrous Convolution for Semantic Image Segmentation (2017)",
         (_published("atrous_pyramid", lambda c, d, n: d, after=False, fuse_kernel=3),),
-        keys=ROOT,
+        keys=(ROOT,),
     ),
     "isanet": Plan(
         "ISANet",
         "Interlaced Sparse Self-Attention for Semantic Segmentation (2019)",
         (Path("interlaced", {"value_bias": True, "form": "published"}, before="channels", inner="inner"),),
-        keys=ROOT.with_layers(in_conv="paths.0.before"),
+        keys=(ROOT.with_layers(in_conv="paths.0.before"),),
     ),
     "emanet": Plan(
         "EMANet",
@@ -179,14 +175,25 @@ HEADS: dict[str, Plan] = {
         concat=True,
         width=8,
         inner=-2,
-        keys=ROOT.with_layers(ema_in_conv="paths.0.before", bottleneck="paths.0.after", conv_cat="fuse"),
+        keys=(
+            ROOT.with_layers(ema_in_conv="paths.0.before", bottleneck="paths.0.after", conv_cat="fuse"),
+            FC.with_block("emau"),
+        ),
+    ),
+    "eanet": Plan(
+        "EANet",
+        "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks (TPAMI 2022)",
+        (Path("external_attention", {"final_act": True}, before="inner", after=True),),
+        width=8,
+        inner=-2,
+        keys=(FC.with_block("linu"),),
     ),
     "ann": Plan(
         "ANN",
         "Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019)",
         (Path("asymmetric_nonlocal", {"mode": "pyramid", **_ANN}, before="channels", inner="inner"),),
         merge=("asymmetric_nonlocal", {"mode": "fusion", **_ANN}),
-        keys=Keys({"bottleneck": "paths.0.before"}, {"fusion": "merge", "context": "paths.0.block"}),
+        keys=(Keys({"bottleneck": "paths.0.before"}, {"fusion": "merge", "context": "paths.0.block"}),),
         aliases=("annnet",),
     ),
     "ocrnet": Plan(
@@ -194,13 +201,13 @@ HEADS: dict[str, Plan] = {
         "Object-Contextual Representations for Semantic Segmentation (ECCV 2020)",
         (Path("object_contextual", {"bias": False}, before="channels", inner="inner"),),
         guess=True,
-        keys=Keys({"bottleneck": "paths.0.before"}, {"object_context_block": "paths.0.block"}),
+        keys=(Keys({"bottleneck": "paths.0.before"}, {"object_context_block": "paths.0.block"}),),
         aliases=("ocr",),
     ),
 }  # fmt: skip
 
 # the head that trains the stage before the last one: a convolution and a classifier
-AUXILIARY = Plan("FCN, one convolution", HEADS["fcn"].paper, (Path(before="channels"),), keys=FCN)
+AUXILIARY = Plan("FCN, one convolution", HEADS["fcn"].paper, (Path(before="channels"),))
 
 
 class Way(nn.Module):
@@ -214,11 +221,12 @@ class Way(nn.Module):
         *,
         kernel_size: int,
         dilation: int,
+        act_layer: Norm,
         options: Mapping[str, Any],
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        layers: dict[str, Any] = {"norm_layer": nn.BatchNorm2d, "act_layer": nn.ReLU, "dilation": dilation, **dd}
+        layers: dict[str, Any] = {"norm_layer": nn.BatchNorm2d, "act_layer": act_layer, "dilation": dilation, **dd}
         self.before = self.block = self.after = None
         if path.before is not None:
             self.before = ConvNorm(channels, widths[path.before], kernel_size, **layers)
@@ -256,6 +264,8 @@ class Head(nn.Module):
         kernel_size: Of the convolutions around a block.
         dilation: Of the convolutions around a block, as FCN-D6 has it.
         dropout: Before the classifier, in training.
+        negative_slope: Of the rectifiers around a block.
+        concat: Whether a convolution of x and the result follows; as published by default.
         options: Of the blocks, instead of the published ones; each block takes those that it has.
 
     Shape: ``(B, C, H, W) -> (B, K, H, W)``
@@ -277,6 +287,8 @@ class Head(nn.Module):
         kernel_size: int = 3,
         dilation: int = 1,
         dropout: float = 0.1,
+        negative_slope: float = 0.0,
+        concat: bool | None = None,
         options: Mapping[str, Any] | None = None,
         **dd: Unpack[Placement],
     ) -> None:
@@ -294,7 +306,8 @@ class Head(nn.Module):
             self.merge = create_block(
                 name, channels, **chosen, low_channels=low_channels, inner_channels=inner, out_channels=channels, **dd
             )
-        layers: dict[str, Any] = {"kernel_size": kernel_size, "dilation": dilation, **dd}
+        act: Norm = partial(nn.LeakyReLU, negative_slope) if negative_slope else nn.ReLU
+        layers: dict[str, Any] = {"kernel_size": kernel_size, "dilation": dilation, "act_layer": act, **dd}
         ways = []
         for path in plan.paths:
             own = {} if path.block is None else _chosen(path.block, path.options, given)
@@ -302,8 +315,8 @@ class Head(nn.Module):
         self.paths = nn.ModuleList(ways)
         out = ways[0].out_channels
         self.fuse = None
-        if plan.concat:
-            layer = ConvNorm(channels + out, width, kernel_size, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU, **dd)
+        if plan.concat if concat is None else concat:
+            layer = ConvNorm(channels + out, width, kernel_size, norm_layer=nn.BatchNorm2d, act_layer=act, **dd)
             self.fuse, out = layer, width
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(out, num_classes, 1, **dd)
@@ -336,11 +349,14 @@ class Head(nn.Module):
         return outputs
 
     def from_authors(self, state: State) -> State:
-        """mmsegmentation's names of a head, without what stands before them, into ours."""
-        found = rename(state, self.plan.keys.patterns)
-        blocks = {place: dict[str, Tensor]() for place in self.plan.keys.blocks.values()}
+        """Others' names of a head, without what stands before them, into ours."""
+        keys = next((some for some in self.plan.keys if any(key.startswith(some.mark) for key in state)), None)
+        if keys is None:
+            return state
+        found = rename(state, keys.patterns)
+        blocks = {place: dict[str, Tensor]() for place in keys.blocks.values()}
         for key in list(found):
-            for theirs, place in self.plan.keys.blocks.items():
+            for theirs, place in keys.blocks.items():
                 if key in state and key.startswith(theirs and f"{theirs}."):
                     blocks[place][key.removeprefix(theirs).lstrip(".")] = found.pop(key)
                     break

@@ -132,7 +132,7 @@ def head_arguments_of(cfg: Config) -> dict[str, Any]:
         kind,
     )
     _plain(cfg, kind)
-    _must(kind, cfg, num_convs=2, concat_input=True, query_scales=(1,), scale=1)
+    _must(kind, cfg, num_convs=2, query_scales=(1,), scale=1)
     cfg = {"dilations": (1, 6, 12, 18), **cfg} if kind == "ASPPHead" else cfg
     found = {ours[option]: _value(option, value, cfg) for option, value in cfg.items() if option in ours}
     if "dilations" in found:
@@ -153,6 +153,7 @@ _SAME = {
     "kernel_size": "kernel_size",
     "dilation": "dilation",
     "dropout_ratio": "dropout",
+    "concat_input": "concat",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar.networks.authors import release_of
 from lookfar.networks.backbones import build_backbone, from_mmseg
 from lookfar.networks.cgnet import CAMVID, CGNet
 from lookfar.networks.heads import AUXILIARY, HEADS, Head
@@ -107,7 +108,12 @@ class SegmentationNetwork(nn.Module):
         return F.interpolate(y, images.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
     def from_authors(self, state: State) -> State:
-        """mmsegmentation's names of a whole network into ours."""
+        """Others' names of a whole network into ours: mmsegmentation's, or those of the head's authors."""
+        release = release_of(state)
+        if release is not None:
+            backbone, head = release.split(state)
+            found = {f"backbone.{key}": value for key, value in backbone.items()}
+            return found | {f"head.{key}": value for key, value in self.head.from_authors(head).items()}
         if not any(key.startswith("decode_head.") for key in state):
             return state
         head, auxiliary = ("decode_head.1.", "decode_head.0.") if self.head.plan.guess else _MMSEG
@@ -137,6 +143,8 @@ def create_network(
     align_corners: bool = False,
     kernel_size: int = 3,
     dilation: int = 1,
+    negative_slope: float = 0.0,
+    concat: bool | None = None,
     dropout: float = 0.1,
     dilations_of_stages: Sequence[int] | None = None,
     last_dilations: Sequence[int] | None = None,
@@ -165,6 +173,8 @@ def create_network(
         align_corners: Of the resizing of logits and within blocks.
         kernel_size: Of the head's convolutions.
         dilation: Of both heads' convolutions: 6 is FCN-D6.
+        negative_slope: Of the rectifiers around the head's blocks, as InPlaceABN has them.
+        concat: Whether the head ends in a convolution of features and context; as published by default.
         dropout: Before classifiers, in training.
         dilations_of_stages: Dilations of the last two stages, where they do not follow from the output stride.
         last_dilations: Dilations of the blocks of the last stage, where they differ (multi-grid).
@@ -230,6 +240,8 @@ def create_network(
         inner_channels=inner_channels,
         low_channels=low[-1] if plan.merge is not None else None,
         kernel_size=kernel_size,
+        negative_slope=negative_slope,
+        concat=concat,
         options=options,
         **common,
     )

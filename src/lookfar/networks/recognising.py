@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lookfar.networks.authors import release_of
+from lookfar.networks.backbones import from_mmseg
 from lookfar.weights import State
 from lookfar.weights.files import some_prefixes
 
@@ -62,9 +64,13 @@ def seen_in(state: State) -> dict[str, Any]:
     """
     if "level1_0.conv.weight" in state and "classifier.0.conv.weight" in state:
         return _cgnet(state)
+    if (release := release_of(state)) is not None:
+        backbone, head = release.split(state)
+        return {"name": release.name, **_authors_head(release.name, head), **_backbone(backbone)}
     if not any(key.startswith("decode_head.") for key in state):
         raise ValueError(f"no network of ours has such names: {some_prefixes(state)}")
-    return _head(state) | _backbone(state)
+    part = {k.removeprefix("backbone."): value for k, value in state.items() if k.startswith("backbone.")}
+    return _head(state) | _backbone(from_mmseg(part))
 
 
 def _cgnet(state: State) -> dict[str, Any]:
@@ -75,20 +81,42 @@ def _cgnet(state: State) -> dict[str, Any]:
     return {**found, "in_chans": state["level1_0.conv.weight"].shape[1], "depths": depths}
 
 
+def _authors_head(name: str, head: State) -> dict[str, Any]:
+    """Widths of a head under its authors' names, which are those of the block's inside it."""
+    classifier = head.get(_CLASSIFIERS[name])
+    if classifier is None:
+        raise ValueError(f"its head has no {_CLASSIFIERS[name]}")
+    found: dict[str, Any] = {"num_classes": classifier.shape[0], "width": classifier.shape[1], "auxiliary": False}
+    if name == "emanet":
+        found |= {"inner_channels": head["fc0.conv.weight"].shape[0], "bases": head["emau.mu"].shape[-1]}
+    if name == "psanet":
+        found |= _mask(head["psa.attention.3.weight"].shape[0], "psa.attention_p.3.weight" in head)
+    return found
+
+
+_CLASSIFIERS = {
+    "pspnet": "cls.4.weight",
+    "psanet": "cls.4.weight",
+    "emanet": "fc2.weight",
+    "danet": "conv8.1.weight",
+    "ccnet": "bottleneck.3.weight",
+}
+
+
 def _backbone(state: State) -> dict[str, Any]:
-    if any(key.startswith(("backbone.transition", "backbone.stage2.")) for key in state):
+    """Of a ResNet under timm's names."""
+    if any(key.startswith(("transition", "stage2.")) for key in state):
         raise ValueError("its backbone is an HRNet, which is not built here: ResNets are")
-    counts = tuple(_count(state, f"backbone.layer{stage}") for stage in range(1, 5))
-    bottleneck = "backbone.layer1.0.conv3.weight" in state
+    counts = tuple(_count(state, f"layer{stage}") for stage in range(1, 5))
+    bottleneck = "layer1.0.conv3.weight" in state
     depth = _DEPTHS.get((*counts, bottleneck))
-    if depth is None or "backbone.layer1.0.conv1.weight" not in state:
-        part = {key: value for key, value in state.items() if key.startswith("backbone.")}
-        raise ValueError(f"its backbone is no ResNet that is built here: {some_prefixes(part)}")
-    deep = "backbone.stem.0.weight" in state
-    stem = state.get("backbone.stem.0.weight" if deep else "backbone.conv1.weight")
-    if stem is None or "backbone.layer2.0.downsample.2.weight" in state:
+    if depth is None or "layer1.0.conv1.weight" not in state:
+        raise ValueError(f"its backbone is no ResNet that is built here: {some_prefixes(state) or 'it has no keys'}")
+    deep = "conv1.0.weight" in state
+    stem = state.get("conv1.0.weight" if deep else "conv1.weight")
+    if stem is None or "layer2.0.downsample.2.weight" in state:
         raise ValueError("its backbone is a ResNet of another form: ResNet and ResNetV1c are built here")
-    base = state["backbone.layer1.0.conv1.weight"].shape[0]
+    base = state["layer1.0.conv1.weight"].shape[0]
     options: dict[str, Any] = {} if base == 64 else {"channels": (base, 2 * base, 4 * base, 8 * base)}
     if deep and stem.shape[0] != 32:
         options["stem_width"] = stem.shape[0]
@@ -113,6 +141,8 @@ def _head(state: State) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "num_classes": K, "width": width, "auxiliary": False}
     if f"{aside}conv_seg.weight" in state:
         found["auxiliary"] = state[f"{aside}conv_seg.weight"].shape[1]
+    if name in ("fcn", "nonlocal", "dnl", "gcnet", "ccnet", "emanet"):
+        found["concat"] = "conv_cat.conv.weight" in head
     if inner is not None:
         found["inner_channels"] = head[inner].shape[0]
     first = next((head[key] for key in ("convs.0.conv.weight", "in_conv.conv.weight") if key in head), None)
@@ -137,9 +167,12 @@ def _nonlocal(head: State) -> dict[str, Any]:
 
 
 def _psanet(head: State) -> dict[str, Any]:
-    channels = head["attention.1.weight"].shape[0]
+    return _mask(head["attention.1.weight"].shape[0], "attention_p.1.weight" in head)
+
+
+def _mask(channels: int, both: bool) -> dict[str, Any]:
     side = math.isqrt(channels)
-    if "attention_p.1.weight" not in head or side * side != channels:
+    if not both or side * side != channels:
         return {}  # one direction, or a mask that is no square: which one, no shape tells
     return {"mode": "both", "mask_size": (side, side)}
 
