@@ -33,6 +33,7 @@ HOSTS = "tests/networks/test_segmentation.py"
 PUBLISHED = "tests/networks/test_published.py"
 CHECKPOINTS = "tests/networks/test_checkpoints.py"
 MAPS = "tests/diagnostics/test_maps.py"
+NUMBERS = "tests/diagnostics/test_statistics.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
 GOLDENS = "tests/test_goldens.py"
@@ -190,6 +191,20 @@ MUTANTS = [
     Mutant("diagnostics/maps.py", " / valid.double().mean(-1)[:, None]", "", MAPS, "chance counts void keys"),
     Mutant("diagnostics/maps.py", "device=labels.device) + 0.5)", "device=labels.device))", MAPS,
            "labels are those of corners, not of centres"),
+    Mutant("diagnostics/sums.py", "(square - masses) / pairs", "square / pairs", NUMBERS,
+           "a query is compared with itself"),
+    Mutant("diagnostics/sums.py", "off > SUMS_TO_ONE", "off > 1e9", NUMBERS, "rows of any sum count as distributions"),
+    Mutant("diagnostics/geometry.py", "(low != high) & both", "low != high", NUMBERS, "void has borders"),
+    Mutant("diagnostics/decomposition.py", ".mean_query(w)", ".mean_query()[None]", NUMBERS,
+           "weighted queries are taken apart around their plain mean"),
+    Mutant("diagnostics/decomposition.py", "not torch.allclose(want, weights, atol=1e-4)", "False", NUMBERS,
+           "windows are taken for a softmax over everything"),
+    Mutant("diagnostics/spread.py", " * (1 - repeated.double())[..., None]", "", NUMBERS,
+           "a query and itself are left out of all pairs"),
+    Mutant("diagnostics/block_statistics.py", "[plain, added / total[:, None]]", "[plain, plain]", NUMBERS,
+           "weighted numbers are plain ones"),
+    Mutant("diagnostics/_undisturbed.py", ", torch.random.fork_rng([*devices])", "", NUMBERS,
+           "looking at a network moves the random state"),
     Mutant("diagnostics/samples.py", "(2 * i + 1) * count // (2 * wanted)", "i * count // wanted",
            SAMPLES, "images are chosen from the beginning"),
     Mutant("diagnostics/samples.py", "with modes_restored(network), ", "with ", SAMPLES, "a network stays in eval"),

@@ -1,7 +1,6 @@
 """Similarity, label mass and key grids, against loops over pairs and cases known by hand."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,7 @@ from lookfar.diagnostics import (
     why_no_maps,
 )
 
-SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2].parent / "shared"))
-GOLDENS = SHARED / "goldens" / "attention_diagnostics"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "attention_diagnostics"
 
 
 def test_similarity_is_the_mean_over_pairs_of_different_queries():
@@ -110,7 +108,6 @@ def test_weights_of_any_sign_have_no_share():
     assert chance.item() == 0.5
 
 
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no vectors at {GOLDENS}")
 @pytest.mark.parametrize("case", ["joint_7x5", "degenerate_5x8", "limits_6x4", "sampled_queries_6x4"])
 def test_equals_the_published_definitions(case):
     with np.load(GOLDENS / f"{case}.npz") as vectors:

@@ -1,5 +1,7 @@
 """Questions asked of networks from outside: where blocks look, whether their maps depend on the query."""
 
+from lookfar.diagnostics.block_statistics import Statistic, Statistics, statistics
+from lookfar.diagnostics.decomposition import Decomposition, decompose
 from lookfar.diagnostics.maps import (
     attention_maps,
     key_size,
@@ -10,15 +12,22 @@ from lookfar.diagnostics.maps import (
     why_no_maps,
 )
 from lookfar.diagnostics.samples import choose_images, collect_samples
+from lookfar.diagnostics.spread import rollout
 
 __all__ = [
+    "Decomposition",
+    "Statistic",
+    "Statistics",
     "attention_maps",
     "choose_images",
     "collect_samples",
+    "decompose",
     "key_size",
     "labels_at",
     "map_similarity",
     "own_class_share",
     "query_independent_part",
+    "rollout",
+    "statistics",
     "why_no_maps",
 ]
