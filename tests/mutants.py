@@ -32,6 +32,7 @@ DEVICES = "tests/training/test_devices.py"
 HOSTS = "tests/networks/test_segmentation.py"
 PUBLISHED = "tests/networks/test_published.py"
 CHECKPOINTS = "tests/networks/test_checkpoints.py"
+AUTHORS = "tests/networks/test_authors.py"
 MAPS = "tests/diagnostics/test_maps.py"
 NUMBERS = "tests/diagnostics/test_statistics.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
@@ -179,6 +180,10 @@ MUTANTS = [
            "features and context change places before they are fused"),
     Mutant("networks/cgnet.py", "torch.cat([x, self.stage3(x)], 1)", "torch.cat([self.stage3(x), x], 1)", PUBLISHED,
            "the concatenation before the classifier in the order of the one before"),
+    Mutant("networks/authors.py", '"last_dilations": (2, 8, 16)', '"last_dilations": (4, 8, 16)', AUTHORS,
+           "EMANet's last stage begins as DANet's does"),
+    Mutant("networks/checkpoints.py", "state = from_inplace_abn(state)", "pass", AUTHORS,
+           "weights of InPlaceABN are taken with their sign"),
     Mutant("networks/zoo.py", "32: (2, 4)}", "32: (1, 1)}", CHECKPOINTS,
            "networks of stride 32 by their name alone are not dilated, as theirs are"),
     Mutant("networks/checkpoints.py", "configured = {**unseen, **configured}", "configured = {**configured, **unseen}",

@@ -228,7 +228,7 @@ def test_strides_and_dilations_of_the_table(kind: str, stride: int, rates: Any, 
 
 def test_other_numbers_of_classes(tmp_path: Path) -> None:
     case = case_of("danet")
-    path = write(tmp_path / "danet_r50-d8_512x512.pth", case)
+    path = write(tmp_path / "danet_r50-d8_512x512.pth", case, {"CLASSES": list("abcde")})
     with pytest.raises(ValueError, match=r"has 5 classes, got num_classes=7: drop_classifier=True leaves"):
         from_checkpoint(path, num_classes=7)
     network, whole = from_checkpoint(path, num_classes=7, drop_classifier=True), from_checkpoint(path)
@@ -236,6 +236,7 @@ def test_other_numbers_of_classes(tmp_path: Path) -> None:
     assert network(torch.zeros(1, 3, 33, 33)).shape[1] == 7
     for key, value in whole.state_dict().items():
         assert "classifier" in key or torch.equal(value, network.state_dict()[key])
+    assert (network.class_names, whole.class_names) == ((), tuple("abcde"))
     assert [len(head.classifiers) for head in (network.head, network.auxiliary)] == [2, 0]
 
 

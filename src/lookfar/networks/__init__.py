@@ -1,11 +1,12 @@
 """Whole networks: hosts that blocks are put into and compared in."""
 
 from lookfar.networks.cgnet import CGNet
-from lookfar.networks.checkpoints import Recognised, from_checkpoint
+from lookfar.networks.checkpoints import Recognised, from_checkpoint, from_pretrained
 from lookfar.networks.control import ConvControl, control_of
+from lookfar.networks.creating import create_network, list_networks
 from lookfar.networks.own import OwnHost, build_own
 from lookfar.networks.preprocessing import Preprocessing
-from lookfar.networks.published import Outputs, SegmentationNetwork, create_network, list_networks
+from lookfar.networks.published import Outputs, SegmentationNetwork
 from lookfar.networks.segmentation import Segmenter, build_network, resolve_place
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "control_of",
     "create_network",
     "from_checkpoint",
+    "from_pretrained",
     "list_networks",
     "resolve_place",
 ]

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from lookfar.blocks import create_block
 from lookfar.blocks._layers import Placement
 from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.saving import Saved
 from lookfar.weights import State, convert, rename
 
 CAMVID = {
@@ -86,7 +87,7 @@ class ContextGuided(nn.Module):
         return y if self.stride == 2 else x + y
 
 
-class CGNet(nn.Module):
+class CGNet(Saved, nn.Module):
     """The network of "CGNet: A Light-weight Context Guided Network" (TIP 2020, arXiv 1811.08201).
 
     Args:

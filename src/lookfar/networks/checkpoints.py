@@ -14,10 +14,12 @@ from typing import Any
 from lookfar.networks.authors import release_of
 from lookfar.networks.cgnet import CGNet
 from lookfar.networks.config_text import read_config, unread_in
+from lookfar.networks.creating import create_network
 from lookfar.networks.mmsegmentation import arguments_of
 from lookfar.networks.preprocessing import Preprocessing
-from lookfar.networks.published import SegmentationNetwork, create_network
+from lookfar.networks.published import SegmentationNetwork
 from lookfar.networks.recognising import seen_in
+from lookfar.networks.saving import read_folder
 from lookfar.networks.zoo import network_of, said_by, table
 from lookfar.weights import State, from_inplace_abn, load
 from lookfar.weights.files import content, unwrapped
@@ -109,6 +111,9 @@ def from_checkpoint(
     for line in found.differs:
         warnings.warn(f"{path.name}: {line}", stacklevel=2)
     arguments = {**found.arguments, "num_classes": num_classes or K}
+    if arguments["num_classes"] != K:  # names and colours are of others
+        arguments |= {"name": "cgnet"} if arguments["name"] == "cgnet_camvid" else {}
+        arguments = {what: value for what, value in arguments.items() if what not in ("class_names", "palette")}
     if (release := release_of(state)) is not None and release.inplace_abn:
         state = from_inplace_abn(state)
     network = create_network(**arguments)
@@ -117,6 +122,30 @@ def from_checkpoint(
     except ValueError as error:
         raise ValueError(str(error).replace("these weights", f"the weights of {path.name}", 1)) from None
     network.recognised = found  # type: ignore[assignment]
+    return network.eval()
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None) -> SegmentationNetwork | CGNet:
+    """The network that ``save_pretrained`` or ``push_to_hub`` wrote, in eval.
+
+    Args:
+        source: A folder, or a repository ``owner/name`` of the Hugging Face hub, which is downloaded once.
+        revision: Of the repository.
+
+    Raises:
+        FileNotFoundError: There is neither.
+        ValueError: What it holds was not written so.
+
+    >>> create_network("cgnet_camvid").save_pretrained("cgnet")
+    >>> from_pretrained("cgnet").class_names[0]
+    'sky'
+    """
+    config, weights = read_folder(source, revision=revision)
+    try:
+        network = create_network(**config)
+    except TypeError as error:  # an option that this version does not know
+        raise ValueError(f"{source}: {error}") from None
+    load(network, weights)
     return network.eval()
 
 

@@ -1,24 +1,18 @@
 """Whole networks for semantic segmentation as they are published: a backbone, a head, and the way back to the image."""
 
-import difflib
-import fnmatch
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookfar.networks.authors import release_of
-from lookfar.networks.backbones import build_backbone, from_mmseg
-from lookfar.networks.cgnet import CAMVID, CGNet
-from lookfar.networks.heads import AUXILIARY, HEADS, Head
+from lookfar.networks.backbones import from_mmseg
+from lookfar.networks.heads import Head
 from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.saving import Saved
 from lookfar.networks.segmentation import timm_stages
 from lookfar.weights import State
-
-_PRESET = re.compile(r"(?P<head>\w+?)_(?P<backbone>resnet\d+b?)_d(?P<stride>8|16|32)")
-_PRESETS = tuple(f"resnet{depth}_d8" for depth in (18, 50, 101))
 
 
 class Outputs(NamedTuple):
@@ -33,7 +27,7 @@ class Outputs(NamedTuple):
     auxiliary: tuple[Tensor, ...]
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(Saved, nn.Module):
     """A backbone with a published head, and an auxiliary head on the stage before, for training.
 
     ``network(images)`` gives logits of the images' size; in training, where there are auxiliary outputs,
@@ -129,163 +123,3 @@ class SegmentationNetwork(nn.Module):
 
 
 _MMSEG = ("decode_head.", "auxiliary_head.")
-
-
-def create_network(
-    name: str,
-    num_classes: int | None = None,
-    *,
-    backbone: str | None = None,
-    output_stride: int | None = None,
-    width: int | None = None,
-    inner_channels: int | None = None,
-    auxiliary: bool | int = True,
-    align_corners: bool = False,
-    kernel_size: int = 3,
-    dilation: int = 1,
-    negative_slope: float = 0.0,
-    concat: bool | None = None,
-    dropout: float = 0.1,
-    dilations_of_stages: Sequence[int] | None = None,
-    last_dilations: Sequence[int] | None = None,
-    contract_dilation: bool = True,
-    ceil_mode: bool = False,
-    in_chans: int = 3,
-    pretrained: bool = False,
-    backbone_options: Mapping[str, Any] | None = None,
-    preprocessing: Preprocessing | None = None,
-    class_names: Sequence[str] = (),
-    palette: Sequence[Sequence[int]] = (),
-    **options: Any,
-) -> SegmentationNetwork | CGNet:
-    """A published network for semantic segmentation, by name.
-
-    Args:
-        name: A head (``danet``), a head with a backbone and an output stride (``danet_resnet50_d8``), ``cgnet`` or
-            ``cgnet_camvid``; :func:`list_networks` lists them.
-        num_classes: Number of classes; by default that of ``class_names`` or of the preset.
-        backbone: A model of timm with feature maps, ``resnet50c`` by default: ResNet-50 with three convolutions in
-            place of the first, as mmsegmentation has it. ``resnet18c`` and ``resnet34c`` are known too.
-        output_stride: Stride of the last map, 8 by default.
-        width: Channels of the head; by default in proportion to the backbone's, 512 on a ResNet-50.
-        inner_channels: Channels within the head's blocks; by default in proportion to ``width``.
-        auxiliary: An auxiliary head on the stage before, for training; a number is its width. OCRNet must have one.
-        align_corners: Of the resizing of logits and within blocks.
-        kernel_size: Of the head's convolutions.
-        dilation: Of both heads' convolutions: 6 is FCN-D6.
-        negative_slope: Of the rectifiers around the head's blocks, as InPlaceABN has them.
-        concat: Whether the head ends in a convolution of features and context; as published by default.
-        dropout: Before classifiers, in training.
-        dilations_of_stages: Dilations of the last two stages, where they do not follow from the output stride.
-        last_dilations: Dilations of the blocks of the last stage, where they differ (multi-grid).
-        contract_dilation: The first block of a dilated stage has half its dilation.
-        ceil_mode: Of the backbone's first max-pool.
-        in_chans: Bands of the images.
-        pretrained: Take timm's weights of the backbone (downloaded once).
-        backbone_options: timm's options of the backbone, such as ``channels`` and ``stem_width`` of a thin ResNet.
-        preprocessing: What images go through before; ImageNet's mean and deviation by default.
-        class_names: Names of the classes.
-        palette: Their colours.
-        **options: Of the head's blocks, such as ``recurrence=3`` for CCNet.
-
-    Raises:
-        ValueError: An unknown name, backbone or choice; a number of classes that is missing or contradicts.
-        TypeError: An option that no block of the head has.
-
-    >>> import torch
-    >>> thin = {"channels": (8, 16, 32, 64), "stem_width": 4}
-    >>> network = create_network("ccnet", 5, backbone_options=thin, recurrence=3).eval()
-    >>> network(torch.randn(1, 3, 65, 49)).shape, network.logits(torch.randn(1, 3, 65, 49)).shape
-    (torch.Size([1, 5, 65, 49]), torch.Size([1, 5, 9, 7]))
-    """
-    head_name, preset = _resolve(name)
-    about: dict[str, Any] = {
-        "preprocessing": preprocessing,
-        "class_names": tuple(class_names),
-        "palette": tuple(palette),
-    }
-    if preset is CAMVID:
-        about = {what: given or CAMVID[what] for what, given in about.items()}
-    K = _classes(name, num_classes, about["class_names"])
-    if head_name == "cgnet":
-        own = {"backbone": backbone, "output_stride": output_stride, "width": width, "inner_channels": inner_channels}
-        if given := [what for what, value in own.items() if value is not None]:
-            raise ValueError(f"{name} is no head on a backbone and has no {given[0]}")
-        return CGNet(K, in_chans=in_chans, **about, **options)
-    for what, given in (("backbone", backbone), ("output_stride", output_stride)):
-        if given is not None and preset.get(what, given) != given:
-            raise ValueError(f"{name} has {what}={preset[what]!r}, got {given!r}: give {head_name!r} for another")
-    plan = HEADS[head_name]
-    if plan.guess and not auxiliary:
-        raise ValueError(f"{head_name} starts from the guess of its auxiliary head: auxiliary cannot be {auxiliary}")
-    features = build_backbone(
-        backbone or preset.get("backbone", "resnet50c"),
-        maps=2 if auxiliary or plan.merge is not None else 1,
-        output_stride=output_stride or preset.get("output_stride", 8),
-        dilations=dilations_of_stages or preset.get("dilations_of_stages"),
-        last_dilations=last_dilations,
-        contract_dilation=contract_dilation,
-        ceil_mode=ceil_mode,
-        in_chans=in_chans,
-        pretrained=pretrained,
-        options=backbone_options,
-    )
-    *low, channels = features.feature_info.channels()  # type: ignore[union-attr,operator]
-    common: dict[str, Any] = {"align_corners": align_corners, "dropout": dropout, "dilation": dilation}
-    head = Head(
-        plan,
-        channels,
-        K,
-        width=width,
-        inner_channels=inner_channels,
-        low_channels=low[-1] if plan.merge is not None else None,
-        kernel_size=kernel_size,
-        negative_slope=negative_slope,
-        concat=concat,
-        options=options,
-        **common,
-    )
-    aside = None
-    if auxiliary:
-        aside = Head(AUXILIARY, low[-1], K, width=None if auxiliary is True else auxiliary, **common)
-    return SegmentationNetwork(features, head, aside, align_corners=align_corners, **about)
-
-
-def list_networks(pattern: str | None = None) -> list[str]:
-    """Names that :func:`create_network` takes, in alphabetical order, filtered by a glob pattern.
-
-    >>> list_networks("danet*")
-    ['danet', 'danet_resnet101_d8', 'danet_resnet18_d8', 'danet_resnet50_d8']
-    """
-    names = [*HEADS, *(f"{head}_{preset}" for head in HEADS for preset in _PRESETS), "cgnet", "cgnet_camvid"]
-    return sorted(name for name in names if pattern is None or fnmatch.fnmatch(name, pattern))
-
-
-def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
-    """Canonical name of the head, and what the name says besides."""
-    aliases = {alias: head for head, plan in HEADS.items() for alias in plan.aliases}
-    if name in ("cgnet", "cgnet_camvid"):
-        return "cgnet", CAMVID if name == "cgnet_camvid" else {}
-    match = _PRESET.fullmatch(name)
-    head = match["head"] if match else name
-    head = aliases.get(head, head)
-    if head not in HEADS:
-        near = difflib.get_close_matches(name, [*list_networks(), *aliases], n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"no network is called {name!r}.{hint} lookfar.list_networks() lists all.")
-    if match is None:
-        return head, {}
-    # mmsegmentation's ResNet has the deep stem where its name says nothing, the plain one where it ends in b
-    stem = match["backbone"].removesuffix("b") if match["backbone"].endswith("b") else f"{match['backbone']}c"
-    preset = {"backbone": stem, "output_stride": int(match["stride"])}
-    # its D32 strides and dilates too
-    return head, preset | ({"dilations_of_stages": (2, 4)} if preset["output_stride"] == 32 else {})
-
-
-def _classes(name: str, num_classes: int | None, class_names: Sequence[str]) -> int:
-    K = len(class_names) or num_classes
-    if num_classes is not None and num_classes != K:
-        raise ValueError(f"num_classes is {num_classes}, but {len(class_names)} classes are named")
-    if not isinstance(K, int) or K < 1:
-        raise ValueError(f"{name} wants a number of classes, got {num_classes!r}")
-    return K
