@@ -50,7 +50,8 @@ STATISTICS = (
 )
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
-ABLATIONS = "tests/diagnostics/test_ablations.py"
+REPLACING = "tests/diagnostics/test_replacing.py"
+ABLATIONS = "tests/diagnostics/test_block_ablations.py"
 STUDY_ABLATIONS = "tests/study/test_ablations.py"
 PLAN = "tests/study/test_plan.py"
 CONTINUING = "tests/study/test_continuing.py"
@@ -339,9 +340,17 @@ MUTANTS = [
            "blocks are the same under every seed"),
     Mutant("study/build.py", "torch.manual_seed(seed)\n    return", "torch.manual_seed(0)\n    return", WORKER,
            "hosts are the same under every seed"),
-    Mutant("diagnostics/ablations.py", "x if maps_of is None else maps_of", "x", ABLATIONS,
+    Mutant("diagnostics/replacing.py", "parts.q - mean if", "parts.q if", REPLACING, "the pairwise term keeps the unary"),
+    Mutant("diagnostics/replacing.py", " | (by_place != 0)", "", REPLACING, "a saturated window sees few of its keys"),
+    Mutant("diagnostics/block_ablations.py", "_shifted(of_size.last, of_size.first)", "of_size.last.inputs", ABLATIONS,
+           "the last images have their own maps"),
+    Mutant("diagnostics/block_ablations.py", "found.sort(key=lambda of: of[0])", "pass", ABLATIONS,
+           "images come in the order of their sizes"),
+    Mutant("diagnostics/block_ablations.py", "(of & changed", "(of | changed", ABLATIONS,
+           "what any kind changes counts as decided by the block"),
+    Mutant("diagnostics/replacing.py", "x if maps_of is None else maps_of", "x", REPLACING,
            "the maps of another image are the image's own"),
-    Mutant("diagnostics/ablations.py", "_maps(block, x, values)) / positions", "_maps(block, x, values))", ABLATIONS,
+    Mutant("diagnostics/replacing.py", "_maps(block, x, values)) / positions", "_maps(block, x, values))", REPLACING,
            "the mean map is a sum"),
     Mutant("study/ablations.py", "Shifted(samples, len(samples) // 2)", "Shifted(samples, len(samples))",
            STUDY_ABLATIONS, "the other image is the image itself"),

@@ -1,5 +1,6 @@
 """Questions asked of networks from outside: where blocks look, whether their maps depend on the query."""
 
+from lookfar.diagnostics.block_ablations import Ablations, ablations
 from lookfar.diagnostics.block_statistics import Statistic, Statistics, statistics
 from lookfar.diagnostics.decomposition import Decomposition, decompose
 from lookfar.diagnostics.maps import (
@@ -15,9 +16,11 @@ from lookfar.diagnostics.samples import choose_images, collect_samples
 from lookfar.diagnostics.spread import rollout
 
 __all__ = [
+    "Ablations",
     "Decomposition",
     "Statistic",
     "Statistics",
+    "ablations",
     "attention_maps",
     "choose_images",
     "collect_samples",

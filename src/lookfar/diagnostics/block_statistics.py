@@ -1,7 +1,7 @@
 """What the maps of a block are like, in numbers, over images: plain, and weighted by what the block adds to each place.
 
 They describe, and decide nothing: maps that depend on the query by every number here can be exchanged for a plain
-average at no loss. What is lost is measured by taking something away, :mod:`lookfar.diagnostics.ablations`.
+average at no loss. What is lost is measured by taking something away, :func:`lookfar.diagnostics.ablations`.
 
 A weight of a query is |F(x)_i|^2, the square of what the block adds there: most queries of an image often get nothing.
 At initialisation maps are near uniform, and a network's numbers are to be held against those.

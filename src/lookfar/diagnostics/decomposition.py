@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._projections import PairwiseAttention
-from lookfar.diagnostics.maps import inner_block
+from lookfar.diagnostics.maps import inner_block, why_no_maps
 from lookfar.ops.attention import attention_weights
 
 NO_DOT_PRODUCT = "its weights are no softmax of dot products of queries and keys"
@@ -96,7 +96,7 @@ def decompose(module: nn.Module, x: Tensor) -> Decomposition | None:
     """
     block = inner_block(module)
     inside = getattr(block, "position", block)  # of dual attention, whose maps are those of its position attention
-    if not isinstance(inside, PairwiseAttention) or inside.normalization != "softmax":
+    if why_no_maps(block) or not isinstance(inside, PairwiseAttention) or inside.normalization != "softmax":
         return None
     with torch.no_grad():
         q, k, _ = inside._queries_keys_values(x)

@@ -4,7 +4,7 @@ Maps are (B, h, Q, M): a row holds the weights of one query over M keys. Nothing
 :func:`map_similarity` is the plain mean cosine between *different* queries, which reads 1 for one map for all; GCNet's
 cosine distance counts each query with itself and halves: (1 - ((Q - 1) s + 1) / Q) / 2. It says nothing of what a block
 makes of its maps: unrelated soft maps are alike too, and a fixed filter has other maps for every query; what remains
-without them does (:mod:`lookfar.diagnostics.ablations`). :func:`own_class_share` is
+without them does (:mod:`lookfar.diagnostics.replacing`). :func:`own_class_share` is
 DNL's within-category idea among the labelled keys: times the weight on labelled keys it is the literature's label mass.
 """
 

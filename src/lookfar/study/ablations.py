@@ -82,7 +82,8 @@ def measure_ablations(
     The other sample is the one half the set further on: neighbours are often frames of one video. A kind whose outputs
     are not finite is left out.
     """
-    from lookfar.diagnostics import ablations, why_no_maps
+    from lookfar.diagnostics import replacing as ablations
+    from lookfar.diagnostics import why_no_maps
     from lookfar.insertion import switched_off
     from lookfar.training.evaluation import judge_batch, predict
 

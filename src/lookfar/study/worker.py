@@ -100,7 +100,7 @@ def block_memory(network: "nn.Module", names: Sequence[str], example: "Tensor") 
     import torch
 
     from lookfar.cost import peak_memory
-    from lookfar.diagnostics.ablations import watched
+    from lookfar.diagnostics.replacing import watched
 
     device = next(network.parameters()).device
     peaks = [0]

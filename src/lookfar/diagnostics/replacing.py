@@ -4,26 +4,35 @@ Each of these is a ``with``; inside it the network computes otherwise, outside i
 
 - :func:`mean_map`: every query gets the mean of the image's maps in the place of its own. A block whose maps depend on
   the query by their window alone changes too, so this says little of such a block.
+- :func:`uniform_map`: every query gets the plain average of the values of all keys that it may see.
 - :func:`map_of_others`: every query gets the map that it would have in another image, with the values of its own.
-- :func:`constant`: the block adds the same vector everywhere: what it adds on average.
+- :func:`one_term`: of a softmax of dot products, the pairwise or the unary term alone.
+- :func:`constant`: the block adds the same vector everywhere: what it adds on average; :func:`nothing`: nothing.
 
-:func:`lookfar.insertion.switched_off` takes away the whole block. Layers behind it are used to what it added on
-average, so that the loss mixes use with habit; the constant leaves them the habit.
+All are ``finish(x, other_map @ values(x))``, and none holds the maps of all queries.
+
+Layers behind a block are used to what it added on average, so that the loss without it mixes use with habit; the
+constant leaves them the habit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lookfar.blocks import block_info
+from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.maps import inner_block, why_no_maps
+from lookfar.ops.attention import attention
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 WEIGHTS = 2**23  # numbers of all maps of a batch that are there at a time
+SEE_ALL = ("pairwise", "global", "low_rank", "pyramid", "external")  # families whose queries see every key
+SEE_BY_PLACE = ("local", "sparse")  # those whose queries see some keys, by where they are
 
 
 def replay(block: nn.Module, x: Tensor, maps_of: Tensor | None = None) -> Tensor:
@@ -45,6 +54,38 @@ def replay_mean(block: nn.Module, x: Tensor) -> Tensor:
     mean = sum(weights.sum(-2, keepdim=True) for weights in _maps(block, x, values)) / positions
     mixed = (mean @ values).expand(-1, -1, positions, -1).contiguous()
     return block.finish(x, mixed)  # pyright: ignore[reportCallIssue]
+
+
+def replay_uniform(block: nn.Module, x: Tensor) -> Tensor:
+    """As :func:`replay`, with equal weights on all keys that a query may see: all, or those of its window or its lines.
+
+    A saturated softmax has weights of exactly zero on keys that it sees. What a block sees is told by its family, of
+    windows and lines also by what they see in an input of zeros, and only else by the weights alone.
+    """
+    values, positions = block.values(x), x[0, 0].numel()  # pyright: ignore[reportCallIssue]
+    if block_info(block).family in SEE_ALL:
+        mixed = values.mean(-2, keepdim=True).expand(-1, -1, positions, -1).contiguous()
+    else:
+        fixed = torch.zeros_like(x) if block_info(block).family in SEE_BY_PLACE else x
+        portions = zip(_maps(block, x, values), _maps(block, fixed, values))
+        seen = (((weights != 0) | (by_place != 0)).to(values) for weights, by_place in portions)
+        mixed = torch.cat([some @ values / some.sum(-1, keepdim=True).clamp(min=1) for some in seen], -2)
+    return block.finish(x, mixed)  # pyright: ignore[reportCallIssue]
+
+
+def replay_term(block: nn.Module, x: Tensor, term: Literal["pairwise", "unary"]) -> Tensor:
+    """As :func:`replay`, by one term of the logits alone, see :mod:`lookfar.diagnostics.decomposition`.
+
+    Raises:
+        ValueError: The block's weights are no softmax of dot products.
+    """
+    parts = decompose(block, x)
+    if parts is None:
+        raise ValueError(f"no {term} map: {block_info(block).name}: {NO_DOT_PRODUCT}")
+    values, mean = block.values(x), parts.mean_query()  # pyright: ignore[reportCallIssue]
+    q = parts.q - mean if term == "pairwise" else mean
+    mixed = attention(q, parts.k, values, scale=parts.scale)
+    return block.finish(x, mixed.expand(-1, -1, x[0, 0].numel(), -1).contiguous())  # pyright: ignore[reportCallIssue]
 
 
 def _maps(block: nn.Module, x: Tensor, values: Tensor) -> Iterator[Tensor]:
@@ -99,6 +140,29 @@ def watched(network: nn.Module, names: Sequence[str], seen: Seen | None = None) 
 def mean_map(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Inside the ``with`` every query of the blocks ``names`` has the mean of its image's maps."""
     with _instead(network, names, lambda name, call, block, x: replay_mean(block, x)):
+        yield
+
+
+@contextmanager
+def uniform_map(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the ``with`` the queries of the blocks ``names`` weigh all keys that they may see alike."""
+    with _instead(network, names, lambda name, call, block, x: replay_uniform(block, x)):
+        yield
+
+
+@contextmanager
+def one_term(network: nn.Module, names: Sequence[str], term: Literal["pairwise", "unary"]) -> Iterator[None]:
+    """Inside the ``with`` the blocks ``names`` have maps of the pairwise or the unary term of their logits alone."""
+    with _instead(network, names, lambda name, call, block, x: replay_term(block, x, term)):
+        yield
+
+
+@contextmanager
+def nothing(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the ``with`` the modules ``names`` give back their input."""
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(network.get_submodule(name).register_forward_hook(lambda _, args, output: args[0]).remove)
         yield
 
 
