@@ -50,6 +50,7 @@ STATISTICS = (
 )
 SPARSE_BLOCKS = "tests/blocks/test_sparse_attention.py"
 WORKER = "tests/study/test_worker.py"
+LOOKING = "tests/diagnostics/test_looking.py"
 REPLACING = "tests/diagnostics/test_replacing.py"
 ABLATIONS = "tests/diagnostics/test_block_ablations.py"
 STUDY_ABLATIONS = "tests/study/test_ablations.py"
@@ -344,6 +345,10 @@ MUTANTS = [
     Mutant("diagnostics/replacing.py", " | (by_place != 0)", "", REPLACING, "a saturated window sees few of its keys"),
     Mutant("diagnostics/block_ablations.py", "_shifted(of_size.last, of_size.first)", "of_size.last.inputs", ABLATIONS,
            "the last images have their own maps"),
+    Mutant("diagnostics/looking.py", "[y * W + z]", "[z * H + y]", LOOKING, "axes of the query are exchanged"),
+    Mutant("diagnostics/looking.py", "(place + 0.5) * n / full", "place * n / full + 0.5", LOOKING,
+           "the query is beside the pixel"),
+    Mutant("diagnostics/finding.py", "not inside and ", "", LOOKING, "parts of a block are blocks"),
     Mutant("diagnostics/block_ablations.py", "found.sort(key=lambda of: of[0])", "pass", ABLATIONS,
            "images come in the order of their sizes"),
     Mutant("diagnostics/block_ablations.py", "(of & changed", "(of | changed", ABLATIONS,

@@ -20,6 +20,7 @@ _HOME = {
     "describe": "lookfar.insertion",
     "save": "lookfar.insertion",
     "load": "lookfar.insertion",
+    "look": "lookfar.diagnostics",
     "measure_cost": "lookfar.cost",
 }
 _MODULES = {
@@ -42,6 +43,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
+    from lookfar.diagnostics import look
     from lookfar.insertion import describe, insert, load, remove, save
     from lookfar.networks import create_network, from_checkpoint, list_networks
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lookfar import create_block, insert
 from lookfar.check.subject import randomise
 from lookfar.cost import peak_memory
-from lookfar.diagnostics import Decomposition, block_statistics, decompose, labels_at, rollout, statistics
+from lookfar.diagnostics import Decomposition, ablations, block_statistics, decompose, labels_at, rollout, statistics
+from lookfar.diagnostics.block_ablations import KINDS
 from lookfar.diagnostics.geometry import Places, boundaries
 from lookfar.diagnostics.spread import jensen_shannon, ranks, sample_queries
 from lookfar.diagnostics.sums import BOTH_SIGNS, OTHER_SUMS, MapSums, cosines, directions, per_query
@@ -339,12 +340,23 @@ def test_in_a_gate_the_weights_are_those_of_what_enters():
     assert found["entropy"].weighted.isfinite().all()
 
 
+def test_half_precision_is_measured_in_full():
+    network = Host().bfloat16()
+    (name,) = insert(network, "nonlocal(heads=2)", at="first", example=torch.randn(1, 3, 6, 5).bfloat16())
+    randomise(network.get_submodule(name))
+    x = torch.randn(2, 3, 6, 5).bfloat16()
+    found = statistics(network, x)
+    assert found["entropy"].plain.dtype == torch.float64
+    assert not any(of.reason for of in found.values())
+    assert set(ablations(network, name, x, training=x).counts) == set(KINDS)
+
+
 def test_refused():
     network = Host()
-    with pytest.raises(ValueError, match="want the name of a block: the network has none that"):
+    with pytest.raises(ValueError, match="the network has no block of the registry"):
         statistics(network, torch.randn(1, 3, 6, 5))
     insert(network, "squeeze_excitation", at="first", example=torch.randn(1, 3, 6, 5))
-    with pytest.raises(ValueError, match="no block is called 'last'; the network's are squeeze_excitation"):
+    with pytest.raises(ValueError, match="no block is called 'last'; the network's blocks are squeeze_excitation"):
         statistics(network, torch.randn(1, 3, 6, 5), "last")
     with pytest.raises(ValueError, match="squeeze_excitation has no weights over positions"):
         statistics(network, torch.randn(1, 3, 6, 5))

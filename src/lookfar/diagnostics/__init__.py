@@ -3,6 +3,8 @@
 from lookfar.diagnostics.block_ablations import Ablations, ablations
 from lookfar.diagnostics.block_statistics import Statistic, Statistics, statistics
 from lookfar.diagnostics.decomposition import Decomposition, decompose
+from lookfar.diagnostics.finding import blocks_of
+from lookfar.diagnostics.looking import Look, Looks, look
 from lookfar.diagnostics.maps import (
     attention_maps,
     key_size,
@@ -18,15 +20,19 @@ from lookfar.diagnostics.spread import rollout
 __all__ = [
     "Ablations",
     "Decomposition",
+    "Look",
+    "Looks",
     "Statistic",
     "Statistics",
     "ablations",
     "attention_maps",
+    "blocks_of",
     "choose_images",
     "collect_samples",
     "decompose",
     "key_size",
     "labels_at",
+    "look",
     "map_similarity",
     "own_class_share",
     "query_independent_part",

@@ -16,8 +16,8 @@ from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import replacing
 from lookfar.diagnostics._undisturbed import Batches, inputs_of, pairs, undisturbed
-from lookfar.diagnostics.block_statistics import find_block
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
+from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.maps import inner_block, why_no_maps
 
 KINDS = ("full", "mean", "uniform", "other", "pairwise", "unary", "constant", "off")

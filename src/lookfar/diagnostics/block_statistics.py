@@ -19,11 +19,12 @@ from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import spread
 from lookfar.diagnostics._undisturbed import Batches, inputs_of, pairs, undisturbed
-from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
+from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, Decomposition, decompose
+from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.geometry import Places
 from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
 from lookfar.diagnostics.sums import MapSums, cosines, directions
-from lookfar.insertion import insertions
+from lookfar.ops.attention import attention_weights
 
 WEIGHTS = 2**21  # numbers of all maps of a batch that are there at a time
 
@@ -202,37 +203,6 @@ def statistics(
     return _joined(found)
 
 
-def find_block(network: nn.Module, name: str | None) -> str:
-    """The name of the block that is meant: empty where the network itself is a block.
-
-    Raises:
-        ValueError: There is none, or several and no name.
-
-    >>> from lookfar import create_block
-    >>> find_block(create_block("nonlocal", 16), None)
-    ''
-    """
-    if name is not None:
-        try:
-            inner_block(network.get_submodule(name))
-        except (AttributeError, ValueError):
-            raise ValueError(f"no block is called {name!r}; {_blocks_of(network)}") from None
-        return name
-    try:
-        inner_block(network)
-    except ValueError:
-        names = [one.name for one in insertions(network)]
-        if len(names) != 1:
-            raise ValueError(f"want the name of a block: {_blocks_of(network)}") from None
-        return names[0]
-    return ""
-
-
-def _blocks_of(network: nn.Module) -> str:
-    names = ", ".join(one.name for one in insertions(network))
-    return f"the network's are {names}" if names else "the network has none that lookfar.insert put there"
-
-
 def of_batch(
     module: nn.Module,
     x: Tensor,
@@ -261,16 +231,15 @@ def of_batch(
     weights, contribution, unweighted = _weights(x, y)
     values: Tensor = block.values(x)
     places, no_places = _places(block, x, values.shape[2], labels, ignore)
-    sums, N = MapSums(weights, values), x[0, 0].numel()
+    sums, parts, N = MapSums(weights, values), decompose(module, x), x[0, 0].numel()
     some = max(WEIGHTS // max(values.shape[:3].numel(), 1), 1)
     for queries in torch.arange(N, device=x.device).split(some):
-        rows: Tensor = block.attention(x, queries)
+        rows = _rows(block, parts, x, queries)
         sums.add(rows, queries, places.per_query(rows, queries) if places else None)
     found = sums.result() | _of_sample(block, x, weights, spread.sample_queries(N, sampled, seed=seed))
     flaws = sums.why_no_distribution()
     flawed = torch.tensor([[bool(flaw) for flaw in of_image] for of_image in flaws], device=x.device)
     found["jensen_shannon"] = found["jensen_shannon"].masked_fill(flawed, torch.nan)
-    parts = decompose(module, x)
     if parts is not None:
         found |= parts.numbers(weights, sums.mean_map, found["entropy"])
     found["input_cosine_distance"] = cosines(directions(weights, x.double().flatten(2).transpose(1, 2)[:, None]))[1]
@@ -313,6 +282,13 @@ def _places(block: nn.Module, x: Tensor, keys: int, labels: Tensor | None, ignor
     if labels is not None and (len(size) != 2 or labels.dim() != 3):
         raise ValueError(f"want labels (B, H, W) for maps (B, C, H, W), got {tuple(labels.shape)}, {tuple(x.shape)}")
     return Places(size, grid, labels, ignore=ignore, device=x.device), ""
+
+
+def _rows(block: Any, parts: Decomposition | None, x: Tensor, queries: Tensor) -> Tensor:
+    """The maps of some queries; where they are a softmax of dot products, without projecting x again."""
+    if parts is None:
+        return block.attention(x, queries)
+    return attention_weights(parts.q[..., queries, :], parts.k, scale=parts.scale)
 
 
 def _of_sample(block: Any, x: Tensor, weights: Tensor, queries: Tensor) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._projections import PairwiseAttention
 from lookfar.diagnostics.maps import inner_block, why_no_maps
+from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention_weights
 
 NO_DOT_PRODUCT = "its weights are no softmax of dot products of queries and keys"
@@ -29,7 +30,7 @@ class Decomposition:
 
     Attributes:
         q: ``(B, h, N, D)``.
-        k: ``(B, h, M, D)``.
+        k: ``(B, h, M, D)``, both in float32 at least.
         scale: Factor on the dot products.
     """
 
@@ -100,6 +101,7 @@ def decompose(module: nn.Module, x: Tensor) -> Decomposition | None:
         return None
     with torch.no_grad():
         q, k, _ = inside._queries_keys_values(x)
+        q, k = widened(q), widened(k)
         # windows, crosses and weights with positions have queries and keys too, whose softmax they are not
         some = torch.tensor([0, x[0, 0].numel() - 1], device=x.device)
         weights = block.attention(x, some)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,218 @@
+"""Where the blocks of a network look from a pixel, and where they look from anywhere."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lookfar._tables import by_size
+from lookfar.blocks import block_info
+from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
+from lookfar.diagnostics.finding import blocks_of
+from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WEIGHTS = 2**21  # numbers of all maps that are there at a time
+SIDE = 240  # pixels of the longer side of a picture's panel, at least
+_HEAT, _COLD = np.array([255.0, 96, 0]), np.array([0.0, 128, 255])  # weights above and below zero
+_MARK = (255, 255, 255)
+_TEXT = 14  # pixels
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where one block looks.
+
+    Attributes:
+        name: Of its module in the network.
+        block: Registered name.
+        query: The position (y, x) of the pixel on the map that the block sees.
+        size: Of that map.
+        maps: The query's weights ``(heads, h, w)`` on the grid of the block's keys; None where there are none.
+        mean: The mean of the maps of all queries, ``(heads, h, w)``: what does not depend on the query.
+        reason: Why there are no maps; an empty string where there are.
+    """
+
+    name: str
+    block: str
+    query: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (0, 0)
+    maps: Tensor | None = None
+    mean: Tensor | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.name} ({self.block})" if self.name else self.block
+        if self.maps is None:
+            return f"{name}: no maps, {self.reason}"
+        grid, heads = by_size(self.maps.shape[1:]), len(self.maps)
+        many = f", {heads} heads" if heads > 1 else ""
+        return f"{name}: query {self.query} of {by_size(self.size)}, {grid} keys{many}"
+
+
+@dataclass(frozen=True)
+class Looks(Sequence[Look]):
+    """Where each block of a network looks; notebooks show it as a picture.
+
+    Attributes:
+        image: What the network saw, ``(C, H, W)``.
+        at: The pixel (y, x).
+        of_blocks: Block by block, in the order of the network's modules.
+    """
+
+    image: Tensor
+    at: tuple[int, int]
+    of_blocks: tuple[Look, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Look: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Look]: ...
+    def __getitem__(self, index: int | slice) -> Look | Sequence[Look]:
+        return self.of_blocks[index]
+
+    def __len__(self) -> int:
+        return len(self.of_blocks)
+
+    def __iter__(self) -> Iterator[Look]:
+        return iter(self.of_blocks)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.of_blocks))
+
+    def picture(self) -> "Image.Image":
+        """A row for each block and head: the image with the pixel, the pixel's map, the mean of all maps.
+
+        Colours go with the root of the weight, from none to the largest of the two maps of a row; weights below zero
+        are blue. A block without maps has a line that says why.
+        """
+        from PIL import Image, ImageDraw
+
+        shown = _shown(self.image)
+        factor = max(math.ceil(SIDE / max(shown.shape[:2])), 1)
+        shown = shown.repeat(factor, 0).repeat(factor, 1)
+        H, W = shown.shape[:2]
+        rows: list[tuple[str, list[np.ndarray]]] = []
+        for look in self:
+            if look.maps is None or look.mean is None:
+                rows.append((str(look), []))
+                continue
+            for head, pair in enumerate(zip(look.maps, look.mean)):
+                largest = max(float(one.abs().max()) for one in pair)
+                panels = [_over(shown, one.numpy(), largest) for one in pair]
+                label = str(look) if len(look.maps) == 1 else f"{look}: head {head}"
+                rows.append((f"{label}. Image, map of the query, mean map", [shown, *panels]))
+        height = sum(_TEXT + (H + 4) * bool(panels) for _, panels in rows)
+        sheet = Image.new("RGB", (3 * W + 8, max(height, 1)), (24, 24, 24))
+        draw, top = ImageDraw.Draw(sheet), 0
+        y, x = (round((c + 0.5) * factor) for c in self.at)
+        for label, panels in rows:
+            draw.text((2, top + 1), label.replace("×", "x"), fill=_MARK)
+            top += _TEXT
+            for column, panel in enumerate(panels):
+                left = column * (W + 4)
+                sheet.paste(Image.fromarray(panel.round().astype(np.uint8)), (left, top))
+                draw.ellipse((left + x - 4, top + y - 4, left + x + 4, top + y + 4), outline=_MARK, width=2)
+            top += (H + 4) * bool(panels)
+        return sheet
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`picture` into a file; its ending says in which format."""
+        self.picture().save(path)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.picture().save(file, "PNG")
+        return file.getvalue()
+
+
+def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
+    """Where the blocks of a network look from a pixel, beside where they look on average from anywhere.
+
+    Maps show where weights lie, not what the network makes of them. The network is left as it was: modes, random
+    state, no hooks.
+
+    Args:
+        network: Any network with blocks of ours, inserted or its own; or a block, whose input is then the image.
+        image: ``(C, H, W)`` or ``(1, C, H, W)``, as the network takes it.
+        at: The pixel (y, x) of the image.
+
+    Raises:
+        ValueError: No block in the network, an image of another form, a pixel outside it.
+
+    >>> from lookfar import insert
+    >>> network, image = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU()), torch.rand(3, 17, 13)
+    >>> insert(network, "nonlocal", at="1", example=image[None])
+    ['1.non_local']
+    >>> looks = look(network, image, (9, 4))
+    >>> print(looks)
+    1.non_local (nonlocal): query (4, 2) of 8×6, 8×6 keys
+    >>> looks[0].maps.shape, looks.picture().size
+    (torch.Size([1, 8, 6]), (593, 273))
+    """
+    image = image[0] if image.dim() == 4 and len(image) == 1 else image
+    if image.dim() != 3:
+        raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")
+    size = image.shape[1:]
+    if len(at) != 2 or not all(0 <= place < n for place, n in zip(at, size)):
+        raise ValueError(f"want a pixel (y, x) of the {by_size(size)} image, got {tuple(at)}")
+    names = blocks_of(network)
+    if not names:
+        raise ValueError("the network has no block of the registry to look from")
+    device = next((p.device for p in network.parameters()), image.device)
+    with undisturbed(network):
+        with inputs_of(network, names) as seen:
+            network(image[None].to(device))
+        looks = [_look(name, network.get_submodule(name), seen[name], at, size) for name in names]
+    return Looks(image.detach().cpu(), (int(at[0]), int(at[1])), tuple(looks))
+
+
+def _look(name: str, module: nn.Module, inputs: list[Tensor], at: Sequence[int], of_image: Sequence[int]) -> Look:
+    block: Any = inner_block(module)
+    known, reason = block_info(block).name, why_no_maps(block)
+    if not inputs:
+        reason = "the network did not call it"
+    elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
+        reason = "its input is no feature map (B, C, H, W)"
+    if reason:
+        return Look(name, known, reason=reason)
+    x = inputs[-1]
+    H, W = x.shape[2:]
+    y, z = (int((place + 0.5) * n / full) for place, n, full in zip(at, (H, W), of_image))
+    of_query: Tensor = block.attention(x, torch.tensor([y * W + z], device=x.device))[0, :, 0]
+    heads, keys = of_query.shape
+    grid = key_size(block, (H, W))
+    if grid is None or len(grid) != 2 or math.prod(grid) != keys:
+        return Look(name, known, (y, z), (H, W), reason=f"its {keys} keys form no grid")
+    some = max(WEIGHTS // (heads * keys), 1)
+    total = torch.zeros(heads, keys, dtype=torch.float64, device=x.device)
+    for queries in torch.arange(H * W, device=x.device).split(some):
+        total += block.attention(x, queries)[0].double().sum(1)
+    maps, mean = (t.double().cpu().view(heads, *grid) for t in (of_query, total / (H * W)))
+    return Look(name, known, (y, z), (H, W), maps, mean)
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """``(C, H, W)`` of any range as ``(H, W, 3)``, 0 to 255; bands that are no colours: the first of two."""
+    bands = image.double()
+    bands = bands[:3] if len(bands) >= 3 else bands[:1].expand(3, -1, -1)
+    low, high = bands.min(), bands.max()
+    return (255 * (bands - low) / (high - low if high > low else 1)).permute(1, 2, 0).numpy()
+
+
+def _over(shown: np.ndarray, weights: np.ndarray, largest: float) -> np.ndarray:
+    """The weights ``(h, w)`` as colour over a grey and darkened image ``(H, W, 3)``."""
+    H, W = shown.shape[:2]
+    rows, columns = (np.arange(n) * cells // n for n, cells in zip((H, W), weights.shape))
+    wide = weights[rows[:, None], columns]
+    strength = 0.85 * np.sqrt(np.abs(wide) / (largest or 1))[..., None]  # the image shows through
+    colour = np.where(wide[..., None] < 0, _COLD, _HEAT)
+    return (1 - strength) * 0.5 * shown.mean(-1, keepdims=True) + strength * colour
