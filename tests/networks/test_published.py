@@ -158,6 +158,25 @@ def test_names() -> None:
         create_network("danet_resnet50_d8", 5, backbone="resnet18")
 
 
+def test_thin_plain_stem() -> None:
+    network = thin("fcn", backbone="resnet50", backbone_options={"channels": THIN["channels"], "stem_channels": 6})
+    assert network.backbone.conv1.weight.shape == (6, 3, 7, 7)
+    assert network.eval()(torch.randn(1, 3, 33, 40)).shape == (1, 5, 33, 40)
+
+
+@pytest.mark.parametrize("name", ["glore", "cgnl", "a2net", "beyond_grids", "dgmn", "latentgnn", "hamnet", "ocnet"])
+def test_further_blocks_as_heads(name: str) -> None:
+    """In FCN's frame, but for HamNet and OCNet; the loss reaches every parameter that learns."""
+    network = thin(name, auxiliary=False)
+    network(torch.randn(2, 3, 65, 65)).square().sum().backward()
+    block = network.head.paths[0].block
+    assert (network.head.fuse is None) == (name in ("hamnet", "ocnet"))
+    assert block.training
+    assert network.head.paths[0].before.conv.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="no network is called 'stand_alone'"):
+        thin("stand_alone")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -44,14 +44,19 @@ def build_backbone(
         last_dilations: Of the blocks of a ResNet's last stage, as in ``(2, 8, 16)`` (multi-grid).
         contract_dilation: The first block of a dilated stage has half its dilation; False: the whole.
         ceil_mode: Of the first max-pool.
-        options: Of the timm model, such as ``channels`` and ``stem_width`` of a thin ResNet.
+        options: Of the timm model, such as ``channels`` and ``stem_width`` of a thin ResNet; and ``stem_channels`` of a
+            thin plain stem, which timm has not.
 
     Raises:
         ValueError: An unknown name, a stride that the model cannot have, dilations of a model that is no ResNet.
     """
     timm_name, named = _NAMED.get(name, (name, {}))
     given: dict[str, Any] = {**named, **(options or {}), "out_indices": tuple(range(-maps, 0))}
+    if (plain := given.pop("stem_channels", None)) is not None:
+        given |= {"stem_type": "deep", "stem_width": plain // 2}  # the stages are as behind a deep stem of this width
     backbone = timm_backbone(timm_name, in_chans, output_stride, pretrained, **given)
+    if plain is not None:
+        backbone["conv1"] = nn.Conv2d(in_chans, plain, 7, stride=2, padding=3, bias=False)  # type: ignore[index]
     last = [module for name, module in backbone.named_children() if name in ("layer3", "layer4")]
     if len(last) == 2 and all(hasattr(block, "conv2") for stage in last for block in stage.children()):
         _dilate(last, dilations or _RATES[output_stride], last_dilations, contract_dilation)

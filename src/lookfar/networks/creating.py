@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lookfar._options import check
+from lookfar.blocks import block_info, list_blocks
 from lookfar.networks.backbones import build_backbone
 from lookfar.networks.cgnet import CAMVID, CGNet
-from lookfar.networks.heads import AUXILIARY, HEADS, Head
+from lookfar.networks.heads import AUXILIARY, HEADS, Head, framed
 from lookfar.networks.preprocessing import Preprocessing
 from lookfar.networks.published import SegmentationNetwork
 
@@ -47,8 +48,9 @@ def create_network(
     """A published network for semantic segmentation, by name.
 
     Args:
-        name: A head (``danet``), a head with a backbone and an output stride (``danet_resnet50_d8``), ``cgnet`` or
-            ``cgnet_camvid``; :func:`list_networks` lists them.
+        name: A head (``danet``), a head with a backbone and an output stride (``danet_resnet50_d8``), ``cgnet``,
+            ``cgnet_camvid``, or a block that keeps the shape of its map, which is put into FCN's frame;
+            :func:`list_networks` lists them.
         num_classes: Number of classes; by default that of ``class_names`` or of the preset.
         backbone: A model of timm with feature maps, ``resnet50c`` by default: ResNet-50 with three convolutions in
             place of the first, as mmsegmentation has it. ``resnet18c`` and ``resnet34c`` are known too.
@@ -107,7 +109,7 @@ def create_network(
     for what, given in (("backbone", backbone), ("output_stride", output_stride)):
         if given is not None and preset.get(what, given) != given:
             raise ValueError(f"{name} has {what}={preset[what]!r}, got {given!r}: give {head_name!r} for another")
-    plan = HEADS[head_name]
+    plan = HEADS.get(head_name) or framed(head_name)
     if plan.guess and not auxiliary:
         raise ValueError(f"{head_name} starts from the guess of its auxiliary head: auxiliary cannot be {auxiliary}")
     features = build_backbone(
@@ -151,7 +153,14 @@ def list_networks(pattern: str | None = None) -> list[str]:
     >>> list_networks("danet*")
     ['danet', 'danet_resnet101_d8', 'danet_resnet18_d8', 'danet_resnet50_d8']
     """
-    names = [*HEADS, *(f"{head}_{preset}" for head in HEADS for preset in _PRESETS), "cgnet", "cgnet_camvid"]
+    framed_blocks = set(list_blocks(kind="context")) - HEADS.keys()
+    names = [
+        *HEADS,
+        *framed_blocks,
+        *(f"{head}_{preset}" for head in HEADS for preset in _PRESETS),
+        "cgnet",
+        "cgnet_camvid",
+    ]
     return sorted(name for name in names if pattern is None or fnmatch.fnmatch(name, pattern))
 
 
@@ -163,7 +172,9 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     match = _PRESET.fullmatch(name)
     head = match["head"] if match else name
     head = aliases.get(head, head)
-    if head not in HEADS:
+    if head not in HEADS and (block := _block(head)) is not None:
+        head = block
+    elif head not in HEADS:
         near = difflib.get_close_matches(name, [*list_networks(), *aliases], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"no network is called {name!r}.{hint} lookfar.list_networks() lists all.")
@@ -174,6 +185,14 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     preset = {"backbone": stem, "output_stride": int(match["stride"])}
     # its D32 strides and dilates too
     return head, preset | ({"dilations_of_stages": (2, 4)} if preset["output_stride"] == 32 else {})
+
+
+def _block(name: str) -> str | None:
+    """Canonical name of the block that may be a head."""
+    try:
+        return info.name if (info := block_info(name)).kind == "context" else None
+    except ValueError:
+        return None
 
 
 def _classes(name: str, num_classes: int | None, class_names: Sequence[str]) -> int:

@@ -188,6 +188,20 @@ HEADS: dict[str, Plan] = {
         inner=-2,
         keys=(FC.with_block("linu"),),
     ),
+    "hamnet": Plan(
+        "HamNet",
+        "Is Attention Better Than Matrix Decomposition? (ICLR 2021)",
+        (Path("hamburger", {"final_act": True}, before="inner", after=True),),
+        width=8,
+        inner=-2,
+        keys=(),
+    ),
+    "ocnet": Plan(
+        "OCNet",
+        "OCNet: Object Context Network for Scene Parsing (2018; IJCV 2021)",
+        (Path("object_context", {"form": "published", "dropout": 0.05}, before="channels"),),
+        keys=(),
+    ),
     "ann": Plan(
         "ANN",
         "Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019)",
@@ -205,6 +219,19 @@ HEADS: dict[str, Plan] = {
         aliases=("ocr",),
     ),
 }  # fmt: skip
+
+
+def framed(block: str) -> Plan:
+    """FCN's frame around a block that keeps the shape, as non-local networks have it: convolution, block, convolution.
+
+    >>> framed("glore").paths[0].block
+    'glore'
+    """
+    info = block_info(block)
+    if info.kind != "context":
+        raise ValueError(f"{info.name} is no block that keeps the shape of a map: it cannot be a head")
+    return Plan(info.title, info.paper, _around(info.name), concat=True, keys=())
+
 
 # the head that trains the stage before the last one: a convolution and a classifier
 AUXILIARY = Plan("FCN, one convolution", HEADS["fcn"].paper, (Path(before="channels"),))

@@ -114,9 +114,7 @@ def _backbone(cfg: Config) -> dict[str, Any]:
     if base != 64:
         options["channels"] = (base, 2 * base, 4 * base, 8 * base)
     if stem != 64:
-        if not deep:
-            raise ValueError(f"a plain stem of {stem} channels is not built here, of 64 it is")
-        options["stem_width"] = stem // 2
+        options |= {"stem_width": stem // 2} if deep else {"stem_channels": stem}
     return {**found, "backbone_options": options}
 
 

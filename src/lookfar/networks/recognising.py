@@ -120,6 +120,8 @@ def _backbone(state: State) -> dict[str, Any]:
     options: dict[str, Any] = {} if base == 64 else {"channels": (base, 2 * base, 4 * base, 8 * base)}
     if deep and stem.shape[0] != 32:
         options["stem_width"] = stem.shape[0]
+    if not deep and stem.shape[0] != 64:
+        options["stem_channels"] = stem.shape[0]
     return {
         "backbone": f"resnet{depth}{'c' if deep else ''}",
         "in_chans": stem.shape[1],
