@@ -248,7 +248,7 @@ def of_batch(
     reasons |= dict.fromkeys((*_OF_PLACES, *_OF_LABELS) if no_places else (), no_places)
     flaw = _first(flaw for of_image in flaws for flaw in of_image)
     reasons |= dict.fromkeys(_OF_DISTRIBUTIONS if flaw else (), flaw)
-    numbers = {"contribution": _statistic(contribution[:, None], None, reasons["contribution"])}
+    numbers = {"contribution": _statistic(contribution[:, None], None, unweighted or reasons["contribution"])}
     for name in UNITS:
         if name != "contribution" and (labels is not None or name not in _OF_LABELS):
             plain, weighted = found.get(name, torch.full_like(found["similarity"], torch.nan))
