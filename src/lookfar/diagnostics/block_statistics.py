@@ -142,7 +142,7 @@ class Statistics(Mapping[str, Statistic]):
             weighted = None if of.weighted is None else of.weighted.nanmean(0)
             for head in range(heads):
                 cells = [of.mean[head], of.deviation[head], None if weighted is None else weighted[head]]
-                numbers = [None if c is None or c.isnan() else float(c) for c in cells]
+                numbers = [None if c is None or c.isnan() else round(float(c), 5) for c in cells]
                 label = name if heads == 1 else f"{name}, head {head}"
                 rows.append([label, *numbers, of.reason if numbers[0] is None else UNITS[name]])
         images = len(next(iter(self.values())).plain)
