@@ -1,12 +1,15 @@
 """What tasks have in common, and what a task need not say."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_data, tiny_network
 
 from lookfar.tasks import TASKS, Segmentation, Task, Words, find_task
-from lookfar.training import evaluate
+from lookfar.training import Settings, evaluate, train
 
 
 class Brightness(Task):
@@ -102,3 +105,19 @@ def test_inputs_may_be_changed_before_the_loss():
     plain, attacked = (task.learn(network, inputs, targets, None) for task in (Segmentation(), Attacked()))
     assert attacked[0] > plain[0]
     assert attacked[1] == plain[1]
+
+
+def test_the_task_of_the_documents_works(tmp_path):
+    text = (Path(__file__).parents[1] / "docs/study.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "(Task)" in block]
+    names: dict = {}
+    exec(compile(example, "docs/study.md", "exec"), names)
+    task, data = names["Regression"](), tiny_data()
+    settings = Settings(steps=2, batch_size=4, accelerator="cpu")
+    result = train(tiny_network(), data, task, settings, tmp_path, seed=0)
+    with np.load(tmp_path / "outcomes.npz") as file:
+        judged = dict(file)
+    assert task.fits(judged, samples=len(data.val))
+    assert result["mae"] == pytest.approx(judged["error"].mean())
+    weights = np.array([[1.0] * 10, [0.0] * 9 + [10.0]])
+    assert task.score(task.facts(judged), weights)[1] == pytest.approx(100 * judged["error"][-1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.data import Data, MemorySamples
-from lookfar.tasks import Segmentation
+from lookfar.tasks import find_task
 from lookfar.training import Settings, is_main_process, train
 
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--plain", action="store_true", help="no batch norm, no dropout")
     parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--task", default="segmentation")
     args = parser.parse_args()
 
     def progress(step: int, steps: int, values: dict) -> None:
@@ -77,7 +78,7 @@ def main() -> None:
     settings = Settings(**args.settings)
     network = tiny_network(batch_statistics=not args.plain)
     result = train(
-        network, tiny_data(), Segmentation(), settings, args.folder, seed=7, blocks=["block"], progress=progress
+        network, tiny_data(), find_task(args.task), settings, args.folder, seed=7, blocks=["block"], progress=progress
     )
     if is_main_process():
         print(json.dumps(result))

@@ -115,6 +115,7 @@ def study(
     ] = None,
     data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
+    task: Annotated[str | None, typer.Option(help="segmentation, or my.py:Regression. (default segmentation)")] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     out: Annotated[
@@ -148,7 +149,9 @@ def study(
     devices: Annotated[int | None, typer.Option(help="Devices of one trial. (default 1)")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials side by side. (default one a core or GPU)")] = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Also write a TensorBoard log.")] = None,
-    margin: Annotated[float | None, typer.Option(help="Points of mIoU that practically do not count. (0.5)")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Points of the score that practically do not count. (0.5)")
+    ] = None,
     groups: Annotated[
         str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
     ] = None,
@@ -168,7 +171,7 @@ def study(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder.")],
-    margin: Annotated[float | None, typer.Option(help="Points of mIoU that practically do not count.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Points of the score that practically do not count.")] = None,
     groups: Annotated[
         str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
     ] = None,

@@ -17,6 +17,9 @@ from lookfar.diagnostics import (
     own_class_share,
     samples,
 )
+from lookfar.tasks import Segmentation
+
+TASK = Segmentation()
 
 
 class Pictures:
@@ -52,7 +55,7 @@ def test_choice_of_images_is_even_and_small_sets_are_taken_whole():
 
 def test_what_is_stored_equals_what_the_block_says(tmp_path):
     network, data = toy()
-    collect_samples(network, "2", data, [1, 4], tmp_path / "trial" / "samples.npz")
+    collect_samples(network, "2", data, TASK, [1, 4], tmp_path / "trial" / "samples.npz")
     got = read(tmp_path / "trial" / "samples.npz")
     network.eval()
     with torch.no_grad():
@@ -80,7 +83,7 @@ def test_large_maps_are_sampled_and_averaged_but_the_numbers_are_not(tmp_path, m
     for name, value in {"SIDE": 20, "QUERIES": 4, "KEYS": 5, "ASKED": 30, "_CHUNK": 7}.items():
         monkeypatch.setattr(samples, name, value)
     network, data = toy()
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert got["image"].shape == (1, 3, 12, 20)
     assert got["map"].shape == (1, 1, 16, 25)
@@ -97,7 +100,7 @@ def test_every_head_is_kept_in_the_room_of_one(tmp_path, monkeypatch):
         monkeypatch.setattr(samples, name, value)
     network, data = toy()
     network[2] = create_block("nonlocal", 16, heads=4, zero_init=False)
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert got["query_size"].tolist() == [6, 6]
     assert got["map"].shape == (1, 4, 36, 16)
@@ -118,7 +121,7 @@ def test_the_weight_on_what_holds_the_answer(tmp_path):
 
     data.val.answer = lambda index: (asks, holds)
     data.val.asking, data.val.sought = "left", "upper right"
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     network.eval()
     with torch.no_grad():
@@ -138,7 +141,7 @@ def test_looking_changes_nothing(tmp_path):
     network.train()
     network[1].eval()
     state, random = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     assert network.training
     assert not network[1].training
     assert not network[2]._forward_pre_hooks
@@ -153,7 +156,7 @@ def test_without_maps_the_reason_is_recorded(tmp_path, block_name, reason):
     network, data = toy()
     if reason.startswith("squeeze"):
         network[2] = create_block("squeeze_excitation", 16)
-    collect_samples(network, block_name, data, [0, 2], tmp_path / "samples.npz")
+    collect_samples(network, block_name, data, TASK, [0, 2], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert reason in str(got["reason"])
     assert "map" not in got
@@ -164,7 +167,7 @@ def test_without_maps_the_reason_is_recorded(tmp_path, block_name, reason):
 def test_every_block_with_weights_leaves_maps(tmp_path, name):
     network, data = toy()
     network[2] = create_block(name, 16)
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert str(got["reason"]) == "" or "form no grid" in str(got["reason"])
     if "map" in got:
@@ -176,7 +179,7 @@ def test_every_block_with_weights_leaves_maps(tmp_path, name):
 def test_sub_sampled_keys_lie_on_their_own_grid(tmp_path):
     network, data = toy()
     network[2] = create_block("nonlocal", 16, subsample=2)
-    collect_samples(network, "2", data, [0], tmp_path / "samples.npz")
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
     got = read(tmp_path / "samples.npz")
     assert got["feature_size"].tolist() == [6, 10]
     assert got["key_size"].tolist() == got["map_size"].tolist() == [3, 5]

@@ -170,10 +170,12 @@ def test_the_hash_is_that_of_all_files_behind_a_block(folder):
     assert digest() == first
     with pytest.raises(FileNotFoundError, match=r"Did you mean own_block\.py"):
         Plan("scenes:lookup", ("own_blok.py:MyBlock",)).resolved()
-    assert edited({"sources": first}, "own_block.py:MyBlock@x", "small", second) == ["own_block.py: edited since"]
-    assert edited({"sources": first}, "baseline", "own_block.py:build", second) == ["own_block.py: edited since"]
-    assert edited({"sources": first}, "nonlocal", "small", second) == []
-    assert edited({"sources": first}, "own_block.py:MyBlock", "small", first) == []
+    assert edited({"sources": first}, ["own_block.py:MyBlock@x", "small"], second) == ["own_block.py: edited since"]
+    assert edited({"sources": first}, ["baseline", "own_block.py:build", None], second) == [
+        "own_block.py: edited since"
+    ]
+    assert edited({"sources": first}, ["nonlocal", "small", "segmentation"], second) == []
+    assert edited({"sources": first}, ["own_block.py:MyBlock", "small"], first) == []
 
 
 def gives(target):

@@ -4,7 +4,7 @@ One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a
 
     index (n,), name (n,)             which validation images
     image (n, C, h, w) uint8          as read, before normalisation
-    truth, prediction (n, h, w) uint8
+    truth, prediction (n, h, w) uint8, or (n,) words, as the task shows them
     asks, holds (n, h, w) uint8       where data know answers: that of question q > 0 stands where holds is q; 0 is none
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
     reason ()                         why there are no maps; an empty string where there are
@@ -16,7 +16,7 @@ and, of a block with weights over positions, for each of its heads (several shar
     mean, mean_low, mean_high         the same of the query-independent part, over all queries asked: (n, heads, m), ...
     query (Q, 2) float32              centres of the queries, (y, x) in [0, 1]
     query_size, map_size, key_size, feature_size (2,)
-    share (n, heads, Q), chance (n, Q)    share of the weight on keys of the query's own class, and by chance
+    share (n, heads, Q), chance (n, Q)    of maps of labels: share of the weight on keys of the query's class, by chance
     found (n, heads, Q), found_chance (n, Q)    share on what holds the query's answer; nan where it asks nothing
     similarity (n, heads) float64     mean cosine between the maps of different queries, over ``queries_asked`` of them
     mean_share, mean_found (n, heads), mean_chance, mean_found_chance (n,)    their means over all queries asked
@@ -57,13 +57,16 @@ def choose_images(count: int, wanted: int = 12) -> list[int]:
 
 
 @torch.no_grad()
-def collect_samples(network: nn.Module, block_name: str | None, data: Any, indices: list[int], path: Path) -> None:
+def collect_samples(
+    network: nn.Module, block_name: str | None, data: Any, task: Any, indices: list[int], path: Path
+) -> None:
     """Write ``samples.npz`` of a trained network. Its training flags and random state are left as they were.
 
     Args:
-        network: Images (B, in_chans, H, W) -> logits (B, classes, H, W).
+        network: Images (B, in_chans, H, W) to what the task shows.
         block_name: Module name of the inserted block; None for a network without one.
         data: An opened data set: ``val``, ``val.names``, ``normalise``.
+        task: Its ``show(output, target)`` gives truth and prediction of one sample: maps of labels (h, w), or words.
         indices: Validation images, the same for all trials, see :func:`choose_images`.
         path: The file to write.
     """
@@ -82,13 +85,13 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
         for index in indices:
             image, truth = (torch.as_tensor(np.asarray(part)) for part in data.val[index])
             seen.clear()
-            logits = network(data.normalise(image[None]).to(device))
+            output = network(data.normalise(image[None]).to(device))
+            shown = task.show(output[0].cpu(), truth)
             row: dict[str, Any] = {
                 "index": index,
                 "name": str(data.val.names[index]),
                 "image": _shrink(image.float()).round().byte().numpy(),
-                "truth": _shrink_labels(truth).numpy(),
-                "prediction": _shrink_labels(logits[0].argmax(0).cpu()).numpy(),
+                **{name: _kept(part) for name, part in zip(("truth", "prediction"), shown)},
             }
             answer = None if answers is None else answers(index)
             if answer is not None:
@@ -97,7 +100,7 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
                 if seen[-1].dim() != 4:
                     reason = "its input is not a feature map"
                 else:
-                    of_image, common = _look(block, seen[-1].float(), truth.to(device), answer)
+                    of_image, common = _look(block, seen[-1].float(), shown[0], answer)
                     reason = common.pop("reason", "")
                     row |= of_image
             for key, value in row.items():
@@ -111,7 +114,7 @@ def collect_samples(network: nn.Module, block_name: str | None, data: Any, indic
 
 
 def _look(
-    block: nn.Module, x: Tensor, truth: Tensor, answer: tuple[Tensor, Tensor] | None
+    block: nn.Module, x: Tensor, truth: Tensor | str, answer: tuple[Tensor, Tensor] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of one image: what is stored of its maps, and what is the same for all images."""
     H, W = x.shape[-2:]
@@ -126,7 +129,10 @@ def _look(
     if keys is None or len(keys) != 2 or math.prod(keys) != maps.shape[-1]:
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 
-    shares = {"share": _Share((truth, truth), (H, W), keys)}
+    shares = {}
+    if isinstance(truth, Tensor):
+        labels = truth.to(x.device)
+        shares["share"] = _Share((labels, labels), (H, W), keys)
     if answer is not None:
         asks, holds = (part.to(x.device) for part in answer)
         shares["found"] = _Share((asks.where(asks > 0, IGNORE), holds), (H, W), keys)
@@ -214,6 +220,11 @@ def _shrink(image: Tensor) -> Tensor:
     if size == tuple(image.shape[-2:]):
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _kept(part: Tensor | str) -> np.ndarray:
+    """Truth or prediction as the file holds it: a map of labels at most so large, or words."""
+    return _shrink_labels(part).numpy() if isinstance(part, Tensor) else np.array(part)
 
 
 def _shrink_labels(labels: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def main(folder: Path) -> int:
     plan = Plan.load(folder / "study.yaml")
     torch.set_num_threads(plan.threads)
     without, timed = missing(folder, plan)
-    data, task = open_plan_data(plan), plan.find_task()
+    data, task = open_plan_data(plan), plan.find_task(folder)
     for trial in without:
         network, names = _trained(folder, plan, data, *trial)
         ablate(network, names, data, task, plan, trial_folder(folder, *trial))

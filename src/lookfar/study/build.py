@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from lookfar.study.sources import source_for
 
 if TYPE_CHECKING:
     from lookfar.data import Data
-    from lookfar.networks import OwnHost, Segmenter
 
 _BLOCK_SEED = 1_000_003  # added to a trial's seed: blocks are drawn apart from the host, which is the same for all
 
@@ -41,7 +41,7 @@ def open_plan_data(plan: Plan) -> "Data":
     )
 
 
-def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None) -> "Segmenter | OwnHost":
+def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None) -> nn.Module:
     """The network without a block, the same for all candidates of a seed.
 
     Args:
@@ -51,45 +51,38 @@ def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None
         study: The folder that keeps copies of the user's own files as they were.
     """
     from lookfar.blocks._own import find_own, parse_address
-    from lookfar.networks import build_network, build_own
+    from lookfar.tasks import Host
 
-    if address := parse_address(plan.host or ""):
+    task, name = plan.find_task(study), plan.host or "small"
+    wanted = Host(name, None, plan.output_stride or 8, plan.width, plan.pretrained, plan.host_weights)
+    if address := parse_address(name):
         target = find_own(address, source=source_for(plan.sources, address.where, study))
         with _drawn_apart(seed):
-            return build_own(
-                target,
-                len(data.classes),
-                in_chans=data.in_chans,
-                size=data.size,
-                width=plan.width,
-                pretrained=plan.pretrained,
-                weights=plan.host_weights,
-            )
+            return task.host(replace(wanted, own=target), data)
     torch.manual_seed(seed)
-    return build_network(
-        plan.host or "small",
-        len(data.classes),
-        in_chans=data.in_chans,
-        output_stride=plan.output_stride or 8,
-        pretrained=plan.pretrained,
-        weights=plan.host_weights,
-        width=plan.width,
-    )
+    return task.host(wanted, data)
 
 
-def weights_digest(plan: Plan, network: "Segmenter | OwnHost") -> str:
+def weights_digest(plan: Plan, network: nn.Module) -> str:
     """Equal for equal weights of a host's backbone; empty where they are no file's but drawn from the seed."""
     if not plan.pretrained and plan.host_weights is None:
         return ""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.backbone.state_dict().items()):
+    started: nn.Module = getattr(network, "backbone", network)
+    for name, tensor in sorted(started.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
+def default_place(network: nn.Module) -> str:
+    """The module after which blocks go by default; empty where the host does not say it."""
+    place = getattr(network, "place", "")
+    return place if isinstance(place, str) else ""
+
+
 def put_in(
-    network: "Segmenter | OwnHost",
+    network: nn.Module,
     plan: Plan,
     candidate: Candidate,
     data: "Data",
@@ -118,7 +111,7 @@ def put_in(
 
     if candidate.name == "baseline":
         return []
-    place = resolve_place(network, candidate.place or plan.place or network.place)
+    place = resolve_place(network, candidate.place or plan.place or default_place(network))
     options = dict(candidate.options)
     block: Any = candidate.name
     if candidate.name == "control":
@@ -163,7 +156,7 @@ class _Seen(nn.Module):
         return x
 
 
-def map_at(network: "Segmenter | OwnHost", place: str, data: "Data") -> tuple[int, tuple[int, ...]]:
+def map_at(network: nn.Module, place: str, data: "Data") -> tuple[int, tuple[int, ...]]:
     """Channels and size of the map that a block at a place takes."""
     from lookfar.insertion import insert, remove
 

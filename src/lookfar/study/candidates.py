@@ -104,17 +104,22 @@ def written(block: Any) -> Any:
     return address_of(block)
 
 
-def canonical_host(text: str) -> str:
-    """A host as plans hold it: a path and options of the user's own written one way, other names as they are."""
+def canonical_own(what: str, text: str) -> str:
+    """A host or task as plans hold it: a path and options of the user's own written one way, others as they are.
+
+    Args:
+        what: Name of the entry.
+        text: As the user wrote it.
+    """
     from lookfar.blocks._own import parse_address, split_address
 
     if split_address(text) is None:
         parse_address(text)  # a file without a function behind it
         return text
-    host = Candidate.parse(text)
-    if host.place is not None:
-        raise ValueError(f"host must be FILE.py:NAME(option=value, ...), got {text!r}: --place says where blocks go")
-    return str(host)
+    found = Candidate.parse(text)
+    if found.place is not None:
+        raise ValueError(f"{what} must be FILE.py:NAME(option=value, ...), got {text!r}: --place says where blocks go")
+    return str(found)
 
 
 def short_name(candidate: str) -> str:

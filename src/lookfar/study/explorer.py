@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lookfar.study.pictures import IGNORE, Detail
+from lookfar.study.pictures import IGNORE, Detail, are_maps
 from lookfar.study.words import join
 
 SAME = 0.999  # mean cosine between the maps of queries from which on they are one map
@@ -48,6 +48,7 @@ def explorer(samples: Samples, classes: Sequence[str], images: Sequence[int], se
     any_sample = next(iter(next(iter(samples.values())).values()))
     return {
         "classes": list(classes),
+        "labels": are_maps(any_sample),
         "asking": str(any_sample.get("asking", "")),
         "sought": str(any_sample.get("sought", "")),
         "seeds": kept,
@@ -58,9 +59,7 @@ def explorer(samples: Samples, classes: Sequence[str], images: Sequence[int], se
         "candidates": [
             {
                 "name": name,
-                "predicted": {
-                    s: [_bytes(labels_near(of[s]["prediction"][i], stand)) for i in images] for s in kept if s in of
-                },
+                "predicted": {s: [_near(of[s], "prediction", i, stand) for i in images] for s in kept if s in of},
             }
             for name, of in samples.items()
         ],
@@ -69,16 +68,20 @@ def explorer(samples: Samples, classes: Sequence[str], images: Sequence[int], se
 
 
 def _image(sample: Sample, i: int, stand: Sequence[Sequence[float]]) -> dict[str, Any]:
-    truth = sample["truth"][i]
     found: dict[str, Any] = {
         "name": str(sample["name"][i]),
-        "size": list(truth.shape),
-        "truth": _bytes(labels_near(truth, stand)),
+        "size": list(sample["image"].shape[-2:]),
+        "truth": _near(sample, "truth", i, stand),
     }
     if "asks" in sample:
         found["asks"] = _bytes(labels_near(sample["asks"][i], stand))
         found["answers"] = {int(q): _box(sample["holds"][i] == q) for q in np.unique(sample["holds"][i]) if q}
     return found
+
+
+def _near(sample: Sample, what: str, i: int, stand: Sequence[Sequence[float]]) -> str:
+    """Truth or prediction at every query, in base64; words as they are."""
+    return _bytes(labels_near(sample[what][i], stand)) if are_maps(sample) else str(sample[what][i])
 
 
 def _box(where: np.ndarray) -> list[float]:
@@ -154,6 +157,9 @@ def opening(block: Sample, baseline: Sample | None, image: int) -> tuple[float, 
         A number that is larger for better ones, and the query.
     """
     truth, query = block["truth"][image], block["query"]
+    if not are_maps(block):  # one answer for the whole image: the query in the middle
+        middle = query[len(query) // 2]
+        return 0.0, (float(middle[0]), float(middle[1]))
     labels, got = np.array(labels_near(truth, query)), np.array(labels_near(block["prediction"][image], query))
     known = labels != IGNORE
     gained = known & (got == labels)
@@ -190,7 +196,7 @@ def looks(of_seed: Mapping[int, Sample]) -> str:
                 f"{_percent(np.mean(by_seed))} of a {samples[0]['asking']}’s weight lies on the "
                 f"{samples[0]['sought']}, {_percent(chance)} by chance{_seeds(by_seed)}."
             )
-    else:
+    elif all("mean_share" in s for s in samples):
         by_seed = [float(np.mean(s["mean_share"])) for s in samples]
         chance = float(np.mean([s["mean_chance"] for s in samples]))
         if all(map(math.isfinite, [*by_seed, chance])):

@@ -27,7 +27,8 @@ class Gallery:
         self.samples = _samples(results)
         self.seed = self._opening_seed(results)
         self.of_seed = {name: of[self.seed] for name, of in self.samples.items() if self.seed in of}
-        self.classes = list(results.classes)
+        self.classes, self.colours = list(results.classes), []
+        self.labels = all(pictures.are_maps(s) for of in self.samples.values() for s in of.values())
         self.images = self._images() if self.of_seed else []
         self.sentences = [
             {"name": name, "style": styles[name], "text": looks(of)}
@@ -54,14 +55,15 @@ class Gallery:
 
     def _images(self) -> list[dict[str, Any]]:
         first = next(iter(self.of_seed.values()))
-        order = pictures.most_different(list(self.of_seed.values()))
+        self.order = pictures.most_different(list(self.of_seed.values()))
+        if not self.labels:
+            return [self._in_words(first, i) for i in self.order[: DETAILS[0].images]]
         highest = max(int(s["prediction"].max()) for of in self.samples.values() for s in of.values())
         self.classes += [f"class {k}" for k in range(len(self.classes), highest + 1)]
         colours = pictures.class_colours(self.classes)
         self.colours = list(zip(self.classes, colours))
-        self.order = order
         images = []
-        for i in order[: DETAILS[0].images]:
+        for i in self.order[: DETAILS[0].images]:
             truth = first["truth"][i]
             predictions = []
             for name, sample in self.of_seed.items():
@@ -80,6 +82,17 @@ class Gallery:
             )
         return images
 
+    def _in_words(self, first: Sample, i: int) -> dict[str, Any]:
+        """An image whose truth and predictions are words."""
+        of = self.of_seed.items()
+        return {
+            "name": str(first["name"][i]),
+            "uri": pictures.image_uri(first["image"][i]),
+            "truth": str(first["truth"][i]),
+            "pixelated": max(first["image"].shape[-2:]) < 200,
+            "predictions": [(name, self.styles[name], str(sample["prediction"][i])) for name, sample in of],
+        }
+
     def at(self, detail: pictures.Detail) -> dict[str, Any]:
         """What the template shows at a level of detail."""
         images = self.images[: detail.images]
@@ -87,6 +100,7 @@ class Gallery:
         shown = self._explorer(detail) if maps and images and detail.explored else None
         return {
             "seed": self.seed,
+            "labels": self.labels,
             "images": images,
             "open": FOLDED if len(images) > FOLDED + 1 else len(images),
             "colours": self.colours if images else [],

@@ -3,7 +3,7 @@
 import base64
 import colorsys
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,17 @@ def labels_uri(labels: np.ndarray, colours: Sequence[str], *, wrong: np.ndarray 
     return _uri("image/png", file.getvalue())
 
 
+def are_maps(sample: Mapping[str, Any]) -> bool:
+    """Whether truth and predictions are maps of labels; else they are words."""
+    return sample["prediction"].dtype.kind != "U"
+
+
 def most_different(samples: Sequence[dict[str, Any]]) -> list[int]:
-    """Order of the images: those on which the predictions differ in the largest share of pixels first."""
-    predictions = np.stack([s["prediction"] for s in samples])  # (candidates, n, h, w)
-    differ = (predictions != predictions[:1]).any(0) & (samples[0]["truth"] != IGNORE)
+    """Order of the images: those on which the predictions differ, in the largest share of pixels, first."""
+    predictions = np.stack([s["prediction"] for s in samples])  # (candidates, n, h, w), or (candidates, n) words
+    differ = (predictions != predictions[:1]).any(0)
+    if are_maps(samples[0]):
+        differ &= samples[0]["truth"] != IGNORE
     share = differ.reshape(len(differ), -1).mean(1)
     return sorted(range(len(share)), key=lambda i: (-share[i], i))
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from lookfar._options import Range, check, nearest
 from lookfar._tables import shorten
 from lookfar.study._files import write_text
-from lookfar.study.candidates import Candidate, canonical_host, is_reference, slug, split_candidates, written
-from lookfar.study.sources import hashes
+from lookfar.study.candidates import Candidate, canonical_own, is_reference, slug, split_candidates, written
+from lookfar.study.sources import hashes, places, source_for
 
 if TYPE_CHECKING:
     from lookfar.tasks import Task
@@ -53,7 +53,7 @@ class Plan:
         data: As for :func:`lookfar.data.open_data`: ``scenes:lookup``, ``camvid:PATH``, ``PATH``, ...
         blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``; of your own
             ``my.py:MyBlock(reduction=8)``, ``package.module:MyBlock``, or the class itself.
-        task: What is learned and how it is judged: ``segmentation``.
+        task: What is learned and how it is judged: ``segmentation``; of your own ``my.py:Regression``, or the class.
         seeds: Repetitions of everything; seed 0, 1, ...
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
@@ -152,6 +152,7 @@ class Plan:
         several = isinstance(self.blocks, list | tuple)
         object.__setattr__(self, "blocks", tuple(map(written, self.blocks)) if several else written(self.blocks))
         object.__setattr__(self, "host", written(self.host))
+        object.__setattr__(self, "task", written(self.task))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _read(field.name, str(field.type), getattr(self, field.name)))
         check("seeds", self.seeds, Annotated[int, Range(1, 1000)])
@@ -209,19 +210,25 @@ class Plan:
         if self.accelerator in ("auto", "gpu"):
             filled["accelerator"] = _accelerator()
         if self.host is not None:
-            filled["host"] = canonical_host(self.host)
-        filled["sources"] = hashes([*names, filled["host"]])
+            filled["host"] = canonical_own("host", self.host)
+        filled["task"] = canonical_own("task", self.task)
+        filled["sources"] = hashes([*names, filled["host"], filled["task"]])
         return dataclasses.replace(self, blocks=tuple(names), **filled)
 
-    def find_task(self) -> Task:
+    def find_task(self, study: Path | None = None) -> Task:
         """What is learned and how it is judged.
+
+        Args:
+            study: The folder that keeps copies of the user's own files as they were.
 
         Raises:
             ValueError: No such task.
+            FileNotFoundError: The user's file is not there.
         """
         from lookfar.tasks import find_task
 
-        return find_task(self.task)
+        (where,) = places([self.task]) or [""]
+        return find_task(self.task, source_for(self.sources, where, study) if where else None)
 
     def settings(self) -> Settings:
         """How a trial is trained; its values are checked here. For a resolved plan.

@@ -58,13 +58,14 @@ def preflight(
     """
     plan = plan.resolved()
     plan.settings()  # checks its values
+    plan.find_task()
     candidates = [Candidate.parse(text) for text in plan.candidates]
     for candidate in candidates:
         _refuse_other_kinds(candidate)
 
     from lookfar.data.fingerprint import fingerprint
     from lookfar.networks import resolve_place
-    from lookfar.study.build import build_host, map_at, open_plan_data, put_in, weights_digest
+    from lookfar.study.build import build_host, default_place, map_at, open_plan_data, put_in, weights_digest
     from lookfar.study.promises import check_block, check_host
     from lookfar.training.optimization import learning_rate_sum
 
@@ -87,7 +88,7 @@ def preflight(
             f"moves about that far at most{how}, so blocks may not come in. More steps or a higher lr let them."
         )
     host = build_host(plan, data, seed=0)
-    plan = replace(plan, place=resolve_place(host, plan.place or host.place))
+    plan = replace(plan, place=resolve_place(host, plan.place or default_place(host)))
 
     def built(candidate: Candidate, control_parameters: int = 0) -> tuple[Any, list[str]]:
         """The host with a candidate in it, and the names of what was put in."""

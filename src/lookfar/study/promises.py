@@ -60,7 +60,8 @@ def check_host(plan: Plan, data: "Data") -> None:
     text = str(plan.host)
     if split_address(text):
         size = _within(data.size, PIXELS)
-        _refuse_broken(text, check_apart(text, data.in_chans, size, only=OF_HOSTS, classes=len(data.classes)))
+        classes = len(data.classes) if plan.find_task().words.of_class else None  # else its outputs are no classes
+        _refuse_broken(text, check_apart(text, data.in_chans, size, only=OF_HOSTS, classes=classes))
 
 
 def _within(size: tuple[int, ...], most: int) -> tuple[int, ...]:

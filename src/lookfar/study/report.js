@@ -39,7 +39,7 @@ function explore(data) {
   const figures = [...root.querySelectorAll(".map")];
   const pictures = data.images.map((_, i) => document.getElementById("image-" + i));
   const decoded = new Map();
-  const truth = data.images.map(info => decode(info.truth));
+  const truth = data.images.map(info => data.labels && decode(info.truth));  // one label a query; else words
   const asks = data.images.map(info => info.asks && decode(info.asks));
   const [rows, columns] = data.grid;
   let seed = data.seed, head = -1, image = 0, row = 0, column = 0;
@@ -85,15 +85,16 @@ function explore(data) {
   }
 
   function draw() {
-    const at = row * columns + column, [y, x] = data.query[at], label = truth[image][at];
+    const at = row * columns + column, [y, x] = data.query[at], label = data.labels && truth[image][at];
     const question = asks[image] ? asks[image][at] : 0, box = question ? data.images[image].answers[question] : null;
     readout.textContent = `${data.images[image].name}, row ${row + 1} of ${rows}, column ${column + 1} of ${columns}. Truth: `;
     const strong = document.createElement("strong");
-    strong.textContent = named(label);
+    strong.textContent = data.labels ? named(label) : data.images[image].truth || "–";
     readout.append(strong, ".");
     for (const line of root.querySelectorAll("[data-candidate]")) {
       const of = data.candidates[line.dataset.candidate].predicted[seed], said = line.querySelector(".says");
       if (!of) { said.textContent = "no trial"; continue; }
+      if (!data.labels) { said.textContent = of[image] || "–"; continue; }
       const got = decode(of[image])[at], right = got === label;
       said.textContent = named(got) + (label < data.classes.length ? (right ? " ✓" : " ✗") : "");
       said.title = label < data.classes.length ? (right ? "right" : "wrong") : "";
@@ -136,7 +137,7 @@ function explore(data) {
     say("similarity", similarity === null ? "–" : similarity.toFixed(2));
     const by = (share, chance) => (share === null || chance === null ? "–" : `${percent(share)}, by chance ${percent(chance)}`);
     if (own.found) say("found", by(average(own.found.map(f => f[at]), chosen), own.found_chance[at]));
-    else say("share", by(average(own.share.map(f => f[at]), chosen), own.chance[at]));
+    else if (own.share) say("share", by(average(own.share.map(f => f[at]), chosen), own.chance[at]));
   }
 
   // of one head, or of their mean where chosen is -1

@@ -185,7 +185,8 @@ class _View:
         self.classes_note = classes_note(results)
         self.confusions = self._confusions()
         self.limits = limits(results)
-        self.how_to_load = how_to_load(results.folder, results.trials, [s.candidate for s in results.summaries])
+        order = [s.candidate for s in results.summaries]
+        self.how_to_load = how_to_load(results.folder, results.trials, order, classes=bool(self.words.of_class))
         self.plan_text = readable((results.folder / "study.yaml").read_text(encoding="utf-8").strip(), paths)
         self.made = [(name, readable(value, paths)) for name, value in made(self.environment)]
 

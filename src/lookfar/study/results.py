@@ -151,7 +151,7 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     data = read_if_whole(folder / "data.json")
     check_consistent(plan, [one for one in begun_trials(folder, strict=False) if one.done], data)
     environment = {"data": _named(data), **read_if_whole(folder / "environment.json")}
-    task = plan.find_task()
+    task = plan.find_task(folder)
     trials = [
         _load_trial(trial_folder(folder, candidate, seed), task, candidate, seed)
         for candidate in plan.candidates

@@ -91,7 +91,8 @@ def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str
     ]
     for trial in trials:
         sweep(trial.folder)
-    states = {trial.number: read_state(trial.folder, plan.find_task()) for trial in trials}
+    task = plan.find_task(folder)
+    states = {trial.number: read_state(trial.folder, task) for trial in trials}
     missing = [t for t in trials if not states[t.number].done or states[t.number].damaged]
     for trial in missing:
         if damaged := states[trial.number].damaged:

@@ -78,19 +78,20 @@ def source_for(sources: Sequence[str], where: str, study: Path | None) -> "Sourc
     return kept
 
 
-def edited(trained: Mapping[str, Any], candidate: str, host: str | None, sources: Sequence[str]) -> list[str]:
+def edited(trained: Mapping[str, Any], used: Sequence[str | None], sources: Sequence[str]) -> list[str]:
     """What was edited since a trial was trained: ``my.py: edited since``.
 
     Args:
         trained: The plan that the trial was trained with.
-        candidate: Of the trial.
-        host: Of the plan that is asked for.
+        used: What the trial was made of, as plans write it: candidate, host, task.
         sources: Of the plan that is asked for.
     """
     then, now = _pairs(trained.get("sources", ())), _pairs(sources)
-    used = places([candidate, host or ""])
+    files = places([text or "" for text in used])
     return [
-        f"{where}: edited since" for where in used if None not in (a := then.get(where), b := now.get(where)) and a != b
+        f"{where}: edited since"
+        for where in files
+        if None not in (a := then.get(where), b := now.get(where)) and a != b
     ]
 
 

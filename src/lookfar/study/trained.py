@@ -48,8 +48,8 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     """
     folder = Path(folder)
     config = _config_of(folder)
-    plan = Plan.from_dict(config["plan"])
-    state = read_state(folder, plan.find_task())
+    plan, study = Plan.from_dict(config["plan"]), folder.resolve().parents[2]
+    state = read_state(folder, plan.find_task(study))
     if not state.done or WEIGHTS in state.damaged or not (folder / WEIGHTS).is_file():
         raise ValueError(_why_not(folder, state.result.get("status"), str(state.result.get("reason") or "")))
 
@@ -59,7 +59,6 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     from lookfar.study.build import build_host, open_plan_data, put_in
     from lookfar.training.checkpoints import load_tensors
 
-    study = folder.resolve().parents[2]
     # what it started from is overwritten, and need not be there any more
     plan = replace(plan, pretrained=False, host_weights=None)
     if not isinstance(data, Data):
@@ -88,13 +87,14 @@ def find_trial(trials: Sequence[Trial], candidate: str, seed: int) -> Path:
     raise ValueError(f"{name} has seeds {', '.join(map(str, seeds))}, got {seed!r}")
 
 
-def how_to_load(study: Path, trials: Sequence[Trial], order: Sequence[str]) -> str:
+def how_to_load(study: Path, trials: Sequence[Trial], order: Sequence[str], *, classes: bool = True) -> str:
     """Three lines that load the network of the best candidate's first finished trial and use it; empty without one.
 
     Args:
         study: The folder.
         trials: Of the study.
         order: The candidates, best first.
+        classes: Whether outputs are logits of classes.
     """
     done = sorted((t for t in trials if t.status == "done"), key=lambda t: (order.index(t.candidate), t.seed))
     if not done:
@@ -103,7 +103,7 @@ def how_to_load(study: Path, trials: Sequence[Trial], order: Sequence[str]) -> s
     return (
         "from lookfar import study\n"
         f"network, data, blocks = study.load({str(study)!r}).network({candidate!r}, seed={seed})\n"
-        "predicted = network(next(data.val_batches(4))[0]).argmax(1)"
+        f"predicted = network(next(data.val_batches(4))[0]){'.argmax(1)' if classes else ''}"
     )
 
 

@@ -52,8 +52,8 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
     torch.set_num_threads(plan.threads)
 
-    data, task = open_plan_data(plan), plan.find_task()
     study = folder.parents[2]
+    data, task = open_plan_data(plan), plan.find_task(study)
     network = build_host(plan, data, seed, study=study)
     check_unchanged(config, study, fingerprint(data), weights_digest(plan, network))
     controls = config["control_parameters"]
@@ -79,7 +79,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         ablate(network, names, data, task, plan, folder)
     network.float()  # pictures and costs are those of single precision
     indices = choose_images(len(data.val), SAMPLES)
-    collect_samples(network, names[0] if names else None, data, indices, folder / "samples.npz")
+    collect_samples(network, names[0] if names else None, data, task, indices, folder / "samples.npz")
     example = data.example()
     cost = measure_network(network, example, repeats=1)  # no time: other trials run beside this one
     result |= {

@@ -1,7 +1,7 @@
 """What a task is: how networks learn it, what is kept of every sample, and the score of weighted samples.
 
 Training, studies and their statistics know no more of a task than what stands here. A task of one's own is a subclass
-that says ``loss``, ``judge``, ``score`` and ``words``; ``host`` where its outputs are no labels of pixels.
+that says ``metric``, ``words``, ``loss``, ``judge`` and ``score``, and ``host`` where it brings its networks along.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lookfar.blocks._own import Target
     from lookfar.data import Data
 
 Judged = dict[str, np.ndarray]  # what is kept of every sample: arrays of numbers (S, ...), as their file holds them
@@ -57,11 +58,32 @@ class Words:
         return f"{score[:1].upper()}{score[1:]}{' in per cent' if self.unit.strip() == '%' else ''}"
 
 
+@dataclass(frozen=True)
+class Host:
+    """The network that blocks are compared in, as a plan asks for it.
+
+    Attributes:
+        name: ``small``, of a timm model, or where a function of the user's own stands.
+        own: That function or class.
+        output_stride: Of its feature map.
+        width: Channels of its head.
+        pretrained: Start from timm's pretrained weights.
+        weights: Start from the weights of this file.
+    """
+
+    name: str
+    own: "Target | None" = None
+    output_stride: int = 8
+    width: int = 64
+    pretrained: bool = False
+    weights: str | None = None
+
+
 class Task:
     """A task; everything that studies do is the same for all of them.
 
     Attributes:
-        name: As a plan writes it.
+        name: As a plan writes it, or as a message calls it; by default that of the class, in small letters.
         metric: Key of the score in records and results.
         words: What the score is called.
         higher: Whether more is better.
@@ -83,7 +105,27 @@ class Task:
     scale: ClassVar[float] = 1.0
     file: ClassVar[str] = "outcomes"
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
     # ---- learning ----
+
+    def host(self, wanted: Host, data: "Data") -> "nn.Module":
+        """A network without a block, under the random state of its trial; by default what the user's function gives.
+
+        It may have ``place``, the name of the module after which blocks go by default, ``places()``, short names of
+        others, and ``backbone``, the part that pretrained weights and a learning rate of its own are for.
+
+        Raises:
+            ValueError: No such host.
+        """
+        if wanted.own is None:
+            raise ValueError(
+                f"{self.name} has no host of its own: give --host FILE.py:NAME, a function or class that builds one"
+            )
+        return wanted.own.build(data.in_chans)
 
     def learn(
         self, network: "nn.Module", inputs: "Tensor", targets: "Tensor", weights: "Tensor | None"
@@ -128,6 +170,18 @@ class Task:
             targets: ``(B, ...)``, or one by one where they are larger than what the network sees.
         """
         raise NotImplementedError
+
+    def show(self, output: "Tensor", target: "Tensor") -> "tuple[Tensor | str, Tensor | str]":
+        """What a report shows of one sample, its truth and the prediction: maps of labels ``(h, w)``, or words.
+
+        Args:
+            output: ``(...)``, of one sample.
+            target: As the data have it.
+        """
+        truth, said = (
+            f"{float(value):.4g}" if value.numel() == 1 else "" for value in (target.double(), output.double())
+        )
+        return truth, said
 
     def fits(self, judged: Judged, samples: int | None = None, classes: int | None = None) -> bool:
         """Whether arrays out of a file can be what was judged.

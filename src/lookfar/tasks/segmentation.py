@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookfar.tasks._base import Judged, Task, Words
+from lookfar.tasks._base import Host, Judged, Task, Words
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lookfar.data import Data
 
@@ -33,6 +33,16 @@ class Segmentation(Task):
     columns = ("accuracy",)
     scale = 100.0
     file = "confusion"
+
+    def host(self, wanted: Host, data: "Data") -> "nn.Module":
+        """A backbone with a head for labels of pixels; of the user's own, logits or feature maps."""
+        from lookfar.networks import build_network, build_own
+
+        options: dict[str, Any] = {"in_chans": data.in_chans, "width": wanted.width}
+        options |= {"pretrained": wanted.pretrained, "weights": wanted.weights}
+        if wanted.own is not None:
+            return build_own(wanted.own, len(data.classes), size=data.size, **options)
+        return build_network(wanted.name, len(data.classes), output_stride=wanted.output_stride, **options)
 
     def loss(self, output: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
         """Cross-entropy over the labelled pixels."""
@@ -60,6 +70,10 @@ class Segmentation(Task):
         else:
             matrices = torch.stack([confusion_at_own_size(one, mask) for one, mask in zip(output, targets)])
         return {"confusion": matrices}
+
+    def show(self, output: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Maps of labels."""
+        return target, output.argmax(0)
 
     def fits(self, judged: Judged, samples: int | None = None, classes: int | None = None) -> bool:
         """Square matrices of counts of which some are not zero."""

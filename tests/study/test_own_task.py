@@ -1,0 +1,185 @@
+"""A task that lookfar does not have runs through study, statistics, report and resuming: the proof of the seam."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_trees import SIZE, make_tree, noise
+from tiny_run import tiny_data
+
+from lookfar.blocks._own import find_own, parse_address
+from lookfar.study import load
+from lookfar.study._files import write_json
+from lookfar.study.plan import Plan, trial_folder
+from lookfar.study.preflight import preflight
+from lookfar.study.report import write_report
+from lookfar.study.results import write_csv
+from lookfar.study.sources import keep
+from lookfar.study.worker import run_trial
+from lookfar.tasks import Host, find_task
+
+HERE = Path(__file__).parent
+PROGRAM = str(HERE.parent / "tiny_run.py")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three seeds of four steps, planned and run from the folder in which the task stands."""
+    root = tmp_path_factory.mktemp("own")
+    shutil.copy(HERE / "own_task.py", root / "own_task.py")
+    masks = [noise(n, *SIZE, top=2) for n in range(12)]
+    make_tree(root / "data", masks[:6], val=masks[6:], classes=["even", "odd"])
+    patch = pytest.MonkeyPatch()
+    patch.chdir(root)
+    plan = Plan(
+        "data", ("global_context",), task="own_task.py:Regression", seeds=3, steps=4, batch_size=4, host="small",
+    )  # fmt: skip
+    ready = preflight(plan)
+    out = root / "study"
+    out.mkdir()
+    ready.plan.save(out / "study.yaml")
+    keep(ready.plan.sources, out)
+    write_json(out / "environment.json", ready.facts)
+    for candidate, seed in ready.plan.trials:
+        folder = trial_folder(out, candidate, seed)
+        folder.mkdir(parents=True)
+        config = {"candidate": candidate, "seed": seed, "plan": ready.plan.to_dict(), **ready.made_of}
+        write_json(folder / "config.json", config)
+        write_json(folder / "result.json", {"status": "done", "reason": "", **run_trial(folder)})
+    yield out
+    patch.undo()
+
+
+def test_its_file_belongs_to_the_plan(study):
+    plan = Plan.load(study / "study.yaml")
+    assert plan.task == "own_task.py:Regression"
+    assert [source.split()[0] for source in plan.sources] == ["own_task.py"]
+
+
+def test_trials_keep_what_it_judges_and_nothing_else(study):
+    for candidate, seed in Plan.load(study / "study.yaml").trials:
+        folder = trial_folder(study, candidate, seed)
+        assert not (folder / "confusion.npz").exists()
+        with np.load(folder / "outcomes.npz") as file:
+            assert list(file) == ["error"]
+            assert file["error"].shape == (6,)
+            mean = file["error"].mean()
+        result = json.loads((folder / "result.json").read_text())
+        assert result["mae"] == pytest.approx(mean)
+        assert "outcomes.npz" in result["files"]
+        with np.load(folder / "samples.npz") as file:
+            assert file["truth"].shape == file["prediction"].shape == (6,)
+            assert float(file["truth"][0]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_tables_are_in_its_unit_and_lower_is_better(study):
+    results = load(study)
+    assert results.complete
+    rows = [row for row in results.summaries if row.candidate not in ("baseline", "control")]
+    assert [row.candidate for row in results.summaries] == ["global_context", "control", "baseline"]
+    for row in results.summaries:
+        of = [100 * _error(study, row.candidate, seed) for seed in range(3)]
+        assert row.score.mean == pytest.approx(np.mean(of))
+    row, baseline = rows[0], results.summary("baseline")
+    assert row.difference.mean == pytest.approx(row.score.mean - baseline.score.mean)
+    assert row.difference.gain == -row.difference.mean
+    assert {row.without.off, row.without.constant} != {None}
+    if row.verdict in ("better", "worse"):
+        assert (row.verdict == "better") == (row.difference.mean < 0)
+    assert "mean absolute error ± 95 %" in repr(results)
+    assert results.by_class == ()
+    assert results.classes == ()
+    assert results.confusion("baseline") is None
+
+
+def _error(study, candidate, seed):
+    with np.load(trial_folder(study, candidate, seed) / "outcomes.npz") as file:
+        return file["error"].mean()
+
+
+def test_its_words_are_in_tables_and_report(study):
+    results = load(study)
+    write_csv(results, study / "results.csv")
+    with (study / "results.csv").open(encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(first["mae"]) == results.trials[0].score
+    assert "mae off" in first
+    assert not any("iou" in name or name == "accuracy" for name in first)
+    page = re.sub(r"base64,[^\"]+", "", write_report(study).read_text(encoding="utf-8"))
+    assert "mean absolute error, %" in page
+    assert "Down and to the left is better" in page
+    assert "This task has no classes." in page
+    assert "IoU" not in page
+    with np.load(trial_folder(study, "baseline", 0) / "samples.npz") as file:
+        assert f"<dd>{file['truth'][0]}</dd>" in page
+    assert "Errors only" not in page
+
+
+def test_trained_networks_come_back_also_when_its_file_was_edited(study):
+    path = Path("own_task.py")
+    text = path.read_text()
+    try:
+        path.write_text(text.replace("stride=2", "stride=3").replace("100 *", "1000 *"))
+        results = load(study)  # judged as it was
+        assert results.summary("baseline").score.mean < 100
+        network, data, _ = results.network("global_context", seed=1)
+        assert network(data.normalise(data.val[0][0][None])).shape == (1, 1, 1, 1)
+        assert network.backbone.stride == (2, 2)
+    finally:
+        path.write_text(text)
+
+
+def test_killed_and_resumed_it_is_what_it_would_have_been(tmp_path):
+    shutil.copy(HERE / "own_task.py", tmp_path / "own_task.py")
+    settings = {"steps": 6, "batch_size": 4, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
+    command = [sys.executable, PROGRAM, "--settings", json.dumps({**settings, "accelerator": "cpu"})]
+    command += ["--task", "own_task.py:Regression"]
+    results = []
+    for folder, *deaths in (("whole",), ("killed", "5")):
+        for at in deaths:
+            killed = subprocess.run([*command, folder, "--kill-at", at], cwd=tmp_path, capture_output=True, check=False)
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+        done = subprocess.run([*command, folder], cwd=tmp_path, capture_output=True, text=True, check=True)
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    whole, again = results
+    assert whole["mae"] == again["mae"]
+    assert (tmp_path / "whole/final.safetensors").read_bytes() == (tmp_path / "killed/final.safetensors").read_bytes()
+    with np.load(tmp_path / "whole/outcomes.npz") as a, np.load(tmp_path / "killed/outcomes.npz") as b:
+        assert np.array_equal(a["error"], b["error"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("own_task.py:NoTask", ValueError, "own_task.py:NoTask is no task: want a class that inherits from"),
+        ("own_task.py:Regresion", ValueError, "own_task.py:Regresion is no task"),
+        ("own_task.py:Silent", ValueError, "own_task.py:Silent does not say metric and words"),
+        ("own_task.py", ValueError, "which class of own_task.py"),
+        ("missing.py:Task", FileNotFoundError, "missing.py"),
+        ("regression", ValueError, "no task is called 'regression': want segmentation, or FILE.py:CLASS"),
+    ],
+)
+def test_what_is_no_task_is_said(text, error, message, tmp_path, monkeypatch):
+    shutil.copy(HERE / "own_task.py", tmp_path / "own_task.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        find_task(text)
+
+
+def test_a_task_without_a_host_takes_one_of_the_users_own(tmp_path, monkeypatch):
+    text = "from lookfar.tasks import Task, Words\n\n\nclass Bare(Task):\n    metric, words = 'x', Words('x')\n"
+    build = "def build(in_chans):\n    from torch import nn\n\n    return nn.Conv2d(in_chans, 1, 1)\n"
+    (tmp_path / "bare.py").write_text(f"{text}\n\n{build}")
+    monkeypatch.chdir(tmp_path)
+    task, data = find_task("bare.py:Bare"), tiny_data()
+    with pytest.raises(ValueError, match=r"bare has no host of its own: give --host FILE\.py:NAME"):
+        task.host(Host("small"), data)
+    own = find_own(parse_address("bare.py:build"))
+    assert task.host(Host("bare.py:build", own), data).weight.shape == (1, 3, 1, 1)
