@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_data, tiny_network
+from torch import nn
 
+from lookfar.data import Data, MemorySamples
 from lookfar.tasks import TASKS, Segmentation, Task, Words, find_task
 from lookfar.training import Settings, evaluate, train
 
@@ -29,6 +31,11 @@ class Brightness(Task):
 
     def score(self, facts, weights):
         return weights @ facts / weights.sum(1)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(-1)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -89,6 +96,41 @@ def test_every_sample_is_judged_once_whatever_the_processes():
         for name, array in whole.items():
             assert [share[name].dtype for share in shares] == [array.dtype] * 5
             np.testing.assert_allclose(sum(share[name] for share in shares), array)
+
+
+@pytest.mark.parametrize("size", [(9,), (4, 8, 8)])
+def test_sequences_and_clips_are_learned_and_judged(size, tmp_path):
+    """Three frames of three bands too: bands are axis 1, whatever follows."""
+
+    class Classes(Brightness):
+        def loss(self, output, targets, weights):
+            return nn.functional.cross_entropy(output, targets, weights, reduction="sum"), targets.new_tensor(
+                len(targets)
+            )
+
+        def judge(self, output, targets):
+            return {"error": (output.argmax(1) != targets).double()}
+
+    inputs = torch.randint(0, 256, (20, 3, *size), dtype=torch.uint8)
+    labels = torch.arange(20) % 2
+    inputs[labels == 1] //= 4
+    samples = MemorySamples(inputs, labels, [str(i) for i in range(20)])
+    data = Data("clips", samples, samples, ["bright", "dark"], 3, size, (0.5,) * 3, (0.25,) * 3, "Bright or dark?")
+    conv = {1: nn.Conv1d, 3: nn.Conv3d}[len(size)]
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(2), Mean(), nn.Linear(8, 2))
+    settings = Settings(steps=60, batch_size=10, lr=0.02, accelerator="cpu", eval_every=0)
+    assert train(network, data, Classes(), settings, tmp_path, seed=0)["error"] < 0.2
+    assert data.example(2).shape == (2, 3, *size)
+
+
+def test_targets_that_are_numbers_stay_numbers():
+    inputs, targets = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0.5, 1.5, -0.25, 2.0])
+    samples = MemorySamples(inputs, targets, list("abcd"))
+    data = Data("numbers", samples, samples, [], 3, (2, 2), (0.5,) * 3, (0.25,) * 3, "How much?")
+    (_, got), *_ = data.val_batches(4)
+    assert got.dtype == torch.float32
+    assert got.equal(targets)
 
 
 def test_inputs_may_be_changed_before_the_loss():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lookfar.blocks import block_info, create_block, list_blocks
+from lookfar.data import MemorySamples
 from lookfar.diagnostics import (
     attention_maps,
     choose_images,
@@ -17,7 +18,7 @@ from lookfar.diagnostics import (
     own_class_share,
     samples,
 )
-from lookfar.tasks import Segmentation
+from lookfar.tasks import Segmentation, Task
 
 TASK = Segmentation()
 
@@ -183,3 +184,38 @@ def test_sub_sampled_keys_lie_on_their_own_grid(tmp_path):
     got = read(tmp_path / "samples.npz")
     assert got["feature_size"].tolist() == [6, 10]
     assert got["key_size"].tolist() == got["map_size"].tolist() == [3, 5]
+
+
+class InWords(Task):
+    """Which band is the brightest, of clips and sequences."""
+
+    def show(self, output, target):
+        return str(int(target)), f"band {int(output.argmax())}"
+
+
+@pytest.mark.parametrize(("size", "picture"), [((3, 24, 40), (3, 24, 40)), ((12,), (3, 1, 12))])
+def test_truth_and_prediction_may_be_words_and_inputs_of_any_rank(tmp_path, size, picture):
+    images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    val = MemorySamples(images, torch.tensor([0, 2]), ["a", "b"])
+    data = SimpleNamespace(val=val, normalise=lambda images: images.float() / 255)
+    network = nn.Sequential(nn.Identity(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1))
+    network.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    collect_samples(network, None, data, InWords(), [0, 1], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert got["truth"].tolist() == ["0", "2"]
+    wanted = images.float().flatten(2).mean(2).argmax(1).tolist()
+    assert got["prediction"].tolist() == [f"band {k}" for k in wanted]
+    middle = images[:, :, 1] if len(size) == 3 else images[:, :, None]
+    assert got["image"].shape == (2, *picture)
+    assert np.array_equal(got["image"], middle.numpy())
+
+
+def test_of_words_no_share_of_weight_is_known(tmp_path):
+    """Maps stay: where a block looks is known without labels."""
+    network, data = toy()
+    task = InWords()
+    task.show = lambda output, target: ("a", "b")
+    collect_samples(network, "2", data, task, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert {"map", "similarity", "queries_asked"} <= got.keys()
+    assert not {"share", "chance", "mean_share"} & got.keys()

@@ -1,6 +1,7 @@
 """A task that lookfar does not have runs through study, statistics, report and resuming: the proof of the seam."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from tiny_run import tiny_data
 from lookfar.blocks._own import find_own, parse_address
 from lookfar.study import load
 from lookfar.study._files import write_json
+from lookfar.study.answer import answer
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.preflight import preflight
 from lookfar.study.report import write_report
@@ -85,7 +87,7 @@ def test_tables_are_in_its_unit_and_lower_is_better(study):
     rows = [row for row in results.summaries if row.candidate not in ("baseline", "control")]
     assert [row.candidate for row in results.summaries] == ["global_context", "control", "baseline"]
     for row in results.summaries:
-        of = [100 * _error(study, row.candidate, seed) for seed in range(3)]
+        of = [100 * _errors(study, row.candidate, seed).mean() for seed in range(3)]
         assert row.score.mean == pytest.approx(np.mean(of))
     row, baseline = rows[0], results.summary("baseline")
     assert row.difference.mean == pytest.approx(row.score.mean - baseline.score.mean)
@@ -99,9 +101,34 @@ def test_tables_are_in_its_unit_and_lower_is_better(study):
     assert results.confusion("baseline") is None
 
 
-def _error(study, candidate, seed):
+def _errors(study, candidate, seed):
     with np.load(trial_folder(study, candidate, seed) / "outcomes.npz") as file:
-        return file["error"].mean()
+        return file["error"]
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(-0.05, "better"), (0.05, "worse")])
+def test_sentences_say_what_is_better(study, tmp_path, more, verdict):
+    """Errors of one block made smaller, or larger, than those of the baseline, under every seed."""
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    for seed in range(3):
+        error = _errors(out, "baseline", seed) + more + 0.001 * seed
+        folder = trial_folder(out, "global_context", seed)
+        np.savez(folder / "outcomes.npz", error=error)
+        result = json.loads((folder / "result.json").read_text())
+        write_json(folder / "result.json", {**result, "mae": error.mean()})
+    results = load(out)
+    row = results.summary("global_context")
+    assert row.verdict == verdict
+    assert (row.difference.mean < 0) == (verdict == "better")
+    assert row.once.wins == (3 if verdict == "better" else 0)
+    said = answer(results).headline
+    if verdict == "better":
+        assert said.startswith("global_context lowers mean absolute error by ")
+        assert "against the network without a block" in said
+    else:
+        assert said.startswith("No block helps: global_context adds ")
+    assert results.summaries[0] is row  # references stand last, whatever they score
 
 
 def test_its_words_are_in_tables_and_report(study):
@@ -153,6 +180,14 @@ def test_killed_and_resumed_it_is_what_it_would_have_been(tmp_path):
     assert (tmp_path / "whole/final.safetensors").read_bytes() == (tmp_path / "killed/final.safetensors").read_bytes()
     with np.load(tmp_path / "whole/outcomes.npz") as a, np.load(tmp_path / "killed/outcomes.npz") as b:
         assert np.array_equal(a["error"], b["error"])
+
+
+def test_it_is_judged_at_one_size_and_without_weights_of_classes(study):
+    plan = Plan.load(study / "study.yaml")
+    with pytest.raises(ValueError, match="--score original is for maps of labels: regression has no size of files"):
+        preflight(dataclasses.replace(plan, score="original"))
+    with pytest.raises(ValueError, match="class_weights are for classes, and regression has none"):
+        preflight(dataclasses.replace(plan, class_weights=(1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Samples(Protocol):
-    """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size."""
+    """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size; inputs and targets of other tasks
+    may have any number of axes."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -28,7 +29,7 @@ class Samples(Protocol):
 
 
 class Augment(Protocol):
-    """A random change of an image and its mask; draws from ``generator``, by default torch's global one."""
+    """A random change of an image and its target; draws from ``generator``, by default torch's global one."""
 
     def __call__(self, image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample: ...
 
@@ -39,7 +40,7 @@ def keep(image: Tensor, mask: Tensor, generator: torch.Generator | None = None) 
 
 
 class MemorySamples:
-    """Samples that lie in two tensors, ``(S, C, H, W)`` and ``(S, H, W)``."""
+    """Samples that lie in two tensors, ``(S, C, ...)`` and ``(S, ...)``."""
 
     def __init__(self, images: Tensor, masks: Tensor, names: Sequence[str]) -> None:
         self.images, self.masks, self.names = images, masks, names
@@ -70,7 +71,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 @dataclass
 class Data:
-    """A data set for segmentation, as :func:`lookfar.data.open_data` gives it.
+    """A data set, as :func:`lookfar.data.open_data` gives it.
 
     Attributes:
         name: The spec it was opened with, as in ``"scenes:lookup"``.
@@ -140,6 +141,7 @@ class Data:
 
         Returns:
             Images ``(B, C, H, W)``, float and normalised, and masks ``(B, H, W)``, int64; B is ``batch_size / world``.
+            Targets that are floats stay so.
 
         Raises:
             ValueError: The batch cannot be cut into equal shares.

@@ -3,7 +3,7 @@
 One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a side:
 
     index (n,), name (n,)             which validation images
-    image (n, C, h, w) uint8          as read, before normalisation
+    image (n, C, h, w) uint8          as read, before normalisation; of clips the middle frame
     truth, prediction (n, h, w) uint8, or (n,) words, as the task shows them
     asks, holds (n, h, w) uint8       where data know answers: that of question q > 0 stands where holds is q; 0 is none
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
@@ -90,7 +90,7 @@ def collect_samples(
             row: dict[str, Any] = {
                 "index": index,
                 "name": str(data.val.names[index]),
-                "image": _shrink(image.float()).round().byte().numpy(),
+                "image": _shrink(_picture(image).float()).round().byte().numpy(),
                 **{name: _kept(part) for name, part in zip(("truth", "prediction"), shown)},
             }
             answer = None if answers is None else answers(index)
@@ -213,6 +213,15 @@ def _quantise(maps: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _small(h: int, w: int) -> tuple[int, int]:
     scale = min(1.0, SIDE / max(h, w))
     return max(round(h * scale), 1), max(round(w * scale), 1)
+
+
+def _picture(image: Tensor) -> Tensor:
+    """(C, h, w) of an input of any rank: the middle one of several frames, a line of a sequence."""
+    if image.ndim < 3:
+        return image.reshape(len(image), 1, -1)
+    while image.ndim > 3:
+        image = image[:, image.shape[1] // 2]
+    return image
 
 
 def _shrink(image: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lookfar.study.rows import Summary
 from lookfar.study.verdicts import Terms
 from lookfar.study.words import counted, duration, join, percent, plus_minus, points, signed, thousands
 
-OVER = "over the network without a block"
+OVER, AGAINST = "over the network without a block", "against the network without a block"
 
 
 @dataclass
@@ -88,7 +88,8 @@ class _Gain:
 def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, terms: Terms) -> Answer:
     top = better[0]
     cost = _cost(top.row, baseline)
-    over = f"{OVER} {terms.where}" if terms.where else OVER
+    over = OVER if terms.higher else AGAINST
+    over = f"{over} {terms.where}" if terms.where else over
     found = Answer("")
     if len(better) == 1:
         found.headline = f"{top.name} {_changes(top.amount, terms)} {over}{cost and f', for {cost}'}."

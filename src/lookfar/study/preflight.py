@@ -58,7 +58,9 @@ def preflight(
     """
     plan = plan.resolved()
     plan.settings()  # checks its values
-    plan.find_task()
+    task = plan.find_task()
+    if plan.score == "original" and not task.original:
+        raise ValueError(f"--score original is for maps of labels: {task.name} has no size of files, want resized")
     candidates = [Candidate.parse(text) for text in plan.candidates]
     for candidate in candidates:
         _refuse_other_kinds(candidate)
@@ -79,6 +81,8 @@ def preflight(
     val_names = [str(name) for name in data.val.names]
     if plan.groups is not None:
         note(f"Validation images by --groups: {groups_of(val_names, plan.groups)}.")
+    if plan.class_weights is not None:
+        task.check_weights(plan.class_weights, data)
     check_host(plan, data)
     reach = learning_rate_sum(plan.settings())
     if reach < 1:

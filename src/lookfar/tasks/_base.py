@@ -89,6 +89,7 @@ class Task:
         higher: Whether more is better.
         columns: Names of further columns of the tables, see :meth:`further`.
         scale: A score in tables is so many times the one in records, which hold shares where tables hold per cent.
+        original: Whether it can judge at the size of each file, where that is another than the network's.
         file: Name of the file that keeps what was judged, without its ending.
 
     >>> from lookfar.tasks import find_task
@@ -103,6 +104,7 @@ class Task:
     higher: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
     scale: ClassVar[float] = 1.0
+    original: ClassVar[bool] = False
     file: ClassVar[str] = "outcomes"
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -167,7 +169,7 @@ class Task:
 
         Args:
             output: ``(B, ...)``.
-            targets: ``(B, ...)``, or one by one where they are larger than what the network sees.
+            targets: ``(B, ...)``; for ``original`` tasks also one by one, each at the size of its file.
         """
         raise NotImplementedError
 

@@ -32,6 +32,7 @@ class Segmentation(Task):
     )
     columns = ("accuracy",)
     scale = 100.0
+    original = True
     file = "confusion"
 
     def host(self, wanted: Host, data: "Data") -> "nn.Module":
