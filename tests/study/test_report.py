@@ -23,7 +23,7 @@ from lookfar.study.confusion import confusion
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import LIMIT, render, write_report
 from lookfar.study.results import load
-from lookfar.study.words import points, signed
+from lookfar.study.words import plus_minus, points, signed, signed_plus_minus
 
 SMALL = {"images": 3, "size": (32, 32), "grid": (4, 4)}
 NAUGHTY = '<b>"road" & co</b>'
@@ -351,11 +351,25 @@ def test_no_winner_where_the_data_show_none(tmp_path):
 def test_overlapping_winners_are_not_ranked_and_the_control_is_named(tmp_path):
     gains = {"nonlocal": 0.15, "cbam": 0.15, "control": 0.15}
     folder = make_fake_study(tmp_path / "two", blocks=("nonlocal", "cbam"), gains=gains, images=16, maps=False)
-    said = answer(load(folder))
+    results = load(folder)
+    said = answer(results)
     assert " gains " in said.headline
+    control = results.summary("control").difference
+    assert control
+    assert said.headline.endswith(f"; plain convolutions {plus_minus(control.mean, control.half)}.")
     supports = " ".join(said.supports)
     assert "Which of these is the best is open; probability of being it: " in supports
     assert "is not shown to be better than convolutions of" in supports
+    assert "second set" not in supports
+
+
+def test_the_second_set_is_beside_what_is_better_on_the_first(tmp_path):
+    gains = {"nonlocal": 0.15, "cbam": 0.0}
+    results = load(make_fake_study(tmp_path / "two", blocks=("nonlocal", "cbam"), gains=gains, maps=False, **SMALL))
+    results = replace(results, plan=replace(results.plan, also_val="test"), also=results)
+    gain = results.summary("nonlocal").difference
+    assert gain
+    assert f"On test, the second set: nonlocal {signed_plus_minus(gain.mean, gain.half)}." in answer(results).supports
 
 
 def test_unfinished_and_bare_studies_still_make_a_page(tmp_path):

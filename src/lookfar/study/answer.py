@@ -12,7 +12,17 @@ from lookfar.study.prospects import failures_possible
 from lookfar.study.results import Results
 from lookfar.study.rows import Summary
 from lookfar.study.verdicts import Terms
-from lookfar.study.words import counted, duration, join, percent, plus_minus, points, signed, thousands
+from lookfar.study.words import (
+    counted,
+    duration,
+    join,
+    percent,
+    plus_minus,
+    points,
+    signed,
+    signed_plus_minus,
+    thousands,
+)
 
 OVER, AGAINST = "over the network without a block", "against the network without a block"
 
@@ -48,7 +58,9 @@ def answer(results: Results) -> Answer:
     better = [g for g in done if g.row.verdict == "better"]
     seeds = max(g.by.seeds for g in done)
     if better:
-        found = _gains(better, len(done), baseline, terms)
+        control = rows.get(better[0].row.control or "")
+        found = _gains(better, len(done), baseline, terms, control)
+        found.supports += _seconded(better[:3], results)
     elif seeds < 3:
         found = _too_few(done, seeds, results.plan.seeds)
     else:
@@ -85,7 +97,7 @@ class _Gain:
         return plus_minus(abs(self.by.mean), self.by.half)
 
 
-def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, terms: Terms) -> Answer:
+def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, terms: Terms, control: Summary | None) -> Answer:
     top = better[0]
     cost = _cost(top.row, baseline)
     over = OVER if terms.higher else AGAINST
@@ -102,10 +114,22 @@ def _gains(better: Sequence[_Gain], compared: int, baseline: Summary, terms: Ter
         found.headline = f"{len(better)} of {compared} blocks {amounts} {over}."
         found.supports.append(f"The largest gains measured: {join([f'{g.name} {g.amount}' for g in better[:3]])}.")
         found.supports += [f"{top.name} takes {cost}."] if cost else []
+    if control is not None and control.verdict == "better" and control.difference is not None:
+        gain = _Gain("plain convolutions", control, control.difference)
+        found.headline = f"{found.headline.removesuffix('.')}; {gain.name} {gain.amount}."
     found.supports += [f"{g.name} is {g.row.against_control}." for g in better[:3] if g.row.against_control]
     found.supports.append(f"{top.name} {top.row.trained_once}.")
     found.supports += [f"{g.name}: {g.row.off_and_constant}." for g in better[:2] if g.row.off_and_constant]
     return found
+
+
+def _seconded(better: Sequence[_Gain], results: Results) -> list[str]:
+    """What the second set to judge by says of the blocks that are better on the first."""
+    if results.also is None:
+        return []
+    found = [(g.name, results.also.summary(g.row.candidate)) for g in better]
+    said = [f"{name} {signed_plus_minus(s.difference.mean, s.difference.half)}" for name, s in found if s.difference]
+    return [f"On {results.plan.also_val}, the second set: {join(said)}."] if said else []
 
 
 def _too_few(done: Sequence[_Gain], seeds: int, planned: int) -> Answer:
