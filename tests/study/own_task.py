@@ -11,6 +11,9 @@ class Regression(Task):
     higher = False
     scale = 100.0
 
+    def question(self, data):
+        return f"Say how much of an image is {data.classes[1]}."
+
     def host(self, wanted, data):
         network = nn.Sequential()
         network.add_module("backbone", nn.Conv2d(data.in_chans, 8, 3, stride=2, padding=1))

@@ -122,6 +122,7 @@ def test_sentences_say_what_is_better(study, tmp_path, more, verdict):
     assert row.verdict == verdict
     assert (row.difference.mean < 0) == (verdict == "better")
     assert row.once.wins == (3 if verdict == "better" else 0)
+    assert row.off_and_constant.startswith("switched off at test time, mean absolute error is ")
     said = answer(results).headline
     if verdict == "better":
         assert said.startswith("global_context lowers mean absolute error by ")
@@ -141,6 +142,7 @@ def test_its_words_are_in_tables_and_report(study):
     assert not any("iou" in name or name == "accuracy" for name in first)
     page = re.sub(r"base64,[^\"]+", "", write_report(study).read_text(encoding="utf-8"))
     assert "mean absolute error, %" in page
+    assert "Say how much of an image is odd." in page
     assert "Down and to the left is better" in page
     assert "This task has no classes." in page
     assert "IoU" not in page

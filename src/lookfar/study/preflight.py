@@ -72,6 +72,7 @@ def preflight(
     from lookfar.training.optimization import learning_rate_sum
 
     data = open_plan_data(plan)
+    question = task.question(data)
     for line in data.facts:
         note(line)
     if len(data.train) < 1 or len(data.val) < 1:
@@ -131,7 +132,7 @@ def preflight(
             "also_val_names": [] if data.also_val is None else [str(name) for name in data.also_val.names],
             "size": list(data.size),
             "in_chans": data.in_chans,
-            "question": data.question,
+            "question": question,
             "facts": list(data.facts),
         },
     }
@@ -141,7 +142,7 @@ def preflight(
 
         return expected_seconds(names, lambda name: built(Candidate.parse(name), first)[0], plan, data)
 
-    return ReadyPlan(plan, data.question, first, facts, fingerprint(data), weights_digest(plan, host), expected)
+    return ReadyPlan(plan, question, first, facts, fingerprint(data), weights_digest(plan, host), expected)
 
 
 def _controls(

@@ -138,7 +138,9 @@ def off_and_constant(off: float | None, constant: float | None, baseline: float 
     """What remains without the block, with a constant that leaves the layers behind it their habit, without ever it."""
     if off is None:
         return ""
-    said = f"switched off at test time, {points(off)}{terms.words.unit} {terms.score} remain"
+    value = f"{points(off)}{terms.words.unit}"
+    left = f"{value} {terms.score} remain" if terms.higher else f"{terms.score} is {value}"
+    said = f"switched off at test time, {left}"
     if constant is not None:
         said += f", {points(constant)} with a constant in its place"
     return said + (f"; the network that never had it reaches {points(baseline)}" if baseline is not None else "")

@@ -114,6 +114,10 @@ class Task:
 
     # ---- learning ----
 
+    def question(self, data: "Data") -> str:
+        """What is to be learned, in a sentence or two; by default as the data say it."""
+        return data.question
+
     def host(self, wanted: Host, data: "Data") -> "nn.Module":
         """A network without a block, under the random state of its trial; by default what the user's function gives.
 
