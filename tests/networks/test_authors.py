@@ -19,6 +19,11 @@ BACKBONES = {
         "conv1.": "extractor.0.", "bn1.": "extractor.1.", **{f"layer{n}.": f"extractor.{n + 3}." for n in range(1, 5)},
     },
     "junfu1115/DANet": {"": "pretrained."},
+    "openseg-group/openseg.pytorch": {
+        **{f"conv1.{k}.": f"backbone.resinit.{part}."
+           for k, part in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"), (6, "conv3"))},
+        "bn1.": "backbone.resinit.bn3.", "": "backbone.",
+    },
     "speedinghzl/CCNet": {
         "conv1.0.": "conv1.", "conv1.1.": "bn1.", "conv1.3.": "conv2.", "conv1.4.": "bn2.", "conv1.6.": "conv3.",
         "bn1.": "bn3.", "": "",
@@ -54,6 +59,31 @@ HEADS: dict[str, dict[str, str]] = {
         "paths.0.block.gamma": "head.sa.gamma", "paths.1.block.gamma": "head.sc.gamma",
         "classifier.": "head.conv8.1.", "classifiers.0.": "head.conv6.1.", "classifiers.1.": "head.conv7.1.",
     },
+    "ocrnet": {
+        **{f"paths.0.block.{ours}.{part}.": f"spatial_ocr_head.{theirs}.{k}."
+           for ours, theirs, conv, norm in (
+               ("query.0", "object_context_block.f_pixel", "0", "1.0"),
+               ("query.1", "object_context_block.f_pixel", "2", "3.0"),
+               ("key.0", "object_context_block.f_object", "0", "1.0"),
+               ("key.1", "object_context_block.f_object", "2", "3.0"),
+               ("value", "object_context_block.f_down", "0", "1.0"),
+               ("mix", "object_context_block.f_up", "0", "1.0"),
+               ("fuse", "conv_bn_dropout", "0", "1.0"),
+           )
+           for part, k in (("conv", conv), ("norm", norm))},
+        "paths.0.before.conv.": "conv_3x3.0.", "paths.0.before.norm.": "conv_3x3.1.0.", "classifier.": "head.",
+    },
+    "isanet": {
+        **{f"paths.0.block.contexts.0.{at}.{ours}.": f"isa_head.2.stages.0.{theirs}_range_sa.{name}."
+           for at, theirs in (("far", "long"), ("near", "short"))
+           for ours, name in (
+               *((f"{part}.{n}.{layer}", f"f_{part}.{k}") for part in ("query", "key")
+                 for n, layer, k in ((0, "conv", "0"), (0, "norm", "1.0"), (1, "conv", "2"), (1, "norm", "3.0"))),
+               ("value", "f_value"), ("project.conv", "W.0"), ("project.norm", "W.1.0"),
+           )},
+        "paths.0.block.fuse.conv.": "isa_head.2.conv_bn.0.", "paths.0.block.fuse.norm.": "isa_head.2.conv_bn.1.0.",
+        "paths.0.before.conv.": "isa_head.0.", "paths.0.before.norm.": "isa_head.1.0.", "classifier.": "cls_head.",
+    },
     "ccnet": {
         **{f"{ours}.{layer}.": f"head.{theirs}.{k}."
            for ours, theirs in {"paths.0.before": "conv1a", "paths.0.after": "conv1b", "fuse": "bottleneck"}.items()
@@ -64,11 +94,18 @@ HEADS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+AUXILIARY = {
+    "paths.0.before.conv.": "dsn_head.0.",
+    "paths.0.before.norm.": "dsn_head.1.0.",
+    "classifier.": "dsn_head.3.",
+}
+
+
 def in_their_words(release: Release, state: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for key, value in state.items():
         part, _, rest = key.partition(".")
-        words = BACKBONES[release.code] if part == "backbone" else HEADS[release.name]
+        words = {"backbone": BACKBONES[release.code], "head": HEADS[release.name], "auxiliary": AUXILIARY}[part]
         ours = next(ours for ours in words if rest.startswith(ours))
         found[words[ours] + rest.removeprefix(ours)] = value
     return found
@@ -77,8 +114,9 @@ def in_their_words(release: Release, state: dict[str, Tensor]) -> dict[str, Tens
 def thin(release: Release) -> SegmentationNetwork:
     options: dict[str, Any] = {"mask_size": (5, 5)} if release.name == "psanet" else {}
     stem = {} if release.name == "danet" else {"stem_width": 4}
+    backbone = "resnet50" if release.name == "danet" else "resnet50c"
     network = create_network(
-        release.name, 3, auxiliary=False, backbone="resnet50" if release.name == "danet" else "resnet50c",
+        release.name, 3, auxiliary=bool(release.auxiliary), backbone=backbone,
         backbone_options={"channels": THIN["channels"], **stem}, **{**release.arguments, **options},
     )  # fmt: skip
     for parameter in network.parameters():
@@ -92,6 +130,10 @@ def test_names_find_their_places(release: Release, tmp_path: Path) -> None:
     network = thin(release)
     state = in_their_words(release, network.state_dict())
     assert len(state) == len(network.state_dict())
+    if release.code.startswith("openseg"):  # a convolution with a bias, which the mean of the norm behind it takes off
+        layer = "conv_3x3" if release.name == "ocrnet" else "isa_head"
+        state[f"{layer}.0.bias"] = torch.randn_like(state[f"{layer}.1.0.running_mean"])
+        state[f"{layer}.1.0.running_mean"] = state[f"{layer}.1.0.running_mean"] + state[f"{layer}.0.bias"]
     left = {f"{start}1.weight": torch.zeros(1) for start in release.left}
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": {f"module.{key}": value for key, value in {**state, **left}.items()}}, path)
@@ -112,15 +154,20 @@ def second(network: nn.Module) -> list[int]:
     return [block.conv2.dilation[0] for block in blocks]
 
 
-@pytest.mark.parametrize(
-    ("name", "rates"),
-    [("pspnet", [2] * 6 + [4] * 3), ("psanet", [2] * 6 + [4] * 3), ("ccnet", [2] * 6 + [4] * 3),
-     ("emanet", [1, *[2] * 5, 2, 8, 16]), ("danet", [1, *[2] * 5, 4, 8, 16])],
-)  # fmt: skip
+RATES = {
+    **{name: [2] * 6 + [4] * 3 for name in ("pspnet", "psanet", "ccnet")},
+    **{name: [1, *[2] * 6, 4, 4] for name in ("ocrnet", "isanet")},
+    "emanet": [1, *[2] * 6, 8, 16],
+    "danet": [1, *[2] * 5, 4, 8, 16],
+}
+
+
+@pytest.mark.parametrize(("name", "rates"), RATES.items())
 def test_what_no_parameter_shows(name: str, rates: list[int]) -> None:
     network = thin(next(release for release in RELEASES if release.name == name))
     assert second(network) == rates
     assert network.align_corners
-    assert network.backbone["maxpool"].ceil_mode == (name == "ccnet")
-    slope = getattr(network.head.paths[0].after.act, "negative_slope", 0)
+    assert network.backbone["maxpool"].ceil_mode == (name in ("ccnet", "ocrnet", "isanet"))
+    way = network.head.paths[0]
+    slope = getattr((way.after or way.before).act, "negative_slope", 0)
     assert slope == (0.01 if name == "ccnet" else 0)

@@ -15,8 +15,8 @@ from lookfar import create_network, from_checkpoint
 from lookfar.networks import CGNet, Preprocessing, SegmentationNetwork
 from lookfar.networks.checkpoints import recognise
 from lookfar.networks.config_text import Unread, read_config
-from lookfar.networks.heads import HEADS
 from lookfar.networks.mmsegmentation import arguments_of
+from lookfar.networks.plans import HEADS
 from lookfar.networks.zoo import network_of, said_by, table
 
 SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2] / "../shared"))

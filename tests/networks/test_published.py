@@ -13,7 +13,7 @@ from torch import nn
 from lookfar import create_network, list_networks, weights
 from lookfar.blocks._own import find_own, parse_address
 from lookfar.networks import CGNet, Outputs, SegmentationNetwork, build_own, resolve_place
-from lookfar.networks.heads import HEADS
+from lookfar.networks.plans import HEADS
 
 SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2] / "../shared"))
 VECTORS = SHARED / "goldens/segmentors"

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.networks import create_network
-from lookfar.networks.heads import HEADS, Head
+from lookfar.networks.heads import Head
 from lookfar.networks.mmsegmentation import arguments_of, head_arguments_of
+from lookfar.networks.plans import HEADS
 from translations import Built, Case, translates
 
 

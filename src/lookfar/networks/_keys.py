@@ -72,3 +72,19 @@ CCNET = Keys(
 )
 # hszhao/semseg
 SEMSEG = Keys({"cls": "paths.0.after"}, plain={r"cls\.4": "classifier"}, parts=SEQUENTIAL, mark="cls.")
+# openseg-group/openseg.pytorch
+OPENSEG_OCR = Keys(
+    {},
+    {"spatial_ocr_head": "paths.0.block"},
+    {r"conv_3x3\.0": "paths.0.before.conv", r"conv_3x3\.1\.0": "paths.0.before.norm", "head": "classifier"},
+    mark="conv_3x3.",
+)
+OPENSEG_ISA = Keys(
+    {},
+    {"isa_head.2": "paths.0.block"},
+    {r"isa_head\.0": "paths.0.before.conv", r"isa_head\.1\.0": "paths.0.before.norm", "cls_head": "classifier"},
+    mark="isa_head.",
+)
+OPENSEG_AUXILIARY = Keys(
+    {}, plain={"0": "paths.0.before.conv", r"1\.0": "paths.0.before.norm", "3": "classifier"}, mark="1.0."
+)

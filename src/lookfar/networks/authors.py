@@ -1,7 +1,8 @@
 """How authors call the parts of their own networks, and what their code does that no parameter shows.
 
-Traps: they align corners everywhere; semseg and CCNet dilate the first blocks of a stage too; CCNet rounds sizes up in
-the first pool, its norms are InPlaceABN, whose weights count by their size, and its head is rectified leakily.
+Traps: they align corners everywhere; semseg and CCNet dilate the first blocks of a stage too; CCNet and openseg round
+sizes up in the first pool; CCNet's norms are InPlaceABN, whose weights count by their size, and its head is rectified
+leakily; openseg's convolutions have biases before a norm, which are taken into the norm's mean.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ class Release:
         stages: Those names, as regular expressions of prefixes -> timm's.
         head: What stands before the names of the head.
         left: Beginnings of keys that are left out: auxiliary heads, classifiers of ImageNet.
+        auxiliary: What stands before the names of the auxiliary head where it is wanted; empty where it is left out.
         arguments: What no shape tells.
         inplace_abn: Its norms are InPlaceABN.
     """
@@ -36,13 +38,16 @@ class Release:
     left: tuple[str, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     inplace_abn: bool = False
+    auxiliary: str = ""
 
-    def split(self, state: State) -> tuple[State, State]:
-        """The backbone's weights under timm's names, and the head's under the authors'."""
+    def split(self, state: State) -> tuple[State, State, State]:
+        """The backbone's weights under timm's names, the head's and the auxiliary head's under the authors'."""
         kept = {key: value for key, value in state.items() if not key.startswith(self.left)}
         backbone = {key: value for key, value in kept.items() if key.startswith(self.starts)}
-        head = {key.removeprefix(self.head): value for key, value in kept.items() if key not in backbone}
-        return rename(backbone, self.stages), head
+        rest = {key: value for key, value in kept.items() if key not in backbone}
+        aside = {key for key in rest if self.auxiliary and key.startswith(self.auxiliary)}
+        head = {key.removeprefix(self.head): value for key, value in rest.items() if key not in aside}
+        return rename(backbone, self.stages), head, {key.removeprefix(self.auxiliary): rest[key] for key in aside}
 
 
 _ALL = {"align_corners": True, "output_stride": 8}
@@ -53,6 +58,19 @@ _SEMSEG: dict[str, Any] = {
     "left": ("aux.",),
 }
 _FIRST_TOO = {**_ALL, "contract_dilation": False}
+_OPENSEG: dict[str, Any] = {
+    "starts": ("backbone.",),
+    "stages": {
+        r"backbone\.resinit\.conv1": "conv1.0",
+        r"backbone\.resinit\.bn1": "conv1.1",
+        r"backbone\.resinit\.conv2": "conv1.3",
+        r"backbone\.resinit\.bn2": "conv1.4",
+        r"backbone\.resinit\.conv3": "conv1.6",
+        r"backbone\.resinit\.bn3": "bn1",
+        "backbone": "",
+    },
+    "head": "",
+}
 
 RELEASES = (
     Release("hszhao/semseg", "pspnet", "ppm.features.0.1.weight", **_SEMSEG, arguments=_FIRST_TOO),
@@ -93,6 +111,23 @@ RELEASES = (
         left=("dsn.",),
         arguments={**_FIRST_TOO, "ceil_mode": True, "recurrence": 2, "negative_slope": 0.01},
         inplace_abn=True,
+    ),
+    Release(
+        "openseg-group/openseg.pytorch",
+        "ocrnet",
+        "spatial_ocr_head.conv_bn_dropout.0.weight",
+        **_OPENSEG,
+        left=(),
+        auxiliary="dsn_head.",
+        arguments={**_ALL, "ceil_mode": True, "bias": True},
+    ),
+    Release(
+        "openseg-group/openseg.pytorch",
+        "isanet",
+        "isa_head.0.weight",
+        **_OPENSEG,
+        left=("dsn_head.",),
+        arguments={**_ALL, "ceil_mode": True, "value_bias": False},
     ),
 )  # fmt: skip
 

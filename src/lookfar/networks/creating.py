@@ -10,7 +10,8 @@ from lookfar._options import check
 from lookfar.blocks import block_info, list_blocks
 from lookfar.networks.backbones import build_backbone
 from lookfar.networks.cgnet import CAMVID, CGNet
-from lookfar.networks.heads import AUXILIARY, HEADS, Head, framed
+from lookfar.networks.heads import Head
+from lookfar.networks.plans import AUXILIARY, HEADS, framed
 from lookfar.networks.preprocessing import Preprocessing
 from lookfar.networks.published import SegmentationNetwork
 

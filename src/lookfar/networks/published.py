@@ -105,8 +105,10 @@ class SegmentationNetwork(Saved, nn.Module):
         """Others' names of a whole network into ours: mmsegmentation's, or those of the head's authors."""
         release = release_of(state)
         if release is not None:
-            backbone, head = release.split(state)
+            backbone, head, aside = release.split(state)
             found = {f"backbone.{key}": value for key, value in backbone.items()}
+            if self.auxiliary is not None:
+                found |= {f"auxiliary.{key}": value for key, value in self.auxiliary.from_authors(aside).items()}
             return found | {f"head.{key}": value for key, value in self.head.from_authors(head).items()}
         if not any(key.startswith("decode_head.") for key in state):
             return state

@@ -65,8 +65,8 @@ def seen_in(state: State) -> dict[str, Any]:
     if "level1_0.conv.weight" in state and "classifier.0.conv.weight" in state:
         return _cgnet(state)
     if (release := release_of(state)) is not None:
-        backbone, head = release.split(state)
-        return {"name": release.name, **_authors_head(release.name, head), **_backbone(backbone)}
+        backbone, head, aside = release.split(state)
+        return {"name": release.name, **_authors_head(release.name, head, aside), **_backbone(backbone)}
     if not any(key.startswith("decode_head.") for key in state):
         raise ValueError(f"no network of ours has such names: {some_prefixes(state)}")
     part = {k.removeprefix("backbone."): value for k, value in state.items() if k.startswith("backbone.")}
@@ -81,20 +81,31 @@ def _cgnet(state: State) -> dict[str, Any]:
     return {**found, "in_chans": state["level1_0.conv.weight"].shape[1], "depths": depths}
 
 
-def _authors_head(name: str, head: State) -> dict[str, Any]:
+def _authors_head(name: str, head: State, aside: State) -> dict[str, Any]:
     """Widths of a head under its authors' names, which are those of the block's inside it."""
     classifier = head.get(_CLASSIFIERS[name])
     if classifier is None:
         raise ValueError(f"its head has no {_CLASSIFIERS[name]}")
     found: dict[str, Any] = {"num_classes": classifier.shape[0], "width": classifier.shape[1], "auxiliary": False}
     if name == "emanet":
-        found |= {"inner_channels": head["fc0.conv.weight"].shape[0], "bases": head["emau.mu"].shape[-1]}
+        found["bases"] = head["emau.mu"].shape[-1]
+    if name == "ocrnet" and "3.weight" in aside:
+        found["auxiliary"] = aside["3.weight"].shape[1]
+    if name in _INNER and _INNER[name] in head:
+        found["inner_channels"] = head[_INNER[name]].shape[0]
     if name == "psanet":
         found |= _mask(head["psa.attention.3.weight"].shape[0], "psa.attention_p.3.weight" in head)
     return found
 
 
+_INNER = {
+    "ocrnet": "spatial_ocr_head.object_context_block.f_pixel.0.weight",
+    "isanet": "isa_head.2.stages.0.long_range_sa.f_key.0.weight",
+    "emanet": "fc0.conv.weight",
+}
 _CLASSIFIERS = {
+    "ocrnet": "head.weight",
+    "isanet": "cls_head.weight",
     "pspnet": "cls.4.weight",
     "psanet": "cls.4.weight",
     "emanet": "fc2.weight",
