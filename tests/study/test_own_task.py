@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_trees import SIZE, make_tree, noise
-from tiny_run import tiny_data
+from tiny_run import tiny_data, tiny_network
 
 from lookfar.blocks._own import find_own, parse_address
 from lookfar.study import load
@@ -21,6 +22,7 @@ from lookfar.study._files import write_json
 from lookfar.study.answer import answer
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.preflight import preflight
+from lookfar.study.promises import check_task
 from lookfar.study.report import write_report
 from lookfar.study.results import write_csv
 from lookfar.study.sources import keep
@@ -208,6 +210,40 @@ def test_what_is_no_task_is_said(text, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         find_task(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("loss", lambda self, output, targets, weights: output.mean(), "its loss must be two tensors of one number"),
+        (
+            "loss",
+            lambda self, output, targets, weights: (output.square(), output.mean()),
+            "its loss must be two tensors",
+        ),
+        ("loss", lambda self, *_: (torch.ones(()), torch.ones(())), "no gradient of its loss reaches the network"),
+        ("judge", lambda self, output, targets: {"error": output.mean()}, r"for 2 samples it gives error float32 \(\)"),
+        ("judge", lambda self, output, targets: {}, "for 2 samples it gives nothing"),
+        ("judge", lambda self, output, targets: {"error": [1, 2]}, "judge must give tensors, by name"),
+        (
+            "judge",
+            lambda self, output, targets: {"a": output, "b": output},
+            r"regression keeps a, b: facts\(\) must say",
+        ),
+        ("judge", lambda self, output, targets: 1 / 0, "ZeroDivisionError: division by zero"),
+        ("score", lambda self, facts, weights: facts.mean(), r"for 3 sets it gives \(\)"),
+        ("scores", lambda self, judged: {"loss": 1.0}, "scores must hold its metric, 'mae'"),
+    ],
+)
+def test_what_a_study_cannot_use_is_said_before_the_first_step(name, wrong, message):
+    task = find_task(f"{HERE / 'own_task.py'}:Regression")
+    plan, data, network = Plan("data", ("nonlocal",), task="own_task.py:Regression"), tiny_data(), tiny_network()
+    check_task(plan, task, network, data)
+    before = [tensor.clone() for tensor in network.state_dict().values()]
+    broken = type("Broken", (type(task),), {"name": "regression", name: wrong})()
+    with pytest.raises(ValueError, match=f"own_task.py:Regression cannot be studied: .*{message}"):
+        check_task(plan, broken, network, data)
+    assert all(map(torch.equal, before, network.state_dict().values()))
 
 
 def test_a_task_without_a_host_takes_one_of_the_users_own(tmp_path, monkeypatch):

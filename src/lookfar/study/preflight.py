@@ -68,7 +68,7 @@ def preflight(
     from lookfar.data.fingerprint import fingerprint
     from lookfar.networks import resolve_place
     from lookfar.study.build import build_host, default_place, map_at, open_plan_data, put_in, weights_digest
-    from lookfar.study.promises import check_block, check_host
+    from lookfar.study.promises import check_block, check_host, check_task
     from lookfar.training.optimization import learning_rate_sum
 
     data = open_plan_data(plan)
@@ -93,6 +93,7 @@ def preflight(
             f"moves about that far at most{how}, so blocks may not come in. More steps or a higher lr let them."
         )
     host = build_host(plan, data, seed=0)
+    check_task(plan, task, host, data)
     plan = replace(plan, place=resolve_place(host, plan.place or default_place(host)))
 
     def built(candidate: Candidate, control_parameters: int = 0) -> tuple[Any, list[str]]:

@@ -37,9 +37,8 @@ from lookfar.tasks import Task
 if TYPE_CHECKING:
     from lookfar.data import Data
 
-ABLATIONS: dict[str, str] = dict(
-    zip(("val", "also_val"), FILES)
-)  # set that judges -> what remains when a block does without something
+# set that judges -> file of what remains when a block does without something
+ABLATIONS: dict[str, str] = dict(zip(("val", "also_val"), FILES))
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,9 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
         for seed in range(plan.seeds)
     ]
     results = _judged(folder, plan, task, trials, environment, "val")
-    return (
-        replace(results, also=_judged(folder, plan, task, trials, environment, "also_val"))
-        if plan.also_val
-        else results
-    )
+    if not plan.also_val:
+        return results
+    return replace(results, also=_judged(folder, plan, task, trials, environment, "also_val"))
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, Any]:

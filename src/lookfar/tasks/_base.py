@@ -211,6 +211,8 @@ class Task:
 
     def facts(self, judged: Judged) -> np.ndarray:
         """What the score needs of every sample, ``(S, ...)`` float64; by default the only array that is kept."""
+        if len(judged) != 1:
+            raise ValueError(f"{self.name} keeps {', '.join(judged)}: facts() must say what of it the score needs")
         (array,) = judged.values()
         return array.astype(np.float64)
 
