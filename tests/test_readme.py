@@ -40,6 +40,7 @@ def test_first_words_say_that_nothing_is_compiled():
 
 def commands():
     text = "\n".join(line for path in DOCUMENTS for line in fenced(path.read_text(encoding="utf-8"), "sh"))
+    text = re.sub(r"\\\n\s*", "", text)  # a command may go on in the next line
     return sorted({line.split("#")[0].strip() for line in text.splitlines()} - {""})
 
 
