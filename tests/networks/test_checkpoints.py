@@ -1,7 +1,10 @@
 """Published files: each of the four sources alone, a wrong one of each, what is refused, and logits at the end."""
 
 import os
+import sys
+import types
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +92,8 @@ def test_what_is_assumed_is_said_in_a_line(tmp_path: Path) -> None:
     assert network.align_corners
 
 
-@pytest.mark.parametrize("key", ["config", "cfg"])
-@pytest.mark.parametrize("name", ["danet", "ocrnet", "fcn_r18", "psanet", "deeplabv3", "ccnet", "emanet"])
-def test_the_configuration_inside(key: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "key"), [("danet", "cfg"), *((name, "config") for name in [*MMSEG, "fcn_r18"])])
+def test_the_configuration_inside(name: str, key: str, tmp_path: Path) -> None:
     case = case_of(name)
     path = write(tmp_path / "weights.pth", case, {key: config_of(case)})
     with warnings.catch_warnings():
@@ -115,6 +117,27 @@ def test_the_configuration_says_what_no_shape_tells(tmp_path: Path) -> None:
     assert network.align_corners
     assert network.backbone.layer4[2].conv2.dilation == (4, 4)
     assert network.logits(torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)
+
+
+def test_a_training_file_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an object of a class that is not there when it is read."""
+    case = case_of("danet")
+    module = types.ModuleType("mmengine_history")
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": "mmengine_history"})  # type: ignore[attr-defined]
+    buffer = module.HistoryBuffer()  # type: ignore[attr-defined]
+    buffer.counts = torch.ones(2)
+    file = {
+        "meta": {"iter": 80000, "cfg": config_of(case), "dataset_meta": {"classes": tuple("abcde")}},
+        "state_dict": OrderedDict(case.state),
+        "message_hub": {"log_scalars": OrderedDict(loss=buffer), "runtime_info": {"lr": 0.01}},
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+    }
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mmengine_history", module)
+        torch.save(file, tmp_path / "iter_80000.pth")
+    network = from_checkpoint(tmp_path / "iter_80000.pth")
+    assert_is(network, case)
+    assert network.class_names == tuple("abcde")
 
 
 def test_names_and_colours_of_classes() -> None:

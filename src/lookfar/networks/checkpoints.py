@@ -230,9 +230,7 @@ def _preprocessing(config: Mapping[str, Any], model: Mapping[str, Any]) -> Prepr
 def _named(meta: Mapping[str, Any], K: int) -> dict[str, Any]:
     """Names and colours of the classes, where the file has as many."""
     said = meta.get("dataset_meta")
-    about = (
-        dict(said) if isinstance(said, Mapping) else {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
-    )
+    about = {str(name).lower(): value for name, value in (said if isinstance(said, Mapping) else meta).items()}
     found = {}
     for ours, theirs in (("class_names", "classes"), ("palette", "palette")):
         value = about.get(theirs)
