@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-LINE = re.compile(r"Ops and golden vectors are tested on (torch .+?),\s+everything\s+on (torch .+?)\.\n", re.DOTALL)
+LINE = re.compile(
+    r"Ops, blocks, insertion and golden vectors are tested on (torch .+?),\s+everything\s+on (torch .+?)\.\n", re.DOTALL
+)
 
 
 def here() -> str:
@@ -31,7 +33,7 @@ def main(kept: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     if not LINE.search(text):
         sys.exit("the README has no line of the versions")
-    line = f"Ops and golden vectors are tested on {oldest}, everything\non {newest}.\n"
+    line = f"Ops, blocks, insertion and golden vectors are tested on {oldest},\neverything on {newest}.\n"
     README.write_text(LINE.sub(line, text), encoding="utf-8")
 
 

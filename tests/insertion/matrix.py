@@ -287,16 +287,21 @@ def checkpointed(block: str, position: str) -> None:
         insert(net, block, stage, position=position, example=x)
         for one in insertions(net):
             randomise(one.module)
+        plain, saving = copy.deepcopy(net), net
+        saving.set_grad_checkpointing(True)
         outputs = []
-        for on in (False, True):
-            net.set_grad_checkpointing(on)
+        for one in (plain, saving):  # each with the buffers that it starts with
             torch.manual_seed(5)
-            outputs.append(net.train()(x))
-        outputs[1].square().mean().backward()
+            outputs.append(one.train()(x))
+            outputs[-1].square().mean().backward()
         same(outputs[1], outputs[0], 1e-5)
-        assert verify(net, x) == {}, name
-        reached = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in insertions(net)[0].module.parameters()]
-        assert any(reached), f"{name}: no gradient reaches the block"
+        assert verify(saving, x) == {}, name
+        pairs = list(zip(insertions(saving)[0].module.named_parameters(), insertions(plain)[0].module.parameters()))
+        assert any(p.grad is not None and p.grad.any() for (_, p), _ in pairs), f"{name}: no gradient reaches the block"
+        for (parameter, p), q in pairs:
+            if q.grad is not None:
+                assert p.grad is not None, f"{name}: no gradient reaches {parameter}"
+                assert_same(f"{name}: gradient of {parameter}", p.grad, q.grad, 1e-3)
 
 
 QUESTIONS: dict[str, tuple[str, Callable[..., None]]] = {
@@ -357,6 +362,12 @@ def answers_to(asked: list[Asked], jobs: int) -> Iterator[tuple[Asked, str, floa
             yield running[done], *done.result()
 
 
+WHY = {
+    ("checkpointed", "expectation_maximization"): "every forward pass of training moves its bases, and checkpointing "
+    "runs it twice: the gradient is that of moved bases; with `momentum=0`, which keeps them, it is right"
+}
+
+
 def table(answers: dict[str, dict[str, str]]) -> str:
     """A row a block; a cell is a tick where both positions say yes."""
     from lookfar._tables import markdown_table
@@ -367,7 +378,11 @@ def table(answers: dict[str, dict[str, str]]) -> str:
         cells = []
         for question in QUESTIONS:
             given = {position: answers.get(f"{block}@{position}", {}).get(question) for position in POSITIONS}
-            wrong = {position: text for position, text in given.items() if text not in ("yes", None)}
+            wrong = {
+                position: WHY.get((question, block), text)
+                for position, text in given.items()
+                if text not in ("yes", None)
+            }
             for text in dict.fromkeys(wrong.values()):
                 where = " and ".join(position for position, one in wrong.items() if one == text)
                 notes.append(f"- `{block}` at `{where}`, {QUESTIONS[question][0]}: {text}")

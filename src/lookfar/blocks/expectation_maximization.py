@@ -69,8 +69,8 @@ class ExpectationMaximization(nn.Module):
     y = x + BN(P relu(r)), r_n = sum_k z_nk mu_k, (z, mu) from T EM steps on h = W x + b that start at ``bases``.
 
     As published r is a constant to autograd: dr/dx = dr/dW = 0 exactly, x learns through the residual alone and W stays
-    as it was drawn. In training every forward pass moves ``bases`` (over all processes of a group): activation
-    checkpointing, which runs it twice, is not supported there.
+    as it was drawn. In training every forward pass moves ``bases`` (over all processes of a group). Activation
+    checkpointing runs it twice, so that the gradient is that of moved bases: train without, or with ``momentum=0``.
 
     Args:
         bases: Number K of bases.
