@@ -139,6 +139,10 @@ def test_options_go_to_the_blocks_that_have_them() -> None:
     assert ann.head.merge.bins == ann.head.paths[0].block.bins == (1, 2)
     with pytest.raises(TypeError, match=r"criss_cross has no option 'recurence'. Did you mean recurrence"):
         thin("ccnet", recurence=3)
+    assert thin("nonlocal", inner_channels=3).head.paths[0].block.query.out_channels == 3
+    assert thin("danet", inner_channels=3).head.paths[0].block.query.out_channels == 3
+    with pytest.raises(TypeError, match="criss_cross has no option 'inner_channels'"):
+        thin("ccnet", inner_channels=3)
     with pytest.raises(TypeError, match="FCN has no block, so no 'recurrence'"):
         thin("fcn", recurrence=3)
 
@@ -244,6 +248,8 @@ class TestCGNet:
         # (105.65, 103.37, 99.66) from (R, G, B): the mean as the authors have it, in the other order
         image = torch.tensor([105.65, 103.37, 99.66])[:, None, None]
         assert network.preprocessing(image).abs().max() == 0
+        with pytest.raises(ValueError, match="cgnet is no head on a backbone and has no align_corners"):
+            create_network("cgnet", 3, align_corners=True)
         with pytest.raises(ValueError, match="num_classes is 12, but 11 classes are named"):
             create_network("cgnet_camvid", 12)
 

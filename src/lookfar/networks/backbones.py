@@ -58,7 +58,7 @@ def build_backbone(
     if plain is not None:
         backbone["conv1"] = nn.Conv2d(in_chans, plain, 7, stride=2, padding=3, bias=False)  # type: ignore[index]
     last = [module for name, module in backbone.named_children() if name in ("layer3", "layer4")]
-    if len(last) == 2 and all(hasattr(block, "conv2") for stage in last for block in stage.children()):
+    if len(last) == 2 and all(_is_residual(block) for stage in last for block in stage.children()):
         _dilate(last, dilations or _RATES[output_stride], last_dilations, contract_dilation)
         if ceil_mode and isinstance(pool := getattr(backbone, "maxpool", None) or backbone["maxpool"], nn.MaxPool2d):  # type: ignore[index]
             pool.ceil_mode = True
@@ -84,6 +84,11 @@ def _dilate(stages: Sequence[nn.Module], of: Sequence[int], last: Sequence[int] 
             _set_dilation(block.conv1 if basic else block.conv2, d)  # type: ignore[arg-type]
             if basic:
                 _set_dilation(block.conv2, 1)  # type: ignore[arg-type]
+
+
+def _is_residual(block: nn.Module) -> bool:
+    conv = getattr(block, "conv2", None)
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)
 
 
 def _set_dilation(conv: nn.Conv2d, d: int) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,9 +102,7 @@ def create_network(
         about = {what: given or CAMVID[what] for what, given in about.items()}
     K = _classes(name, num_classes, about["class_names"])
     if head_name == "cgnet":
-        own = {"backbone": backbone, "output_stride": output_stride, "width": width, "inner_channels": inner_channels}
-        if given := [what for what, value in own.items() if value is not None]:
-            raise ValueError(f"{name} is no head on a backbone and has no {given[0]}")
+        _of_no_head(name, {what: value for what, value in config.items() if what not in options})
         network = CGNet(K, in_chans=in_chans, **about, **options)
         network.config = config
         return network
@@ -186,6 +185,14 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     preset = {"backbone": stem, "output_stride": int(match["stride"])}
     # its D32 strides and dilates too
     return head, preset | ({"dilations_of_stages": (2, 4)} if preset["output_stride"] == 32 else {})
+
+
+def _of_no_head(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse what a network does not have that is no head on a backbone."""
+    own = {"name", "num_classes", "in_chans", "preprocessing", "class_names", "palette"}
+    defaults = {what: p.default for what, p in inspect.signature(create_network).parameters.items()}
+    if other := [what for what, value in given.items() if what not in own and value != defaults[what]]:
+        raise ValueError(f"{name} is no head on a backbone and has no {other[0]}")
 
 
 def _block(name: str) -> str | None:

@@ -106,8 +106,11 @@ class Head(nn.Module):
         width = width or max(channels // plan.width, 1)
         inner = inner_channels or (-plan.inner * width if plan.inner < 0 else max(width // plan.inner, 1))
         widths: dict[Width, int] = {"channels": width, "inner": inner}
-        given = {"align_corners": align_corners, **(options or {})}
-        _check_known(plan, options or {})
+        options = dict(options or {})
+        if inner_channels is not None and not plan.has_inner:
+            options["inner_channels"] = inner_channels
+        given = {"align_corners": align_corners, **options}
+        _check_known(plan, options)
         self.merge = None
         if plan.merge is not None:
             name, published = plan.merge

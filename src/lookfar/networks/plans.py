@@ -74,9 +74,9 @@ class Plan:
     aliases: tuple[str, ...] = ()
 
     @property
-    def reads(self) -> int:
-        """How many of the backbone's last maps the head reads."""
-        return 2 if self.merge is not None else 1
+    def has_inner(self) -> bool:
+        """Whether the inner width is one of the head's own; else it is an option of its blocks."""
+        return self.merge is not None or any("inner" in (path.before, path.inner) for path in self.paths)
 
 
 def _around(block: str | None, inner: Width | None = None, **options: Any) -> tuple[Path, ...]:
