@@ -14,7 +14,8 @@ import lookfar
 SRC = Path(lookfar.__file__).parent
 # every public function here has an example
 ROOMS = (
-    *("blocks", "check", "cost", "data", "diagnostics", "insertion", "networks", "ops", "study", "training", "weights"),
+    *("blocks", "check", "cost", "data", "diagnostics", "insertion", "networks", "ops", "study", "tasks", "training"),
+    "weights",
 )
 WITHOUT = {
     "keep_pages": "cannot be undone in the process that calls it",
