@@ -60,7 +60,7 @@ _START = re.compile(r"([a-z0-9]+)[_-](?:d6[_-])?r(\d+)b?-d\d")
 def network_of(name: str) -> tuple[str, int] | None:
     """Head and depth of the ResNet that a file's name tells, None where it tells none.
 
-    >>> network_of("dnl_r101-d8_769x769_40k_cityscapes_20200820_171100-595c82ff.pth")
+    >>> network_of("dnl_r101-d8_769x769_40k_cityscapes_20200820_171256-76c596df.pth")
     ('dnl', 101)
     """
     match = _START.match(name)
