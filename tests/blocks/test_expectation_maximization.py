@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from samples import assert_same, randomise
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lookfar import create_block, weights
 
@@ -159,3 +160,18 @@ def test_bases_are_averaged_over_processes(tmp_path):
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         create_block("expectation_maximization", 16, **options)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_would_give_the_gradient_of_moved_bases(reentrant):
+    x = torch.randn(2, 8, 5, 4, requires_grad=True)
+    m = randomise(create_block("expectation_maximization", 8)).train()
+    with pytest.raises(RuntimeError, match=r"momentum=0, or leave its stage out"):
+        checkpoint(m, x, use_reentrant=reentrant).sum().backward()
+    still = randomise(create_block("expectation_maximization", 8, momentum=0)).train()
+    plain = copy.deepcopy(still)
+    checkpoint(still, x, use_reentrant=reentrant).square().sum().backward()
+    plain(x).square().sum().backward()
+    for p, q in zip(still.parameters(), plain.parameters()):
+        if q.grad is not None:
+            assert_same("gradient", p.grad, q.grad)

@@ -216,7 +216,7 @@ def _ddp(rank: int, pairs: list[tuple[str, str]], folder: str) -> None:
             _ddp_step(inserted(block, position), rank)
             told.append("yes")
         except Exception as error:
-            told.append(f"{type(error).__name__}: {error}".splitlines()[0][:160])
+            told.append(f"{type(error).__name__}: {error}".splitlines()[0][:240])
     Path(folder, f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -345,7 +345,7 @@ def answer(question: str, block: str, position: str) -> tuple[str, float]:
         ask(question, block, position)
     except Exception as error:
         traceback.print_exc(limit=-3)
-        return f"{type(error).__name__}: {error}".splitlines()[0][:160], time.perf_counter() - start
+        return f"{type(error).__name__}: {error}".splitlines()[0][:240], time.perf_counter() - start
     return "yes", time.perf_counter() - start
 
 
@@ -362,12 +362,6 @@ def answers_to(asked: list[Asked], jobs: int) -> Iterator[tuple[Asked, str, floa
             yield running[done], *done.result()
 
 
-WHY = {
-    ("checkpointed", "expectation_maximization"): "every forward pass of training moves its bases, and checkpointing "
-    "runs it twice: the gradient is that of moved bases; with `momentum=0`, which keeps them, it is right"
-}
-
-
 def table(answers: dict[str, dict[str, str]]) -> str:
     """A row a block; a cell is a tick where both positions say yes."""
     from lookfar._tables import markdown_table
@@ -378,11 +372,7 @@ def table(answers: dict[str, dict[str, str]]) -> str:
         cells = []
         for question in QUESTIONS:
             given = {position: answers.get(f"{block}@{position}", {}).get(question) for position in POSITIONS}
-            wrong = {
-                position: WHY.get((question, block), text)
-                for position, text in given.items()
-                if text not in ("yes", None)
-            }
+            wrong = {position: text for position, text in given.items() if text not in ("yes", None)}
             for text in dict.fromkeys(wrong.values()):
                 where = " and ".join(position for position, one in wrong.items() if one == text)
                 notes.append(f"- `{block}` at `{where}`, {QUESTIONS[question][0]}: {text}")

@@ -70,7 +70,7 @@ class ExpectationMaximization(nn.Module):
 
     As published r is a constant to autograd: dr/dx = dr/dW = 0 exactly, x learns through the residual alone and W stays
     as it was drawn. In training every forward pass moves ``bases`` (over all processes of a group). Activation
-    checkpointing runs it twice, so that the gradient is that of moved bases: train without, or with ``momentum=0``.
+    checkpointing would run it twice and give the gradient of moved bases: train without, or with ``momentum=0``.
 
     Args:
         bases: Number K of bases.
@@ -91,6 +91,7 @@ class ExpectationMaximization(nn.Module):
 
     Raises:
         ValueError: ``heads`` does not divide ``channels``; an unknown ``variant`` or ``gradient``; no iterations.
+        RuntimeError: Under activation checkpointing in training, unless ``momentum`` is 0.
 
     Example:
         >>> block = ExpectationMaximization(16)
@@ -157,7 +158,12 @@ class ExpectationMaximization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed, fitted = self.reconstruct(x)
-        if self.training:
+        if self.training and self.momentum:
+            if not torch.compiler.is_compiling() and _backward_runs():
+                raise RuntimeError(
+                    "expectation_maximization moves its bases in every forward pass of training, and activation "
+                    "checkpointing runs it twice: give it momentum=0, or leave its stage out."
+                )
             self.update_bases(fitted)
         return self.finish(x, mixed)
 
@@ -235,3 +241,12 @@ class ExpectationMaximization(nn.Module):
             return self._heads(x), {"weight": self.embed.weight.flatten(1), "bias": self.embed.bias}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient != "none"):
             return self._heads(self.embed(x)), {}
+
+
+def _backward_runs() -> bool:
+    """Whether a backward pass is under way in this thread, so that a forward pass can only be a recomputation.
+
+    Torch says it by a private call alone, the one by which its own checkpointing asks.
+    """
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    return task is not None and task() != -1

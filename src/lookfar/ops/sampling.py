@@ -41,8 +41,9 @@ def grid_points(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         if isinstance(n, Tensor):  # a size, under torch.jit.trace
             steps, last = (n - 1).clamp(min=1), (n - 1).clamp(max=1)
         else:
-            # plain numbers too come as numbers: torch 2.8 cannot compile sym_max of them
-            most, least = (max, min) if isinstance(n, int) else (torch.sym_max, torch.sym_min)
+            # torch 2.8 cannot compile sym_max of plain numbers
+            most: Any = max if isinstance(n, int) else torch.sym_max
+            least: Any = min if isinstance(n, int) else torch.sym_min
             steps, last = most(n - 1, 1), least(n - 1, 1)
         return 2 * torch.arange(end, dtype=like.dtype, device=like.device) / steps - last
 
