@@ -49,7 +49,7 @@ def pair(name: str, **options: Any) -> tuple[Op, Op]:
     return partial(getattr(ops, name), **options), partial(getattr(ops, f"{name}_reference"), **options)
 
 
-TOKENS = {"q": (2, 6, 3), "k": (2, 5, 3), "v": (2, 5, 4)}
+TOKENS = {"q": (2, 6, 3), "k": (2, 17, 3), "v": (2, 17, 4)}  # fewer keys do not reach the fused kernel
 MAPS = {"q": (1, 2, 3, 4), "k": (1, 2, 3, 4), "v": (1, 3, 3, 4)}
 LINES = {"q": (2, 3, 4, 2), "k": (2, 3, 4, 2), "v": (2, 3, 4, 3)}
 PREDICTED = {"a": (2, 2, 3), "m": (3, 3, 2), "v": (2, 2, 3)}
@@ -63,7 +63,7 @@ CASES = {
     },
     "embedded_gaussian": Case(*pair("embedded_gaussian", scale=0.7), TOKENS),
     "embedded_gaussian, equal widths": Case(
-        *pair("embedded_gaussian"), {"q": (1, 6, 4), "k": (1, 5, 4), "v": (1, 5, 4)}
+        *pair("embedded_gaussian"), {"q": (1, 6, 4), "k": (1, 17, 4), "v": (1, 17, 4)}
     ),
     "dot_product": Case(*pair("dot_product"), TOKENS),
     **{
@@ -72,7 +72,7 @@ CASES = {
     },
     "pairwise_attention": Case(*pair("pairwise_attention"), TOKENS),
     "multiplied_attention": Case(
-        *pair("multiplied_attention"), {"q": (1, 6, 3), "k": (1, 5, 3), "logits": (1, 5), "v": (1, 5, 2)}
+        *pair("multiplied_attention"), {"q": (1, 6, 3), "k": (1, 17, 3), "logits": (1, 17), "v": (1, 17, 2)}
     ),
     "channel_attention": Case(*pair("channel_attention"), {"x": (4, 7)}),
     **{

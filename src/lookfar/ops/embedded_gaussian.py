@@ -2,7 +2,8 @@
 
 Traps: on CPU ``scaled_dot_product_attention`` silently builds the N x M weights when the widths of value and query
 differ (586 MB against 30 MB at N = 8192, D = 32, E = 256) or when the last axis is not contiguous; on CUDA it does so
-for float64 and, in float32, for widths that are not multiples of 4. Its fused kernels have no second derivative.
+for float64 and, in float32, for widths that are not multiples of 4. Its fused kernels have no second derivative. With
+fewer keys than the processor's vectors have lanes the one for CPUs gives 0 where all logits of a query are NaN.
 """
 
 import functools
@@ -15,6 +16,9 @@ from torch import Tensor
 from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._precision import widened, without_autocast
+
+
+_LANES = 16  # of the widest vectors, in float32
 
 
 def embedded_gaussian_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -94,7 +98,8 @@ class _After(torch.autograd.Function):
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     if traced():
         return _sdpa(q, k, v, scale)
-    if under_transform() or has_tangent(q, k, v):
+    swallows = q.is_cpu and k.shape[-2] < _LANES
+    if swallows or under_transform() or has_tangent(q, k, v):
         return embedded_gaussian_reference(q, k, v, scale=scale)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, k, v)):
         return _sdpa(q, k, v, scale)
