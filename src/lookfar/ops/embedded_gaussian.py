@@ -17,7 +17,6 @@ from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, u
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._precision import widened, without_autocast
 
-
 _LANES = 16  # of the widest vectors, in float32
 
 
