@@ -199,8 +199,13 @@ def in_two_processes(block: str, position: str) -> None:
 def train_together(pairs: list[tuple[str, str]]) -> list[str]:
     """Answers for several blocks from one pair of processes."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(_ddp, (pairs, folder), nprocs=2, start_method="spawn")
-        told = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+        files = [Path(folder, f"{rank}.json") for rank in range(2)]
+        try:
+            torch.multiprocessing.start_processes(_ddp, (pairs, folder), nprocs=2, start_method="spawn")
+        except torch.multiprocessing.ProcessExitedException:
+            if not all(file.is_file() for file in files):
+                raise  # else gloo's threads aborted a process that had answered and was at its end
+        told = [json.loads(file.read_text()) for file in files]
     return [next((text for text in both if text != "yes"), "yes") for both in zip(*told)]
 
 
@@ -218,6 +223,7 @@ def _ddp(rank: int, pairs: list[tuple[str, str]], folder: str) -> None:
         except Exception as error:
             told.append(f"{type(error).__name__}: {error}".splitlines()[0][:240])
     Path(folder, f"{rank}.json").write_text(json.dumps(told))
+    dist.barrier()  # both have answered before either leaves
     dist.destroy_process_group()
 
 
