@@ -7,10 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any
 
 try:
     import fcntl
@@ -35,18 +32,6 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk it would stand in the way of what comes after
         raise
-
-
-def read_arrays(path: Path) -> dict[str, "np.ndarray"]:
-    """The arrays of an ``.npz``; none where it is missing or damaged."""
-    import numpy as np
-
-    try:
-        # numpy leaves a file open whose archive is damaged
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except Exception:  # zip, zlib and numpy have an exception each for what is damaged
-        return {}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lookfar._arrays import read_arrays
 from lookfar._modes import modes_restored
-from lookfar.study._files import read_arrays
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookfar.study._files import read_arrays, read_if_whole, read_json, write_json
+from lookfar._arrays import read_arrays
+from lookfar.study._files import read_if_whole, read_json, write_json
 from lookfar.study.ablations import FILES as ABLATIONS
 from lookfar.study.continuing import decisive, kept_plan
 from lookfar.study.plan import trial_folder

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookfar.study._files import read_arrays, read_if_whole, write_text
+from lookfar._arrays import read_arrays
+from lookfar.study._files import read_if_whole, write_text
 from lookfar.study.ablations import FILES, load_ablations
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference

@@ -73,15 +73,6 @@ def save_arrays(path: Path, **arrays: Any) -> None:
     write_atomically(path, write)
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz``; none where it is missing or damaged."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves damaged files open
-            return dict(file)
-    except Exception:  # zip, zlib and numpy have an exception each for what is damaged
-        return {}
-
-
 def load_weights(path: Path, network: nn.Module) -> dict[str, Tensor] | None:
     """A state dict for a network; None where the file is missing, damaged, or holds another network's."""
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from lookfar._arrays import read_arrays
 from lookfar.training.checkpoints import (
     Checkpoint,
     Records,
@@ -23,7 +24,6 @@ from lookfar.training.checkpoints import (
     first_not_finite,
     fits,
     last_record,
-    load_arrays,
     load_checkpoints,
     load_weights,
     newest_state,
@@ -390,7 +390,7 @@ def _finished(
     network: nn.Module, data: "Data", task: "Task", settings: Settings, folder: Path
 ) -> dict[str, Any] | None:
     """The result of a run that is complete, with its weights in the network; None where something is damaged."""
-    judged = load_arrays(folder / f"{task.file}.npz")
+    judged = read_arrays(folder / f"{task.file}.npz")
     if not task.fits(judged, len(data.val), len(data.classes)):
         return None
     if settings.precision == "64-true":
