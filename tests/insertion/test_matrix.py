@@ -1,8 +1,16 @@
-"""The questions of `make insertion-table`, for a block of four families; the command asks them of every block."""
+"""The questions of `make insertion-table`, for four blocks of each family; the command asks them of every block."""
 
 import pytest
 from insertion.matrix import POSITIONS, QUESTIONS, TOGETHER, ask
 
+from lookfar.blocks import block_info, list_blocks
+
+FAMILIES = sorted({block_info(name).family for name in list_blocks(kind="context")})
+OF_EACH = [
+    name
+    for family in FAMILIES
+    for name in [name for name in list_blocks(kind="context") if block_info(name).family == family][:4]
+]
 BLOCKS = ("nonlocal", "criss_cross", "squeeze_excitation", "expectation_maximization")
 PAIRS = [(block, position) for block in BLOCKS for position in POSITIONS]
 APART = {"checkpointed", "onnx", "exported"}  # asked of fewer: seconds each
@@ -10,7 +18,8 @@ APART = {"checkpointed", "onnx", "exported"}  # asked of fewer: seconds each
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize(("block", "position"), PAIRS)
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("block", sorted({*OF_EACH, *BLOCKS}))
 @pytest.mark.parametrize("question", [question for question in QUESTIONS if question not in APART | TOGETHER.keys()])
 def test_question(question: str, block: str, position: str) -> None:
     ask(question, block, position)
