@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lookfar.data import open_data
-from lookfar.data.scenes import CELL, COLOURS, INK, RED, Scenes, load_digits, make_scenes
+from lookfar.data import MemorySamples, open_data, target_of
+from lookfar.data._worlds import COLOURS, RED, WORLDS
+from lookfar.data.scenes import CELL, INK, Scenes, load_digits, make_scenes
 
 
 def test_digits_are_disjoint_and_complete():
@@ -23,15 +24,18 @@ def test_digits_are_those_of_scikit_learn():
     assert sorted(bytes(d.numpy()) for d in got) == sorted(bytes(d) for d in want.images.astype("uint8"))
 
 
-@pytest.mark.parametrize("task", ["cue", "lookup"])
+@pytest.mark.parametrize("task", WORLDS)
 def test_scenes_depend_on_seed_alone(task):
-    image, mask = make_scenes(task, "val", 6, 3)
+    image, label = make_scenes(task, "val", 6, 3)
     torch.rand(1)
     again = make_scenes(task, "val", 6, 3)
     assert torch.equal(image, again[0])
-    assert torch.equal(mask, again[1])
+    assert torch.equal(label, again[1])
     assert not torch.equal(image, make_scenes(task, "val", 6, 4)[0])
-    assert image.dtype == mask.dtype == torch.uint8
+    assert image.dtype == torch.uint8
+    assert (label.dtype, label.dim()) == {"mask": (torch.uint8, 3), "class": (torch.int64, 1)}[
+        target_of(f"scenes:{task}")
+    ]
 
 
 def cells(image):
@@ -108,6 +112,41 @@ def test_open_scenes(task):
     torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3), atol=0.1, rtol=0)
 
 
+def test_a_red_scene_is_called_what_its_red_digit_shows():
+    images, labels = make_scenes("red", "val", 60, 0)
+    for image, label in zip(images, labels):
+        things = [thing for thing in read_scene(image, *load_digits("val")) if thing[0] is not None]
+        assert len(things) == 9
+        assert [what for what, colour, _ in things if colour == 0] == [int(label)]
+    assert make_scenes("red", "train", 2000, 0)[1].bincount().min() > 150
+
+
+@pytest.mark.parametrize("task", [name for name, world in WORLDS.items() if world.target == "class"])
+def test_open_scenes_with_one_label(task):
+    data = open_data(f"scenes:{task}")
+    assert (data.target, len(data.train), len(data.val), data.in_chans) == ("class", 6000, 600, 3)
+    image, label = data.val[3]
+    assert (image.shape, image.dtype) == ((3, *data.size), torch.uint8)
+    assert (label.shape, label.dtype) == ((), torch.int64)
+    images, labels = data.batch(0, 0, 64)
+    assert (images.shape, labels.shape, labels.dtype) == ((64, 3, *data.size), (64,), torch.int64)
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
+    for samples in (data.train, data.val):
+        assert isinstance(samples, MemorySamples)
+        assert set(samples.masks.tolist()) == set(range(len(data.classes)))
+
+
+def test_what_is_labelled():
+    assert {name: target_of(f"scenes:{name}") for name in ("cue", "lookup", "red")} == {
+        "cue": "mask",
+        "lookup": "mask",
+        "red": "class",
+    }
+    assert open_data("scenes:cue").target == "mask"
+    with pytest.raises(ValueError, match="scenes:cue or scenes:lookup or scenes:red"):
+        target_of("scenes:lokup")
+
+
 def test_classes_are_balanced():
     for task, pairs in (("cue", [(1, 2)]), ("lookup", [(1, 2), (3, 4)])):
         counts = make_scenes(task, "train", 600, 5)[1].flatten().bincount().double()
@@ -128,18 +167,20 @@ def test_answers_stand_where_scenes_say(task):
     scenes = Scenes(task, "val", 30, 7)
     for i in range(30):
         image, mask = scenes[i]
-        asks, holds = scenes.answer(i)
+        answer = scenes.answer(i)
+        assert answer is not None
+        asks, holds = answer
         picture = cells(image.float() / 255)
         asked, held = (cells(part[None]).flatten(1) for part in (asks, holds))
         assert (asked == asked[:, :1]).all()
         assert len(asked[asked[:, 0] > 0]) == (8 if task == "cue" else 4)
         named = cells(mask[None]).flatten(1).amax(1)
         for cell in asked[:, 0].nonzero().flatten():
-            answer = (held[:, 0] == asked[cell, 0]).nonzero().flatten()
-            assert len(answer) == 1
+            there = (held[:, 0] == asked[cell, 0]).nonzero().flatten()
+            assert len(there) == 1
             if task == "cue":
-                assert (picture[answer[0]].amax((1, 2)) > 0.6).tolist() == [True, False, False]
+                assert (picture[there[0]].amax((1, 2)) > 0.6).tolist() == [True, False, False]
             else:
-                assert named[cell] == named[answer[0]] + 2
-                colours = [picture[k].flatten(1).quantile(0.9, 1) > 0.5 for k in (cell, answer[0])]
+                assert named[cell] == named[there[0]] + 2
+                colours = [picture[k].flatten(1).quantile(0.9, 1) > 0.5 for k in (cell, there[0])]
                 assert torch.equal(*colours)

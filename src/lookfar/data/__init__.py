@@ -5,14 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lookfar._options import check, choice
-from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples
+from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples, Target
 from lookfar.data._words import cut, shown
-from lookfar.data.scenes import CLASSES, SIZE, Kind, open_scenes
+from lookfar.data._worlds import WORLDS
+from lookfar.data.scenes import SIZE, open_scenes
 
-__all__ = ["IGNORE", "KINDS", "Augment", "Data", "MemorySamples", "Sample", "Samples", "open_data"]
+__all__ = [
+    "IGNORE",
+    "KINDS",
+    "Augment",
+    "Data",
+    "MemorySamples",
+    "Sample",
+    "Samples",
+    "Target",
+    "open_data",
+    "target_of",
+]
 
 KINDS = {
-    "scenes": "scenes:cue or scenes:lookup, embedded",
+    "scenes": f"{' or '.join(f'scenes:{name}' for name in WORLDS)}, embedded",
     "folder": "folder:PATH or just PATH, with images, masks and classes.txt",
     "camvid": "camvid:PATH",
     "voc": "voc:PATH",
@@ -118,9 +130,25 @@ def open_data(
     return open_files(source, spec, options)
 
 
-def _scenes_kind(word: str) -> Kind:
-    if word not in CLASSES:
-        raise ValueError(f"no scenes called {word!r}; want {' or '.join(f'scenes:{name}' for name in CLASSES)}")
+def target_of(spec: str) -> Target:
+    """What is labelled in a data set, as :attr:`Data.target` says it, told without opening one image.
+
+    Args:
+        spec: As for :func:`open_data`.
+
+    Raises:
+        ValueError: No such scenes.
+
+    >>> target_of("scenes:lookup"), target_of("scenes:red")
+    ('mask', 'class')
+    """
+    kind, _, rest = spec.partition(":")
+    return WORLDS[_scenes_kind(rest)].target if kind == "scenes" else "mask"
+
+
+def _scenes_kind(word: str) -> str:
+    if word not in WORLDS:
+        raise ValueError(f"no scenes called {word!r}; want {' or '.join(f'scenes:{name}' for name in WORLDS)}")
     return word
 
 

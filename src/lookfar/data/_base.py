@@ -6,19 +6,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 IGNORE = 255  # the label that neither the loss nor a score sees
 
+Target = Literal["mask", "class"]
 Sample = tuple[Tensor, Tensor]
 
 
 class Samples(Protocol):
-    """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size; inputs and targets of other tasks
-    may have any number of axes."""
+    """A sequence of ``(image uint8 (C, H, W), mask uint8 (H, W))``, all of one size.
+
+    Where an image has one label, that is a number ``()``, int64; inputs and targets of other tasks may have any number
+    of axes.
+    """
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -83,6 +87,7 @@ class Data:
         mean: Mean of each band, for values in [0, 1].
         std: Standard deviation of each band.
         question: One or two sentences that say what is to be learned.
+        target: What is labelled: each pixel, ``mask``, or each image, ``class``.
         facts: Counts, what was skipped, what the scan of the masks found; one line each.
         augment: Random change of a training sample.
         threads: Decode and augment in a pool of threads, one batch ahead.
@@ -98,6 +103,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     question: str
+    target: Target = "mask"
     facts: list[str] = field(default_factory=list)
     augment: Augment = keep
     threads: bool = False
@@ -140,8 +146,8 @@ class Data:
             world: Into how many shares it is cut.
 
         Returns:
-            Images ``(B, C, H, W)``, float and normalised, and masks ``(B, H, W)``, int64; B is ``batch_size / world``.
-            Targets that are floats stay so.
+            Images ``(B, C, H, W)``, float and normalised, and masks ``(B, H, W)`` or labels ``(B,)``, int64; B is
+            ``batch_size / world``. Targets that are floats stay so.
 
         Raises:
             ValueError: The batch cannot be cut into equal shares.

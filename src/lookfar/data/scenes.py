@@ -1,7 +1,7 @@
 """Embedded data: small colour scenes of real handwritten digits whose labels need information from far away.
 
-A scene is 64x64 pixels on a 4x4 grid of cells. What a pixel must be called depends on another cell, so a network that
-looks at a neighbourhood has to guess:
+A scene is 64x64 pixels on a 4x4 grid of cells. In two worlds every pixel has a label, and what it must be called
+depends on another cell, so a network that looks at a neighbourhood has to guess:
 
 - ``cue``: nine digits, one of them red. Of the eight others four show the class of the red one and are called ``same``,
   four are ``different``; the red digit counts as background, since its label would need no comparison. One summary of
@@ -11,46 +11,33 @@ looks at a neighbourhood has to guess:
   depends on the query is needed. Counting odd digits in the scene helps a little, and that foothold matters: with
   always two of each, attention was not found in 1000 steps.
 
+In the others the scene has one label:
+
+- ``red``: nine digits, one of them red, which names the scene. A cell knows by itself whether it counts, and pooling
+  brings its word to the end: no block is needed.
+
 Digits of the validation scenes never occur in training. The digits are described in NOTICE.md beside this file.
 """
 
 import functools
-from collections.abc import Callable
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lookfar.data._base import Data, MemorySamples
+from lookfar.data._worlds import GRID, WORLDS, Plan
 
-Kind = Literal["cue", "lookup"]
 Split = Literal["train", "val"]
 
-CELL, GRID = 16, 4
+CELL = 16
 SIZE = (CELL * GRID, CELL * GRID)
 COUNTS: dict[Split, int] = {"train": 6000, "val": 600}
 NOISE = 0.05
 INK = 4  # of 16: a pixel of this strength belongs to the digit
 MARGIN = 2  # empty rim of a square's cell
-COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
-WHITE, RED = torch.ones(3), COLOURS[0]
-
-CLASSES: dict[Kind, list[str]] = {
-    "cue": ["background", "same", "different"],
-    "lookup": ["background", "digit odd", "digit even", "square odd", "square even"],
-}
-SOUGHT: dict[Kind, tuple[str, str]] = {
-    "cue": ("white digit", "red digit"),
-    "lookup": ("filled square", "like-coloured digit"),
-}
-SENTENCES: dict[Kind, str] = {
-    "cue": "Label each white digit as showing the same class as the red one or a different one. "
-    "A summary of the whole scene solves it; a neighbourhood does not.",
-    "lookup": "Label each filled square by the parity of the like-coloured digit elsewhere. "
-    "Only attention that depends on the query can solve it.",
-}
 
 
 @functools.cache
@@ -69,17 +56,11 @@ def load_digits(split: Split) -> tuple[Tensor, Tensor]:
     return images[chosen], labels[chosen]
 
 
-class Plan(NamedTuple):
-    """What stands in the cells of scenes; ``(S, K)``: K things a scene."""
+def make_scenes(kind: str, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scenes ``(S, 3, 64, 64)``, uint8, and their labels; the same for the same arguments.
 
-    cell: Tensor  # 0 to 15, row by row
-    digit: Tensor  # index into load_digits(split), -1 is a filled square
-    colour: Tensor  # (S, K, 3)
-    label: Tensor  # of the pixels that have ink
-
-
-def make_scenes(kind: Kind, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scenes ``(S, 3, 64, 64)`` and their labels ``(S, 64, 64)``, uint8; the same for the same arguments."""
+    Labels are ``(S, 64, 64)``, uint8, or ``(S,)``, int64, where the scene has one.
+    """
     scenes = Scenes(kind, split, count, seed)
     return scenes.images, scenes.masks
 
@@ -88,20 +69,20 @@ class Scenes(MemorySamples):
     """Scenes of a split; they know where the answer to each of their questions stands.
 
     Attributes:
-        asking: What asks a question, in words.
+        asking: What asks a question, in words; empty where no place does.
         sought: What holds its answer.
     """
 
-    def __init__(self, kind: Kind, split: Split, count: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.plan = PLANS[kind](load_digits(split)[1], count, generator)
-        super().__init__(
-            *_draw(self.plan, load_digits(split)[0], generator), [f"{split}_{i:04d}" for i in range(count)]
-        )
-        self.asking, self.sought = SOUGHT[kind]
+    def __init__(self, kind: str, split: Split, count: int, seed: int) -> None:
+        world, generator = WORLDS[kind], torch.Generator().manual_seed(seed)
+        self.plan = world.plan(load_digits(split)[1], count, generator)
+        images, masks = _draw(self.plan, load_digits(split)[0], generator)
+        labels = masks if world.target == "mask" else self.plan.label
+        super().__init__(images, labels, [f"{split}_{i:04d}" for i in range(count)])
+        self.asking, self.sought = world.asking, world.sought
 
-    def answer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Which question each pixel asks and to which each holds the answer.
+    def answer(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Which question each pixel asks and to which each holds the answer; None where no place asks.
 
         Args:
             index: Of a scene.
@@ -110,6 +91,8 @@ class Scenes(MemorySamples):
             Two maps ``(64, 64)`` uint8 of whole cells: the answer to a pixel that asks question q > 0 stands where the
             second map is q. 0 asks, or answers, nothing.
         """
+        if not self.asking:
+            return None
         cell, digit = self.plan.cell[index], self.plan.digit[index]
         things = len(cell)
         maps = torch.zeros(2, GRID * GRID, 1, CELL, CELL, dtype=torch.uint8)
@@ -125,50 +108,6 @@ class Scenes(MemorySamples):
         return asked, held
 
 
-def plan_cue(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
-    """A red digit, four others of its class, four of other classes."""
-    cued = torch.randint(10, (count, 1), generator=generator)
-    others = (cued + torch.randint(1, 10, (count, 4), generator=generator)) % 10
-    digit = _of_class(torch.cat([cued.expand(-1, 5), others], 1), labels, generator)
-    label = torch.tensor([0, 1, 1, 1, 1, 2, 2, 2, 2]).expand(count, -1)
-    colour = torch.stack([RED, *[WHITE] * 8]).expand(count, -1, -1)
-    return Plan(_cells(count, 9, generator), digit, colour, label)
-
-
-def plan_lookup(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
-    """Four digits in four colours, a square in each of the four."""
-    digit = _of_class(torch.randint(10, (count, 4), generator=generator), labels, generator)
-    odd = labels[digit].long() % 2
-    colour = COLOURS[_shuffled(count, 6, generator)[:, :4]]
-    label = 2 - odd
-    return Plan(
-        _cells(count, 8, generator),
-        torch.cat([digit, torch.full_like(digit, -1)], 1),
-        torch.cat([colour, colour], 1),
-        torch.cat([label, label + 2], 1),
-    )
-
-
-PLANS: dict[Kind, Callable[[Tensor, int, torch.Generator], Plan]] = {"cue": plan_cue, "lookup": plan_lookup}
-
-
-def _of_class(wanted: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """For each wanted class the index of a random digit of it."""
-    order, counts = labels.argsort(stable=True), labels.bincount(minlength=10)
-    first = counts.cumsum(0) - counts
-    within = (torch.rand(wanted.shape, generator=generator) * counts[wanted]).long()
-    return order[first[wanted] + within]
-
-
-def _shuffled(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """``rows`` permutations of ``columns`` numbers."""
-    return torch.rand(rows, columns, generator=generator).argsort(-1)
-
-
-def _cells(count: int, things: int, generator: torch.Generator) -> Tensor:
-    return _shuffled(count, GRID * GRID, generator)[:, :things]
-
-
 def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     count = len(plan.cell)
     ink = (digits.repeat_interleave(2, -1).repeat_interleave(2, -2)).float() / 16
@@ -177,13 +116,14 @@ def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tenso
     stamps = torch.cat([ink, square])  # index -1 is the square
     images = torch.empty(count, 3, *SIZE, dtype=torch.uint8)
     masks = torch.empty(count, *SIZE, dtype=torch.uint8)
+    label = plan.label if plan.label.dim() == 2 else plan.label[:, None].expand(plan.cell.shape)
     for part in torch.arange(count).split(500):  # floats of all scenes at once would be half a gigabyte
         rows = torch.arange(len(part))[:, None]
         stamp = stamps[plan.digit[part]]  # (S, K, 16, 16)
         image = torch.zeros(len(part), GRID * GRID, 3, CELL, CELL)
         image[rows, plan.cell[part]] = plan.colour[part][..., None, None] * stamp[:, :, None]
         mask = torch.zeros(len(part), GRID * GRID, CELL, CELL, dtype=torch.uint8)
-        mask[rows, plan.cell[part]] = ((stamp * 16 >= INK) * plan.label[part][..., None, None]).to(torch.uint8)
+        mask[rows, plan.cell[part]] = ((stamp * 16 >= INK) * label[part][..., None, None]).to(torch.uint8)
         image = _tile(image)
         noisy = image + NOISE * torch.randn(image.shape, generator=generator)
         images[part] = (noisy.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -197,22 +137,24 @@ def _tile(cells: Tensor) -> Tensor:
     return cells.reshape(S, GRID, GRID, C, CELL, CELL).permute(0, 3, 1, 4, 2, 5).reshape(S, C, *SIZE)
 
 
-def open_scenes(kind: Kind, name: str) -> Data:
+def open_scenes(kind: str, name: str) -> Data:
     """The data set ``scenes:KIND``: 6000 scenes for training, 600 for validation, the same for everybody."""
+    world = WORLDS[kind]
     train, val = (Scenes(kind, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
     bands = train.images[:1000].float().div(255).transpose(0, 1).flatten(1)
     return Data(
         name=name,
         train=train,
         val=val,
-        classes=list(CLASSES[kind]),
+        classes=list(world.classes),
         in_chans=3,
         size=SIZE,
         mean=tuple(bands.mean(1).tolist()),
         std=tuple(bands.std(1).tolist()),
-        question=SENTENCES[kind],
+        question=world.question,
+        target=world.target,
         facts=[
-            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(CLASSES[kind])} classes; "
+            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(world.classes)} classes; "
             f"digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
         ],
     )
