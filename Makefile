@@ -15,7 +15,7 @@ PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
 create = $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $1
 install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -m pip install -q --disable-pip-version-check)
 
-.PHONY: demo demo-cue test test-oldest mutations lint format blocks-docs insertion-table versions clean help
+.PHONY: demo demo-cue test test-oldest test-wheel mutations lint format blocks-docs insertion-table versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,15 @@ test-oldest: $(VENV)-oldest/.dev ## Run ops, blocks, insertion, goldens and a st
 	@$(VENV)-oldest/bin/python $(PYTEST) $(OLDEST_TESTS)
 	@$(VENV)-oldest/bin/python tests/versions.py > $(VENV)-oldest/.passed
 
+test-wheel: ## Build the wheel, install it alone in a new environment, and run a study of three steps with it, away from the clone
+	@rm -rf dist $(VENV)-wheel
+	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	@$(call create,$(VENV)-wheel)
+	@$(call install,$(VENV)-wheel) dist/*.whl
+	@dir=$$(mktemp -d) && bin=$$PWD/$(VENV)-wheel/bin && cd $$dir && $$bin/lookfar --version && \
+	    $$bin/lookfar study --data scenes:lookup --blocks squeeze_excitation --seeds 1 --steps 3 --out study && \
+	    test -s study/report.html && rm -rf $$dir
+
 mutations: $(VENV)/.dev ## Plant faults in a copy of the code, one at a time, and see that the tests notice
 	@$(BIN)/python tests/mutations.py
 
@@ -75,4 +84,4 @@ versions: ## Write into the README which versions the two test commands last pas
 	@$(BIN)/python tests/versions.py $(VENV)-oldest/.passed $(VENV)/.passed
 
 clean: ## Remove environments and caches (never runs/)
-	@rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel .pytest_cache .ruff_cache build dist

@@ -89,7 +89,7 @@ def test_import_and_help_stay_light() -> None:
     out = _fresh("""
         import sys
         import lookfar
-        heavy = ("torch", "timm", "torchvision", "matplotlib", "scipy", "lightning_fabric", "numpy")
+        heavy = ("torch", "timm", "torchvision", "scipy", "lightning_fabric", "numpy")
         print([name for name in heavy if name in sys.modules])
         from lookfar import cli
         sys.argv = ["lookfar", "--help"]

@@ -3,13 +3,15 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
-from lookfar import blocks, cli
+from lookfar import __version__, blocks, cli
 from lookfar.cost import growth
 from lookfar.data import open_data
 
@@ -59,6 +61,15 @@ def test_a_misspelt_block_ends_in_one_line_with_the_nearest_names():
     assert said.startswith("lookfar: no block is called 'position_atention'. Did you mean position_attention")
     assert said.endswith("? `lookfar blocks` lists all.")
     assert_readable(err)
+
+
+def test_versions_are_said_the_same_everywhere():
+    code, out, err = lookfar("--version")
+    assert (code, err) == (0, "")
+    assert re.match(rf"lookfar {re.escape(__version__)} \(torch \d", out)
+    root = Path(__file__).parents[1]
+    assert f'version = "{__version__}"' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_help_loads_nothing_heavy():

@@ -1,5 +1,7 @@
 """The application that commands are added to."""
 
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -12,6 +14,24 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    """What a report of an error should name; read from metadata, so that nothing heavy is imported."""
+    if not wanted:
+        return
+    import platform
+    from importlib.metadata import version
+
+    from lookfar import __version__
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    print(f"lookfar {__version__} ({libraries}, Python {platform.python_version()}, {platform.system()})")
+    raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit.")
+    ] = False,
+) -> None:
     """Keeps `lookfar COMMAND` a group even while it has one command."""
