@@ -128,6 +128,6 @@ def test_masks_at_the_size_of_their_files_lie_as_the_samples_do(tmp_path, mask_t
     truth = data.val[0][1]
     assert truth.shape == (20, 30)
     for samples in (data.val, small.val):
-        assert samples.own_mask(0).equal(truth)
-    assert small.own_mask(0).equal(truth)
-    assert small.own_mask(0, small.train).equal(data.train[0][1])
+        assert samples.own_target(0).equal(truth)
+    assert small.own_target(0).equal(truth)
+    assert small.own_target(0, small.train).equal(data.train[0][1])

@@ -141,7 +141,7 @@ def test_loss_is_the_weighted_mean_over_labelled_pixels(tmp_path):
 
 def test_a_batch_without_a_label_teaches_nothing_and_breaks_nothing(tmp_path):
     data = tiny_data()
-    data.train.masks.fill_(255)
+    data.train.targets.fill_(255)
     network = tiny_network(batch_statistics=False)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     train(network, data, TASK, settings(optimizer="sgd", weight_decay=0.0), tmp_path, seed=0)

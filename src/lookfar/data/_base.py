@@ -46,14 +46,14 @@ def keep(image: Tensor, mask: Tensor, generator: torch.Generator | None = None) 
 class MemorySamples:
     """Samples that lie in two tensors, ``(S, C, ...)`` and ``(S, ...)``."""
 
-    def __init__(self, images: Tensor, masks: Tensor, names: Sequence[str]) -> None:
-        self.images, self.masks, self.names = images, masks, names
+    def __init__(self, inputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        self.inputs, self.targets, self.names = inputs, targets, names
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.inputs)
 
     def __getitem__(self, index: int, /) -> Sample:
-        return self.images[index], self.masks[index]
+        return self.inputs[index], self.targets[index]
 
 
 @functools.cache
@@ -176,10 +176,10 @@ class Data:
             batch = _pool(os.getpid()).map(get, indices) if self.threads else map(get, indices)
             yield self.collate(list(batch))
 
-    def own_mask(self, index: int, samples: Samples | None = None) -> Tensor:
-        """The labels ``(H, W)``, uint8, of a sample at its file's own size; of samples without files as they are."""
+    def own_target(self, index: int, samples: Samples | None = None) -> Tensor:
+        """The target of a sample at its file's own size, such as labels ``(H, W)``; of samples without files as it is."""
         judged = self.val if samples is None else samples
-        read: Callable[[int], Tensor] | None = getattr(judged, "own_mask", None)
+        read: Callable[[int], Tensor] | None = getattr(judged, "own_target", None)
         return judged[index][1] if read is None else read(index)
 
     def _submit(self, seed: int, positions: range) -> list[Future[Sample]]:

@@ -109,7 +109,7 @@ class FileSamples:
             self.kept[index] = sample
         return sample
 
-    def own_mask(self, index: int) -> torch.Tensor:
+    def own_target(self, index: int) -> torch.Tensor:
         """Labels at the size that the file has, upright where the sample is."""
         pair = self.pairs[index]
         try:

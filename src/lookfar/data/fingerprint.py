@@ -32,7 +32,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
 
 def _entries(samples: Samples) -> list[list[str]]:
     if isinstance(samples, MemorySamples):  # drawn, not collected: thousands of names would say nothing
-        return [[f"{len(samples)} samples", digest_of(samples.images.numpy()), digest_of(samples.masks.numpy())]]
+        return [[f"{len(samples)} samples", digest_of(samples.inputs.numpy()), digest_of(samples.targets.numpy())]]
     digests: Sequence[tuple[str, str]] = getattr(samples, "digests", ())
     if not digests:
         pairs = (samples[index] for index in range(len(samples)))

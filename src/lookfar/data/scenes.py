@@ -62,7 +62,7 @@ def make_scenes(kind: str, split: Split, count: int, seed: int) -> tuple[Tensor,
     Labels are ``(S, 64, 64)``, uint8, or ``(S,)``, int64, where the scene has one.
     """
     scenes = Scenes(kind, split, count, seed)
-    return scenes.images, scenes.masks
+    return scenes.inputs, scenes.targets
 
 
 class Scenes(MemorySamples):
@@ -141,7 +141,7 @@ def open_scenes(kind: str, name: str) -> Data:
     """The data set ``scenes:KIND``: 6000 scenes for training, 600 for validation, the same for everybody."""
     world = WORLDS[kind]
     train, val = (Scenes(kind, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
-    bands = train.images[:1000].float().div(255).transpose(0, 1).flatten(1)
+    bands = train.inputs[:1000].float().div(255).transpose(0, 1).flatten(1)
     return Data(
         name=name,
         train=train,

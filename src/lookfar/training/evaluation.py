@@ -39,7 +39,7 @@ def judge_batch(
     """
     if score == "resized":
         return task.judge(output, targets.to(output.device))
-    return task.judge(output, (data.own_mask(index, samples).to(output.device) for index in indices))
+    return task.judge(output, (data.own_target(index, samples).to(output.device) for index in indices))
 
 
 def evaluate(
