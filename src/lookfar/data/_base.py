@@ -177,7 +177,7 @@ class Data:
             yield self.collate(list(batch))
 
     def own_target(self, index: int, samples: Samples | None = None) -> Tensor:
-        """The target of a sample at its file's own size, such as labels ``(H, W)``; of samples without files as it is."""
+        """The target of a sample at its file's own size, such as a mask ``(H, W)``; without files as it is."""
         judged = self.val if samples is None else samples
         read: Callable[[int], Tensor] | None = getattr(judged, "own_target", None)
         return judged[index][1] if read is None else read(index)
