@@ -23,7 +23,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "simplified_nonlocal": [
         {"inner_channels": 5, "subsample": 2, "norm_layer": nn.BatchNorm2d},
-        {"dims": 1},
+        {"inner_channels": 6, "heads": 3, "subsample": 2, "project_bias": True, "norm_layer": True},
+        {"dims": 1, "heads": 2},
         {"dims": 3, "subsample": 2, "norm_layer": nn.BatchNorm2d},
     ],
     "disentangled_nonlocal": [

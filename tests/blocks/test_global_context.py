@@ -48,15 +48,20 @@ def test_errors(options):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("inner", [None, 3])
+@pytest.mark.parametrize(("inner", "heads", "bias"), [(None, 1, False), (3, 1, False), (None, 4, False), (6, 3, True)])
 @pytest.mark.parametrize("subsample", [1, 2])
-def test_pooling_first_equals_transforming_all_values(subsample, inner, training):
-    """As the authors have it: value of every position, then pooling, then the output convolution and BatchNorm."""
-    m = made("simplified_nonlocal", inner_channels=inner, subsample=subsample, norm_layer=nn.BatchNorm2d)
+def test_pooling_first_equals_transforming_all_values(subsample, inner, heads, bias, training):
+    """As the authors have it: value of every position, then pooling, then the output convolution and BatchNorm.
+
+    A head pools its share of the values with its own mask.
+    """
+    options = {"inner_channels": inner, "heads": heads, "subsample": subsample, "project_bias": bias}
+    m = made("simplified_nonlocal", norm_layer=True, **options)
     x = torch.randn(3, 8, 6, 5, dtype=torch.float64)
     source = F.max_pool2d(x, 2) if subsample == 2 else x
     v = m.value(source.flatten(2).transpose(1, 2))  # (B, M, D)
-    c = m.mask(source).flatten(2).softmax(-1) @ v
+    masks = m.mask(source).flatten(2).softmax(-1)  # (B, h, M)
+    c = torch.cat([masks[:, t : t + 1] @ part for t, part in enumerate(v.chunk(heads, -1))], -1)
     c = c if m.project is None else m.project(c)
     norm = m.train(training).norm
     want = x + F.batch_norm(

@@ -11,21 +11,34 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, normed, pooled_size, zero_
+from lookfar.blocks._layers import (
+    BATCH_NORM,
+    CONV,
+    Dims,
+    Norm,
+    Placement,
+    max_pool,
+    norm_of,
+    normal_,
+    normed,
+    pooled_size,
+    zero_,
+)
 from lookfar.ops._layout import positions, to_map, to_tokens
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
 
 def _pooled(mask: nn.Module | None, x: Tensor) -> Tensor:
-    """The mean of x, or its mean weighted by the softmax of a 1x1 convolution: ``(B, C, *S) -> (B, 1, 1, C)``."""
+    """The mean of x, or its means weighted by the softmaxes of a 1x1 convolution: ``(B, C, *S) -> (B, h, 1, C)``."""
     if mask is None:
         return x.flatten(2).mean(-1)[:, None, None]
     return unary_attention(mask(x).flatten(2), x.flatten(2).transpose(1, 2).unsqueeze(1))
 
 
 def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
-    """The map of :func:`_pooled`, once for each query: ``(B, 1, Q, M)``."""
+    """The maps of :func:`_pooled`, once for each query: ``(B, h, Q, M)``."""
     if mask is None:
         M = positions(keys)
         return keys.new_full((keys.shape[0], 1, queries, M), 1 / M)
@@ -164,8 +177,10 @@ class SimplifiedNonLocal(nn.Module):
 
     Args:
         inner_channels: Width of a bottleneck between W_v (then with a bias) and W_o; None has neither, W_v is C x C.
+        heads: Masks w side by side, each for its share of the channels that W_v gives.
         subsample: Stride of max-pooling x before mask and values; 1 is off.
-        norm_layer: Norm of the vector, a class or factory such as ``nn.BatchNorm2d``, or None.
+        project_bias: A bias of W_o, which ``inner_channels`` brings.
+        norm_layer: Norm of the vector: a class or factory, True for BatchNorm, None or False for none.
         zero_init: Start as the identity: the norm's weight, else W_o, else W_v is zero.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
@@ -183,34 +198,41 @@ class SimplifiedNonLocal(nn.Module):
         channels: int,
         *,
         inner_channels: int | None = None,
+        heads: int = 1,
         subsample: int = 1,
-        norm_layer: Norm | None = None,
+        project_bias: bool = False,
+        norm_layer: Norm | bool | None = None,
         dims: Dims = 2,
         zero_init: bool = True,
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        self.subsample = subsample
         bottleneck = inner_channels is not None
-        self.mask = normal_(CONV[dims](channels, 1, 1, **dd))
+        divides("heads", heads, **{"inner_channels" if bottleneck else "channels": inner_channels or channels})
+        if project_bias and not bottleneck:
+            raise ValueError("project_bias: there is no W_o without inner_channels")
+        self.heads, self.subsample = heads, subsample
+        self.mask = normal_(CONV[dims](channels, heads, 1, **dd))
         self.value = normal_(nn.Linear(channels, inner_channels or channels, bias=bottleneck, **dd))
-        self.project = normal_(nn.Linear(inner_channels, channels, bias=False, **dd)) if inner_channels else None
-        self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else None
+        self.project = normal_(nn.Linear(inner_channels, channels, bias=project_bias, **dd)) if inner_channels else None
+        norm = BATCH_NORM[dims] if norm_layer is True else norm_layer
+        self.norm = norm_of(norm, dims)(channels, **dd) if norm else None
         if zero_init:
             norm = self.norm if getattr(self.norm, "weight", None) is not None else None
             zero_(norm or self.project or self.value)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
-        """The mask's bias adds the same number to every logit of a softmax; batch statistics take off the value's."""
+        """The mask's bias adds the same number to every logit of a softmax; batch statistics take off the others."""
         centred = self.training and isinstance(self.norm, nn.modules.batchnorm._BatchNorm)
-        return ("mask.bias", "value.bias") if centred and self.value.bias is not None else ("mask.bias",)
+        own = dict(self.named_parameters())
+        return ("mask.bias", *(n for n in ("value.bias", "project.bias") if centred and n in own))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(x, _pooled(self.mask, max_pool(x, self.subsample)))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """The one map, ``(B, 1, Q, M)``, for each of the flat query positions ``(Q,)``, for all when None."""
+        """Each head's one map, ``(B, h, Q, M)``, for each of the flat query positions ``(Q,)``, for all when None."""
         keys = max_pool(x, self.subsample)
         return _weights(self.mask, keys, positions(x) if queries is None else queries.shape[0])
 
@@ -219,12 +241,14 @@ class SimplifiedNonLocal(nn.Module):
         return pooled_size(size, self.subsample)
 
     def values(self, x: Tensor) -> Tensor:
-        """What is pooled: x, after sub-sampling, ``(B, 1, M, C)``."""
-        return to_tokens(max_pool(x, self.subsample))
+        """What every head pools: x, after sub-sampling, ``(B, h, M, C)``."""
+        return to_tokens(max_pool(x, self.subsample)).expand(-1, self.heads, -1, -1)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the contexts, one ``(B, 1, 1, C)`` or each its own ``(B, 1, N, C)``."""
+        """The block's output from its input and the contexts, one ``(B, h, 1, C)`` or each its own ``(B, h, N, C)``."""
         y = self.value(mixed.to(x.dtype))
+        if self.heads > 1:  # of what W_v gives for each head's context, the head's share
+            y = y.unflatten(-1, (self.heads, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 2).flatten(2).unsqueeze(1)
         if self.project is not None:
             y = self.project(y)
         y = _spread(y, x)
