@@ -24,7 +24,7 @@ def network_with(*texts: str) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("weights", [2**21, 1])
 def test_the_maps_are_rows_of_the_blocks_own(weights, monkeypatch):
-    monkeypatch.setattr("lookfar.diagnostics.looking.WEIGHTS", weights)
+    monkeypatch.setattr("lookfar.diagnostics.seeing.WEIGHTS", weights)
     network, image = network_with("nonlocal(heads=2,subsample=2)", "criss_cross"), torch.rand(3, 20, 24)
     looks = look(network, image, (13, 22))  # of 20 x 24; the map is 5 x 6
     assert [one.block for one in looks] == ["nonlocal", "criss_cross"]

@@ -15,6 +15,7 @@ from lookfar.diagnostics.maps import (
     why_no_maps,
 )
 from lookfar.diagnostics.samples import choose_images, collect_samples
+from lookfar.diagnostics.seeing import Seen, see
 from lookfar.diagnostics.spread import rollout
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Decomposition",
     "Look",
     "Looks",
+    "Seen",
     "Statistic",
     "Statistics",
     "ablations",
@@ -37,6 +39,7 @@ __all__ = [
     "own_class_share",
     "query_independent_part",
     "rollout",
+    "see",
     "statistics",
     "why_no_maps",
 ]

@@ -5,22 +5,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lookfar._tables import by_size
-from lookfar.blocks import block_info
-from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
-from lookfar.diagnostics.finding import blocks_of
-from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+from lookfar.diagnostics.seeing import Seen, see
 
 if TYPE_CHECKING:
     from PIL import Image
 
-WEIGHTS = 2**21  # numbers of all maps that are there at a time
 SIDE = 240  # pixels of the longer side of a picture's panel, at least
 _HEAT, _COLD = np.array([255.0, 96, 0]), np.array([0.0, 128, 255])  # weights above and below zero
 _MARK = (255, 255, 255)
@@ -148,6 +143,7 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
     Raises:
         ValueError: No block in the network, an image of another form, a pixel outside it.
 
+    >>> import torch
     >>> from lookfar import insert
     >>> network, image = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU()), torch.rand(3, 17, 13)
     >>> insert(network, "nonlocal", at="1", example=image[None])
@@ -158,46 +154,17 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
     >>> looks[0].maps.shape, looks.picture().size
     (torch.Size([1, 8, 6]), (593, 273))
     """
-    image = image[0] if image.dim() == 4 and len(image) == 1 else image
-    if image.dim() != 3:
-        raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")
-    size = image.shape[1:]
+    size = image.shape[-2:]
     if len(at) != 2 or not all(0 <= place < n for place, n in zip(at, size)):
         raise ValueError(f"want a pixel (y, x) of the {by_size(size)} image, got {tuple(at)}")
-    names = blocks_of(network)
-    if not names:
-        raise ValueError("the network has no block of the registry to look from")
-    device = next((p.device for p in network.parameters()), image.device)
-    with undisturbed(network):
-        with inputs_of(network, names) as seen:
-            network(image[None].to(device))
-        looks = [_look(name, network.get_submodule(name), seen[name], at, size) for name in names]
-    return Looks(image.detach().cpu(), (int(at[0]), int(at[1])), tuple(looks))
+    looks = tuple(_look(seen, at) for seen in see(network, image))
+    return Looks(image.detach().reshape(image.shape[-3:]).cpu(), (int(at[0]), int(at[1])), looks)
 
 
-def _look(name: str, module: nn.Module, inputs: list[Tensor], at: Sequence[int], of_image: Sequence[int]) -> Look:
-    block: Any = inner_block(module)
-    known, reason = block_info(block).name, why_no_maps(block)
-    if not inputs:
-        reason = "the network did not call it"
-    elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
-        reason = "its input is no feature map (B, C, H, W)"
-    if reason:
-        return Look(name, known, reason=reason)
-    x = inputs[-1]
-    H, W = x.shape[2:]
-    y, z = (int((place + 0.5) * n / full) for place, n, full in zip(at, (H, W), of_image))
-    of_query: Tensor = block.attention(x, torch.tensor([y * W + z], device=x.device))[0, :, 0]
-    heads, keys = of_query.shape
-    grid = key_size(block, (H, W))
-    if grid is None or len(grid) != 2 or math.prod(grid) != keys:
-        return Look(name, known, (y, z), (H, W), reason=f"its {keys} keys form no grid")
-    some = max(WEIGHTS // (heads * keys), 1)
-    total = torch.zeros(heads, keys, dtype=torch.float64, device=x.device)
-    for queries in torch.arange(H * W, device=x.device).split(some):
-        total += block.attention(x, queries)[0].double().sum(1)
-    maps, mean = (t.double().cpu().view(heads, *grid) for t in (of_query, total / (H * W)))
-    return Look(name, known, (y, z), (H, W), maps, mean)
+def _look(seen: Seen, at: Sequence[int]) -> Look:
+    if seen.reason:
+        return Look(seen.name, seen.block, reason=seen.reason)
+    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean)
 
 
 def _shown(image: Tensor) -> np.ndarray:

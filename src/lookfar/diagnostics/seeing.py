@@ -1,0 +1,121 @@
+"""What the blocks of a network are given for one image, kept: a map for any pixel then costs one row of attention."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookfar.blocks import block_info
+from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
+from lookfar.diagnostics.finding import blocks_of
+from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+
+WEIGHTS = 2**21  # numbers of all maps that are there at a time
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One block and what it was given for an image.
+
+    Attributes:
+        name: Of its module in the network.
+        block: Registered name.
+        module: The block itself, in evaluation while it is asked.
+        image_size: Height and width of the image.
+        x: Its input ``(1, C, h, w)``; None where it has no maps.
+        grid: Height and width of its keys.
+        reason: Why there are no maps; an empty string where there are.
+    """
+
+    name: str
+    block: str
+    module: Any
+    image_size: tuple[int, int]
+    x: Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
+    reason: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the map that the block sees; zeros where it has no maps."""
+        return (0, 0) if self.x is None else (self.x.shape[2], self.x.shape[3])
+
+    def query(self, at: Sequence[int]) -> tuple[int, int]:
+        """The position (y, x) on the block's map under a pixel (y, x) of the image."""
+        y, x = (int((place + 0.5) * n / full) for place, n, full in zip(at, self.size, self.image_size))
+        return y, x
+
+    def weights(self, at: Sequence[int]) -> Tensor:
+        """The weights of the query under a pixel, ``(heads, *grid)`` in float64 on the CPU."""
+        y, x = self.query(at)
+        return self._rows(torch.tensor([y * self.size[1] + x]))[0, :, 0].double().cpu().unflatten(-1, self.grid)
+
+    @functools.cached_property
+    def mean(self) -> Tensor:
+        """The mean of the weights of all queries, ``(heads, *grid)`` in float64 on the CPU; never all at once."""
+        some, positions = max(WEIGHTS // max(self._numbers, 1), 1), math.prod(self.size)
+        total = sum(self._rows(queries)[0].double().sum(1) for queries in torch.arange(positions).split(some))
+        assert isinstance(total, Tensor)
+        return (total / positions).cpu().unflatten(-1, self.grid)
+
+    @property
+    def _numbers(self) -> int:
+        return self._rows(torch.tensor([0])).shape[1] * math.prod(self.grid)
+
+    def _rows(self, queries: Tensor) -> Tensor:
+        assert self.x is not None, self.reason
+        with undisturbed(self.module):
+            return self.module.attention(self.x, queries.to(self.x.device))
+
+
+def see(network: nn.Module, image: Tensor) -> list[Seen]:
+    """Run a network on one image and keep what each of its blocks is given, in the order of the modules.
+
+    The network is left as it was: modes, random state, no hooks.
+
+    Args:
+        network: Any network with blocks of ours, inserted or its own; or a block, whose input is then the image.
+        image: ``(C, H, W)`` or ``(1, C, H, W)``, as the network takes it.
+
+    Raises:
+        ValueError: No block in the network, an image of another form.
+
+    >>> from lookfar import create_block
+    >>> network = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), create_block("nonlocal", 16))
+    >>> (seen,) = see(network, torch.rand(3, 17, 13))
+    >>> seen.block, seen.size, seen.query((9, 4)), seen.weights((9, 4)).shape
+    ('nonlocal', (8, 6), (4, 2), torch.Size([1, 8, 6]))
+    """
+    image = image[0] if image.dim() == 4 and len(image) == 1 else image
+    if image.dim() != 3:
+        raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")
+    names = blocks_of(network)
+    if not names:
+        raise ValueError("the network has no block of the registry to look from")
+    device = next((p.device for p in network.parameters()), image.device)
+    with undisturbed(network), inputs_of(network, names) as given:
+        network(image[None].to(device))
+    H, W = image.shape[1:]
+    return [_seen(name, network.get_submodule(name), given[name], (H, W)) for name in names]
+
+
+def _seen(name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int]) -> Seen:
+    block: Any = inner_block(module)
+    known, reason = block_info(block).name, why_no_maps(block)
+    if not inputs:
+        reason = "the network did not call it"
+    elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
+        reason = "its input is no feature map (B, C, H, W)"
+    if reason:
+        return Seen(name, known, block, of_image, reason=reason)
+    x = inputs[-1]
+    with undisturbed(block):
+        keys = block.attention(x, torch.tensor([0], device=x.device)).shape[-1]
+    grid = key_size(block, (x.shape[2], x.shape[3]))
+    if grid is None or len(grid) != 2 or math.prod(grid) != keys:
+        return Seen(name, known, block, of_image, reason=f"its {keys} keys form no grid")
+    return Seen(name, known, block, of_image, x, (grid[0], grid[1]))
