@@ -15,7 +15,10 @@ PYTEST := -m pytest -q -n 2 --dist worksteal --durations=10
 create = $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $1
 install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -m pip install -q --disable-pip-version-check)
 
-.PHONY: demo demo-cue test test-oldest test-wheel mutations lint format blocks-docs insertion-table versions clean help
+# where an environment keeps its packages
+site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+.PHONY: demo demo-cue test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +42,15 @@ $(VENV)-oldest/.dev: pyproject.toml
 	@echo "Installing the oldest torch into $(VENV)-oldest (several minutes, once) …"
 	@$(call create,$(VENV)-oldest)
 	@$(call install,$(VENV)-oldest) -e '.[dev]' 'torch==2.8.*' 'torchvision==0.23.*'
+	@touch $@
+
+# what .venv holds is found through a path file, not installed a second time
+$(VENV)-oracles/.made: $(VENV)/.dev tests/oracles/requirements.txt
+	@echo "Installing mmsegmentation into $(VENV)-oracles …"
+	@rm -rf $(VENV)-oracles
+	@$(BIN)/python -m venv $(if $(UV),--without-pip) $(VENV)-oracles
+	@echo "import site; site.addsitedir('$$($(call site,$(VENV)))')" > "$$($(call site,$(VENV)-oracles))/beside.pth"
+	@$(call install,$(VENV)-oracles) --no-deps -r tests/oracles/requirements.txt
 	@touch $@
 
 demo: $(VENV)/.user ## Compare blocks on scenes:lookup; about 6 minutes on two cores
@@ -65,6 +77,11 @@ test-wheel: ## Build the wheel, install it alone in a new environment, and run a
 	    $$bin/lookfar study --data scenes:lookup --blocks squeeze_excitation --seeds 1 --steps 3 --out study && \
 	    test -s study/report.html && rm -rf $$dir
 
+oracles: $(VENV)-oracles/.made ## Set up .venv-oracles: .venv with mmsegmentation beside it, which needs neither a compiler nor 5 GB
+
+test-oracles: $(VENV)-oracles/.made ## Compare networks with mmsegmentation's own
+	@$(VENV)-oracles/bin/python $(PYTEST) -m oracle tests/oracles
+
 mutations: $(VENV)/.dev ## Plant faults in a copy of the code, one at a time, and see that the tests notice
 	@$(BIN)/python tests/mutations.py
 
@@ -84,4 +101,4 @@ versions: ## Write into the README which versions the two test commands last pas
 	@$(BIN)/python tests/versions.py $(VENV)-oldest/.passed $(VENV)/.passed
 
 clean: ## Remove environments and caches (never runs/)
-	@rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(VENV)-oldest $(VENV)-oracles $(VENV)-wheel .pytest_cache .ruff_cache build dist

@@ -140,6 +140,15 @@ def test_a_training_file_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert network.class_names == tuple("abcde")
 
 
+def test_a_configuration_of_dilated_heads() -> None:
+    """FCN-D6 dilates the auxiliary head as the other."""
+    case = case_of("fcn_r18")
+    heads = {part: {**case.args[part], "dilation": 6} for part in ("decode_head", "auxiliary_head")}
+    assert arguments_of({**case.args, **heads})["dilation"] == 6
+    with pytest.raises(ValueError, match="FCNHead with dilation=1 is not built here: 6 is"):
+        arguments_of({**case.args, "decode_head": heads["decode_head"]})
+
+
 def test_names_and_colours_of_classes() -> None:
     case = case_of("fcn_r18")
     names, colours = tuple("abcde"), tuple((n, n, n) for n in range(5))

@@ -163,15 +163,14 @@ def _on_stage(cfg: Config, stage: int | tuple[int, int]) -> None:
 
 
 def _auxiliary(cfg: Config, dilation: int) -> int:
-    """Its width."""
+    """Its width; it is dilated as the head that predicts is."""
     kind = str(cfg.get("type"))
     if kind != "FCNHead":
         raise ValueError(f"the auxiliary head {kind} is not built here: FCNHead is")
     _only(cfg, _READ, kind)
     _plain(cfg, kind)
-    _must(
-        kind, {"num_convs": 2, "concat_input": True, **cfg}, num_convs=1, concat_input=False, kernel_size=3, dilation=1
-    )
+    cfg = {"num_convs": 2, "concat_input": True, "dilation": 1, **cfg}
+    _must(kind, cfg, num_convs=1, concat_input=False, kernel_size=3, dilation=dilation)
     return cfg["channels"]
 
 
