@@ -15,7 +15,7 @@ from torch import Tensor
 from translations import Case
 
 from lookfar import create_network, from_checkpoint
-from lookfar.networks import CGNet, Preprocessing, SegmentationNetwork
+from lookfar.networks import CGNet, Inference, Preprocessing, SegmentationNetwork
 from lookfar.networks.checkpoints import recognise
 from lookfar.networks.config_text import Unread, read_config
 from lookfar.networks.mmsegmentation import arguments_of
@@ -25,6 +25,8 @@ from lookfar.networks.zoo import network_of, said_by, table
 SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2] / "../shared"))
 HERE = Path(__file__).parents[1] / "goldens/segmentors"
 MMSEG = [name for name, plan in HEADS.items() if any(keys.mark == "conv_seg." for keys in plan.keys)]
+# names without a data set do not tell what surrounds the network
+pytestmark = pytest.mark.filterwarnings("ignore:.*default is. within=None, tiles=None, reduce_zero_label=False$")
 # settings of the thin vectors that no shape and no name tells
 SAID = {"psanet": {"mask_size": (9, 7), "mode": "both"}}
 
@@ -52,11 +54,17 @@ def write(path: Path, case: Case, meta: dict[str, Any] | None = None, **changed:
     return path
 
 
+PIPELINE = """test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 1024), keep_ratio=True)]
+"""
+
+
 def config_of(case: Case, **changed: Any) -> str:
     model = {**case.args, **changed}
     norm = "norm_cfg = dict(type='SyncBN', requires_grad=True)\n"
     size = "data_preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], bgr_to_rgb=True)\n"
-    return f"{norm}{size}crop_size = (512, 1024)\nlr = max(1, 2)\nmodel = {as_text(model)}\n"
+    model.setdefault("test_cfg", {"mode": "whole"})
+    return f"{norm}{size}{PIPELINE}crop_size = (512, 1024)\nlr = max(1, 2)\nmodel = {as_text(model)}\n"
 
 
 def assert_is(network: Any, case: Case) -> None:
@@ -82,13 +90,14 @@ def test_shapes_alone(name: str, tmp_path: Path) -> None:
 def test_what_is_assumed_is_said_in_a_line(tmp_path: Path) -> None:
     case = case_of("danet")
     path = write(tmp_path / "weights.pth", case)
-    line = r"^weights\.pth does not say, and default is: output_stride=8, align_corners=False$"
+    said = "output_stride=8, align_corners=False, within=None, tiles=None, reduce_zero_label=False"
+    line = rf"^weights\.pth does not say, and default is: {said}$"
     with pytest.warns(UserWarning, match=line):
         from_checkpoint(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        network = from_checkpoint(path, output_stride=16, align_corners=True)
-    assert "given: output_stride=16, align_corners=True" in str(network.recognised)
+        network = from_checkpoint(path, output_stride=16, align_corners=True, within=None, inference=Inference())
+    assert "given: output_stride=16, align_corners=True, within=None" in str(network.recognised)
     assert network.align_corners
 
 
@@ -100,7 +109,7 @@ def test_the_configuration_inside(name: str, key: str, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         network = from_checkpoint(path)
     assert_is(network, case)
-    assert network.preprocessing == Preprocessing((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert network.preprocessing == Preprocessing((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), within=(2048, 1024))
     assert not network.recognised.assumed
 
 
@@ -168,9 +177,10 @@ def test_the_files_name(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         network = from_checkpoint(path)
     assert network.align_corners
+    assert network.preprocessing == Preprocessing(within=(2049, 1025))
+    assert network.inference == Inference((769, 769), (513, 513))
     path = write(tmp_path / "fcn_d6_r18-d16_512x512_mine.pth", case)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="default is: within=None, tiles=None, reduce_zero_label=False$"):
         network = from_checkpoint(path)
     assert not network.align_corners
     assert network.head.paths[0].before.conv.dilation == (6, 6)

@@ -5,13 +5,15 @@ from lookfar.networks.checkpoints import Recognised, from_checkpoint, from_pretr
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.creating import create_network, list_networks
 from lookfar.networks.own import OwnHost, build_own
-from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.predicting import predict
+from lookfar.networks.preprocessing import Inference, Preprocessing
 from lookfar.networks.published import Outputs, SegmentationNetwork
 from lookfar.networks.segmentation import Segmenter, build_network, resolve_place
 
 __all__ = [
     "CGNet",
     "ConvControl",
+    "Inference",
     "Outputs",
     "OwnHost",
     "Preprocessing",
@@ -25,5 +27,6 @@ __all__ = [
     "from_checkpoint",
     "from_pretrained",
     "list_networks",
+    "predict",
     "resolve_place",
 ]

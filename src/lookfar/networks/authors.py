@@ -2,13 +2,15 @@
 
 Traps: they align corners everywhere; semseg and CCNet dilate the first blocks of a stage too; CCNet and openseg round
 sizes up in the first pool; CCNet's norms are InPlaceABN, whose weights count by their size, and its head is rectified
-leakily; openseg's convolutions have biases before a norm, which are taken into the norm's mean.
+leakily; openseg's convolutions have biases before a norm, which are taken into the norm's mean;
+CCNet and openseg were trained on blue, green, red, minus a mean and not scaled (their ``evaluate.py`` and ``configs``).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lookfar.networks.preprocessing import Preprocessing
 from lookfar.weights import State, rename
 
 
@@ -50,6 +52,11 @@ class Release:
         return rename(backbone, self.stages), head, {key.removeprefix(self.auxiliary): rest[key] for key in aside}
 
 
+def _bgr(*mean: float) -> dict[str, Any]:
+    """Images as OpenCV reads them, minus a mean, not scaled; other releases take ImageNet's mean and deviation."""
+    return {"preprocessing": Preprocessing(mean, (1.0, 1.0, 1.0), bgr=True)}
+
+
 _ALL = {"align_corners": True, "output_stride": 8}
 _SEMSEG: dict[str, Any] = {
     "starts": ("layer",),
@@ -71,6 +78,7 @@ _OPENSEG: dict[str, Any] = {
     },
     "head": "",
 }
+_OPENSEG_MEAN = _bgr(102.9801, 115.9465, 122.7717)
 
 RELEASES = (
     Release("hszhao/semseg", "pspnet", "ppm.features.0.1.weight", **_SEMSEG, arguments=_FIRST_TOO),
@@ -109,7 +117,13 @@ RELEASES = (
         {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"},
         head="head.",
         left=("dsn.",),
-        arguments={**_FIRST_TOO, "ceil_mode": True, "recurrence": 2, "negative_slope": 0.01},
+        arguments={
+            **_FIRST_TOO,
+            **_bgr(104.00698793, 116.66876762, 122.67891434),
+            "ceil_mode": True,
+            "recurrence": 2,
+            "negative_slope": 0.01,
+        },
         inplace_abn=True,
     ),
     Release(
@@ -119,7 +133,7 @@ RELEASES = (
         **_OPENSEG,
         left=(),
         auxiliary="dsn_head.",
-        arguments={**_ALL, "ceil_mode": True, "bias": True},
+        arguments={**_ALL, **_OPENSEG_MEAN, "ceil_mode": True, "bias": True},
     ),
     Release(
         "openseg-group/openseg.pytorch",
@@ -127,7 +141,7 @@ RELEASES = (
         "isa_head.0.weight",
         **_OPENSEG,
         left=("dsn_head.",),
-        arguments={**_ALL, "ceil_mode": True, "value_bias": False},
+        arguments={**_ALL, **_OPENSEG_MEAN, "ceil_mode": True, "value_bias": False},
     ),
 )  # fmt: skip
 

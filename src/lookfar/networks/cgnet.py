@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lookfar.blocks import create_block
 from lookfar.blocks._layers import Placement
-from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.preprocessing import Inference, Preprocessing
 from lookfar.networks.saving import Saved
 from lookfar.weights import State, convert, rename
 
@@ -95,6 +95,7 @@ class CGNet(Saved, nn.Module):
         depths: Blocks of stages 2 and 3, the halving one counted: M and N.
         in_chans: Bands of the images.
         preprocessing: What images go through before.
+        inference: How images of any size are predicted.
         class_names: Names, index = label.
         palette: Colours of the classes, RGB.
 
@@ -108,12 +109,14 @@ class CGNet(Saved, nn.Module):
         depths: tuple[int, int] = (3, 21),
         in_chans: int = 3,
         preprocessing: Preprocessing | None = None,
+        inference: Inference | None = None,
         class_names: tuple[str, ...] = (),
         palette: tuple[tuple[int, ...], ...] = (),
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
-        self.preprocessing = preprocessing or Preprocessing()
+        self.preprocessing, self.inference = preprocessing or Preprocessing(), inference or Inference()
+        self.align_corners = False
         self.class_names, self.palette = tuple(class_names), tuple(palette)
         self.stem = nn.Sequential(
             ConvNormAct(in_chans, 32, 3, 2, **dd), ConvNormAct(32, 32, 3, **dd), ConvNormAct(32, 32, 3, **dd)

@@ -16,17 +16,17 @@ from lookfar.networks.cgnet import CGNet
 from lookfar.networks.config_text import read_config, unread_in
 from lookfar.networks.creating import create_network
 from lookfar.networks.mmsegmentation import arguments_of
-from lookfar.networks.preprocessing import Preprocessing
 from lookfar.networks.published import SegmentationNetwork
 from lookfar.networks.recognising import seen_in
 from lookfar.networks.saving import read_folder
+from lookfar.networks.surroundings import ASSUMED, INFERENCE, PREPROCESSING, said_by_config, said_by_name, surround
 from lookfar.networks.zoo import network_of, said_by, table
 from lookfar.weights import State, from_inplace_abn, load
 from lookfar.weights.files import content, unwrapped
 
 # what no shape tells, by head, and what is assumed where nothing else does
 _UNSEEN: dict[str, dict[str, Any]] = {
-    "": {"output_stride": 8, "align_corners": False},
+    "": {"output_stride": 8, "align_corners": False, **ASSUMED},
     "fcn": {"dilation": 1},
     "nonlocal": {"scale": True, "mode": "embedded_gaussian"},
     "dnl": {"temperature": 0.05},
@@ -38,6 +38,7 @@ _UNSEEN: dict[str, dict[str, Any]] = {
     "isanet": {"down_factor": (8, 8)},
     "psanet": {"shrink_factor": 2, "normalization": "softmax"},
 }
+_OF_CLASSES = ("class_names", "palette", "reduce_zero_label")  # of the file's own classes
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def from_checkpoint(
     arguments = {**found.arguments, "num_classes": num_classes or K}
     if arguments["num_classes"] != K:  # names and colours are of others
         arguments |= {"name": "cgnet"} if arguments["name"] == "cgnet_camvid" else {}
-        arguments = {what: value for what, value in arguments.items() if what not in ("class_names", "palette")}
+        arguments = {what: value for what, value in arguments.items() if what not in _OF_CLASSES}
     if (release := release_of(state)) is not None and release.inplace_abn:
         state = from_inplace_abn(state)
-    network = create_network(**arguments)
+    network = create_network(**surround(arguments))
     try:
         load(network, _without_classifiers(network, state) if drop_classifier else state)
     except ValueError as error:
@@ -157,15 +158,17 @@ def recognise(held: Any, file_name: str = "", given: Mapping[str, Any] | None = 
     """
     shapes = seen_in(unwrapped(held))
     sources, doubt = {"given": dict(given or {}), "shapes": shapes}, ""
+    wholes = (("preprocessing", PREPROCESSING), ("inference", INFERENCE))
+    hidden = {part for whole, parts in wholes if whole in sources["given"] for part in parts}
     if (release := release_of(unwrapped(held))) is not None:
         sources["authors' code"] = dict(release.arguments)
     elif not shapes["name"].startswith("cgnet"):
         meta = _meta(held)
         unseen = _UNSEEN[""] | _UNSEEN.get(shapes["name"], {})
         configured = _configured(meta, shapes["name"])
-        # what a configuration does not mention has mmsegmentation's default
+        # what the network's configuration does not mention has mmsegmentation's default
         if configured:
-            configured = {**unseen, **configured}
+            configured = {**{what: value for what, value in unseen.items() if what not in ASSUMED}, **configured}
         sources["configuration"] = configured | _named(meta, shapes["num_classes"])
         sources["file name"], doubt = _from_name(file_name, shapes, unseen)
         sources["default"] = unseen
@@ -174,6 +177,8 @@ def recognise(held: Any, file_name: str = "", given: Mapping[str, Any] | None = 
     differs = [doubt] if doubt else []
     for source, said in sources.items():
         for name, value in said.items():
+            if name in hidden:
+                continue
             if name not in arguments:
                 arguments[name], where[name] = value, source
             elif arguments[name] != value and source in ("configuration", "file name") and where[name] != "given":
@@ -192,7 +197,7 @@ def _from_name(file_name: str, shapes: Mapping[str, Any], unseen: Mapping[str, A
             f"the file's name says {says}, its weights are {shapes['name']} on ResNet-{depth}: it is not believed",
         )
     # all of the table are built with the defaults, where their names say nothing else
-    return ({**unseen, **said} if file_name in table() else said), ""
+    return ({**unseen, **said} if file_name in table() else said) | said_by_name(file_name), ""
 
 
 def _meta(held: Any) -> Mapping[str, Any]:
@@ -215,16 +220,7 @@ def _configured(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = arguments_of(model)
     if found["name"] != name:
         raise ValueError(f"its configuration is of {found['name']}, its weights are of {name}")
-    preprocessing = _preprocessing(config, model)
-    return found | ({} if preprocessing is None else {"preprocessing": preprocessing})
-
-
-def _preprocessing(config: Mapping[str, Any], model: Mapping[str, Any]) -> Preprocessing | None:
-    said = model.get("data_preprocessor") or config.get("data_preprocessor") or config.get("img_norm_cfg")
-    if not isinstance(said, Mapping) or "mean" not in said or unread_in(dict(said)) is not None:
-        return None
-    mean, std = (tuple(float(v) for v in said[what]) for what in ("mean", "std"))
-    return Preprocessing(mean, std, bgr=not said.get("bgr_to_rgb", said.get("to_rgb", False)))  # it reads BGR
+    return found | said_by_config(config, model)
 
 
 def _named(meta: Mapping[str, Any], K: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lookfar.networks.backbones import build_backbone
 from lookfar.networks.cgnet import CAMVID, CGNet
 from lookfar.networks.heads import Head
 from lookfar.networks.plans import AUXILIARY, HEADS, framed
-from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.preprocessing import Inference, Preprocessing
 from lookfar.networks.published import SegmentationNetwork
 
 _PRESET = re.compile(r"(?P<head>\w+?)_(?P<backbone>resnet\d+b?)_d(?P<stride>8|16|32)")
@@ -43,6 +43,7 @@ def create_network(
     pretrained: bool = False,
     backbone_options: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
+    inference: Inference | None = None,
     class_names: Sequence[str] = (),
     palette: Sequence[Sequence[int]] = (),
     **options: Any,
@@ -74,6 +75,7 @@ def create_network(
         pretrained: Take timm's weights of the backbone (downloaded once).
         backbone_options: timm's options of the backbone, such as ``channels`` and ``stem_width`` of a thin ResNet.
         preprocessing: What images go through before; ImageNet's mean and deviation by default.
+        inference: How images of any size are predicted: whole by default.
         class_names: Names of the classes.
         palette: Their colours.
         **options: Of the head's blocks, such as ``recurrence=3`` for CCNet.
@@ -95,11 +97,12 @@ def create_network(
     head_name, preset = _resolve(name)
     about: dict[str, Any] = {
         "preprocessing": preprocessing,
+        "inference": inference,
         "class_names": tuple(class_names),
         "palette": tuple(palette),
     }
     if preset is CAMVID:
-        about = {what: given or CAMVID[what] for what, given in about.items()}
+        about = {what: given or CAMVID.get(what) for what, given in about.items()}
     K = _classes(name, num_classes, about["class_names"])
     if head_name == "cgnet":
         _of_no_head(name, {what: value for what, value in config.items() if what not in options})
@@ -189,7 +192,7 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
 
 def _of_no_head(name: str, given: Mapping[str, Any]) -> None:
     """Refuse what a network does not have that is no head on a backbone."""
-    own = {"name", "num_classes", "in_chans", "preprocessing", "class_names", "palette"}
+    own = {"name", "num_classes", "in_chans", "preprocessing", "inference", "class_names", "palette"}
     defaults = {what: p.default for what, p in inspect.signature(create_network).parameters.items()}
     if other := [what for what, value in given.items() if what not in own and value != defaults[what]]:
         raise ValueError(f"{name} is no head on a backbone and has no {other[0]}")

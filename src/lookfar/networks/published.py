@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lookfar.networks.authors import release_of
 from lookfar.networks.backbones import from_mmseg
 from lookfar.networks.heads import Head
-from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.preprocessing import Inference, Preprocessing
 from lookfar.networks.saving import Saved
 from lookfar.networks.segmentation import timm_stages
 from lookfar.weights import State
@@ -39,6 +39,7 @@ class SegmentationNetwork(Saved, nn.Module):
         auxiliary: On the map before; None for none. In eval it is run for OCRNet alone, which starts from its guess.
         align_corners: Of the last resizing.
         preprocessing: What images go through before.
+        inference: How images of any size are predicted.
         class_names: Names, index = label.
         palette: Colours of the classes, RGB.
 
@@ -56,13 +57,14 @@ class SegmentationNetwork(Saved, nn.Module):
         *,
         align_corners: bool = False,
         preprocessing: Preprocessing | None = None,
+        inference: Inference | None = None,
         class_names: Sequence[str] = (),
         palette: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.auxiliary = backbone, head, auxiliary
         self.align_corners = align_corners
-        self.preprocessing = preprocessing or Preprocessing()
+        self.preprocessing, self.inference = preprocessing or Preprocessing(), inference or Inference()
         self.class_names, self.palette = tuple(class_names), tuple(tuple(colour) for colour in palette)
         before = head.paths[0].before is not None
         self.place = "head.paths.0.before" if before else list(self.places().values())[-2]

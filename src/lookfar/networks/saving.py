@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lookfar.networks.preprocessing import Preprocessing
+from lookfar.networks.preprocessing import Inference, Preprocessing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -92,7 +92,9 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
 
 def _written(config: Mapping[str, Any]) -> str:
-    plain = {name: asdict(value) if isinstance(value, Preprocessing) else value for name, value in config.items()}
+    plain = {
+        name: asdict(value) if isinstance(value, Preprocessing | Inference) else value for name, value in config.items()
+    }
     for name, value in plain.items():
         try:
             json.dumps(value)
@@ -102,10 +104,11 @@ def _written(config: Mapping[str, Any]) -> str:
 
 
 def _read(config: Any) -> Any:
-    """Lists as the tuples that they were, ``preprocessing`` as what it was."""
+    """Lists as the tuples that they were, ``preprocessing`` and ``inference`` as what they were."""
     found = {name: _tuples(value) for name, value in config.items()}
-    if isinstance(found.get("preprocessing"), dict):
-        found["preprocessing"] = Preprocessing(**found["preprocessing"])
+    for name, kind in (("preprocessing", Preprocessing), ("inference", Inference)):
+        if isinstance(found.get(name), dict):
+            found[name] = kind(**found[name])
     return found
 
 
