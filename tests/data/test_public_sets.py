@@ -176,9 +176,9 @@ def test_progress_is_silent_where_nobody_watches(tmp_path, capfd):
 
 
 def test_a_long_scan_shows_a_bar_on_a_terminal(tmp_path, monkeypatch, capfd):
-    from lookfar.data import scan
+    from lookfar.data import _memory
 
-    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    monkeypatch.setattr(_memory, "PATIENCE", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     open_data(f"camvid:{make_camvid(tmp_path, lists=False)}")
     out, err = capfd.readouterr()

@@ -1,10 +1,11 @@
-"""Data sets by one word: ``scenes:lookup``, ``camvid:PATH``, ``folder:PATH`` or just ``PATH``, ``voc:PATH``, ..."""
+"""Data sets by one word: ``scenes:lookup``, ``camvid:PATH``, ``cifar10:PATH``, or just the ``PATH`` of a folder."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from lookfar._options import check, choice
+from lookfar._options import Range, check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples, Target
 from lookfar.data._words import cut, shown
 from lookfar.data._worlds import WORLDS
@@ -29,10 +30,20 @@ KINDS = {
     "camvid": "camvid:PATH",
     "voc": "voc:PATH",
     "cityscapes": "cityscapes:PATH",
-    "oxford-iiit-pet": "oxford-iiit-pet:PATH",
+    "oxford-iiit-pet": "oxford-iiit-pet:PATH, its trimaps",
+    "classify": "classify:PATH or just PATH, with a folder of images for each class",
+    "cifar10": "cifar10:PATH",
+    "cifar100": "cifar100:PATH",
+    "fashion-mnist": "fashion-mnist:PATH",
+    "stl10": "stl10:PATH",
+    "flowers102": "flowers102:PATH",
+    "food101": "food101:PATH",
+    "oxford-iiit-pet-category": "oxford-iiit-pet-category:PATH, its breeds",
+    "imagenet": "imagenet:PATH",
 }
 Value = int | str  # in a mask: a number, or a colour as "#rrggbb"
-_DOWNLOADABLE = ("voc", "oxford-iiit-pet")
+_CLASSES = tuple(KINDS)[tuple(KINDS).index("classify") :]  # those with one label an image
+_DOWNLOADABLE = ("voc", "oxford-iiit-pet", *_CLASSES[1:-1])
 
 
 def open_data(
@@ -47,6 +58,8 @@ def open_data(
     classes: int | None = None,
     exif: str | None = None,
     skip_bad: bool = False,
+    crop_pct: float | None = None,
+    flip: bool = True,
     root: str | Path | None = None,
     download: bool = False,
 ) -> Data:
@@ -65,9 +78,13 @@ def open_data(
         classes: How many classes there are, where no names say it and the masks do not show them all.
         exif: Whether images whose masks fit both ways are turned by their EXIF orientation. Where only one way fits,
             that way is taken without asking.
-        skip_bad: Leave out damaged files and those without a partner, and count them in ``facts``.
+        skip_bad: Leave out damaged files and those without a partner, files that are in two classes or sets, classes
+            without images; ``facts`` counts them.
+        crop_pct: Share of the shorter side that validation sees of images with one label, where they have another size
+            than ``size``; by default 0.875. Networks of timm say what they were judged at.
+        flip: Whether training sees mirror images too; False where left and right are not the same, as for digits.
         root: The folder that a relative path starts from; by default the current one.
-        download: Fetch ``voc`` or ``oxford-iiit-pet`` where missing.
+        download: Fetch a public set where it is missing; ``cityscapes`` and ``imagenet`` cannot be fetched.
 
     Returns:
         The data set; its ``facts`` are for the reader.
@@ -83,51 +100,113 @@ def open_data(
     >>> images.shape, masks.shape
     (torch.Size([4, 3, 64, 64]), torch.Size([4, 64, 64]))
     """
-    kind, colon, rest = spec.partition(":")
+    kind, _, rest = spec.partition(":")
     if kind == "scenes":
         scenes = _scenes_kind(rest)
         given = (size or SIZE, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
         if given != (SIZE, None, None, 3, (), (), None, None, False):
             raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation; want no such option")
         return open_scenes(scenes, spec)
-    if kind not in KINDS or not colon:
-        kind, rest = "folder", spec
-    path = Path(root or ".", Path(rest).expanduser())
-    if kind == "folder" and not path.exists():
-        raise FileNotFoundError(
-            f"no data called {cut(shown(spec), 80)!r}{_nearest(spec)}; want a folder or {', '.join(KINDS.values())}"
-        )
+    kind, path = _kind_and_path(spec, root)
     if download and kind not in _DOWNLOADABLE:
-        raise ValueError(f"{kind} cannot be downloaded; {' and '.join(_DOWNLOADABLE)} can")
+        raise ValueError(f"{kind} cannot be downloaded; {', '.join(_DOWNLOADABLE)} can")
+    _check_options(size, in_chans, classes, exif)
+    if crop_pct is not None:
+        check("crop_pct", crop_pct, Annotated[float, Range(0, 1, above=True)])
+    wanted, also = (None if text is None else str(text) for text in (val, also_val))
+    options = {"size": size, "in_chans": in_chans, "exif": exif, "skip_bad": skip_bad, "flip": flip}
+    if kind in _CLASSES:
+        given = [name for name, value in (("ignore", ignore), ("labels", labels), ("classes", classes)) if value]
+        if given:
+            raise ValueError(f"--{given[0]} is for masks; what the classes of {cut(shown(spec), 60)} are is known")
+        return _open_classes(spec, kind, path, wanted, also, download, {**options, "crop_pct": crop_pct})
+    options |= {"ignore": ignore, "labels": labels, "classes": classes}
+    return _open_masks(spec, kind, path, wanted, also, download, options)
 
+
+def _kind_and_path(spec: str, root: str | Path | None = None) -> tuple[str, Path]:
+    """What kind of data on disk, and where; a ``PATH`` alone is read as what it holds."""
+    kind, colon, rest = spec.partition(":")
+    path = Path(root or ".", Path(rest).expanduser())
+    if kind in KINDS and colon and kind not in ("folder", "classify"):
+        return kind, path
+    plain = kind not in KINDS or not colon
+    path = Path(root or ".", Path(spec).expanduser()) if plain else path
+    if not path.exists():
+        if plain and spec in KINDS:
+            raise FileNotFoundError(f"{spec} is where? Want {spec}:PATH")
+        raise FileNotFoundError(
+            f"no data called {cut(shown(spec), 40)!r}{_nearest(spec)}; want a folder, scenes:lookup, or one of "
+            f"{', '.join([*KINDS][2:])} with :PATH"
+        )
+    if not path.is_dir():
+        raise ValueError(_no_folder(path))
+    if not plain:
+        return kind, path
+    from lookfar.data.class_folders import holds_classes
+
+    return "classify" if holds_classes(path) else "folder", path
+
+
+def _no_folder(path: Path) -> str:
+    where, ending = cut(shown(str(path)), 80), path.suffix.lower()
+    if ending in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"):
+        return f"{where} is an archive: unpack it, and give its folder"
+    if ending in (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".parquet"):
+        return (
+            f"{where} is a file; labels in tables are not read. Want a folder with CLASS/*.png, a folder a class, or "
+            "with images and masks"
+        )
+    return f"{where} is a file; want a folder"
+
+
+def _open_classes(
+    spec: str, kind: str, path: Path, val: str | None, also_val: str | None, download: bool, options: dict[str, Any]
+) -> Data:
+    from lookfar.data import class_folders, torchvision_classes
+    from lookfar.data._labelled import ClassOptions, open_labelled
+
+    chosen = ClassOptions(**options)
+    if kind == "classify":
+        source = class_folders.read_class_folders(path, val, skip_bad=chosen.skip_bad)
+        if not spec.startswith("classify:"):
+            source.notes.append("read as a folder for each class, since it holds no masks; folder:PATH reads masks.")
+    else:
+        source = torchvision_classes.read(kind, path, val, download=download)
+    if also_val is not None:
+        source.also, notes = class_folders.hold_out(source.train, also_val, source.find, option="--also-val")
+        source.notes += notes
+    return open_labelled(source, spec, chosen)
+
+
+def _open_masks(
+    spec: str, kind: str, path: Path, val: str | None, also_val: str | None, download: bool, options: dict[str, Any]
+) -> Data:
     # torchvision loads slowly, and the embedded scenes need none of it
     from lookfar.data import camvid, folder, torchvision_sets
     from lookfar.data._files import Options, open_files
     from lookfar.data._matching import hold_out
     from lookfar.data._values import parse_values
 
-    _check_options(size, in_chans, classes, exif)
-    options = Options(
-        size, in_chans, parse_values(ignore, "--ignore"), parse_values(labels, "--labels"), classes, exif, skip_bad
-    )
-    wanted = None if val is None else str(val)
+    values = {name: parse_values(options[name], f"--{name}") for name in ("ignore", "labels")}
+    chosen = Options(**{**options, **values})
     if kind == "folder":
-        source = folder.read_folder(path, wanted)
+        source = folder.read_folder(path, val)
     elif kind == "camvid":
-        source = camvid.read_camvid(path, wanted)
+        source = camvid.read_camvid(path, val)
     else:
         source = torchvision_sets.read(kind, path, download=download)
         source.find = lambda text: folder.find_split(path, text)
-        if wanted is not None:
-            split, source.notes = hold_out(source.train, wanted, source.find)
+        if val is not None:
+            split, source.notes = hold_out(source.train, val, source.find)
             source.val = split.pairs
             source.leave(split)
     if also_val is not None:
-        split, notes = hold_out(source.train, str(also_val), source.find, option="--also-val")
+        split, notes = hold_out(source.train, also_val, source.find, option="--also-val")
         source.also = split.pairs
         source.leave(split)
         source.notes += notes
-    return open_files(source, spec, options)
+    return open_files(source, spec, chosen)
 
 
 def target_of(spec: str) -> Target:
@@ -137,13 +216,16 @@ def target_of(spec: str) -> Target:
         spec: As for :func:`open_data`.
 
     Raises:
-        ValueError: No such scenes.
+        ValueError: No such scenes; a folder that may be read in two ways.
+        FileNotFoundError: Nothing is there.
 
     >>> target_of("scenes:lookup"), target_of("scenes:red")
     ('mask', 'class')
     """
     kind, _, rest = spec.partition(":")
-    return WORLDS[_scenes_kind(rest)].target if kind == "scenes" else "mask"
+    if kind == "scenes":
+        return WORLDS[_scenes_kind(rest)].target
+    return "class" if _kind_and_path(spec)[0] in _CLASSES else "mask"
 
 
 def _scenes_kind(word: str) -> str:

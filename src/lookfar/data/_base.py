@@ -35,7 +35,7 @@ class Samples(Protocol):
 class Augment(Protocol):
     """A random change of an image and its target; draws from ``generator``, by default torch's global one."""
 
-    def __call__(self, image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample: ...
+    def __call__(self, image: Tensor, target: Tensor, /, generator: torch.Generator | None = None) -> Sample: ...
 
 
 def keep(image: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Sample:

@@ -74,6 +74,7 @@ class Options:
     classes: int | None = None
     exif: str | None = None
     skip_bad: bool = False
+    flip: bool = True
 
 
 class FileSamples:
@@ -193,7 +194,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
         for split, pairs in sets.items()
     }
     judging.check_resized(samples, size)
-    mean, std = IMAGENET if options.in_chans == 3 else _statistics(samples["train"])
+    mean, std = IMAGENET if options.in_chans == 3 else statistics(samples["train"])
     counts = ", ".join(f"{grouped(len(pairs))} {split.replace('_', ' ')}" for split, pairs in sets.items())
     data = Data(
         name=shown(name),
@@ -216,7 +217,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
             *skipped,
             *source.notes,
         ],
-        augment=RandomView(),
+        augment=RandomView(flip=0.5 if options.flip else 0.0),
         threads=True,
         also_val=samples.get("also_val"),
     )
@@ -239,7 +240,7 @@ def _origin(wanted: Wanted) -> str:
     return " (no classes.txt: counted in the masks)" if wanted.count is None else " (as --classes says)"
 
 
-def _statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each band over up to 64 images, evenly spaced."""
     chosen = range(0, len(samples), -(-len(samples) // 64))
     sums, squares, count = 0.0, 0.0, 0

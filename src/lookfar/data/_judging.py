@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from lookfar.data._base import IGNORE, Samples
 from lookfar.data._reading import bands_fit, mask_words, read_mask
@@ -11,7 +12,9 @@ from lookfar.data._stored import turned_size
 from lookfar.data._values import Wanted
 from lookfar.data._words import counted, cut, fitted, listed, name_of, shorten, shown
 from lookfar.data.labels import Labels
-from lookfar.data.scan import Found, Pair, describe_mask, reason
+from lookfar.data.scan import File, Found, Head, Pair, describe_mask, reason
+
+F = TypeVar("F", bound=File)
 
 BRIGHTER = 2.0  # a val image so much brighter than train is on another scale, and would be white
 OUTLIER = 1000.0  # a largest value so far beyond the others makes all others black
@@ -45,14 +48,14 @@ def _alone_names(unmatched: Sequence[Path]) -> list[str]:
     return [f"{shown(path.parent.name)}/{name_of(path)}" for path in unmatched]
 
 
-def check_not_empty(sets: Mapping[str, Sequence[Pair]], name: str) -> None:
+def check_not_empty(sets: Mapping[str, Sequence[File]], name: str, what: str = "images with masks") -> None:
     if not all(sets.values()):
         counts = " and ".join(f"{len(pairs)} in {split}" for split, pairs in sets.items())
-        raise ValueError(f"{cut(shown(name), 60)}: images with masks are {counts}; want one of each")
+        raise ValueError(f"{cut(shown(name), 60)}: {what} are {counts}; want one of each")
 
 
 def leave_out(
-    unmatched: Sequence[Path], sets: Mapping[str, Sequence[Pair]], bad: Mapping[Pair, str], skip_bad: bool
+    unmatched: Sequence[Path], sets: Mapping[str, Sequence[F]], bad: Mapping[F, str], skip_bad: bool
 ) -> list[str]:
     """Lines on what is left out; raises where the user did not ask for that, or would lose half of the data."""
     alone, errors = _alone_names(unmatched), list(bad.values())
@@ -160,7 +163,7 @@ def why_apart(pair: Pair, result: Found, upright: bool) -> str:
 # ---- images ------------------------------------------------------------------------------------------------------
 
 
-def check_bands(found: Mapping[Pair, Found], in_chans: int) -> None:
+def check_bands(found: Mapping[F, Head], in_chans: int) -> None:
     wrong = [pair for pair, result in found.items() if not bands_fit(result.mode, result.bands, in_chans)]
     if not wrong:
         return
@@ -177,9 +180,9 @@ def check_bands(found: Mapping[Pair, Found], in_chans: int) -> None:
     )
 
 
-def choose_peak(found: Mapping[Pair, Found], sets: Mapping[str, Sequence[Pair]]) -> tuple[float, list[str]]:
+def choose_peak(found: Mapping[F, Head], sets: Mapping[str, Sequence[F]]) -> tuple[float, list[str]]:
     """What becomes 255, and a line on it where images are not 8-bit; raises where one scale cannot serve all."""
-    depths: dict[str, list[Pair]] = {}
+    depths: dict[str, list[F]] = {}
     for pair, result in found.items():
         depths.setdefault(result.depth, []).append(pair)
     if len(depths) > 1:
@@ -229,13 +232,16 @@ def choose_size(sizes: Sequence[tuple[int, int]], size: tuple[int, int] | None) 
 
 def kinds(found: Collection[Found]) -> str:
     """``images 512×512 RGB, masks 8-bit indexed``."""
+    return f"{image_kinds(found)}, masks {' and '.join(sorted({mask_words(f.mask_mode) for f in found}))}"
+
+
+def image_kinds(found: Collection[Head]) -> str:
+    """``images 512×512 RGB``."""
     sizes, modes = {f.size for f in found}, {f.mode for f in found}
     size = "{}×{}".format(*next(iter(sizes))) if len(sizes) == 1 else f"of {len(sizes)} sizes"
     bands = {"L": "grey", "bands": f"of {max(f.bands for f in found)} bands", "I": "16-bit grey", "F": "float grey"}
     words = sorted({bands.get(mode.partition(";")[0], mode) for mode in modes})
-    return (
-        f"images {size} {' and '.join(words)}, masks {' and '.join(sorted({mask_words(f.mask_mode) for f in found}))}"
-    )
+    return f"images {size} {' and '.join(words)}"
 
 
 def find_alike(sets: Mapping[str, Sequence[Pair]], found: Mapping[Pair, Found]) -> list[str]:

@@ -52,7 +52,7 @@ def match(images: Path, masks: Path) -> Split:
 def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     """Name without suffix -> file, of all in a folder and its sub-folders."""
     found: dict[str, Path] = {}
-    for path in _walk(folder):
+    for path in walk(folder):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         stem = same_name(path.relative_to(folder).with_suffix("").as_posix())
@@ -63,7 +63,7 @@ def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """All files, sorted; links are followed, but not in circles."""
     seen: set[str] = set()
 
@@ -118,33 +118,58 @@ def hold_out(train: list[Pair], val: str, find: Find, *, option: str = "--val") 
     Returns:
         The images held out, and what is to be said about them.
     """
-    notes = []
-    word = option.removeprefix("--").replace("-", " ")
-    if _is_share(val):
-        share = float(val)
-        if not 0 < share < 1:
-            raise ValueError(f"a share of {val} for validation; want a number between 0 and 1, a folder or a sequence")
-        by_chance = sorted(train, key=lambda pair: hashlib.blake2b(pair.name.encode()).digest())
-        chosen = set(by_chance[: max(round(share * len(by_chance)), 1)])
-        notes.append(
-            f"{word} is {share:.0%} of the images, chosen by their names. If they are frames of videos, hold out a "
-            f"whole one: {option} SEQUENCE."
-        )
-    elif split := find(val):
-        return split, [f"{word} is {shown(val)}."]
-    else:
-        start = re.compile(re.escape(shown(val)) + r"(?![a-zA-Z0-9])")
-        chosen = {pair for pair in train if start.match(pair.name)}
-        if not chosen:
-            raise ValueError(_unknown_sequence(train, val, option))
-        notes.append(f"{word} is the sequence {shown(val)}, held out of train.")
-    held = Split([pair for pair in train if pair in chosen], [])
-    train[:] = [pair for pair in train if pair not in chosen]
+    if not is_share(val) and (split := find(val)):
+        return split, [is_called(val, option)]
+    chosen, notes = pick([pair.name for pair in train], val, option)
+    held = Split([pair for pair in train if pair.name in chosen], [])
+    train[:] = [pair for pair in train if pair.name not in chosen]
     return held, notes
 
 
-def _unknown_sequence(train: Sequence[Pair], val: str, option: str) -> str:
-    beginnings = (re.match(r".+?(?=[_./-])", pair.name) for pair in train)
+def pick(names: Sequence[str], val: str, option: str, classes: bool = False) -> tuple[set[str], list[str]]:
+    """A share of the names, or those that start with a sequence, and what is to be said about them.
+
+    Args:
+        names: Of train.
+        val: A share with a point, or a sequence.
+        option: How the user gave it.
+        classes: What stands before the first ``/`` is a class: the share is taken of each, a sequence is of the rest.
+    """
+    word = option.removeprefix("--").replace("-", " ")
+    if is_share(val):
+        share = float(val)
+        if not 0 < share < 1:
+            raise ValueError(f"a share of {val} for validation; want a number between 0 and 1, a folder or a sequence")
+        by_class: dict[str, list[str]] = {}
+        for name in sorted(names, key=lambda name: hashlib.blake2b(name.encode()).digest()):
+            by_class.setdefault(name.partition("/")[0] if classes else "", []).append(name)
+        chosen = {name for some in by_class.values() for name in some[: _part(share, len(some), classes)]}
+        of_each = " of each class" if classes else ""
+        return chosen, [
+            f"{word} is {share:.0%} of the images{of_each}, chosen by their names. If they are frames of videos, hold "
+            f"out a whole one: {option} SEQUENCE."
+        ]
+    start = re.compile(re.escape(shown(val)) + r"(?![a-zA-Z0-9])")
+    rests = {name: name.partition("/")[2] if classes else name for name in names}
+    chosen = {name for name, rest in rests.items() if start.match(rest)}
+    if not chosen:
+        raise ValueError(_unknown_sequence([*rests.values()], val, option))
+    return chosen, [f"{word} is the sequence {shown(val)}, held out of train."]
+
+
+def _part(share: float, count: int, classes: bool) -> int:
+    """How many of ``count`` are held out: at least one; of a class one stays in train."""
+    part = max(round(share * count), 1)
+    return min(part, count - 1) if classes else part
+
+
+def is_called(val: str, option: str) -> str:
+    """A note on a set that the user named."""
+    return f"{option.removeprefix('--').replace('-', ' ')} is {shown(val)}."
+
+
+def _unknown_sequence(names: Sequence[str], val: str, option: str) -> str:
+    beginnings = (re.match(r".+?(?=[_./-])", name) for name in names)
     sequences = Counter(found[0] for found in beginnings if found)
     known = [f"{name} ({count})" for name, count in sequences.most_common() if count > 1]
     text = cut(shown(val), 40)
@@ -156,7 +181,7 @@ def _unknown_sequence(train: Sequence[Pair], val: str, option: str) -> str:
     )
 
 
-def _is_share(text: str) -> bool:
+def is_share(text: str) -> bool:
     """A share has a point: ``0002`` may well be a sequence."""
     return re.fullmatch(r"-?\d*\.\d*", text) is not None and text.strip("-.") != ""
 

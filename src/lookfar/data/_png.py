@@ -1,10 +1,13 @@
-"""PNG in colours of 16 bits: Pillow keeps their upper eight, and torchvision's reader crashes on damaged files.
+"""PNG: its parts, and pixels in colours of 16 bits, of which Pillow keeps the upper eight.
+
+torchvision's reader crashes on damaged files.
 
 PNG Specification (Third Edition), W3C 2025: chunks, the five filters, and the seven passes of an interlaced image.
 """
 
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,7 @@ def decode_png_of_16_bits(content: bytes) -> NDArray:
         ValueError: The file is damaged, or another kind of PNG.
     """
     header, data = b"", []
-    for kind, chunk in _chunks(content):
+    for kind, chunk in chunks(content):
         if kind == b"IHDR":
             header = chunk
         elif kind == b"IDAT":
@@ -49,7 +52,12 @@ def decode_png_of_16_bits(content: bytes) -> NDArray:
     return pixels
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of every part, as far as the last.
+
+    Raises:
+        ValueError: A part is damaged, or the file is cut short.
+    """
     at = len(SIGNATURE)
     while at < len(content):
         size, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
@@ -63,6 +71,25 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
             return
         at += 12 + size
     raise ValueError("cut short")
+
+
+def outline(opened: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and the first bytes of every part of a large file, unchecked, without its pixels.
+
+    Raises:
+        ValueError: The file is cut short.
+    """
+    at = len(SIGNATURE)
+    while True:
+        opened.seek(at)
+        part = opened.read(64)
+        size, kind = int.from_bytes(part[:4], "big"), part[4:8]
+        if len(part) < 12:
+            raise ValueError("cut short")
+        yield kind, part[8 : 8 + size]
+        if kind == b"IEND":
+            return
+        at += 12 + size
 
 
 def _unfilter(filters: NDArray, bytes_: NDArray) -> NDArray:

@@ -153,13 +153,13 @@ def _read_with_pillow(image: Image.Image, path: Path, head: bytes) -> Stored:
     if image.format == "PNG" and bits == 16 and head[25] in BANDS:
         pixels = decode_png_of_16_bits(path.read_bytes())
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
-        return Stored(pixels, mode, "PNG", turn=_orientation(image.getexif()))
+        return Stored(pixels, mode, "PNG", turn=orientation(image.getexif()))
     if image.format in ("BMP", "DIB") and head[:2] == b"BM":
         depth = int.from_bytes(head[28:30], "little")
         if (mode == "1" and depth != 1) or (mode == "L" and depth != 8):
             raise ValueError(f"a BMP of {depth} bits in shades of grey; save it as PNG")
     pixels = _pixels(image)
-    stored = Stored(pixels, mode, image.format or "", palette=_palette(image), turn=_orientation(image.getexif()))
+    stored = Stored(pixels, mode, image.format or "", palette=_palette(image), turn=orientation(image.getexif()))
     return _unscaled(stored, 1 if mode == "1" else bits)
 
 
@@ -178,7 +178,8 @@ def _unscaled(stored: Stored, bits: int) -> Stored:
     return stored
 
 
-def _orientation(exif: Any) -> int:
+def orientation(exif: Any) -> int:
+    """1 to 8, from the tags of an image."""
     turn = exif.get(_ORIENTATION, 1)
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
@@ -241,7 +242,7 @@ def _read_tiff(image: Any, path: Path) -> Stored:
 
 def _read_tiff_page(image: Any, index: int, bits: int) -> Stored:
     image.seek(index)
-    turn = _orientation(image.tag_v2)
+    turn = orientation(image.tag_v2)
     white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
     image.load()
     mode, pixels = image.mode, _pixels(image)
@@ -310,6 +311,6 @@ def _read_tifffile_page(page: Any) -> Stored:
     coloured = page.photometric == 2
     mode = words.get((bands, alpha), "bands") if coloured == (bands > 2) else "bands"
     tag = page.tags.get(_ORIENTATION)
-    turn = _orientation({_ORIENTATION: int(tag.value)}) if tag is not None else 1
+    turn = orientation({_ORIENTATION: int(tag.value)}) if tag is not None else 1
     white = 2**page.bitspersample - 1 if page.bitspersample % 8 else 0
     return Stored(np.ascontiguousarray(pixels), mode, "TIFF", white, page.photometric == 0, None, turn)

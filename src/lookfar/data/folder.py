@@ -168,6 +168,13 @@ def find_images_and_masks(folder: Path) -> tuple[Path, Path] | None:
     return _images_and_masks(folder, [])
 
 
+def mask_folders(root: Path) -> list[Path]:
+    """Folders of images and of masks that lie in a folder or its splits."""
+    splits = [folder for word in sorted(_ALL_WORDS) if (folder := _child(root, [word]))]
+    pairs = (find_images_and_masks(folder) for folder in (root, *splits))
+    return [folder for pair in pairs if pair for folder in pair]
+
+
 def _split_flat(root: Path, layout: _Layout, splits: dict[str, Split], source: Source) -> tuple[dict[str, Split], str]:
     """Images and masks that lie in one folder each: split by lists where there are some."""
     folders = _images_and_masks(root, source.notes)
@@ -177,8 +184,8 @@ def _split_flat(root: Path, layout: _Layout, splits: dict[str, Split], source: S
         raise ValueError(
             fitted(
                 lambda room: (
-                    f"no images and masks in {cut(shown(str(root)), 60)}: it holds {_inside(root, room)}. Want "
-                    "train/images, train/masks, val/images, val/masks; images/train, masks/train, ...; or images, masks"
+                    f"no images and masks in {cut(shown(str(root)), 60)}: it holds {_inside(root, room)}. Want train/"
+                    "images, train/masks, val/...; images/train, masks/train, ...; images, masks; or a folder a class"
                 )
             )
         )
@@ -262,12 +269,9 @@ class Classes:
 
 def read_classes(path: Path) -> Classes | None:
     """One name a line, or with a colour ``road 128 64 128`` or ``128 64 128 road``; empty lines do not count."""
-    if not path.is_file():
+    lines = text_lines(path)
+    if lines is None:
         return None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{cut(shown(str(path)), 90)} is not text in UTF-8; save it as such") from None
     read = [_read_line(line) for line in lines]
     colours = [colour for _, colour in read if colour is not None]
     if colours and len(colours) < len(read):
@@ -285,6 +289,16 @@ def read_classes(path: Path) -> Classes | None:
             f"{where} names {len(names)} classes{f', {listed(twice, 40)} twice' if twice else ''}; want two or more"
         )
     return Classes(names, colours or None)
+
+
+def text_lines(path: Path) -> list[str] | None:
+    """The lines of a text that are not empty; None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{cut(shown(str(path)), 90)} is not text in UTF-8; save it as such") from None
 
 
 def _read_line(line: str) -> tuple[str, int | None]:

@@ -29,7 +29,7 @@ def read_voc(root: Path, *, download: bool = False) -> Source:
     """PASCAL VOC 2012 segmentation: 21 classes, borders ignored."""
     splits: list[list[Pair]] = []
     for split in ("train", "val"):
-        with _explained("voc", root, "ROOT/VOCdevkit/VOC2012, or download=True"):
+        with explained("voc", root, "ROOT/VOCdevkit/VOC2012, or download=True"):
             data = datasets.VOCSegmentation(root, year="2012", image_set=split, download=download)
         splits.append(_pairs(data.images, data.masks))
     return Source(root, splits[0], splits[1], list(VOC_CLASSES), "PASCAL VOC 2012")
@@ -39,7 +39,7 @@ def read_pets(root: Path, *, download: bool = False) -> Source:
     """Oxford-IIIT Pet trimaps: pet, background, border; the published test part serves as validation."""
     splits = []
     for split in ("trainval", "test"):
-        with _explained("oxford-iiit-pet", root, "ROOT/oxford-iiit-pet with images and annotations, or download=True"):
+        with explained("oxford-iiit-pet", root, "ROOT/oxford-iiit-pet with images and annotations, or download=True"):
             data = datasets.OxfordIIITPet(root, split, target_types="segmentation", download=download)
         splits.append(_pairs(data._images, data._segs))
     labels = {1: 0, 2: 1, 3: 2, 0: IGNORE}
@@ -50,7 +50,7 @@ def read_cityscapes(root: Path) -> Source:
     """Cityscapes, fine annotations: the 19 classes of its benchmark, everything else ignored."""
     splits = []
     for split in ("train", "val"):
-        with _explained("cityscapes", root, "ROOT/leftImg8bit and ROOT/gtFine, from cityscapes-dataset.com"):
+        with explained("cityscapes", root, "ROOT/leftImg8bit and ROOT/gtFine, from cityscapes-dataset.com"):
             data = datasets.Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
         splits.append(_pairs(data.images, [targets[0] for targets in data.targets]))
     scored = {c.train_id: c.name for c in datasets.Cityscapes.classes if 0 <= c.train_id < IGNORE}
@@ -65,7 +65,7 @@ def _pairs(images: list[str] | list[Path], masks: list[str] | list[Path]) -> lis
 
 
 @contextmanager
-def _explained(kind: str, root: Path, want: str) -> Iterator[None]:
+def explained(kind: str, root: Path, want: str) -> Iterator[None]:
     """torchvision's complaints about a folder, with what should be in it."""
     try:
         yield
