@@ -104,13 +104,24 @@ FINE = {  # odd values that are fine, by option
     "--steps": {"1000000000000"}, "--batch-size": {"1000000000000"}, "--lr": {"1.5", "1000000000000"},
     "--clip": {"0", "1.5", "1000000000000"}, "--margin": {"0", "1.5"}, "--groups": {"0"},
 }  # fmt: skip
-SWITCHES = {"--json", "--grow", "--backward", "--strict", "--pretrained", "--skip-bad", "--tensorboard", "--help"}
+SWITCHES = {
+    "--json",
+    "--grow",
+    "--backward",
+    "--strict",
+    "--pretrained",
+    "--skip-bad",
+    "--tensorboard",
+    "--browser",
+    "--help",
+}
 COMMANDS = {
     "blocks": ["squeeze_excitation"],
     "cost": ["squeeze_excitation", "--size", "4x4"],
     "check": ["squeeze_excitation", "--size", "4x4", "--channels", "16", "--only", "images"],
     "study": ["--data", "scenes:lookup", "--blocks", "squeeze_excitation"],
     "report": [],
+    "explore": ["nowhere"],
 }
 
 

@@ -90,6 +90,11 @@ def see(network: nn.Module, image: Tensor) -> list[Seen]:
     >>> seen.block, seen.size, seen.query((9, 4)), seen.weights((9, 4)).shape
     ('nonlocal', (8, 6), (4, 2), torch.Size([1, 8, 6]))
     """
+    return see_with_output(network, image)[0]
+
+
+def see_with_output(network: nn.Module, image: Tensor) -> tuple[list[Seen], Any]:
+    """The same, and what the network gave for the image, a batch of one."""
     image = image[0] if image.dim() == 4 and len(image) == 1 else image
     if image.dim() != 3:
         raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")
@@ -98,9 +103,9 @@ def see(network: nn.Module, image: Tensor) -> list[Seen]:
         raise ValueError("the network has no block of the registry to look from")
     device = next((p.device for p in network.parameters()), image.device)
     with undisturbed(network), inputs_of(network, names) as given:
-        network(image[None].to(device))
+        output = network(image[None].to(device))
     H, W = image.shape[1:]
-    return [_seen(name, network.get_submodule(name), given[name], (H, W)) for name in names]
+    return [_seen(name, network.get_submodule(name), given[name], (H, W)) for name in names], output
 
 
 def _seen(name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int]) -> Seen:

@@ -68,7 +68,8 @@ def write_report(folder: str | Path) -> Path:
 def render(results: Results) -> str:
     """The report as text."""
     here = resources.files("lookfar.study")
-    css, js = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    css, maps, own = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "maps.js", "report.js"))
+    js = f"{maps}\n{own}"
     template = _template()
     text = _View(results)
     shown = Gallery(results, text.styles)

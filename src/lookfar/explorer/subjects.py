@@ -1,0 +1,99 @@
+"""Networks to look into: a trial of a study, or the file of a published network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lookfar.explorer.pictures import Picture
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lookfar.data import Data
+
+LONGEST = 1024  # pixels of the longer side of an image for a network that takes any size
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and how images enter it.
+
+    Attributes:
+        name: As the page calls it.
+        network: In evaluation.
+        prepare: A picture into what the network takes, ``(C, H, W)``.
+        classes: Names, index = label; empty where nobody knows them.
+        data: Whose validation images the page offers; None without.
+    """
+
+    name: str
+    network: "nn.Module"
+    prepare: "Callable[[Picture], Tensor]"
+    classes: tuple[str, ...] = ()
+    data: "Data | None" = None
+
+    def samples(self) -> list[str]:
+        """Names of the images that come with it."""
+        return [] if self.data is None else list(self.data.val.names)
+
+    def sample(self, index: int) -> Picture:
+        """One of them."""
+        from PIL import Image
+
+        assert self.data is not None
+        image = self.data.val[index][0].numpy()
+        bands = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
+        return Picture(str(self.data.val.names[index]), Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0))))
+
+
+def open_subject(text: str) -> Subject:
+    """A network by the folder of its trial, or by its file.
+
+    Raises:
+        FileNotFoundError, ValueError: No trial and no network there, or one that has no block to look from.
+    """
+    from lookfar.diagnostics import blocks_of
+
+    path = Path(text)
+    subject = _of_trial(path) if path.is_dir() else _of_file(text)
+    if not blocks_of(subject.network):
+        raise ValueError(f"{text}: the network has no block to look from; the baseline of a study has none")
+    return subject
+
+
+def _of_trial(folder: Path) -> Subject:
+    from lookfar.study import load_trial
+
+    network, data, _ = load_trial(folder)
+
+    def prepare(picture: Picture) -> "Tensor":
+        import torch
+
+        if data.in_chans not in (1, 3) or len(data.size) != 2:
+            raise ValueError(
+                f"the network takes {data.in_chans} bands of {data.size}: only its own images can be shown"
+            )
+        H, W = data.size
+        image = picture.image.convert("L" if data.in_chans == 1 else "RGB").resize((W, H))
+        bands = torch.from_numpy(np.array(image).reshape(H, W, data.in_chans).transpose(2, 0, 1).copy())
+        return data.normalise(bands[None])[0]
+
+    return Subject("/".join(folder.resolve().parts[-2:]), network, prepare, tuple(data.classes), data)
+
+
+def _of_file(text: str) -> Subject:
+    from lookfar.networks import from_checkpoint
+
+    network: Any = from_checkpoint(text)
+
+    def prepare(picture: Picture) -> "Tensor":
+        import torch
+
+        image = picture.image.copy()
+        image.thumbnail((LONGEST, LONGEST))
+        return network.preprocessing(torch.from_numpy(np.array(image).transpose(2, 0, 1).copy()))
+
+    return Subject(Path(text).stem, network, prepare, tuple(network.class_names))
