@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "data": {"data"},
     "tasks": {"tasks", "networks", "data", "weights", "blocks", "ops"},
     "training": {"training", "tasks", "data", "insertion", "networks", "weights", "blocks", "ops"},
+    "use": {"use", "study", "training", "tasks", "data", "networks", "weights", "blocks", "ops"},
     "study": {
         *("study", "training", "tasks", "data", "diagnostics", "check", "cost", "weights", "networks", "insertion"),
         *("blocks", "ops"),

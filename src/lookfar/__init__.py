@@ -35,6 +35,7 @@ _MODULES = {
     "study",
     "tasks",
     "training",
+    "use",
     "weights",
 }
 

@@ -7,11 +7,12 @@ import sys
 # trials and measurements set their own thread count; OpenMP spins when processes outnumber cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lookfar.cli import blocks, study, insight  # isort: skip  (commands stand in the help in the order of their import)
+# commands stand in the help in the order of their import
+from lookfar.cli import blocks, networks, study, insight  # isort: skip
 from lookfar.cli._app import app
 from lookfar.cli._messages import usage, user_error
 
-__all__ = ["app", "blocks", "insight", "main", "study"]
+__all__ = ["app", "blocks", "insight", "main", "networks", "study"]
 
 
 def main() -> None:

@@ -182,6 +182,12 @@ class Data:
         read: Callable[[int], Tensor] | None = getattr(judged, "own_target", None)
         return judged[index][1] if read is None else read(index)
 
+    def own_image(self, index: int, samples: Samples | None = None) -> Tensor:
+        """The image ``(C, H, W)``, uint8, of a sample at its file's own size; of samples without files as they are."""
+        judged = self.val if samples is None else samples
+        read: Callable[[int], Tensor] | None = getattr(judged, "own_image", None)
+        return judged[index][0] if read is None else read(index)
+
     def _submit(self, seed: int, positions: range) -> list[Future[Sample]]:
         return [_pool(os.getpid()).submit(self._train_sample, seed, p) for p in positions]
 

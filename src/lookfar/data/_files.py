@@ -120,7 +120,15 @@ class FileSamples:
             raise ValueError(f"cannot read {shown(str(pair.mask))}: {reason(error)}") from error
         return torch.from_numpy(_upright(mask, stored.turn) if pair in self.upright else mask)
 
+    def own_image(self, index: int) -> torch.Tensor:
+        """The image at the size that its file has, upright where the sample is."""
+        return self._decode(self.pairs[index])[0]
+
     def _read(self, pair: Pair) -> Sample:
+        image, mask = self._decode(pair)
+        return (image, mask) if mask.shape == self.size else resize(image, mask, self.size)
+
+    def _decode(self, pair: Pair) -> Sample:
         path = pair.mask
         try:
             stored = read_mask(path)
@@ -132,8 +140,7 @@ class FileSamples:
         if pair in self.upright:
             image = torch.from_numpy(_upright(image.numpy().transpose(1, 2, 0), picture.turn).transpose(2, 0, 1).copy())
             mask = _upright(mask, stored.turn)
-        mask = torch.from_numpy(mask)
-        return (image, mask) if mask.shape == self.size else resize(image, mask, self.size)
+        return image, torch.from_numpy(mask)
 
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
@@ -151,6 +158,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
         options.classes,
         options.ignore,
     )
+    alone = source.train is source.val  # one split, to judge by
     sets = {"train": source.train, "val": source.val} | ({} if source.also is None else {"also_val": source.also})
     judging.check_matched(source.unmatched, sets, options.skip_bad)
     judging.check_not_empty(sets, name)
@@ -213,7 +221,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
             *judging.turn_lines(good, upright),
             *mask_lines,
             *judging.find_absent(present, classes),
-            *judging.find_alike(sets, good),
+            *([] if alone else judging.find_alike(sets, good)),
             *skipped,
             *source.notes,
         ],

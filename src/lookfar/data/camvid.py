@@ -24,14 +24,7 @@ VOID = 11
 
 def read_camvid(root: Path, val: str | None = None) -> Source:
     """The source of a CamVid folder; ``val`` as in :func:`lookfar.data._matching.hold_out`."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {cut(shown(str(root)), 120)}")
-    found = read_classes(root / "classes.txt")
-    classes, table = (found.names, found.table) if found else (CLASSES, None)
-    labels = {VOID: 255} if len(classes) <= VOID else {}
-    source = Source(root, [], [], list(classes), "classes.txt" if found else "the SegNet tutorial", table, labels)
-    source.question = f"Name every pixel of a street scene seen from a car, {len(classes)} classes."
-    source.find = lambda text: _find(root, text)
+    source = _source(root)
     train = _read_split(root, "train")
     source.train = train.pairs
     source.leave(train)
@@ -41,6 +34,28 @@ def read_camvid(root: Path, val: str | None = None) -> Source:
         split, source.notes = hold_out(source.train, val, source.find)
     source.val = split.pairs
     source.leave(split)
+    return source
+
+
+def read_judged(root: Path, split: str) -> Source:
+    """One split alone, ``test`` or a folder with its masks beside it; the others need not be there."""
+    source = _source(root)
+    found = _find(root, split) or _read_split(root, split)
+    source.train = source.val = found.pairs
+    source.leave(found)
+    return source
+
+
+def _source(root: Path) -> Source:
+    """What is known before any file is looked for."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {cut(shown(str(root)), 120)}")
+    found = read_classes(root / "classes.txt")
+    classes, table = (found.names, found.table) if found else (CLASSES, None)
+    labels = {VOID: 255} if len(classes) <= VOID else {}
+    source = Source(root, [], [], list(classes), "classes.txt" if found else "the SegNet tutorial", table, labels)
+    source.question = f"Name every pixel of a street scene seen from a car, {len(classes)} classes."
+    source.find = lambda text: _find(root, text)
     return source
 
 

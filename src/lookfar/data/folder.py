@@ -96,6 +96,26 @@ def read_folder(root: Path, val: str | None = None) -> Source:
     return source
 
 
+def read_judged(root: Path, split: str | None = None) -> Source:
+    """One split alone: its own validation, else its test images, and of a folder without splits all of it."""
+    layout, notes = _find_layout(root), list[str]()
+    word = next((w for w in (*SPLITS["val"], *SPLITS["test"]) if w in layout.splits), None) if split is None else split
+    flat = None if split or layout.splits or _find_lists(root) else _images_and_masks(root, notes)
+    if word in layout.splits or flat:
+        chosen = match(*(flat or layout.splits[str(word)]))
+    elif split is None or (named := find_split(root, split)) is None:
+        source = read_folder(root, split)
+        source.train = source.val
+        return source
+    else:
+        chosen = named
+    found = read_classes(root / "classes.txt")
+    source = Source(root, chosen.pairs, chosen.pairs, found and found.names, "classes.txt", found and found.table)
+    source.leave(chosen)
+    source.notes += notes
+    return source
+
+
 def _take(source: Source, split: Split, notes: list[str]) -> None:
     source.val = split.pairs
     source.leave(split)

@@ -167,6 +167,19 @@ def list_networks(pattern: str | None = None) -> list[str]:
     return sorted(name for name in names if pattern is None or fnmatch.fnmatch(name, pattern))
 
 
+def is_network(name: str) -> bool:
+    """Whether :func:`create_network` knows a name, an alias too.
+
+    >>> is_network("danet_resnet50_d8"), is_network("danet.pth")
+    (True, False)
+    """
+    try:
+        _resolve(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     """Canonical name of the head, and what the name says besides."""
     aliases = {alias: head for head, plan in HEADS.items() for alias in plan.aliases}

@@ -57,6 +57,7 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
 
     from lookfar.data import Data
     from lookfar.study.build import build_host, open_plan_data, put_in
+    from lookfar.tasks import Segmentation
     from lookfar.training.checkpoints import load_tensors
 
     # what it started from is overwritten, and need not be there any more
@@ -69,7 +70,20 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
         network = build_host(plan, data, seed, study=study)
         names = put_in(network, plan, candidate, data, seed, control_parameters=controls, study=study)
     network.load_state_dict(load_tensors(folder / WEIGHTS))
+    if isinstance(plan.find_task(study), Segmentation):
+        _surround(network, data)
     return TrainedNetwork(network.eval(), data, tuple(names))
+
+
+def _surround(network: Any, data: "Data") -> None:
+    """What :func:`lookfar.networks.predict` asks of a network, as the data have it."""
+    from lookfar.networks import Inference, Preprocessing
+
+    height, width = data.size
+    network.preprocessing = Preprocessing(data.mean, data.std, peak=1.0, size=(height, width))
+    network.inference = Inference()
+    network.align_corners = bool(getattr(getattr(network, "backbone", None), "align_corners", False))
+    network.class_names, network.palette = tuple(data.classes), ()
 
 
 def find_trial(trials: Sequence[Trial], candidate: str, seed: int) -> Path:

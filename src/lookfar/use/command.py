@@ -1,0 +1,168 @@
+"""What `lookfar predict` and `lookfar evaluate` do once their options are parsed."""
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lookfar.use.evaluating import evaluate
+from lookfar.use.files import predict_files
+from lookfar.use.opening import Opened, open_network
+from lookfar.use.pictures import confusion_picture, save
+from lookfar.use.reading import find_images
+
+DONE, FAILED = 0, 1
+
+
+def predict_command(
+    images: Sequence[str],
+    network: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    options: dict[str, Any],
+) -> int:
+    """Predict images into a folder; 1 where one of them could not be.
+
+    Args:
+        images: Files, folders, patterns.
+        network: As :func:`open_network` takes it.
+        out: The folder of the results.
+        weights: For the name of a network.
+        num_classes: For the name of a network.
+        options: ``tile``, ``stride``, ``whole``, ``scales``, ``flip`` as text and flags.
+    """
+    chosen = parsed(options)
+    paths = find_images(list(images))
+    opened = _opened(network, weights=weights, num_classes=num_classes)
+    with _progress("predicting", len(paths)) as advance:
+
+        def done(path: Path, error: str) -> None:
+            advance()
+            if error:
+                print(f"lookfar: {error}", file=sys.stderr)
+
+        failed = predict_files(opened, paths, out, done=done, **chosen)
+    fine = len(paths) - len(failed)
+    print(f"{fine} of {len(paths)} image{'s' * (len(paths) != 1)} in {out}: labels, overlays, legend.png, classes.txt")
+    if failed:
+        print(f"lookfar: {len(failed)} of {len(paths)} images could not be predicted", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def evaluate_command(
+    network: str,
+    data: str | None,
+    split: str | None,
+    *,
+    weights: Path | None = None,
+    out: Path | None = None,
+    score: str | None = None,
+    options: dict[str, Any],
+    reading: dict[str, Any],
+    as_json: bool = False,
+) -> None:
+    """Judge a network and print how it did.
+
+    Args:
+        network: As :func:`open_network` takes it.
+        data: The data set; by default that of a trial.
+        split: Which part of it.
+        weights: For the name of a network.
+        out: A folder for the picture and the numbers.
+        score: As :func:`evaluate` takes it; by default as a trial was judged, and else at the size of the files.
+        options: As for :func:`predict_command`.
+        reading: Options of :func:`lookfar.data.judged.open_judged`.
+        as_json: Print JSON.
+    """
+    from lookfar.data.judged import open_judged
+
+    chosen = parsed(options)
+    opened = _opened(network, weights=weights, data=data if split is None else None)
+    notes = []
+    if opened.data is not None and split is None:
+        if given := [name for name, value in reading.items() if value]:
+            raise ValueError(f"{given[0]} is as the trial's plan has it; --val reads other data")
+        judged = opened.data
+    elif data is None:
+        raise ValueError(f"on what is {network} to be judged? --data PATH says it")
+    else:
+        reading, notes = _reduced(opened, reading)
+        judged = open_judged(data, split, in_chans=_bands(opened), **reading)
+    if score is None:
+        score = "training" if opened.data is judged and not chosen else "original"
+    with _progress("evaluating", len(judged.val)) as advance:
+        found = evaluate(opened, judged, score=score, done=lambda _: advance(), notes=notes, **chosen)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save(confusion_picture(found.confusion, found.classes), out / "confusion.png")
+        (out / "evaluation.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def parsed(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of :func:`lookfar.networks.predict` that were given.
+
+    >>> parsed({"tile": "769", "stride": "513x400", "whole": False, "scales": "0.5,1", "flip": True})
+    {'tile': (769, 769), 'stride': (513, 400), 'scales': (0.5, 1.0), 'flip': True}
+    """
+    found = {name: value for name, value in options.items() if value}
+    for name in ("tile", "stride"):
+        if name in found:
+            parts = found[name].lower().replace("×", "x").split("x")
+            if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+                raise ValueError(f"{name} must be N or HxW, as in 769 or 512x1024, got {found[name]!r}")
+            found[name] = (int(parts[0]), int(parts[-1]))
+    if "scales" in found:
+        try:
+            found["scales"] = tuple(float(part) for part in found["scales"].split(","))
+        except ValueError:
+            raise ValueError(f"scales must be numbers, as in 0.5,1,1.5, got {found['scales']!r}") from None
+        if not all(0 < scale <= 16 for scale in found["scales"]):
+            raise ValueError(f"scales must lie between 0 and 16, got {options['scales']!r}")
+    return found
+
+
+def _bands(opened: Opened) -> int:
+    around: Any = opened.network.preprocessing
+    return len(around.mean)
+
+
+def _reduced(opened: Opened, reading: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Masks in whose files 0 is no class, where the network's data set has it so and the user says nothing else."""
+    inference: Any = opened.network.inference
+    if not inference.reduce_zero_label or reading["labels"]:
+        return reading, []
+    last = len(opened.classes)
+    values = {"labels": f"1-{last}", "ignore": [*reading["ignore"], "0"]}
+    note = (
+        f"0 in masks is no class and 1 is class 0, as in the network's data set; --labels 0-{last - 1} says otherwise"
+    )
+    return {**reading, **values}, [note]
+
+
+def _opened(network: str, **options: Any) -> Opened:
+    """What loading has to say in a line each, without where in the code it was said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        opened = open_network(network, **options)
+    for warning in said:
+        if issubclass(warning.category, UserWarning):
+            print(f"lookfar: {warning.message}", file=sys.stderr)
+    return opened
+
+
+@contextlib.contextmanager
+def _progress(what: str, count: int) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=count)
+        yield lambda: bar.advance(task)

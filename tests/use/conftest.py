@@ -1,0 +1,44 @@
+"""A small network of three classes, opened once."""
+
+import sys
+
+import pytest
+import torch
+
+from lookfar import cli
+from lookfar.networks import Inference, Preprocessing, create_network
+from lookfar.use import open_network
+
+
+@pytest.fixture(scope="session")
+def roads(tmp_path_factory):
+    """The folder of a network whose labels differ within an image."""
+    folder = tmp_path_factory.mktemp("network") / "roads"
+    torch.manual_seed(3)
+    network = create_network(
+        "cgnet", depths=(2, 2), class_names=("sky", "road", "car"), preprocessing=Preprocessing(peak=1.0),
+        palette=((1, 2, 3), (100, 0, 0), (0, 200, 0)), inference=Inference((32, 32), (21, 21)),
+    )  # fmt: skip
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def opened(roads):
+    return open_network(roads)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lookfar", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
