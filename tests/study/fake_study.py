@@ -100,7 +100,7 @@ def make_fake_study(
 def _ablations(path, draw, candidate, truth, wrong, classes):
     reason = "" if "nonlocal" in candidate else f"{candidate} has no weights over positions"
     counts = {}
-    for kind in KINDS[2:] if reason else KINDS:
+    for kind in KINDS[-2:] if reason else KINDS:
         guess = _guess(draw, truth, wrong, classes)
         counts[kind] = counts_of(np.stack([_confusion(t, p, classes) for t, p in zip(truth, guess)]))
     save_ablations(path, counts, reason)

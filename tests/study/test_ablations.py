@@ -13,7 +13,15 @@ from lookfar import insert
 from lookfar.check.subject import randomise
 from lookfar.cost import measure_in_turn
 from lookfar.study import latency
-from lookfar.study.ablations import KINDS, Shifted, load_ablations, measure_ablations, save_ablations
+from lookfar.study.ablations import (
+    KINDS,
+    Ablated,
+    load_ablations,
+    measure_ablations,
+    measure_entropy,
+    save_ablations,
+    shifted,
+)
 from lookfar.study.latency import Latency, is_measured, load_latency, machine, save_latency
 from lookfar.study.worker import block_memory
 from lookfar.tasks import Segmentation
@@ -58,12 +66,12 @@ def test_a_map_for_all_queries_is_its_own_mean_and_a_fixed_filter_is_its_own_in_
     network, names = network_with("global_context")
     full = counts_of(evaluate(network, DATA, TASK)["confusion"])
     found, _ = measured(network, names)
-    np.testing.assert_array_equal(found["mean_map"], full)
+    np.testing.assert_array_equal(found["mean"], full)
     network, names = network_with("nonlocal")
     for layer in (network.get_submodule(names[0]).query, network.get_submodule(names[0]).key):
         nn.init.zeros_(layer.weight)
     found, _ = measured(network, names)
-    np.testing.assert_array_equal(found["other_map"], counts_of(evaluate(network, DATA, TASK)["confusion"]))
+    np.testing.assert_array_equal(found["other"], counts_of(evaluate(network, DATA, TASK)["confusion"]))
 
 
 def test_a_block_that_is_shut_changes_nothing():
@@ -83,7 +91,7 @@ def test_blocks_without_maps_and_modules_of_anybody(tmp_path):
     assert list(found) == ["constant", "off"]
     assert reason == "squeeze_excitation has no weights over positions"
     save_ablations(tmp_path / "ablations.npz", found, reason)
-    again, why = load_ablations(tmp_path / "ablations.npz")
+    again, why, *_ = load_ablations(tmp_path / "ablations.npz")
     assert why == reason
     assert all(np.array_equal(again[kind], found[kind]) for kind in found)
     network, names = network_with(Scaled(8))
@@ -97,29 +105,56 @@ def test_what_is_not_finite_is_left_out():
     own = block.attention
     block.attention = lambda x, queries=None: own(x, queries) * torch.nan
     found, reason = measured(network, names)
-    assert list(found) == ["constant", "off"]
+    assert list(found) == ["uniform", "constant", "off"]  # these look at no weights
     assert reason == ""
 
 
 def test_one_image_has_no_other():
     network, names = network_with("nonlocal")
     found, _ = measured(network, names, data=tiny_data(val=1))
-    assert list(found) == ["mean_map", "constant", "off"]
+    assert list(found) == ["mean", "uniform", "pairwise", "unary", "constant", "off"]
 
 
 def test_the_other_image_is_far_away():
-    shifted = Shifted(DATA.val, 5)
-    assert [int(name) for name in shifted.names] == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
-    assert shifted[3][0].equal(DATA.val[8][0])
+    away = shifted(DATA.val, 5)
+    assert [int(name) for name in away.names] == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    assert away[3][0].equal(DATA.val[8][0])
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    facts = np.arange(24.0).reshape(2, 3, 4)
+    np.savez(tmp_path / "ablations.npz", reason="", mean_map=facts, other_map=facts + 1, constant=facts, off=facts)
+    found = load_ablations(tmp_path / "ablations.npz")
+    assert list(found.facts) == ["mean", "other", "constant", "off"]
+    assert np.array_equal(found.facts["other"], facts + 1)
+    assert found[1:] == ("", None, ())
+
+
+def test_how_even_the_maps_are(tmp_path):
+    network, names = network_with("nonlocal")
+    block = network.get_submodule(names[0])
+    nn.init.zeros_(block.query.weight)
+    nn.init.zeros_(block.query.bias)
+    even = measure_entropy(network, names, DATA, DATA.val)
+    np.testing.assert_allclose(even, np.ones((10, 1)), atol=1e-6)
+    with torch.no_grad():
+        block.query.bias.fill_(1e4)  # one key takes it all
+    save_ablations(tmp_path / "ablations.npz", {}, "", measure_entropy(network, names, DATA, DATA.val), ("off", "mean"))
+    found = load_ablations(tmp_path / "ablations.npz")
+    assert found.entropy is not None
+    assert found.entropy < 0.05
+    assert found.rungs == ("off", "mean")
+    save_ablations(tmp_path / "ablations.npz", {}, "", np.array([[0.5, np.nan]]))
+    assert load_ablations(tmp_path / "ablations.npz").entropy is None
 
 
 def test_damaged_files_hold_nothing(tmp_path):
-    assert load_ablations(tmp_path / "ablations.npz") == ({}, "")
+    assert load_ablations(tmp_path / "ablations.npz") == Ablated({})
     save_ablations(tmp_path / "ablations.npz", {"off": np.zeros((2, 3, 4))}, "")
     whole = (tmp_path / "ablations.npz").read_bytes()
     for content in (b"", b"PK", b"[1, 2]", whole[:100], whole[:-30]):
         (tmp_path / "ablations.npz").write_bytes(content)
-        assert load_ablations(tmp_path / "ablations.npz") == ({}, "")
+        assert load_ablations(tmp_path / "ablations.npz") == Ablated({})
         (tmp_path / "latency.json").write_bytes(content)
         assert not load_latency(tmp_path).of
         assert not is_measured(tmp_path, ["baseline"], "cpu")

@@ -129,7 +129,7 @@ def study(tmp_path):
         write_trial(tmp_path, "baseline", seed, confusion_of(0.7, rng))
         write_trial(tmp_path, "control", seed, confusion_of(0.7, rng))
         write_trial(tmp_path, "nonlocal", seed, confusion_of(0.9, rng))
-        ablated = {"off": counts_of(confusion_of(0.4, rng)), "mean_map": counts_of(confusion_of(0.8, rng))}
+        ablated = {"off": counts_of(confusion_of(0.4, rng)), "mean": counts_of(confusion_of(0.8, rng))}
         save_ablations(trial_folder(tmp_path, "nonlocal", seed) / "ablations.npz", ablated, "")
     save_latency(tmp_path, {"baseline": [2.0, 1.0, 4.0], "nonlocal": [3.0, 2.0, 5.0]}, "one thread")
     write_trial(tmp_path, "cbam", 0, confusion_of(0.7, rng))
@@ -150,7 +150,7 @@ def test_load_gives_tables(study):
     assert best.verdict == "better"
     scores = [t.without.off for t in results.trials if t.candidate == "nonlocal"]
     assert best.without.off == pytest.approx(np.mean(scores)) == pytest.approx(25, abs=3)  # IoU of 40 % right
-    assert (best.without.other_map, best.without.reason) == (None, "")
+    assert (best.without.other, best.without.reason) == (None, "")
     assert best.latency == Latency(3.0, 2.0, 5.0, 1.5, 1.25, 2.0)  # ratios round by round
     assert results.summary("cbam").latency is None
     assert results.summary("control").verdict == "open"
@@ -373,8 +373,11 @@ def test_terminal_report_and_csv_say_the_same(tmp_path):
                 value = getattr(row.without, kind)
                 assert of_csv[title] == ("" if value is None else repr(value))
                 if value is not None:
-                    assert points(value) in terminal
                     assert points(value) in page
+            if row.told is not None:
+                assert f"{row.candidate}: {row.told}" in terminal
+                assert re.sub(r"\s+", " ", str(row.told)).removesuffix(".") in page
+                assert (of_csv["needs"], of_csv["needs, said"]) == (row.told.word, row.told.why)
             if row.latency is not None:
                 assert of_csv["ms"] == repr(row.latency.ms)
                 assert ratio_words(row.latency) in terminal

@@ -13,7 +13,7 @@ import pytest
 
 from lookfar.study import Plan, Stopped, afterwards, load
 from lookfar.study import run as run_study
-from lookfar.study.ablations import load_ablations
+from lookfar.study.ablations import KINDS, load_ablations
 from lookfar.study.afterwards import missing
 from lookfar.study.plan import trial_folder
 
@@ -172,7 +172,7 @@ def test_a_real_study(tmp_path):
     assert str(out / "report.html") in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
     without = row.without
-    assert None not in (without.mean_map, without.other_map, without.constant, without.off)
+    assert None not in (without.mean, without.other, without.constant, without.off)
     assert 0.2 < row.latency.ratio_low <= row.latency.ratio <= row.latency.ratio_high
     assert results.summary("baseline").latency.ratio == 1
     assert "measured alone after the last trial" in done.stdout
@@ -190,7 +190,7 @@ def test_a_real_study(tmp_path):
     afterwards.main(out)
     assert missing(out, results.plan) == ([], [])
     again = load_ablations(ablations)
-    assert lost[0].keys() == again[0].keys() == {"mean_map", "other_map", "constant", "off"}
+    assert lost[0].keys() == again[0].keys() == set(KINDS)
     assert all(np.array_equal(lost[0][kind], again[0][kind]) for kind in lost[0])
     environment = json.loads((out / "environment.json").read_text())
     assert environment["command"].startswith("lookfar study --data scenes:lookup")

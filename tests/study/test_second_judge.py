@@ -61,7 +61,7 @@ def test_each_set_is_judged_by_its_own_masks(study):
         for n, of_image in enumerate(confusion):
             mask = np.asarray(Image.open(study / "data" / "masks" / f"{'abc'[(first + n) // 4]}_{first + n:02d}.png"))
             assert of_image.sum(1).tolist() == np.bincount(mask.ravel(), minlength=2).tolist()
-    counts, reason = load_ablations(trial_folder(study, "global_context", 0) / "also-ablations.npz")
+    counts, reason, *_ = load_ablations(trial_folder(study, "global_context", 0) / "also-ablations.npz")
     assert [of.shape for of in counts.values()] == [(4, 3, 2)] * 4
     assert (counts["off"][:, 1] == matrices(study, "global_context", "also.npz").sum(-1)).all()
     assert reason == ""
@@ -130,7 +130,7 @@ def test_what_is_missing_is_measured_afterwards_on_both_sets(study):
         assert set(load(study).latency.of) == set(plan.candidates)
     finally:
         (study / "latency.json").unlink(missing_ok=True)
-    for path, (counts, reason) in zip(files, before):
-        again, why = load_ablations(path)
+    for path, (counts, reason, *_) in zip(files, before):
+        again, why, *_ = load_ablations(path)
         assert why == reason
         assert all(np.array_equal(again[kind], counts[kind]) for kind in counts)

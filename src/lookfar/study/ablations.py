@@ -1,33 +1,55 @@
 """What a trial's network scores when its blocks have to do without something, from its final weights.
 
 ``ablations.npz`` of a trial with a block holds the facts of every validation sample as its task gives them, for a
-segmentation counts ``(images, 3, K)``: ``mean_map``, ``other_map``, ``constant`` and ``off``, and in ``reason`` why the
-first two are missing where they are. Nothing is concluded from them here.
+segmentation counts ``(images, 3, K)``, by what :func:`lookfar.diagnostics.ablations` takes away; in ``reason`` why the
+kinds that exchange maps are missing where they are, in ``entropy`` how even its maps are. ``full`` is what was judged
+of the trial anyway. Nothing is concluded from them here, see :mod:`lookfar.study.ladder`.
+
+The other image is the one half the set further on, as far away as there is one: neighbours are often frames of one
+video, whose maps are nearly the same, and a block that needs its query would seem to need none.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lookfar._arrays import read_arrays
-from lookfar._modes import modes_restored
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from lookfar.data import Data, Samples
     from lookfar.study.plan import Plan
     from lookfar.tasks import Task
 
 FILES = ("ablations.npz", "also-ablations.npz")  # on the validation images, on the second set to judge by
-KINDS = ("mean_map", "other_map", "constant", "off")
+KINDS = ("mean", "uniform", "other", "pairwise", "unary", "constant", "off")
+LOOKED_AT = 12  # samples whose maps say how even they are
+FORMERLY = {"mean": "mean_map", "other": "other_map"}  # in files of earlier versions
+
+
+class Ablated(NamedTuple):
+    """What ``ablations.npz`` holds.
+
+    Attributes:
+        facts: Of every sample by kind, ``(S, ...)``.
+        reason: Why the kinds that exchange maps are missing; empty where they are not.
+        entropy: How even the maps are, of ln M: the mean over images, of the block with the least; None where unknown.
+        rungs: The kinds by which a verdict is found; empty where an earlier version did not say it.
+    """
+
+    facts: Mapping[str, np.ndarray]
+    reason: str = ""
+    entropy: float | None = None
+    rungs: tuple[str, ...] = ()
 
 
 def ablate(network: "nn.Module", names: Sequence[str], data: "Data", task: "Task", plan: "Plan", trial: Path) -> None:
     """Measure a trial's network on each set that judges; what cannot be measured costs no trial its result."""
+    from lookfar.study.rungs import rungs_for
+
     settings = plan.settings()
     options: dict[str, Any] = {name: getattr(settings, name) for name in ("batch_size", "precision", "score")}
     for name, samples in zip(FILES, (data.val, data.also_val)):
@@ -35,35 +57,40 @@ def ablate(network: "nn.Module", names: Sequence[str], data: "Data", task: "Task
             continue
         try:
             facts, reason = measure_ablations(network, names, data, task, samples, **options)
+            entropy = None if reason else measure_entropy(network, names, data, samples)
         except Exception as error:  # of a module of the user's, or memory
             facts, reason = {}, f"not measured: {' '.join(str(error).split()) or type(error).__name__}"
-        save_ablations(trial / name, facts, reason)
+            entropy = None
+        save_ablations(trial / name, facts, reason, entropy, rungs_for(network.get_submodule(names[0])))
 
 
 def has_ablations(trial: Path, plan: "Plan") -> bool:
     """Whether all that :func:`ablate` writes is there."""
     wanted = FILES if plan.also_val else FILES[:1]
-    return all(any(load_ablations(trial / name)) for name in wanted)
+    found = (load_ablations(trial / name) for name in wanted)
+    return all(one.facts or one.reason for one in found)
 
 
-class Shifted:
-    """The same samples, each in the place of the one so many before it."""
+class Some:
+    """Some of a set's samples, in an order of their own."""
 
-    def __init__(self, samples: Any, by: int) -> None:
-        self.samples, self.by = samples, by
+    def __init__(self, samples: Any, indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, indices
 
     @property
     def names(self) -> list[str]:
-        return [self.samples.names[self._at(index)] for index in range(len(self))]
+        return [self.samples.names[index] for index in self.indices]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.indices)
 
     def __getitem__(self, index: int, /) -> Any:
-        return self.samples[self._at(index)]
+        return self.samples[self.indices[index]]
 
-    def _at(self, index: int) -> int:
-        return (index + self.by) % len(self.samples)
+
+def shifted(samples: Any, by: int) -> Some:
+    """The same samples, each in the place of the one so many before it."""
+    return Some(samples, [(index + by) % len(samples) for index in range(len(samples))])
 
 
 def measure_ablations(
@@ -79,65 +106,71 @@ def measure_ablations(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Facts of all samples of a set by what the blocks ``names`` do without, and why some are missing.
 
-    The other sample is the one half the set further on: neighbours are often frames of one video. A kind whose outputs
-    are not finite is left out.
+    A kind whose outputs are not finite is left out. The constant is the mean over training samples, as many as judge.
     """
-    from lookfar.diagnostics import replacing as ablations
-    from lookfar.diagnostics import why_no_maps
-    from lookfar.insertion import switched_off
+    from lookfar.diagnostics import ablations, choose_images, why_no_maps
     from lookfar.training.evaluation import judge_batch, predict
 
+    def call(network: "nn.Module", inputs: "Tensor") -> "Tensor":
+        return predict(network, inputs, precision)
+
+    def judge(output: "Tensor", targets: "Tensor", numbers: range) -> list[np.ndarray]:
+        judged = judge_batch(task, output, targets, data, numbers, score, samples)
+        return [*task.facts({name: of.cpu().numpy() for name, of in judged.items()})]
+
+    away = len(samples) // 2
+    others = shifted(samples, away)
+    training = Some(data.train, choose_images(len(data.train), len(samples)))
+    found = ablations(
+        network,
+        names,
+        data.val_batches(batch_size, samples),
+        judge=judge,
+        others=data.val_batches(batch_size, others),
+        training=data.val_batches(batch_size, training),
+        predict=lambda output: output,
+        kinds=[kind for kind in KINDS if kind != "other" or away],
+        call=call,
+    )
     reason = next(filter(None, (why_no_maps(network.get_submodule(name)) for name in names)), "")
-    found: dict[str, list[np.ndarray]] = {}
-    bad: set[str] = set()
-    everything = ablations.Seen()
-
-    def judge(kind: str, inputs: "torch.Tensor", targets: "torch.Tensor", start: int) -> None:
-        output = predict(network, inputs, precision)
-        if not output.isfinite().all():
-            bad.add(kind)
-        if kind not in bad:
-            judged = judge_batch(task, output, targets, data, range(start, start + len(inputs)), score, samples)
-            found.setdefault(kind, []).append(task.facts({name: of.cpu().numpy() for name, of in judged.items()}))
-
-    with modes_restored(network):
-        network.eval()
-        others = Shifted(samples, len(samples) // 2)
-        start = 0
-        for (inputs, targets), (of_others, _) in zip(
-            data.val_batches(batch_size, samples), data.val_batches(batch_size, others), strict=True
-        ):
-            everything.inputs.clear()
-            with ablations.watched(network, names, everything):
-                predict(network, of_others, precision)
-            with switched_off(network, list(names)):
-                judge("off", inputs, targets, start)
-            if not reason:
-                with ablations.mean_map(network, names):
-                    judge("mean_map", inputs, targets, start)
-            if not reason and others.by:
-                with ablations.map_of_others(network, names, everything.inputs):
-                    judge("other_map", inputs, targets, start)
-            start += len(inputs)
-        start = 0
-        with ablations.constant(network, everything.means()):
-            for inputs, targets in data.val_batches(batch_size, samples):
-                judge("constant", inputs, targets, start)
-                start += len(inputs)
-    return {kind: np.concatenate(found[kind]) for kind in KINDS if kind in found and kind not in bad}, reason
+    return {kind: np.stack(found.kept[kind]) for kind in KINDS if kind in found.kept}, reason
 
 
-def save_ablations(path: Path, facts: Mapping[str, np.ndarray], reason: str) -> None:
+def measure_entropy(network: "nn.Module", names: Sequence[str], data: "Data", samples: "Samples") -> np.ndarray:
+    """How even the maps of some samples are, of ln M, ``(images, blocks)``; nan where maps are no distributions."""
+    from lookfar.diagnostics import choose_images, statistics
+
+    some, dtype = Some(samples, choose_images(len(samples), LOOKED_AT)), next(network.parameters()).dtype
+    found = []
+    for name in names:
+        batches = (inputs.to(dtype) for inputs, _ in data.val_batches(1, some))
+        found.append(statistics(network, batches, name)["entropy_normalised"].plain.mean(1).numpy())
+    return np.stack(found, 1)
+
+
+def save_ablations(
+    path: Path,
+    facts: Mapping[str, np.ndarray],
+    reason: str,
+    entropy: np.ndarray | None = None,
+    rungs: Sequence[str] = (),
+) -> None:
     """Write ``ablations.npz``; counts as whole numbers, which pack better."""
     from lookfar.training.checkpoints import save_arrays
 
     whole = {kind: of.astype(np.int64) if (of == np.floor(of)).all() else of for kind, of in facts.items()}
-    save_arrays(path, reason=np.array(reason), **whole)
+    more = {} if entropy is None else {"entropy": entropy}
+    save_arrays(path, reason=np.array(reason), rungs=np.array(rungs, dtype=str), **more, **whole)
 
 
-def load_ablations(path: Path) -> tuple[dict[str, np.ndarray], str]:
+def load_ablations(path: Path) -> Ablated:
     """What :func:`save_ablations` wrote; nothing where there is no file, or none that can be read."""
     arrays = read_arrays(path)
     if "reason" not in arrays:  # damaged: the study measures it again
-        return {}, ""
-    return {kind: arrays[kind].astype(np.float64) for kind in KINDS if kind in arrays}, str(arrays["reason"])
+        return Ablated({})
+    named = {kind: kind if kind in arrays else FORMERLY.get(kind, kind) for kind in KINDS}
+    facts = {kind: arrays[name].astype(np.float64) for kind, name in named.items() if name in arrays}
+    entropy = arrays.get("entropy")
+    known = entropy is not None and not np.isnan(entropy).any()
+    least = float(entropy.mean(0).min()) if entropy is not None and known else None
+    return Ablated(facts, str(arrays["reason"]), least, tuple(map(str, arrays.get("rungs", ()))))

@@ -31,9 +31,14 @@ class Gallery:
         self.labels = all(pictures.are_maps(s) for of in self.samples.values() for s in of.values())
         self.images = self._images() if self.of_seed else []
         self.sentences = [
-            {"name": name, "style": styles[name], "text": looks(of)}
-            for name, of in self.samples.items()
-            if not is_reference(name)
+            {
+                "name": row.candidate,
+                "style": styles[row.candidate],
+                "text": looks(self.samples[row.candidate]) if row.candidate in self.samples else "",
+                "told": row.told,
+            }
+            for row in results.summaries
+            if not is_reference(row.candidate) and (row.told is not None or row.candidate in self.samples)
         ]
 
     def _opening_seed(self, results: Results) -> int | None:

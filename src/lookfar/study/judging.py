@@ -4,18 +4,21 @@ Every difference comes from :mod:`lookfar.study.comparisons`, every verdict from
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lookfar.study.candidates import is_reference, place_of
+from lookfar.study.ablations import KINDS, Ablated
+from lookfar.study.candidates import is_reference, place_of, short_name
 from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
+from lookfar.study.ladder import tell
 from lookfar.study.latency import Latency
 from lookfar.study.measured import measure
 from lookfar.study.prospects import once
 from lookfar.study.rows import Summary, Trial, Without
+from lookfar.study.told import Told
 from lookfar.study.verdicts import Terms, against_control, judge, off_and_constant, trained_once, which_is_best
 from lookfar.study.words import points, thousands
 from lookfar.tasks import Task
@@ -75,6 +78,7 @@ def conclude(
     margin: float,
     latency: Mapping[str, Latency],
     reach: float | None = None,
+    ablated: Callable[[Trial], Ablated] | None = None,
 ) -> tuple[list[Summary], Conclusions]:
     """Judge a study.
 
@@ -87,6 +91,7 @@ def conclude(
         margin: Differences within it are practically none.
         latency: Of the candidates that were measured.
         reach: The learning rates of all steps, summed up; None where that is not known.
+        ablated: What a trial kept of its block doing without something; without it no block is told what it needs.
     """
     where = f"on this one {groups.noun}" if groups.number == 1 else ""
     terms = Terms(task.words, task.higher, margin, where)
@@ -94,6 +99,8 @@ def conclude(
     comparisons = Comparisons(measure(facts, task.score, groups.labels), "baseline", len(blocks), higher=task.higher)
     sizes = _sizes(trials)
     rows = [_row(name, trials, comparisons, terms, sizes, latency.get(name), reach) for name in candidates]
+    if ablated is not None:
+        rows = [replace(row, told=_told(task, row.candidate, trials, facts, groups, terms, ablated)) for row in rows]
     best = comparisons.best(blocks)
     sentences = _nothing_learned(task, rows, facts)
     if best is not None and any(row.verdict == "better" for row in rows if row.candidate in best.probabilities):
@@ -149,8 +156,47 @@ def _without(name: str, done: Sequence[Trial]) -> Without:
     """Means over the seeds."""
     of = [t.without for t in done]
     reason = next((w.reason for w in of if w.reason), "")
-    means = {kind: _mean([getattr(w, kind) for w in of]) for kind in ("mean_map", "other_map", "constant", "off")}
+    means = {kind: _mean([getattr(w, kind) for w in of]) for kind in KINDS}
     return Without(**means, reason=reason and ("plain convolutions have no maps" if is_reference(name) else reason))
+
+
+def _told(
+    task: Task,
+    name: str,
+    trials: Sequence[Trial],
+    facts: Mapping[tuple[str, int], np.ndarray],
+    groups: Groups,
+    terms: Terms,
+    ablated: Callable[[Trial], Ablated],
+) -> Told | None:
+    """What could take a block's place in its trained networks, by all of its seeds."""
+    if is_reference(name):
+        return None
+    full = {t.seed: facts[name, t.seed] for t in trials if (t.candidate, t.seed) in facts and t.candidate == name}
+    kept = {t.seed: ablated(t) for t in trials if t.candidate == name and t.seed in full}
+    kept = {seed: one for seed, one in kept.items() if one.facts}
+    if not kept:
+        return None
+    first = next(iter(kept.values()))
+    asked = ("off",) if first.reason else first.rungs or _rungs_of(name)
+    without = {
+        kind: {
+            s: of.facts[kind] for s, of in kept.items() if kind in of.facts and of.facts[kind].shape == full[s].shape
+        }
+        for kind in asked
+    }
+    entropies = [one.entropy for one in kept.values() if one.entropy is not None]
+    return tell(
+        full, without, task.score, groups, asked, terms.margin,
+        higher=task.higher, noun=f"points of {terms.score}", entropy=min(entropies, default=None), reason=first.reason,
+    )  # fmt: skip
+
+
+def _rungs_of(candidate: str) -> tuple[str, ...]:
+    """Of a block whose file does not say them."""
+    from lookfar.study.rungs import rungs_for
+
+    return rungs_for(short_name(candidate))
 
 
 # ---- controls --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 from lookfar._arrays import read_arrays
 from lookfar.study._files import read_if_whole, write_text
-from lookfar.study.ablations import FILES, load_ablations
+from lookfar.study.ablations import FILES, Ablated, load_ablations
 from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
@@ -185,15 +185,20 @@ def _judged(
         if trial.status == "done" and path.is_file():
             of_trial = task.facts(read_arrays(path))
             _check_truth(task, trial, of_trial, facts)
-            trial = scored(task, trial, of_trial, *load_ablations(ablations))
+            ablated = load_ablations(ablations)
+            trial = scored(task, trial, of_trial, ablated.facts, ablated.reason)
             facts[trial.candidate, trial.seed] = of_trial
         elif trial.status == "done":
             trial = replace(trial, status="missing")
         trials_scored.append(trial)
     samples = len(next(iter(facts.values()))) if facts else 0
     latency, groups_there = load_latency(folder), _groups(plan, data.get(f"{judge}_names"), samples)
+
+    def ablated_of(trial: Trial) -> Ablated:
+        return load_ablations(Path(trial.folder) / ABLATIONS[judge])
+
     summaries, conclusions = conclude(
-        task, plan.candidates, trials_scored, facts, groups_there, plan.margin, latency.of, reach
+        task, plan.candidates, trials_scored, facts, groups_there, plan.margin, latency.of, reach, ablated_of
     )
     summaries.sort(key=lambda row: _rank(row, task))
     classes = tuple(data.get("classes", ())) if task.words.of_class else ()
@@ -292,6 +297,7 @@ def _comparison_row(row: Summary, task: Task, conclusions: Conclusions) -> dict[
         "seeds that would show it, most": needed.most if needed else None,
         "probability of being best": best.probabilities.get(row.candidate) if best else None,
         **{name: getattr(row.without, kind) for kind, name in ABLATED.items()}, "no map": row.without.reason,
+        "needs": row.told.word if row.told else None, "needs, said": row.told.why if row.told else None,
         "parameters": row.parameters, "flops": row.flops,
         "ms": time.ms if time else None, "ms low": time.low if time else None, "ms high": time.high if time else None,
         "time ratio": time.ratio if time else None, "time ratio low": time.ratio_low if time else None,

@@ -8,6 +8,7 @@ from lookfar.study.comparisons import Difference
 from lookfar.study.intervals import Interval
 from lookfar.study.latency import Latency
 from lookfar.study.prospects import Once
+from lookfar.study.told import Told
 from lookfar.study.verdicts import Word
 
 
@@ -16,15 +17,21 @@ class Without:
     """The score of a trained network whose block has to do without something; None where that is not known.
 
     Attributes:
-        mean_map: Every query has the mean of its image's maps.
-        other_map: Every query has the map that it has in another image.
+        mean: Every query has the mean of its image's maps.
+        uniform: Every query weighs all keys that it may see alike.
+        other: Every query has the map that it has in another image.
+        pairwise: The maps of a softmax of dot products without what is the same for every query.
+        unary: Every query has the one map of that part alone.
         constant: The block adds the same vector everywhere, what it adds on average.
         off: The block adds nothing.
         reason: Why there are no maps to replace; empty where there are.
     """
 
-    mean_map: float | None = None
-    other_map: float | None = None
+    mean: float | None = None
+    uniform: float | None = None
+    other: float | None = None
+    pairwise: float | None = None
+    unary: float | None = None
     constant: float | None = None
     off: float | None = None
     reason: str = ""
@@ -32,7 +39,7 @@ class Without:
     @property
     def known(self) -> bool:
         """Whether anything was measured."""
-        return any(value is not None for value in (self.mean_map, self.other_map, self.constant, self.off))
+        return any(value is not None for name, value in vars(self).items() if name != "reason")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Summary:
         trained_once: The same in words.
         came_in: Says so where the block added next to nothing at the end of training.
         off_and_constant: What remains without the block and with a constant in its place, in words.
+        told: What could take the block's place in the trained networks; None for references, and where it is not known.
     """
 
     candidate: str
@@ -119,6 +127,7 @@ class Summary:
     trained_once: str = ""
     came_in: str = ""
     off_and_constant: str = ""
+    told: Told | None = None
 
     @property
     def latency_ms(self) -> float | None:

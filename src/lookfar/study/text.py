@@ -8,11 +8,14 @@ from lookfar.study.judging import Conclusions
 from lookfar.study.latency import Latency
 from lookfar.study.prospects import failures_possible
 from lookfar.study.rows import Summary
-from lookfar.study.words import counted, percent, points, three, unit
+from lookfar.study.words import counted, percent, three, unit
 from lookfar.tasks import Words
 
 NAMES = {"control": "control (conv)"}
-ABLATED = {"mean_map": "mean map", "other_map": "another image's map", "constant": "a constant", "off": "off"}
+ABLATED = {
+    "mean": "mean map", "uniform": "plain average", "other": "another image's map", "pairwise": "pairwise",
+    "unary": "unary", "constant": "a constant", "off": "off",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,17 @@ class Column:
 
 def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: int = 120) -> str:
     """The table and its sentences as one text."""
-    tables = [*table_lines(summaries, width, conclusions.terms.words), *ablation_lines(summaries)]
-    return "\n".join([*tables, "", *sentences(summaries, conclusions)])
+    table = table_lines(summaries, width, conclusions.terms.words)
+    return "\n".join([*table, "", *sentences(summaries, conclusions), *told_lines(summaries)])
 
 
 def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, width: int) -> list[str]:
     """The comparison on the second set, under a line that says what it is; what both sets share stands above it."""
     images = counted(len(conclusions.groups.labels), "image")
     said = f"The same trials on {name}, {images} used for nothing else:"
-    tables = [*table_lines(rows, width, conclusions.terms.words, cost=False), *ablation_lines(rows)]
+    table = table_lines(rows, width, conclusions.terms.words, cost=False)
     judged = [f"{NAMES.get(row.candidate, row.candidate)}: {row.judged}." for row in rows if row.judged]
-    return [said, *tables, "", *conclusions.sentences, *judged]
+    return [said, *table, "", *conclusions.sentences, *judged, *told_lines(rows)]
 
 
 def table_lines(rows: Sequence[Summary], width: int, words: Words, *, cost: bool = True) -> list[str]:
@@ -79,24 +82,10 @@ def ratio_words(latency: Latency) -> str:
     return f"{latency.ratio:.2f} ({latency.ratio_low:.2f}–{latency.ratio_high:.2f})"
 
 
-def ablation_lines(rows: Sequence[Summary]) -> list[str]:
-    """A table of the score that remains when a trained block does without something, and what is missing in it."""
-    shown = [row for row in rows if row.without.known or row.without.reason or row.candidate == "baseline"]
-    if not any(row.without.known for row in shown):
-        return []
-    names = Column("without changing weights", [NAMES.get(r.candidate, r.candidate) for r in shown], number=False)
-    columns = [
-        Column(title, [_cell(getattr(row.without, kind), row) for row in shown]) for kind, title in ABLATED.items()
-    ]
-    full = Column("full", ["" if row.score is None else points(row.score.mean) for row in shown])
-    reasons = dict.fromkeys(row.without.reason for row in shown if not is_reference(row.candidate))
-    return ["", *_lines([names, full, *columns]), *(f"– {reason}." for reason in reasons if reason)]
-
-
-def _cell(value: float | None, row: Summary) -> str:
-    if value is not None:
-        return points(value)
-    return "" if row.candidate == "baseline" else "–"
+def told_lines(rows: Sequence[Summary]) -> list[str]:
+    """A line a block: what could take its place in the trained networks."""
+    told = [f"{NAMES.get(row.candidate, row.candidate)}: {row.told}" for row in rows if row.told is not None]
+    return ["", "What could take a block's place, in the trained networks, weights unchanged:", *told] if told else []
 
 
 def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:

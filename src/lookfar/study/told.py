@@ -1,0 +1,132 @@
+"""What is said of a verdict, the same on the terminal, in the report and in `inspect`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lookfar.study.rungs import SATURATED, Rung, Verdict, Word
+from lookfar.study.words import ends, join, signed, thousands
+
+# what stands in a block's place
+PLACES = {
+    "off": "no block",
+    "uniform": "a plain average",
+    "mean": "one map for all queries",
+    "other": "another image's map",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A verdict and what is said about it.
+
+    Attributes:
+        verdict: The word and its rungs.
+        seeds: How many networks it rests on.
+        by_seed: The word for each of several networks alone.
+        where: Restricts every sentence, as in ``on this one sequence``; empty where groups of images were drawn.
+        noun: What losses are counted in, as in ``points of mIoU``.
+        entropy: How even the maps are, of ln M; None where it is not known.
+        reason: Why maps could not be exchanged; empty where they could.
+        labels: Whether losses are those of a score; else they are changed predictions.
+    """
+
+    verdict: Verdict
+    seeds: int
+    by_seed: tuple[Word, ...] = ()
+    where: str = ""
+    noun: str = "points"
+    entropy: float | None = None
+    reason: str = ""
+    labels: bool = True
+
+    @property
+    def word(self) -> Word:
+        return self.verdict.word
+
+    @property
+    def saturated(self) -> bool:
+        """Whether nearly all weight of a query lies on one key."""
+        return self.entropy is not None and self.entropy < SATURATED
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.why}."
+
+    @property
+    def why(self) -> str:
+        """What the word means here and rests on, in sentences without the last full stop."""
+        return ". ".join(filter(None, [self._meaning(), self._costs(), self._warning(), self._missing()]))
+
+    def _meaning(self) -> str:
+        v = self.verdict
+        if v.word == "open":
+            return _undecided(v.open) if v.open else "too little was measured"
+        does, within = ("does as well", f", within {v.rung.margin:g}") if v.rung else ("", "")
+        if not self.labels and v.rung is not None:
+            does, within = "gives the same predictions", f" but for less than {v.rung.margin:g} %"
+        return {
+            "harms": "the network does better without it",
+            "off": f"the network {does} without it{within}",
+            "pools": f"a plain average of its values {does}{within}",
+            "one map": f"one map for all queries of an image {does}{within}",
+            "follows the place": f"the map that a query has in another image {does}{within}",
+            "depends on its query": "nothing cheaper does as well",
+            "on": "the network needs it",
+        }[v.word]
+
+    def _costs(self) -> str:
+        """All rungs from below."""
+        rungs = self.verdict.rungs
+        if not rungs:
+            return ""
+        if self.labels:
+            listed = ", ".join(f"{PLACES[rung.kind]} {_range(rung)}" for rung in rungs)
+            return f"What each costs{self._scope()}, {self.noun}: {listed}"
+        off, *others = rungs
+        listed = "".join(f", {PLACES[rung.kind]} {_range(rung)}" for rung in others)
+        said = f"Predictions that change{self._scope()}, %: {PLACES[off.kind]} {_range(off)}"
+        said += f"; in % of as many{listed}" if others else ""
+        return f"{said}. Changes say nothing of use: that takes labels"
+
+    def _scope(self) -> str:
+        where = f" {self.where}" if self.where else ""
+        if self.seeds == 1:
+            return f" to this network{where}" if self.labels else where
+        alone = f" (by themselves {', '.join(self.by_seed)})" if {*self.by_seed} != {self.word} else ""
+        return f" over {self.seeds} seeds{alone}{where}"
+
+    def _warning(self) -> str:
+        if not self.saturated:
+            return ""
+        return (
+            f"Saturated: entropy {self.entropy:.2f} of ln M, so nearly all weight of a query lies on one key, and such "
+            "logits hardly learn; a norm before the block, or a scale, cures that"
+        )
+
+    def _missing(self) -> str:
+        if self.reason:
+            return f"{self.reason[0].upper()}{self.reason[1:]}"
+        missing = [PLACES[kind] for kind in self.verdict.missing]
+        return f"Not measured: {join(missing)}" if missing else ""
+
+
+def _undecided(rungs: Sequence[Rung]) -> str:
+    """``undecided is a plain average (about 860 images would decide)``."""
+    said = []
+    for rung in rungs:
+        decide = " images would decide" if not any("images" in one for one in said) else ""
+        images = f" (about {thousands(_round(rung.images))}{decide})" if rung.images else ""
+        said.append(f"{PLACES[rung.kind]}{images}")
+    return f"undecided {'is' if len(said) == 1 else 'are'} {join(said)}"
+
+
+def _range(rung: Rung) -> str:
+    """``+0.1 [−0.2, +0.4]``."""
+    half = rung.high - rung.loss
+    found = None if math.isnan(half) else ends(rung.low, rung.high)
+    return signed(rung.loss, half) + (f" [{', '.join(found)}]" if found else " [too wide to show]")
+
+
+def _round(number: int) -> int:
+    """Two digits of a number that is known so well."""
+    return int(float(f"{number:.1e}"))

@@ -1,0 +1,239 @@
+"""Which cheaper block would do: words by known intervals, by how often they are right, on networks that are known."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import tiny_data
+from torch import nn
+
+from lookfar import insert
+from lookfar.check.subject import randomise
+from lookfar.data import MemorySamples
+from lookfar.diagnostics import ablations
+from lookfar.study.ablations import measure_ablations
+from lookfar.study.groups import groups_of
+from lookfar.study.ladder import tell, tell_changes
+from lookfar.study.rungs import Rung, climb, rungs_for
+from lookfar.tasks import Segmentation
+from lookfar.training import evaluate
+
+ALL = rungs_for("nonlocal")
+KINDS = {"o": "off", "u": "uniform", "m": "mean", "x": "other"}
+INTERVALS = {
+    "same": (0.0, -0.2, 0.2),
+    "needed": (3.0, 2.0, 4.0),
+    "open": (0.4, -0.1, 0.9),
+    "harm": (-0.3, -0.5, -0.1),
+    "unknown": (0.0, float("nan"), float("nan")),
+}
+
+
+@pytest.mark.parametrize(
+    ("rungs", "word"),
+    [
+        ("o same", "off"),
+        ("o harm", "harms"),
+        ("o harm, m same", "harms"),
+        ("o needed, u same, m same, x same", "pools"),
+        ("o needed, u needed, m same, x needed", "one map"),
+        ("o needed, u needed, m needed, x same", "follows the place"),
+        ("o needed, u open, m open, x same", "follows the place"),  # a higher rung decides
+        ("o open, u open, m open, x open", "open"),
+        ("o needed, u needed, m needed, x open", "open"),
+        ("o needed, u open, m needed, x needed", "open"),  # an average may do where one map does not
+        ("o needed, u needed, m needed, x needed", "depends on its query"),
+        ("o needed, u harm, m needed, x needed", "pools"),
+        ("o unknown, u unknown, m unknown, x unknown", "open"),
+    ],
+)
+def test_words(rungs, word):
+    pairs = [one.split() for one in rungs.split(", ")]
+    made = [Rung(KINDS[kind], *INTERVALS[of]) for kind, of in pairs]
+    assert climb(made[::-1], [KINDS[kind] for kind, _ in pairs]).word == word
+
+
+def test_only_rungs_that_are_fair_count():
+    """The mean map of a window is no map of it, whatever it costs; of a block without maps there is nothing but off."""
+    assert rungs_for("local_attention") == rungs_for("criss_cross") == ("off", "other")
+    rungs = [Rung("off", 3, 2, 4), Rung("mean", 0, -0.1, 0.1), Rung("other", 3, 2, 4)]
+    assert climb(rungs, ("off", "other")).word == "depends on its query"
+    assert climb(rungs, ("off",)).word == "on"
+    found = climb(rungs, ALL)  # no plain average was measured, which might do
+    assert (found.word, found.missing) == ("one map", ("uniform",))
+    found = climb([rungs[0], rungs[2]], ALL)
+    assert (found.word, found.missing) == ("open", ("uniform", "mean"))
+
+
+# ---- how often it is right -------------------------------------------------------------------------------------------
+
+
+def mean_score(facts, weights):
+    return weights @ facts / weights.sum(1)
+
+
+def world(rng, loss, *, images=60, seeds=1, seed_noise=0.0, size=1):
+    """Scores of images in points: what each rung loses scatters over images, by 2, and over seeds."""
+    full, without = {}, {kind: {} for kind in ALL}
+    of_image = {kind: rng.normal(0, 1, images) for kind in ALL}
+    for seed in range(seeds):
+        full[seed] = 80 + rng.normal(0, 5, images).round(3)
+        for kind in ALL:
+            noise = of_image[kind] + rng.normal(0, 1.5, images) + rng.normal(0, 1) * seed_noise
+            without[kind][seed] = full[seed] - loss[kind] - noise
+    labels = [f"{i // size}_{i % size}" for i in range(images)]
+    return full, without, groups_of(labels, "^[^_]+" if size > 1 else "none")
+
+
+def told_of_worlds(loss, number, **options):
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(number):
+        full, without, groups = world(rng, loss, **options)
+        found.append(tell(full, without, mean_score, groups, ALL, 0.5))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "options"), [(300, {}), (100, {"seeds": 3, "seed_noise": 0.3}), (200, {"size": 4})], ids=str
+)
+def test_what_costs_the_margin_is_rarely_called_equivalent(number, options):
+    """Every rung costs just the margin, the worst case: 5 in 100 at most, with room for chance."""
+    found = told_of_worlds(dict.fromkeys(ALL, 0.5), number, **options)
+    wrong = np.mean([told.word in ("off", "pools", "one map", "follows the place") for told in found])
+    assert wrong <= 0.05, wrong
+
+
+@pytest.mark.parametrize(("number", "options"), [(300, {}), (100, {"seeds": 3, "seed_noise": 0.3})], ids=str)
+def test_what_costs_nothing_is_rarely_called_needed(number, options):
+    found = told_of_worlds(dict.fromkeys(ALL, 0.0), number, **options)
+    wrong = np.mean([any(rung.needed for rung in told.verdict.rungs) for told in found])
+    assert wrong <= 0.05, wrong
+
+
+def test_what_is_clear_is_found():
+    costs = {"off": 6.0, "uniform": 5.0, "mean": 0.0, "other": 4.0}
+    found = told_of_worlds(costs, 40, images=400)
+    assert np.mean([told.word == "one map" for told in found]) > 0.9
+    found = told_of_worlds(costs | {"mean": 4.0}, 40, seeds=3, seed_noise=0.3)
+    assert np.mean([told.word == "depends on its query" for told in found]) > 0.9
+
+
+def test_as_many_images_as_it_asks_for_decide():
+    """In four cases of five, were the loss what was measured."""
+    rng = np.random.default_rng(3)
+    full, without, groups = world(rng, dict.fromkeys(ALL, 6.0), images=40)
+    shift = without["mean"][0] - full[0]
+    without["mean"][0] = full[0] + shift - shift.mean() - 0.2
+    (open_one,) = tell(full, without, mean_score, groups, ALL, 0.5).verdict.open
+    assert open_one.images is not None
+    again = told_of_worlds(dict.fromkeys(ALL, 6.0) | {"mean": 0.2}, 100, images=open_one.images)
+    assert 0.65 < np.mean([told.word == "one map" for told in again]) < 0.95
+
+
+# ---- what is drawn, and what is said ---------------------------------------------------------------------------------
+
+
+def test_a_score_that_should_be_low_is_told_as_its_mirror_image():
+    full, without, groups = world(np.random.default_rng(1), {"off": 3, "uniform": 2, "mean": 0, "other": 1}, images=200)
+    mirrored = {kind: {s: -of for s, of in by_seed.items()} for kind, by_seed in without.items()}
+    told = tell(full, without, mean_score, groups, ALL, 0.5)
+    other = tell({0: -full[0]}, mirrored, mean_score, groups, ALL, 0.5, higher=False)
+    assert told.word == other.word
+    assert str(told) == str(other)
+    assert [rung.loss for rung in told.verdict.rungs] == pytest.approx([r.loss for r in other.verdict.rungs])
+
+
+def test_one_sequence_says_so_and_several_count_as_few():
+    full, without, _ = world(np.random.default_rng(1), dict.fromkeys(ALL, 3.0))
+    without["off"][0] -= np.tile([-2.0, 1.0, 3.0, -2.0], 15)  # frames of one clip err alike
+    alone = tell(full, without, mean_score, groups_of(["a"] * 60, "a", noun="sequence"), ALL, 0.5)
+    assert "to this network on this one sequence" in str(alone)
+    four = tell(full, without, mean_score, groups_of([*"abcd"] * 15, "."), ALL, 0.5)
+    assert "sequence" not in str(four)
+    widths = [told.verdict.rungs[0].high - told.verdict.rungs[0].low for told in (alone, four)]
+    assert 1.5 * widths[0] < widths[1]
+
+
+def test_seeds_tell_of_the_block_and_one_seed_of_its_network():
+    full, without, groups = world(np.random.default_rng(1), dict.fromkeys(ALL, 5.0), seeds=3, seed_noise=4.0)
+    told = tell(full, without, mean_score, groups, ALL, 0.5)
+    assert told.word == "open"
+    assert len(told.by_seed) == 3
+    assert f"over 3 seeds (by themselves {', '.join(told.by_seed)})" in str(told)
+    one = {kind: {1: by_seed[1]} for kind, by_seed in without.items()}
+    alone = tell(full, one, mean_score, groups, ALL, 0.5, entropy=0.01)
+    assert (alone.seeds, alone.word) == (1, told.by_seed[1])
+    assert "to this network" in str(alone)
+    assert "Saturated: entropy 0.01 of ln M" in str(alone)
+    nothing = tell(full, {}, mean_score, groups, ALL, 0.5)
+    assert str(nothing).startswith("open: too little was measured")
+    lonely = tell({0: full[0][:1]}, {"off": {0: full[0][:1]}}, mean_score, groups_of(["a"]), ("off",), 0.5)
+    assert lonely.word == "open"  # one image knows no noise
+
+
+# ---- networks that are known -----------------------------------------------------------------------------------------
+
+
+class Host(nn.Module):
+    """Its predictions hang on what the block adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1, bias=False)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h + 0.0)
+
+
+def network_with(text, spoil):
+    torch.manual_seed(0)
+    network = Host()
+    names = insert(network, text, at="first", example=torch.randn(1, 3, 8, 8))
+    block = randomise(network.get_submodule(names[0]))
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(2)
+        spoil(block)
+    return network.eval(), names
+
+
+def told_by_itself(network, names):
+    """With its own predictions for labels, and without any."""
+    data, task = tiny_data(val=40), Segmentation()
+    with torch.no_grad():
+        images = [data.val[i][0] for i in range(40)]
+        own = network(data.normalise(torch.stack(images))).argmax(1).byte()
+    data.val = MemorySamples(torch.stack(images), own, [str(i) for i in range(40)])
+    data.classes = ["a", "b", "c"]
+    options = {"batch_size": 16, "precision": "32-true", "score": "resized"}
+    found, reason = measure_ablations(network, names, data, task, data.val, **options)
+    full, groups = task.facts(evaluate(network, data, task)), groups_of(data.val.names, "none")
+    asked = rungs_for(network.get_submodule(names[0]))
+    told = tell({0: full}, {k: {0: of} for k, of in found.items()}, task.score, groups, asked, 0.5, reason=reason)
+    counts = ablations(network, names, (images for images, _ in data.val_batches(16)), kinds=asked).counts
+    return told, tell_changes({kind: of.numpy() for kind, of in counts.items()}, groups, asked, 0.5)
+
+
+def no_query(block):
+    block.query.weight.zero_()
+
+
+@pytest.mark.parametrize(
+    ("text", "spoil", "words"),
+    [
+        ("nonlocal", no_query, {"one map", "pools", "off"}),
+        ("nonlocal", lambda block: None, {"depends on its query"}),
+        ("local_attention", no_query, {"follows the place"}),
+        ("global_context", lambda block: None, {"one map", "pools"}),
+        ("squeeze_excitation", lambda block: None, {"on"}),
+        ("nonlocal", lambda block: (block.norm.weight.zero_(), block.norm.bias.zero_()), {"off"}),
+    ],
+)
+def test_networks_that_are_known(text, spoil, words):
+    labelled, unlabelled = told_by_itself(*network_with(text, spoil))
+    assert labelled.word in words, str(labelled)
+    assert unlabelled.word in words, str(unlabelled)
+    if labelled.word != "off":
+        assert "Changes say nothing of use" in str(unlabelled)
+        assert "points" not in str(unlabelled)
