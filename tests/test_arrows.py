@@ -28,6 +28,10 @@ MAY_IMPORT = {
         *("study", "training", "tasks", "data", "diagnostics", "check", "cost", "weights", "networks", "insertion"),
         *("blocks", "ops"),
     },
+    "insight": {
+        *("insight", "study", "training", "tasks", "data", "diagnostics", "weights", "networks", "insertion", "blocks"),
+        "ops",
+    },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
 FREE = {"_tables", "_options", "_modes", "_arrays"}  # import nothing of ours but each other

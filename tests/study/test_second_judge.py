@@ -62,7 +62,7 @@ def test_each_set_is_judged_by_its_own_masks(study):
             mask = np.asarray(Image.open(study / "data" / "masks" / f"{'abc'[(first + n) // 4]}_{first + n:02d}.png"))
             assert of_image.sum(1).tolist() == np.bincount(mask.ravel(), minlength=2).tolist()
     counts, reason, *_ = load_ablations(trial_folder(study, "global_context", 0) / "also-ablations.npz")
-    assert [of.shape for of in counts.values()] == [(4, 3, 2)] * 4
+    assert [of.shape for of in counts.values()] == [(4, 3, 2)] * 5
     assert (counts["off"][:, 1] == matrices(study, "global_context", "also.npz").sum(-1)).all()
     assert reason == ""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lookfar.data import Data, Samples
+    from lookfar.diagnostics import Ablations
     from lookfar.study.plan import Plan
     from lookfar.tasks import Task
 
@@ -106,9 +107,9 @@ def measure_ablations(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Facts of all samples of a set by what the blocks ``names`` do without, and why some are missing.
 
-    A kind whose outputs are not finite is left out. The constant is the mean over training samples, as many as judge.
+    A kind whose outputs are not finite is left out.
     """
-    from lookfar.diagnostics import ablations, choose_images, why_no_maps
+    from lookfar.diagnostics import why_no_maps
     from lookfar.training.evaluation import judge_batch, predict
 
     def call(network: "nn.Module", inputs: "Tensor") -> "Tensor":
@@ -118,22 +119,39 @@ def measure_ablations(
         judged = judge_batch(task, output, targets, data, numbers, score, samples)
         return [*task.facts({name: of.cpu().numpy() for name, of in judged.items()})]
 
+    options = {"judge": judge, "call": call, "predict": lambda output: output}
+    found = ablations_on(network, names, data, samples, KINDS, batch_size, **options)
+    reason = next(filter(None, (why_no_maps(network.get_submodule(name)) for name in names)), "")
+    return {kind: np.stack(found.kept[kind]) for kind in KINDS if kind in found.kept}, reason
+
+
+def ablations_on(
+    network: "nn.Module",
+    names: Sequence[str],
+    data: "Data",
+    samples: "Samples",
+    kinds: Sequence[str],
+    batch_size: int,
+    **options: Any,
+) -> "Ablations":
+    """What a network gives for each sample of a set without parts of its blocks ``names``.
+
+    The other sample is the one half the set further on. The constant is the mean over training samples, as many as
+    there are in the set. ``options`` are those of :func:`lookfar.diagnostics.ablations`.
+    """
+    from lookfar.diagnostics import ablations, choose_images
+
     away = len(samples) // 2
-    others = shifted(samples, away)
     training = Some(data.train, choose_images(len(data.train), len(samples)))
-    found = ablations(
+    return ablations(
         network,
         names,
         data.val_batches(batch_size, samples),
-        judge=judge,
-        others=data.val_batches(batch_size, others),
-        training=data.val_batches(batch_size, training),
-        predict=lambda output: output,
-        kinds=[kind for kind in KINDS if kind != "other" or away],
-        call=call,
+        others=data.val_batches(batch_size, shifted(samples, away)),
+        training=data.val_batches(batch_size, training) if "constant" in kinds else None,
+        kinds=[kind for kind in kinds if kind != "other" or away],
+        **options,
     )
-    reason = next(filter(None, (why_no_maps(network.get_submodule(name)) for name in names)), "")
-    return {kind: np.stack(found.kept[kind]) for kind in KINDS if kind in found.kept}, reason
 
 
 def measure_entropy(network: "nn.Module", names: Sequence[str], data: "Data", samples: "Samples") -> np.ndarray:

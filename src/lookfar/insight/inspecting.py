@@ -1,0 +1,160 @@
+"""What is measured of a block in a trained network: its ladder, its verdict, what its maps are like now and were."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookfar.blocks import block_info
+from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics, why_no_maps
+from lookfar.diagnostics.maps import inner_block
+from lookfar.insight.subjects import Subject
+from lookfar.study.ablations import KINDS, Some, ablations_on
+from lookfar.study.ladder import tell, tell_changes
+from lookfar.study.rungs import rungs_for
+from lookfar.study.told import Told
+
+BATCH = 16
+AT_START = 64  # images on which an untrained network is looked at
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One block of a network.
+
+    Attributes:
+        subject: The network.
+        module: Name of the block in it.
+        block: Registered name.
+        told: The verdict.
+        scores: By what the block does without, and ``full``: the task's score, or without labels per cent of all
+            predictions that change.
+        statistics: Of its maps; None where it has none.
+        untrained: The same before training; None where that is not known.
+    """
+
+    subject: Subject
+    module: str
+    block: str
+    told: Told
+    scores: dict[str, float]
+    statistics: Statistics | None
+    untrained: Statistics | None
+
+    @property
+    def label(self) -> str:
+        """The subject's name, with the module's where it alone says which block is meant."""
+        several = len(blocks_of(self.subject.network)) > 1
+        return f"{self.subject.name} · {self.module}" if several and self.module else self.subject.name
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        rungs = [
+            {"kind": r.kind, "loss": r.loss, "low": r.low, "high": r.high, "margin": r.margin, "images": r.images}
+            for r in self.told.verdict.rungs
+        ]
+        return _plain(
+            {
+                "network": self.subject.name, "module": self.module, "block": self.block, "verdict": self.told.word,
+                "said": self.told.why, "labels": self.told.labels, "images": len(self.subject.data.val),
+                "score": self.subject.task.metric if self.subject.task else None, "ladder": rungs,
+                "scores": self.scores, "entropy": self.told.entropy,
+                "statistics": _numbers(self.statistics), "at initialisation": _numbers(self.untrained),
+            }
+        )  # fmt: skip
+
+
+def inspect_subject(subject: Subject) -> list[Inspected]:
+    """Every block of a network, in the order of its modules.
+
+    Raises:
+        ValueError: It has no block of the registry.
+    """
+    names = blocks_of(subject.network)
+    if not names:
+        raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")
+    start = subject.untrained() if subject.untrained is not None else None
+    found = []
+    for name in names:
+        module = subject.network.get_submodule(name)
+        reason = why_no_maps(module)
+        now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
+        before = None if reason or start is None else _statistics(subject, start, name, AT_START)
+        told, scores = _told(subject, name, _entropy(now), reason)
+        found.append(Inspected(subject, name, block_info(inner_block(module)).name, told, scores, now, before))
+    return found
+
+
+def _told(subject: Subject, name: str, entropy: float | None, reason: str) -> tuple[Told, dict[str, float]]:
+    """The verdict on one block, and scores by what it does without."""
+    asked, data, task = rungs_for(subject.network.get_submodule(name)), subject.data, subject.task
+    about: dict[str, Any] = {"entropy": entropy, "reason": reason}
+    if task is None:
+        kinds = ("full", *(kind for kind in KINDS if kind != "constant"))
+        counts = ablations_on(subject.network, [name], data, data.val, kinds, BATCH).counts
+        changed = {kind: of.numpy() for kind, of in counts.items()}
+        shares = {kind: 100 * float(of[:, 1].sum() / of[:, 0].sum()) for kind, of in changed.items()}
+        return tell_changes(changed, subject.groups, asked, subject.margin, **about), shares
+
+    from lookfar.training.evaluation import judge_batch
+
+    def judge(output: Tensor, targets: Tensor, numbers: range) -> list[np.ndarray]:
+        judged = judge_batch(task, output, targets, data, numbers, subject.score, data.val)
+        return [*task.facts({key: of.cpu().numpy() for key, of in judged.items()})]
+
+    options = {"judge": judge, "predict": lambda output: output}
+    found = ablations_on(subject.network, [name], data, data.val, ("full", *KINDS), BATCH, **options)
+    facts = {kind: np.stack(of) for kind, of in found.kept.items()}
+    everything = np.ones((1, len(data.val)))
+    scores = {kind: float(task.score(of, everything)[0]) for kind, of in facts.items()}
+    without = {kind: {0: of} for kind, of in facts.items() if kind != "full"}
+    noun = f"points of {task.words.score}"
+    told = tell(
+        {0: facts["full"]}, without, task.score, subject.groups, asked, subject.margin,
+        higher=task.higher, noun=noun, **about,
+    )  # fmt: skip
+    return told, scores
+
+
+def _statistics(subject: Subject, network: torch.nn.Module, name: str, images: int) -> Statistics | None:
+    """Of some images, with labels where they are maps of labels; None where the block's input is no map."""
+    data = subject.data
+    some = Some(data.val, choose_images(len(data.val), images))
+    batches = data.val_batches(BATCH, some)
+    if not data.labelled or getattr(data, "target", "mask") != "mask":
+        batches = (inputs for inputs, _ in batches)
+    try:
+        return statistics(network, batches, name)
+    except ValueError:  # tokens, or a block that changes the size of its map
+        return None
+
+
+def _entropy(found: Statistics | None) -> float | None:
+    if found is None:
+        return None
+    value = found["entropy_normalised"].mean.mean()
+    return None if value.isnan() else float(value)
+
+
+def _numbers(found: Statistics | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        name: {
+            "mean": of.mean.tolist(),
+            "deviation": of.deviation.tolist(),
+            "weighted": None if of.weighted is None else of.weighted.nanmean(0).tolist(),
+        }
+        for name, of in found.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
