@@ -129,4 +129,8 @@ def turn_lines(heads: Mapping[Labelled, ImageHead], upright: Collection[File]) -
     turned = sum(head.turn != 1 for head in heads.values())
     if not turned:
         return []
-    return [f"{counted(turned, 'image')} turned upright by EXIF." if upright else f"EXIF would turn {turned} images."]
+    return [
+        f"{counted(turned, 'image')} turned upright by EXIF."
+        if upright
+        else f"{counted(turned, 'image')} not turned by EXIF."
+    ]

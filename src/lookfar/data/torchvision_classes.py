@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from lookfar.data._heads import Labelled
 from lookfar.data._labelled import ClassSource
-from lookfar.data._words import shown
+from lookfar.data._words import cut, shown
 from lookfar.data.class_folders import hold_out, read_class_folders
 from lookfar.data.torchvision_sets import explained
 
@@ -77,16 +77,16 @@ def _array(images: Any) -> np.ndarray:
 
 def read_imagenet(root: Path, val: str | None = None) -> ClassSource:
     """ImageNet as torchvision unpacks it: ``train`` and ``val`` with a folder for each class, names in ``meta.bin``."""
-    with explained(
-        "imagenet", root, "ROOT/train and ROOT/val with a folder a class, as torchvision's ImageNet has them"
-    ):
-        source = read_class_folders(root, val)
-        source.published = True
-        if (root / datasets.imagenet.META_FILE).is_file() and source.classes_from == "a folder each":
-            words, _ = datasets.imagenet.load_meta_file(root)
-            first = [words.get(wnid, (wnid,))[0] for wnid in source.classes]
-            source.classes = [
-                name if first.count(name) == 1 else f"{name} ({wnid})" for name, wnid in zip(first, source.classes)
-            ]
-            source.classes_from = f"names from {datasets.imagenet.META_FILE}"
+    if not all((root / split).is_dir() for split in ("train", "val")):
+        where = cut(shown(str(root)), 80)
+        raise FileNotFoundError(
+            f"imagenet is not in {where}; want ROOT/train and ROOT/val with a folder for each class"
+        )
+    source = read_class_folders(root, val)
+    source.published = True
+    if (root / datasets.imagenet.META_FILE).is_file() and source.classes_from == "a folder each":
+        words, _ = datasets.imagenet.load_meta_file(root)
+        first = [words.get(wnid, (wnid,))[0] for wnid in source.classes]
+        source.classes = [f"{n} ({wnid})" if first.count(n) > 1 else n for n, wnid in zip(first, source.classes)]
+        source.classes_from = f"names from {datasets.imagenet.META_FILE}"
     return source
