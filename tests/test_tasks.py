@@ -63,7 +63,7 @@ def test_words_of_titles_and_sentences():
 def test_a_task_need_not_say_more_than_its_score():
     task, judged = Brightness(), {"error": np.array([0.1, 0.3])}
     assert task.scores(judged) == {"error": pytest.approx(0.2)}
-    assert task.truth(task.facts(judged)).shape == (2, 0)
+    assert task.classes(task.facts(judged)) == 0
     assert task.confusion(judged) is None
     assert task.blind(task.facts(judged)) is None
     with pytest.raises(ValueError, match="class_weights are for classes, and brightness has none"):

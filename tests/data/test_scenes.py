@@ -133,7 +133,7 @@ def test_open_scenes_with_one_label(task):
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
     for samples in (data.train, data.val):
         assert isinstance(samples, MemorySamples)
-        assert set(samples.masks.tolist()) == set(range(len(data.classes)))
+        assert set(samples.targets.tolist()) == set(range(len(data.classes)))
 
 
 def test_what_is_labelled():

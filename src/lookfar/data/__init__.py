@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from lookfar._options import Range, check, choice
 from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Samples, Target
+from lookfar.data._usual import EMBEDDED, OF_TARGET, Usual
 from lookfar.data._words import cut, shown
 from lookfar.data._worlds import WORLDS
 from lookfar.data.scenes import SIZE, open_scenes
@@ -20,8 +21,10 @@ __all__ = [
     "Sample",
     "Samples",
     "Target",
+    "Usual",
     "open_data",
     "target_of",
+    "usual",
 ]
 
 KINDS = {
@@ -226,6 +229,18 @@ def target_of(spec: str) -> Target:
     if kind == "scenes":
         return WORLDS[_scenes_kind(rest)].target
     return "class" if _kind_and_path(spec)[0] in _CLASSES else "mask"
+
+
+def usual(spec: str) -> Usual:
+    """Host, steps and batch size that fit a data set, told without opening one image.
+
+    Args:
+        spec: As for :func:`open_data`.
+
+    >>> usual("scenes:lookup").steps, usual("camvid:data/CamVid").host
+    (1000, 'resnet18')
+    """
+    return EMBEDDED.get(spec) or OF_TARGET[target_of(spec)]
 
 
 def _scenes_kind(word: str) -> str:

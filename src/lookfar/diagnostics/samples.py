@@ -4,7 +4,7 @@ One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a
 
     index (n,), name (n,)             which validation images
     image (n, C, h, w) uint8          as read, before normalisation; of clips the middle frame
-    truth, prediction (n, h, w) uint8, or (n,) words, as the task shows them
+    truth, prediction (n, h, w) uint8, (n,) int64 labels, or (n,) words, as the task shows them
     asks, holds (n, h, w) uint8       where data know answers: that of question q > 0 stands where holds is q; 0 is none
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
     reason ()                         why there are no maps; an empty string where there are
@@ -66,7 +66,8 @@ def collect_samples(
         network: Images (B, in_chans, H, W) to what the task shows.
         block_name: Module name of the inserted block; None for a network without one.
         data: An opened data set: ``val``, ``val.names``, ``normalise``.
-        task: Its ``show(output, target)`` gives truth and prediction of one sample: maps of labels (h, w), or words.
+        task: Its ``show(output, target)`` gives truth and prediction of one sample: maps of labels (h, w),
+            labels (), or words.
         indices: Validation images, the same for all trials, see :func:`choose_images`.
         path: The file to write.
     """
@@ -130,7 +131,7 @@ def _look(
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 
     shares = {}
-    if isinstance(truth, Tensor):
+    if isinstance(truth, Tensor) and truth.dim():
         labels = truth.to(x.device)
         shares["share"] = _Share((labels, labels), (H, W), keys)
     if answer is not None:
@@ -232,8 +233,10 @@ def _shrink(image: Tensor) -> Tensor:
 
 
 def _kept(part: Tensor | str) -> np.ndarray:
-    """Truth or prediction as the file holds it: a map of labels at most so large, or words."""
-    return _shrink_labels(part).numpy() if isinstance(part, Tensor) else np.array(part)
+    """Truth or prediction as the file holds it: a map of labels at most so large, one label, or words."""
+    if not isinstance(part, Tensor):
+        return np.array(part)
+    return _shrink_labels(part).numpy() if part.dim() else part.numpy().astype(np.int64)
 
 
 def _shrink_labels(labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from lookfar.networks.cgnet import CGNet
 from lookfar.networks.checkpoints import Recognised, from_checkpoint, from_pretrained
+from lookfar.networks.classification import Classifier, OwnClassifier, build_classifier, build_own_classifier
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.creating import create_network, list_networks
 from lookfar.networks.own import OwnHost, build_own
@@ -12,16 +13,20 @@ from lookfar.networks.segmentation import Segmenter, build_network, resolve_plac
 
 __all__ = [
     "CGNet",
+    "Classifier",
     "ConvControl",
     "Inference",
     "Outputs",
+    "OwnClassifier",
     "OwnHost",
     "Preprocessing",
     "Recognised",
     "SegmentationNetwork",
     "Segmenter",
+    "build_classifier",
     "build_network",
     "build_own",
+    "build_own_classifier",
     "control_of",
     "create_network",
     "from_checkpoint",

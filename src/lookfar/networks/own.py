@@ -31,7 +31,7 @@ class OwnHost(nn.Module):
         self.near = near
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _logits(self.backbone(x))
+        y = logits_of(self.backbone(x))
         if y.shape[-2:] == x.shape[-2:]:
             return y
         return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
@@ -78,23 +78,25 @@ def build_own(
     network = wanted.build(in_chans)
     takes_classes = any(name in CLASSES for name in wanted.options)
     x = torch.randn(2, in_chans, *size, generator=torch.Generator().manual_seed(0))
-    shapes, out = _run(network, x, target.name)
+    shapes, out = try_out(network, x, target.name)
 
     built: Segmenter | OwnHost
-    logits = _logits(out)
+    logits = logits_of(out)
     is_logits = isinstance(logits, Tensor) and logits.dim() == 4 and logits.shape[1] == classes
     if takes_classes or (is_logits and logits.shape[-2:] == x.shape[-2:]):
         if not is_logits:
-            raise ValueError(_wrong(target.name, logits, x, f"logits (B, {classes}, h, w) for {classes} classes"))
+            raise ValueError(wrong_output(target.name, logits, x, f"logits (B, {classes}, h, w) for {classes} classes"))
         place = getattr(network, "place", "")
         built = OwnHost(
-            network, place=f"backbone.{place}" if isinstance(place, str) and place else "", near=_near(shapes)
+            network,
+            place=f"backbone.{place}" if isinstance(place, str) and place else "",
+            near=places_that_give_maps(shapes),
         )
     else:
         features = last_map(out)
         if not isinstance(features, Tensor) or features.dim() != 4:
             either = f"feature maps (B, C, h, w), or logits (B, {classes}, h, w)"
-            raise ValueError(_wrong(target.name, features, x, either))
+            raise ValueError(wrong_output(target.name, features, x, either))
         stages = {name: f"backbone.{name}" for name, _ in network.named_children()}
         built = Segmenter(network, features.shape[1], classes, width=width, place="head", stages=stages)
     if weights is not None:
@@ -102,7 +104,7 @@ def build_own(
     return built
 
 
-def _run(network: nn.Module, x: Tensor, name: str) -> tuple[dict[str, tuple[int, ...]], Any]:
+def try_out(network: nn.Module, x: Tensor, name: str) -> tuple[dict[str, tuple[int, ...]], Any]:
     """What it gives for images, and the shapes of the maps within."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -127,19 +129,19 @@ def _run(network: nn.Module, x: Tensor, name: str) -> tuple[dict[str, tuple[int,
     return shapes, out
 
 
-def _near(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def places_that_give_maps(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Some modules that give maps, from the outer ones and the end, where attention is affordable."""
     shallow = [name for name in shapes if name.count(".") <= 1]
     small = sorted(shallow, key=lambda name: (shapes[name][-1] * shapes[name][-2], name.count(".")))
     return tuple(f"{name} ({by_size(shapes[name][1:])})" for name in small[:3])
 
 
-def _logits(out: Any) -> Any:
+def logits_of(out: Any) -> Any:
     if isinstance(out, Mapping):
         return next((out[name] for name in ("out", "logits") if name in out), None)
     return getattr(out, "logits", out)
 
 
-def _wrong(name: str, got: Any, x: Tensor, wanted: str) -> str:
+def wrong_output(name: str, got: Any, x: Tensor, wanted: str) -> str:
     what = f"({by_size(got.shape)})" if isinstance(got, Tensor) else type(got).__name__
     return f"{name} gives {what} for images ({by_size(x.shape)}): want {wanted}"

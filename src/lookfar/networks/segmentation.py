@@ -148,19 +148,12 @@ def build_network(
 
 def timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: bool, **options: Any) -> nn.Module:
     """The feature maps of a timm model; ``options`` are timm's own."""
-    import timm
-
-    if not timm.is_model(host.split(".")[0]):
-        near = difflib.get_close_matches(host, ["small", *timm.list_models()], n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"no host is called {host!r}: want 'small' or a name of timm.list_models().{hint}")
+    check_timm_name(host)
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
     stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
-        return timm.create_model(
-            host, features_only=True, in_chans=in_chans, pretrained=pretrained, **stride, **options
-        )
+        return timm_model(host, in_chans, pretrained, features_only=True, **stride, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         if stride:
             raise ValueError(
@@ -168,6 +161,31 @@ def timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: bool
                 "or a host that dilates, such as resnet18, mobilenetv2_100, efficientnet_b0, regnetx_002, convnext_atto"
             ) from error
         raise ValueError(f"timm's {host} gives no feature maps ({error}); take a convolutional host") from error
+
+
+def check_timm_name(host: str) -> None:
+    """Raise a ValueError unless timm has a model of this name."""
+    import timm
+
+    if not timm.is_model(host.split(".")[0]):
+        near = difflib.get_close_matches(host, ["small", *timm.list_models()], n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no host is called {host!r}: want 'small' or a name of timm.list_models().{hint}")
+
+
+def timm_model(host: str, in_chans: int, pretrained: bool, **options: Any) -> nn.Module:
+    """A model of timm; ``options`` are timm's own, and those that it refuses raise as timm has it.
+
+    Raises:
+        FileNotFoundError: No pretrained weights here, and no way to download them.
+        ValueError: A model without such weights.
+    """
+    import timm
+
+    try:
+        return timm.create_model(host, in_chans=in_chans, pretrained=pretrained, **options)
+    except NotImplementedError:  # a RuntimeError too
+        raise
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
@@ -203,9 +221,15 @@ def timm_stages(backbone: nn.Module) -> dict[str, str]:
     return stages
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint of a backbone, a whole network or a classifier; everything but the head must fit."""
-    state = read(path)
+def load_backbone(backbone: nn.Module, path: str | Path, *, heads: tuple[str, ...] = ()) -> None:
+    """Load a checkpoint of a backbone, a whole network or a classifier; everything but the head must fit.
+
+    Args:
+        backbone: Takes the weights.
+        path: Of the file.
+        heads: Names of modules in the file that belong to a classifier, where parts of ``backbone`` are called alike.
+    """
+    state = {key: value for key, value in read(path).items() if not key.startswith(tuple(f"{h}." for h in heads))}
     if any(key.startswith("backbone.") for key in state):  # a network of ours
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
     own = backbone.state_dict()

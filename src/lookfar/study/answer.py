@@ -274,7 +274,7 @@ def limits(results: Results) -> list[str]:
             f"Whether a block fails now and then: {seeds} runs without a failure leave a failure rate up to {possible} "
             f"possible. An interval from {seeds} seeds assumes that they scatter about normally.",
         )
-    if plan.score == "resized" and not plan.data.startswith("scenes:"):
+    if plan.score == "resized" and results.task.original and not plan.data.startswith("scenes:"):
         found.append(
             "Scores at the size of the files: masks were resized to what the network sees; --score original brings "
             "predictions to the files' sizes instead."

@@ -54,7 +54,7 @@ def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None
     from lookfar.tasks import Host
 
     task, name = plan.find_task(study), plan.host or "small"
-    wanted = Host(name, None, plan.output_stride or 8, plan.width, plan.pretrained, plan.host_weights)
+    wanted = Host(name, None, plan.output_stride, plan.width, plan.pretrained, plan.host_weights)
     if address := parse_address(name):
         target = find_own(address, source=source_for(plan.sources, address.where, study))
         with _drawn_apart(seed):

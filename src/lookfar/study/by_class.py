@@ -47,16 +47,19 @@ def by_class(
     """
     if not facts:
         return ()
-    truth = task.truth(next(iter(facts.values())))  # the same in all trials
-    total = max(truth.sum(), 1)
+    first = next(iter(facts.values()))  # the truth is the same in all trials
+    K = task.classes(first)
+    total = max(sum(task.truth(first, k).sum() for k in range(K)), 1)
     found = []
-    for k in range(truth.shape[1]):
+    for k in range(K):
         name = names[k] if k < len(names) else f"class {k}"
-        showing = np.flatnonzero(truth[:, k])
+        truth = task.truth(first, k)
+        showing = np.flatnonzero(truth)
         scores, differences = {}, {}
         if len(showing):
             one = {trial: task.of_class(of, k) for trial, of in facts.items()}
-            measured = measure(one, task.score, groups.labels)
+            labels = [groups.labels[i] for i in showing] if task.by_own else groups.labels
+            measured = measure(one, task.score, labels)
             # what a class of few images does on others is known no better than from so few
             known = min(measured.groups, len({groups.labels[i] for i in showing}))
             comparisons = Comparisons(replace(measured, groups=known), "baseline", 1, higher=task.higher)
@@ -65,7 +68,7 @@ def by_class(
                     scores[candidate] = mean
                 if candidate != "baseline" and (d := comparisons.difference(candidate)) is not None:
                     differences[candidate] = d
-        share = float(100 * truth[:, k].sum() / total)
+        share = float(100 * truth.sum() / total)
         found.append(OfClass(name, share, len(showing), scores, differences))
     return tuple(found)
 

@@ -131,7 +131,7 @@ def check_same(
     other: dict[tuple[str, ...], list[Begun]] = {}
     for one in trials:
         found = plan_differences(one.config["plan"], plan)
-        found += edited(one.config["plan"], [one.candidate, plan.host, plan.task], plan.sources)
+        found += edited(one.config["plan"], [one.candidate, plan.host, plan.task or ""], plan.sources)
         for name, value in (made_of or {}).items():
             then = one.config.get(name)
             if None in (then, value) or then == value or (name == "control_parameters" and one.candidate != "control"):
@@ -168,10 +168,10 @@ def check_unchanged(config: Mapping[str, Any], study: Path, data: Mapping[str, A
 
 def plan_differences(trained: Mapping[str, Any], plan: Plan, now: str = "asked for") -> list[str]:
     """What decides the numbers of a trial and differs: ``steps: 1000 there, 500 asked for``."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Plan)}
+    defaults = {field.name: field.default for field in dataclasses.fields(Plan)} | {"task": "segmentation"}
     found = []
     for name, value in plan.to_dict().items():
-        if name in FREE or name in BY_CONTENT or (name == "place" and value is None):
+        if name in FREE or name in BY_CONTENT or (name in ("place", "task") and value is None):
             continue
         then = trained.get(name, defaults[name])  # entries are added from version to version
         if then != value:

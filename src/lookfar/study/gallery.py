@@ -160,5 +160,5 @@ def _samples(results: Results) -> dict[str, dict[int, Sample]]:
                 continue
             same = same or sample["name"].tolist()
             if sample["name"].tolist() == same:
-                found.setdefault(name, {})[trial.seed] = sample
+                found.setdefault(name, {})[trial.seed] = pictures.named(sample, results.classes)
     return found

@@ -64,7 +64,7 @@ def scored(task: Task, trial: Trial, facts: np.ndarray, without: Mapping[str, np
         trial,
         score=score(facts),
         further={name: _known(value) for name, value in task.further(facts).items()},
-        of_class=tuple(score(task.of_class(facts, k)) for k in range(task.truth(facts).shape[1])),
+        of_class=tuple(score(task.of_class(facts, k)) for k in range(task.classes(facts))),
         without=Without(**{kind: score(of_kind) for kind, of_kind in without.items()}, reason=reason),
     )
 

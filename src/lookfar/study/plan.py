@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # entries that change no trial: how trials are judged, which there are, what is written beside the numbers
 # (sources are compared for the trials that they concern)
-FREE = ("margin", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard", "sources")
+FREE = ("margin", "metric", "groups", "blocks", "controls", "seeds", "checkpoint_every", "tensorboard", "sources")
+OF_TASKS = ("metric", "label_smoothing", "mixup", "cutmix")  # entries that are handed to the task
 
 
 BLOCKS = 500  # of a study: every one is built before the first step
@@ -53,7 +54,9 @@ class Plan:
         data: As for :func:`lookfar.data.open_data`: ``scenes:lookup``, ``camvid:PATH``, ``PATH``, ...
         blocks: Candidates beside baseline and control: ``nonlocal``, ``nonlocal(mode=gaussian)@layer3``; of your own
             ``my.py:MyBlock(reduction=8)``, ``package.module:MyBlock``, or the class itself.
-        task: What is learned and how it is judged: ``segmentation``; of your own ``my.py:Regression``, or the class.
+        task: What is learned and how it is judged: ``segmentation``, ``classification``, by default what the data are
+            labelled for; of your own ``my.py:Regression``, or the class.
+        metric: The score of every verdict, where a task has several: of a classification ``accuracy`` or ``balanced``.
         seeds: Repetitions of everything; seed 0, 1, ...
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
@@ -80,6 +83,9 @@ class Plan:
         schedule: ``onecycle``, ``cosine`` or ``poly``.
         clip: Largest norm of the gradient; 0 for no limit.
         class_weights: Weight of each class in the loss.
+        label_smoothing: Of a classification: share of the target that is spread over all classes.
+        mixup: Of a classification: two images are laid over each other in shares drawn from Beta(mixup, mixup).
+        cutmix: Of a classification: a rectangle of another image is pasted in, its share drawn likewise.
         precision: As Fabric calls it: ``32-true``, ``bf16-mixed``, ``16-mixed``.
         score: Masks ``resized`` to what the network sees, or predictions at the ``original`` size of each file.
         accelerator: ``cpu``, ``cuda`` or ``mps``.
@@ -105,7 +111,8 @@ class Plan:
 
     data: str
     blocks: tuple[str, ...]
-    task: str = "segmentation"
+    task: str | None = None
+    metric: str | None = None
     seeds: int = 3
     steps: int | None = None
     size: tuple[int, int] | None = None
@@ -132,6 +139,9 @@ class Plan:
     schedule: str = "onecycle"
     clip: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     precision: str = "32-true"
     score: str = "resized"
     accelerator: str | None = None
@@ -189,16 +199,18 @@ class Plan:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")
         names = [name for name in names if not is_reference(name)]
-        usual = {"scenes:lookup": 1000, "scenes:cue": 1200}.get(self.data, 2000)
-        steps = usual if self.steps is None else self.steps
-        scenes = self.data.startswith("scenes")
-        small = (self.host or ("small" if scenes else "resnet18")) == "small"
+        from lookfar.data import usual
+
+        of_data = usual(self.data)
+        steps = of_data.steps if self.steps is None else self.steps
+        small = (self.host or of_data.host) == "small"
         started = self.pretrained or self.host_weights is not None
         defaults: dict[str, Any] = {
+            "task": self._task,
             "steps": steps,
-            "host": "small" if scenes else "resnet18",
-            "output_stride": 8 if small else 16,
-            "batch_size": 32 if scenes else 8,
+            "host": of_data.host,
+            "output_stride": None if self._task == "classification" else 8 if small else 16,
+            "batch_size": of_data.batch_size,
             "lr": 3e-3 if small else 1e-3,
             "backbone_lr_factor": 0.3 if started else 1.0,
             "accelerator": _accelerator(),  # never "auto": the same plan means the same device
@@ -211,7 +223,7 @@ class Plan:
             filled["accelerator"] = _accelerator()
         if self.host is not None:
             filled["host"] = canonical_own("host", self.host)
-        filled["task"] = canonical_own("task", self.task)
+        filled["task"] = canonical_own("task", self._task)
         filled["sources"] = hashes([*names, filled["host"], filled["task"]])
         return dataclasses.replace(self, blocks=tuple(names), **filled)
 
@@ -227,8 +239,20 @@ class Plan:
         """
         from lookfar.tasks import find_task
 
-        (where,) = places([self.task]) or [""]
-        return find_task(self.task, source_for(self.sources, where, study) if where else None)
+        (where,) = places([self._task]) or [""]
+        unset = {field.name: field.default for field in dataclasses.fields(self)}
+        options = {name: value for name in OF_TASKS if (value := getattr(self, name)) != unset[name]}
+        return find_task(self._task, source_for(self.sources, where, study) if where else None, **options)
+
+    @property
+    def _task(self) -> str:
+        """The task, or what the data are labelled for."""
+        if self.task is not None:
+            return self.task
+        from lookfar.data import target_of
+        from lookfar.tasks import task_for
+
+        return task_for(target_of(self.data))
 
     def settings(self) -> Settings:
         """How a trial is trained; its values are checked here. For a resolved plan.

@@ -3,11 +3,16 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lookfar._tables import shorten
 from lookfar.study.candidates import Candidate
 from lookfar.study.groups import groups_of
 from lookfar.study.plan import Plan
+
+if TYPE_CHECKING:
+    from lookfar.data import Data
+    from lookfar.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def preflight(
     from lookfar.training.optimization import learning_rate_sum
 
     data = open_plan_data(plan)
+    _refuse_other_labels(plan, task, data)
     question = task.question(data)
     for line in data.facts:
         note(line)
@@ -84,6 +90,7 @@ def preflight(
         note(f"Validation images by --groups: {groups_of(val_names, plan.groups)}.")
     if plan.class_weights is not None:
         task.check_weights(plan.class_weights, data)
+    task.check_batch((plan.batch_size or 1) // plan.devices)
     check_host(plan, data)
     reach = learning_rate_sum(plan.settings())
     if reach < 1:
@@ -144,6 +151,19 @@ def preflight(
         return expected_seconds(names, lambda name: built(Candidate.parse(name), first)[0], plan, data)
 
     return ReadyPlan(plan, question, first, facts, fingerprint(data), weights_digest(plan, host), expected)
+
+
+def _refuse_other_labels(plan: Plan, task: "Task", data: "Data") -> None:
+    """Refuse a task that cannot be learned from what is labelled in the data."""
+    if task.target in (None, data.target):
+        return
+    from lookfar.tasks import task_for
+
+    labelled = {"mask": "every pixel is labelled", "class": "images have one label each"}[data.target]
+    raise ValueError(
+        f"{task.name} cannot be learned from {shorten(plan.data, 60)}, where {labelled}: "
+        f"want --task {task_for(data.target)}, or other data"
+    )
 
 
 def _controls(

@@ -79,7 +79,7 @@ def check_task(plan: Plan, task: "Task", host: "nn.Module", data: "Data") -> Non
     from lookfar._tables import said
     from lookfar.blocks._own import split_address
 
-    if not split_address(plan.task):
+    if not split_address(str(plan.task)):
         return
     with torch.random.fork_rng(devices=[]):
         try:

@@ -208,12 +208,17 @@ def _judged(
 def _check_truth(task: Task, trial: Trial, of_trial: np.ndarray, facts: Mapping[tuple[str, int], np.ndarray]) -> None:
     """Refuse trials that were judged by another truth than the first: other masks, other images."""
     for (candidate, seed), first in facts.items():
-        if not np.array_equal(task.truth(first), task.truth(of_trial)):
+        if len(first) != len(of_trial) or not _same_truth(task, first, of_trial):
             there, here = f"{candidate} seed {seed}", f"{trial.candidate} seed {trial.seed}"
             images = [f"{len(some)} images" for some in (first, of_trial)]
-            what = f"{images[0]} and {images[1]}" if len(first) != len(of_trial) else "other masks"
+            what = f"{images[0]} and {images[1]}" if len(first) != len(of_trial) else "other labels"
             raise ValueError(f"{there} and {here} were judged on {what}: they cannot be compared")
         return
+
+
+def _same_truth(task: Task, a: np.ndarray, b: np.ndarray) -> bool:
+    K = task.classes(a)
+    return task.classes(b) == K and all(np.array_equal(task.truth(a, k), task.truth(b, k)) for k in range(K))
 
 
 def write_csv(results: Results, path: Path | None = None) -> Path:
@@ -331,13 +336,14 @@ def _load_trial(folder: Path, task: Task, candidate: str, seed: int) -> Trial:
     if state.damaged:
         status, reason = "failed", f"{join(state.damaged)} damaged: `lookfar study` makes it again"
 
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else task.scale * value
+    def scaled(name: str, value: float | None) -> float | None:
+        return None if value is None else task.unit_of(name) * value
 
+    of_class = task.words.of_class.lower()
     return Trial(
-        candidate, seed, status, reason, scaled(result.get(task.metric)),
-        {column: scaled(result.get(column)) for column in task.columns},
-        tuple(scaled(value) for value in result.get(task.words.of_class.lower()) or ()), Without(),
+        candidate, seed, status, reason, scaled(task.metric, result.get(task.metric)),
+        {column: scaled(column, result.get(column)) for column in task.columns},
+        tuple(scaled(of_class, value) for value in result.get(of_class) or ()), Without(),
         result.get("parameters"), result.get("flops"), result.get("memory_mb"), result.get("block_memory_mb"),
         result.get("seconds"), result.get("step"), _contribution(folder), str(folder),
     )  # fmt: skip

@@ -65,7 +65,7 @@ class Host:
     Attributes:
         name: ``small``, of a timm model, or where a function of the user's own stands.
         own: That function or class.
-        output_stride: Of its feature map.
+        output_stride: Of its feature map; None for its own.
         width: Channels of its head.
         pretrained: Start from timm's pretrained weights.
         weights: Start from the weights of this file.
@@ -73,7 +73,7 @@ class Host:
 
     name: str
     own: "Target | None" = None
-    output_stride: int = 8
+    output_stride: int | None = 8
     width: int = 64
     pretrained: bool = False
     weights: str | None = None
@@ -87,9 +87,11 @@ class Task:
         metric: Key of the score in records and results.
         words: What the score is called.
         higher: Whether more is better.
-        columns: Names of further columns of the tables, see :meth:`further`.
+        target: What of data it can be learned from, as ``Data.target`` says it: ``mask`` or ``class``; None for either.
+        columns: Further columns of the tables: names, as :meth:`further` and records have them, and what stands above.
         scale: A score in tables is so many times the one in records, which hold shares where tables hold per cent.
         original: Whether it can judge at the size of each file, where that is another than the network's.
+        by_own: Whether the score of a class follows from the samples that show it, and no other.
         file: Name of the file that keeps what was judged, without its ending.
 
     >>> from lookfar.tasks import find_task
@@ -102,9 +104,11 @@ class Task:
     metric: ClassVar[str]
     words: ClassVar[Words]
     higher: ClassVar[bool] = True
-    columns: ClassVar[tuple[str, ...]] = ()
+    target: ClassVar[str | None] = None
+    columns: ClassVar[Mapping[str, str]] = {}
     scale: ClassVar[float] = 1.0
     original: ClassVar[bool] = False
+    by_own: ClassVar[bool] = False
     file: ClassVar[str] = "outcomes"
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -166,6 +170,13 @@ class Task:
         """
         raise ValueError(f"class_weights are for classes, and {self.name} has none")
 
+    def check_batch(self, size: int) -> None:
+        """Refuse a number of samples that a step cannot have on each device.
+
+        Raises:
+            ValueError: With what would be right.
+        """
+
     # ---- judging ----
 
     def judge(self, output: "Tensor", targets: "Iterable[Tensor]") -> "Mapping[str, Tensor]":
@@ -178,7 +189,7 @@ class Task:
         raise NotImplementedError
 
     def show(self, output: "Tensor", target: "Tensor") -> "tuple[Tensor | str, Tensor | str]":
-        """What a report shows of one sample, its truth and the prediction: maps of labels ``(h, w)``, or words.
+        """What a report shows of one sample, its truth and the prediction: maps of labels ``(h, w)``, labels, or words.
 
         Args:
             output: ``(...)``, of one sample.
@@ -207,6 +218,10 @@ class Task:
         value = float(self.score(facts, np.ones((1, len(facts))))[0])
         return {self.metric: value / self.scale if np.isfinite(value) else None}
 
+    def unit_of(self, name: str) -> float:
+        """A number of records, by its name, is so many times larger in tables: per cent are shares in records."""
+        return self.scale if self.columns.get(name, "%").endswith("%") else 1.0
+
     # ---- what statistics ask ----
 
     def facts(self, judged: Judged) -> np.ndarray:
@@ -229,19 +244,23 @@ class Task:
         raise NotImplementedError
 
     def further(self, facts: np.ndarray) -> dict[str, float]:
-        """What stands in the further columns of the tables, by their names, in per cent; nan where unknown."""
+        """What stands in the further columns of the tables, by their names; nan where there is no such number."""
         return {}
 
     def blind(self, facts: np.ndarray) -> float | None:
         """The score of a network that has learned nothing but what is commonest; None where that says nothing."""
         return None
 
-    def truth(self, facts: np.ndarray) -> np.ndarray:
-        """How much of each class the truth of every sample shows, ``(S, K)``: the same in all trials."""
-        return np.zeros((len(facts), 0))
+    def classes(self, facts: np.ndarray) -> int:
+        """The number of classes K; 0 where there are none."""
+        return 0
+
+    def truth(self, facts: np.ndarray, k: int) -> np.ndarray:
+        """How much of a class the truth of every sample shows, ``(S,)``: the same in all trials."""
+        raise NotImplementedError
 
     def of_class(self, facts: np.ndarray, k: int) -> np.ndarray:
-        """Facts by which :meth:`score` is the score of one class."""
+        """Facts of the same samples by which :meth:`score` is the score of one class."""
         raise NotImplementedError
 
     def confusion(self, judged: Judged) -> np.ndarray | None:

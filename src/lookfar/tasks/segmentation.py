@@ -5,7 +5,7 @@ no IoU, so one stray pixel of it costs what one wrong pixel costs. A set of imag
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,8 @@ class Segmentation(Task):
         amount="pixels",
         blind="always naming the commonest class",
     )
-    columns = ("accuracy",)
+    target = "mask"
+    columns: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy, %"}
     scale = 100.0
     original = True
     file = "confusion"
@@ -43,7 +44,7 @@ class Segmentation(Task):
         options |= {"pretrained": wanted.pretrained, "weights": wanted.weights}
         if wanted.own is not None:
             return build_own(wanted.own, len(data.classes), size=data.size, **options)
-        return build_network(wanted.name, len(data.classes), output_stride=wanted.output_stride, **options)
+        return build_network(wanted.name, len(data.classes), output_stride=wanted.output_stride or 8, **options)
 
     def loss(self, output: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
         """Cross-entropy over the labelled pixels."""
@@ -105,9 +106,13 @@ class Segmentation(Task):
         """Mean IoU of always naming the commonest class."""
         return commonest_class(facts)
 
-    def truth(self, facts: np.ndarray) -> np.ndarray:
-        """Pixels of each class."""
-        return facts[:, 1]
+    def classes(self, facts: np.ndarray) -> int:
+        """Those of the matrices."""
+        return facts.shape[-1]
+
+    def truth(self, facts: np.ndarray, k: int) -> np.ndarray:
+        """Pixels of the class."""
+        return facts[:, 1, k]
 
     def of_class(self, facts: np.ndarray, k: int) -> np.ndarray:
         """Counts that hold no other class, whose mean IoU is that of the class."""

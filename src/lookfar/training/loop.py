@@ -105,6 +105,7 @@ def train(
         if name not in dict(network.named_modules()):
             raise ValueError(f"no module of the network is called {name!r}, so nothing can be recorded of it")
     fabric = launch(settings)
+    task.check_batch(settings.batch_size // fabric.world_size)
     if settings.batch_size % fabric.world_size:
         raise ValueError(f"batch_size {settings.batch_size} cannot be split over {fabric.world_size} devices")
     folder.mkdir(parents=True, exist_ok=True)
