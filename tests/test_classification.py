@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from bright import bright_data
 from torch import nn
 from torch.nn import functional as F
 
-from lookfar.data import Data, MemorySamples
 from lookfar.tasks import Classification, find_task
 from lookfar.tasks.classification import balanced_accuracy, calibration_error
 from lookfar.training import Settings, evaluate, train
@@ -262,24 +262,6 @@ def test_options_of_a_classification_are_none_of_others():
 
 
 # ---- a whole training ------------------------------------------------------------------------------------------------
-
-
-def bright_data(
-    *, train: int = 16, val: int = 6, classes: int = 2, bands: int = 3, size: tuple[int, int] = (8, 8)
-) -> Data:
-    """Class k is k steps brighter than class 0."""
-    generator = torch.Generator().manual_seed(1)
-
-    def samples(count: int) -> MemorySamples:
-        labels = torch.arange(count) % classes
-        noise = torch.randint(0, 20, (count, bands, *size), generator=generator)
-        images = (noise + 230 * labels[:, None, None, None] // max(classes - 1, 1)).to(torch.uint8)
-        return MemorySamples(images, labels, [f"{i:03d}" for i in range(count)])
-
-    return Data(
-        "bright", samples(train), samples(val), [f"light {k}" for k in range(classes)], bands, size,
-        (0.5,) * bands, (0.25,) * bands, "How bright?", target="class",
-    )  # fmt: skip
 
 
 def small_network(bands: int = 3, classes: int = 2) -> nn.Module:

@@ -15,7 +15,11 @@ def study(
     ] = None,
     data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
-    task: Annotated[str | None, typer.Option(help="segmentation, or my.py:Regression. (default segmentation)")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="segmentation, classification, my.py:Regression. (default as the data are labelled)"),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="The score of a classification: accuracy or balanced.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     out: Annotated[
@@ -41,6 +45,14 @@ def study(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    class_weights: Annotated[str | None, typer.Option(metavar="W,W", help="Of each class in the loss.")] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the target spread over all classes (classification).")
+    ] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Lay images over each other, by Beta(a, a) (classification).")
+    ] = None,
+    cutmix: Annotated[float | None, typer.Option(help="Paste in a part of another, likewise (classification).")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     score: Annotated[
         str | None, typer.Option(help="resized: masks at --size; original: predictions at each file's size.")

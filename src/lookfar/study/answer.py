@@ -298,7 +298,7 @@ def made(environment: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("images", f"{' × '.join(map(str, data['size']))} pixels, {data.get('in_chans', 3)} bands"))
     versions = environment.get("versions") or {}
     found += [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))] if versions else []
-    shown = {"command", "data", "versions", "parameters", "paths"}
+    shown = {"command", "data", "versions", "parameters", "paths", "pooled"}
     for name, value in environment.items():
         if name in shown or value is None:
             continue

@@ -11,21 +11,44 @@ from lookfar.study.charts import draw_svg, draw_text
 from lookfar.study.words import percent
 
 MOST = 40  # classes: cells of more are too small to see
+CHOSEN = 20  # of more than that
 NUMBERS = 12  # up to here a cell has room for its number
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], alt: str) -> Markup | None:
-    """Shares of each true class (a row) by predicted class (a column); None where cells would be too small.
+def most_confused(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Shares of each true class in per cent by predicted class, and their names: of very many those confused most.
 
     Args:
-        matrix: ``(K, K)`` pixels, rows truth.
+        matrix: Counts ``(K, K)``, rows truth.
+        names: Of the classes.
+
+    >>> most_confused(np.array([[8, 2], [0, 5]]), ["road", "car"])[0].tolist()
+    [[80.0, 20.0], [0.0, 100.0]]
+    """
+    share = rows(matrix)
+    if len(share) <= MOST:
+        return share, list(names)
+    off = share.copy()
+    np.fill_diagonal(off, 0)
+    chosen: list[int] = []
+    for cell in np.argsort(-off, axis=None, kind="stable"):
+        chosen += [k for k in map(int, np.unravel_index(cell, off.shape)) if k not in chosen]
+        if len(chosen) >= CHOSEN:
+            break
+    chosen = sorted(chosen[:CHOSEN])
+    return share[np.ix_(chosen, chosen)], [names[k] for k in chosen]
+
+
+def confusion(share: np.ndarray, names: Sequence[str], alt: str) -> Markup:
+    """Shares of each true class (a row) by predicted class (a column).
+
+    Args:
+        share: Per cent of the true class ``(K, K)``, rows truth.
         names: Of the classes.
         alt: The picture in words.
     """
-    K, side, label = len(matrix), 300, 92
-    if K > MOST:
-        return None
-    cell, share = (side - label) / K, rows(matrix)
+    K, side, label = len(share), 300, 92
+    cell = (side - label) / K
     size = min(12.0, max(cell * 0.82, 5))
     style = f' style="font-size:{size:.1f}px"'
     parts = []

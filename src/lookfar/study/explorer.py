@@ -49,6 +49,7 @@ def explorer(samples: Samples, classes: Sequence[str], images: Sequence[int], se
     return {
         "classes": list(classes),
         "labels": are_maps(any_sample),
+        "exact": "exact" in any_sample,
         "asking": str(any_sample.get("asking", "")),
         "sought": str(any_sample.get("sought", "")),
         "seeds": kept,

@@ -95,7 +95,7 @@ class Gallery:
             "uri": pictures.image_uri(first["image"][i]),
             "truth": str(first["truth"][i]),
             "pixelated": max(first["image"].shape[-2:]) < 200,
-            "predictions": [(name, self.styles[name], str(sample["prediction"][i])) for name, sample in of],
+            "predictions": [(name, self.styles[name], *_said(sample, i)) for name, sample in of],
         }
 
     def at(self, detail: pictures.Detail) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Gallery:
             "seed": self.seed,
             "labels": self.labels,
             "images": images,
-            "open": FOLDED if len(images) > FOLDED + 1 else len(images),
+            "open": FOLDED if len(images) > FOLDED + 1 and self.labels else len(images),
             "colours": self.colours if images else [],
             "sentences": self.sentences,
             "maps": [(name, self.styles[name]) for name in maps],
@@ -129,6 +129,12 @@ class Gallery:
 
     def _any_seed(self) -> list[Sample]:
         return [s for of in self.samples.values() for s in of.values()]
+
+
+def _said(sample: Sample, i: int) -> tuple[str, bool | None]:
+    """A prediction in words, and whether it is right, where it is one of several labels."""
+    said = str(sample["prediction"][i])
+    return said, said == str(sample["truth"][i]) if "exact" in sample else None
 
 
 FOLDED = 4  # rows of predictions that stand open; the others are unfolded

@@ -6,7 +6,7 @@ task whose score follows from weighted samples can be judged. Everything that fo
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 1000
+ROOM = 20_000_000  # numbers that all draws may take at once
 SEED = 0  # the same samples are drawn for every candidate, and every time a report is made
 
 Score = Callable[[Any, np.ndarray], np.ndarray]
@@ -59,20 +60,37 @@ def measure(
     scores = np.full((len(candidates), seeds), np.nan)
     draws = np.full((len(candidates), seeds, resamples), np.nan)
     everything = np.ones((1, len(index)))
-    weights = group_draws(len(labels), resamples)[:, index] if len(labels) > 1 else everything
     for (candidate, seed), of_trial in facts.items():
-        row = candidates.index(candidate)
-        scores[row, seed] = score(of_trial, everything)[0]
-        if math.isfinite(scores[row, seed]):
-            draws[row, seed] = score(of_trial, weights)
-        else:
-            scores[row, seed] = np.nan
+        value = float(score(of_trial, everything)[0])
+        scores[candidates.index(candidate), seed] = value if math.isfinite(value) else np.nan
+    for some, weights in _weights(index, len(labels), resamples):
+        for (candidate, seed), of_trial in facts.items():
+            row = candidates.index(candidate)
+            if math.isfinite(scores[row, seed]):
+                draws[row, seed, some] = score(of_trial, weights)
     # samples without any score in some draws, such as images without labels: these draws are left out for all
     kept = np.isfinite(draws[np.isfinite(scores)]).all(0)
     draws = draws[..., kept]
     if draws.shape[-1] < 2 or len(labels) < 2:
         return Measured(candidates, scores, draws, 1)
-    return Measured(candidates, scores, draws, len(labels), group_draws(len(labels), resamples)[kept])
+    # how often each of very many groups is drawn tells nothing, and would take all memory
+    drawn = group_draws(len(labels), resamples)[kept] if 2 * len(labels) <= resamples else None
+    return Measured(candidates, scores, draws, len(labels), drawn)
+
+
+def _weights(index: np.ndarray, groups: int, resamples: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """How often each draw holds each sample, ``(R, S)``, some draws at a time where they are large."""
+    if groups < 2:
+        yield slice(None), np.ones((1, len(index)))
+        return
+    if resamples * max(groups, len(index)) <= ROOM:
+        yield slice(None), group_draws(groups, resamples)[:, index]
+        return
+    rng, step = np.random.default_rng(SEED), max(ROOM // (10 * max(groups, len(index))), 1)
+    for start in range(0, resamples, step):
+        some = slice(start, min(start + step, resamples))
+        drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=some.stop - some.start)
+        yield some, drawn.astype(np.float64)[:, index]
 
 
 @lru_cache(maxsize=8)

@@ -98,12 +98,12 @@ def labels_uri(labels: np.ndarray, colours: Sequence[str], *, wrong: np.ndarray 
 
 
 def named(sample: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """A sample whose labels of whole images are the names of these classes."""
+    """A sample whose labels of whole images are the names of these classes: right or wrong, ``exact``."""
     if sample["prediction"].ndim != 1 or sample["prediction"].dtype.kind not in "iu":
         return sample
     known = dict(enumerate(classes))
     of = {key: [known.get(int(k), f"class {k}") for k in sample[key]] for key in ("truth", "prediction")}
-    return sample | {key: np.array(names) for key, names in of.items()}
+    return sample | {key: np.array(names) for key, names in of.items()} | {"exact": True}
 
 
 def are_maps(sample: Mapping[str, Any]) -> bool:

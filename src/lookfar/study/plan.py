@@ -56,7 +56,7 @@ class Plan:
             ``my.py:MyBlock(reduction=8)``, ``package.module:MyBlock``, or the class itself.
         task: What is learned and how it is judged: ``segmentation``, ``classification``, by default what the data are
             labelled for; of your own ``my.py:Regression``, or the class.
-        metric: The score of every verdict, where a task has several: of a classification ``accuracy`` or ``balanced``.
+        metric: The score of every verdict, where a task has several: the task says which.
         seeds: Repetitions of everything; seed 0, 1, ...
         steps: Optimiser steps of a trial.
         size: Height and width that the network sees.
@@ -380,6 +380,7 @@ def _read(name: str, kind: str, value: Any) -> Any:
             return tuple(items)
         wanted = "whole numbers, or colours as '#rrggbb', with commas between them, or a list"
     elif kind == "tuple[float, ...]":
+        value = _weights(value) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
             return tuple(float(v) for v in value)
         wanted = "a list of numbers"
@@ -420,6 +421,14 @@ def _numbers(value: Any) -> list[int] | None:
     if isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return list(value)
     return None
+
+
+def _weights(text: str) -> Any:
+    """Numbers out of ``1,0.5,2``; the text itself where it is none."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
 
 
 def _values(value: Any) -> list[int | str] | None:

@@ -130,6 +130,7 @@ def preflight(
     facts = {
         "place": plan.place,
         "sum_of_learning_rates": reach,
+        "pooled": bool(getattr(host, "pooled", False)),
         "parameters": parameters,
         "data": {
             "name": data.name,

@@ -92,11 +92,11 @@ function explore(data) {
     for (const line of root.querySelectorAll("[data-candidate]")) {
       const of = data.candidates[line.dataset.candidate].predicted[seed], said = line.querySelector(".says");
       if (!of) { said.textContent = "no trial"; continue; }
-      if (!data.labels) { said.textContent = of[image] || "–"; continue; }
-      const got = decode(of[image])[at], right = got === label;
-      said.textContent = named(got) + (label < data.classes.length ? (right ? " ✓" : " ✗") : "");
-      said.title = label < data.classes.length ? (right ? "right" : "wrong") : "";
-      said.classList.toggle("bad", !right && label < data.classes.length);
+      const got = data.labels ? decode(of[image])[at] : of[image], right = got === (data.labels ? label : data.images[image].truth);
+      const known = data.labels ? label < data.classes.length : data.exact;
+      said.textContent = (data.labels ? named(got) : got || "–") + (known ? (right ? " ✓" : " ✗") : "");
+      said.title = known ? (right ? "right" : "wrong") : "";
+      said.classList.toggle("bad", known && !right);
     }
     for (const group of root.querySelectorAll("[data-choice]")) group.update();
     [...thumbs.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === image)));

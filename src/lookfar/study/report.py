@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,7 +21,7 @@ from lookfar.study.answer import answer, classes_note, facts, intervals, limits,
 from lookfar.study.by_class import OfClass, confusions, is_shown
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
-from lookfar.study.confusion import confusion
+from lookfar.study.confusion import MOST, confusion, most_confused
 from lookfar.study.curves import Curves, Line, stacked, thin
 from lookfar.study.gallery import DETAILS, Gallery
 from lookfar.study.intervals import Interval
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
 
+CLASSES = 60  # that the page shows one by one
 LIMIT = 4_800_000  # bytes: below 5 MB, so that it can be mailed
 
 
@@ -144,7 +146,12 @@ class _View:
         self.plan = results.plan
         self.words, self.higher = results.task.words, results.task.higher
         self.columns = results.task.columns
+        shown = {name for s in results.summaries for name, value in s.further.items() if value is not None}
+        self.beside = {name: title for name, title in self.columns.items() if name in shown}
+        self.task_note = results.task.note
+        self.of_images = results.task.by_own
         self.environment = read_if_whole(results.folder / "environment.json")
+        self.pooled = bool(self.environment.get("pooled"))  # whether the host takes the mean over positions
         of_data = self.environment.get("data") or {}
         self.question = str(of_data.get("question") or of_data.get("task") or "")  # earlier versions called it task
         names = list(dict.fromkeys(t.candidate for t in results.trials))
@@ -182,8 +189,11 @@ class _View:
         reasons = [s.without.reason for s in self.without if not is_reference(s.candidate)]
         self.no_maps = [f"{r[0].upper()}{r[1:]}" for r in dict.fromkeys(filter(None, reasons))]
         self.class_columns = sorted((s for s in results.summaries if s.done), key=lambda s: s.candidate != "baseline")
-        self.per_class = self._classes()
+        every = self._classes()
+        self.per_class = _most_different(every)
+        self.classes_left_out = len(every) - len(self.per_class)
         self.classes_note = classes_note(results)
+        self.confused_left_out = len(every) if len(every) > MOST else 0
         self.confusions = self._confusions()
         self.limits = limits(results)
         order = [s.candidate for s in results.summaries]
@@ -304,9 +314,20 @@ class _View:
             most = [f"{a} for {b} {percent(share / 100)}" for a, b, share in confusions(matrix, names)]
             nothing = f"No class is taken for another in 1 % of its {self.words.amount}."
             said = f"Most often taken: {join(most)}." if most else nothing
-            picture = confusion(matrix, names, f"confusion matrix of {s.candidate}. {said}")
+            picture = confusion(*most_confused(matrix, names), f"confusion matrix of {s.candidate}. {said}")
             found.append((s, self.styles[s.candidate], picture, said))
         return found
+
+
+def _most_different(
+    classes: Sequence[tuple[OfClass, list[tuple[Summary, Interval | None, Cell | None]]]],
+) -> list[tuple[OfClass, list[tuple[Summary, Interval | None, Cell | None]]]]:
+    """All classes in their order, or of very many those in which some candidate differs most from the baseline."""
+    if len(classes) <= CLASSES:
+        return list(classes)
+    largest = [max((abs(d.mean) for d in of.differences.values()), default=0.0) for of, _ in classes]
+    chosen = sorted(range(len(classes)), key=lambda k: (-largest[k], k))[:CLASSES]
+    return [classes[k] for k in sorted(chosen)]
 
 
 def _row(s: Summary, style: charts.Style, scale: tuple[float, float]) -> Row:

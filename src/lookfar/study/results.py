@@ -114,7 +114,7 @@ class Results:
         return Path(trial.folder) / _judged_file(self.task, self.judge)
 
     def __repr__(self) -> str:
-        text = comparison(self.summaries, self.conclusions)
+        text = comparison(self.summaries, self.conclusions, columns=self.task.columns)
         return text if self.also is None else "\n".join([text, "", *self.also_lines()])
 
     def also_lines(self, width: int = 120) -> list[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from lookfar.study.candidates import Candidate
 from lookfar.study.progress import make_console
 from lookfar.study.results import Results
-from lookfar.study.text import sentences, table_lines, told_lines
+from lookfar.study.text import beside_lines, sentences, table_lines, told_lines
 
 
 def show(results: Results, report: Path | None = None, console: Console | None = None) -> None:
@@ -16,6 +16,8 @@ def show(results: Results, report: Path | None = None, console: Console | None =
     console = console or make_console()
     for number, line in enumerate(table_lines(results.summaries, console.width, results.task.words)):
         console.print(line, style="bold" if number == 0 else "", soft_wrap=True)
+    for line in beside_lines(results.summaries, results.task.columns):
+        console.print(line, soft_wrap=True)
     console.print()
     for sentence in sentences(results.summaries, results.conclusions):
         console.print(sentence, soft_wrap=not console.is_terminal)  # a terminal wraps at words

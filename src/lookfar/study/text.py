@@ -1,6 +1,6 @@
 """The comparison of a study as plain text: its table, cut to a width, and what it means in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lookfar.study.candidates import is_reference
@@ -31,10 +31,12 @@ class Column:
         return max(len(text) for text in (self.header, *self.cells))
 
 
-def comparison(summaries: Sequence[Summary], conclusions: Conclusions, width: int = 120) -> str:
-    """The table and its sentences as one text."""
-    table = table_lines(summaries, width, conclusions.terms.words)
-    return "\n".join([*table, "", *sentences(summaries, conclusions), *told_lines(summaries)])
+def comparison(
+    summaries: Sequence[Summary], conclusions: Conclusions, width: int = 120, columns: Mapping[str, str] = {}
+) -> str:
+    """The table and its sentences as one text; ``columns`` are the further ones of the task."""
+    tables = [*table_lines(summaries, width, conclusions.terms.words), *beside_lines(summaries, columns)]
+    return "\n".join([*tables, "", *sentences(summaries, conclusions), *told_lines(summaries)])
 
 
 def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, width: int) -> list[str]:
@@ -86,6 +88,21 @@ def told_lines(rows: Sequence[Summary]) -> list[str]:
     """A line a block: what could take its place in the trained networks."""
     told = [f"{NAMES.get(row.candidate, row.candidate)}: {row.told}" for row in rows if row.told is not None]
     return ["", "What could take a block's place, in the trained networks, weights unchanged:", *told] if told else []
+
+
+def beside_lines(rows: Sequence[Summary], columns: Mapping[str, str]) -> list[str]:
+    """A table of a task's further columns, where it has several that are known.
+
+    Args:
+        rows: Candidates.
+        columns: What stands above each of them.
+    """
+    rows = [row for row in rows if row.done]
+    known = [name for name in columns if any(row.further.get(name) is not None for row in rows)]
+    if len(known) < 2:
+        return []
+    names = Column("beside the score", [NAMES.get(r.candidate, r.candidate) for r in rows], number=False)
+    return ["", *_lines([names, *(Column(columns[n], [three(r.further.get(n)) for r in rows]) for n in known)])]
 
 
 def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:

@@ -89,6 +89,7 @@ class Task:
         higher: Whether more is better.
         target: What of data it can be learned from, as ``Data.target`` says it: ``mask`` or ``class``; None for either.
         columns: Further columns of the tables: names, as :meth:`further` and records have them, and what stands above.
+        note: What the further columns are, where their names do not say it.
         scale: A score in tables is so many times the one in records, which hold shares where tables hold per cent.
         original: Whether it can judge at the size of each file, where that is another than the network's.
         by_own: Whether the score of a class follows from the samples that show it, and no other.
@@ -106,6 +107,7 @@ class Task:
     higher: ClassVar[bool] = True
     target: ClassVar[str | None] = None
     columns: ClassVar[Mapping[str, str]] = {}
+    note: ClassVar[str] = ""
     scale: ClassVar[float] = 1.0
     original: ClassVar[bool] = False
     by_own: ClassVar[bool] = False

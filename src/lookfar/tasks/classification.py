@@ -73,6 +73,10 @@ class Classification(Task):
     )
     target = "class"
     columns: ClassVar[Mapping[str, str]] = {k: v for k, v in COLUMNS.items() if k != "accuracy"}
+    note = (
+        "NLL is the mean negative log-likelihood of the truth, ECE the expected calibration error: how far "
+        f"confidence is from accuracy, on average over {BINS} equally wide bins of it. Of both less is better."
+    )
     scale = 100.0
     by_own = True
 
