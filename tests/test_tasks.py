@@ -47,7 +47,7 @@ def test_tasks_are_found_by_their_names(name):
 
 
 def test_an_unknown_task_names_those_there_are():
-    with pytest.raises(ValueError, match=r"no task is called 'segmentatoin': want segmentation"):
+    with pytest.raises(ValueError, match=r"no task is called 'segmentatoin': want segmentation or classification"):
         find_task("segmentatoin")
 
 

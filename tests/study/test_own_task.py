@@ -202,7 +202,11 @@ def test_it_is_judged_at_one_size_and_without_weights_of_classes(study):
         ("own_task.py:Silent", ValueError, "own_task.py:Silent does not say metric and words"),
         ("own_task.py", ValueError, "which class of own_task.py"),
         ("missing.py:Task", FileNotFoundError, "missing.py"),
-        ("regression", ValueError, "no task is called 'regression': want segmentation, or FILE.py:CLASS"),
+        (
+            "regression",
+            ValueError,
+            "no task is called 'regression': want segmentation or classification, or FILE.py:CLASS",
+        ),
     ],
 )
 def test_what_is_no_task_is_said(text, error, message, tmp_path, monkeypatch):

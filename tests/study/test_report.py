@@ -19,7 +19,7 @@ from lookfar.diagnostics import labels_at
 from lookfar.study import charts, explorer, pictures
 from lookfar.study import report as package_report
 from lookfar.study.answer import answer, short_names
-from lookfar.study.confusion import confusion
+from lookfar.study.confusion import confusion, most_confused
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import LIMIT, render, write_report
 from lookfar.study.results import load
@@ -307,7 +307,17 @@ def test_confusions_are_said_and_drawn(folder, text):
     assert share > 1
     assert f"<title>{NAUGHTY} taken for background: {share:.0f} %</title>" in html.unescape(text)
     assert results.confusion("squeeze_excitation") is None
-    assert confusion(np.eye(41), [str(k) for k in range(41)], "too many") is None
+
+
+def test_of_many_classes_those_that_are_confused_most_are_drawn():
+    matrix, names = 100 * np.eye(60, dtype=int), [f"of {k}" for k in range(60)]
+    matrix[7, 40], matrix[33, 7], matrix[50, 51] = 60, 30, 90
+    share, chosen = most_confused(matrix, names)
+    assert share.shape == (20, 20)
+    assert {"of 7", "of 40", "of 33", "of 50", "of 51"} <= set(chosen)
+    assert chosen == sorted(chosen, key=names.index)
+    assert share[chosen.index("of 7"), chosen.index("of 40")] == pytest.approx(100 * 60 / 160)
+    assert "of 50 taken for of 51" in confusion(share, chosen, "many")
 
 
 def test_the_headline_names_flops_and_time(tmp_path):
