@@ -41,6 +41,10 @@ def study(
     exif: Annotated[str | None, typer.Option(help="apply or ignore, where masks fit both ways.")] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip damaged images.")] = None,
     in_chans: Annotated[int | None, typer.Option(help="Bands of the images. (default 3)")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that validation sees (classification).")
+    ] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror images (classification).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,

@@ -240,7 +240,12 @@ def usual(spec: str) -> Usual:
     >>> usual("scenes:lookup").steps, usual("camvid:data/CamVid").host
     (1000, 'resnet18')
     """
-    return EMBEDDED.get(spec) or OF_TARGET[target_of(spec)]
+    if spec in EMBEDDED:
+        return EMBEDDED[spec]
+    try:
+        return OF_TARGET[target_of(spec)]
+    except FileNotFoundError:  # opening them says so
+        return Usual()
 
 
 def _scenes_kind(word: str) -> str:

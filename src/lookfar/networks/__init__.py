@@ -2,7 +2,13 @@
 
 from lookfar.networks.cgnet import CGNet
 from lookfar.networks.checkpoints import Recognised, from_checkpoint, from_pretrained
-from lookfar.networks.classification import Classifier, OwnClassifier, build_classifier, build_own_classifier
+from lookfar.networks.classification import (
+    Classifier,
+    OwnClassifier,
+    build_classifier,
+    build_own_classifier,
+    crop_pct_of,
+)
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.creating import create_network, list_networks
 from lookfar.networks.own import OwnHost, build_own
@@ -28,6 +34,7 @@ __all__ = [
     "build_own",
     "build_own_classifier",
     "control_of",
+    "crop_pct_of",
     "create_network",
     "from_checkpoint",
     "from_pretrained",

@@ -136,6 +136,20 @@ def build_classifier(
     return network
 
 
+def crop_pct_of(host: str) -> float | None:
+    """The share of an image's shorter side that timm judges a model at; None for hosts of others.
+
+    >>> crop_pct_of("resnet18"), crop_pct_of("small")
+    (0.95, None)
+    """
+    import timm
+
+    if not timm.is_model(host.split(".")[0]):
+        return None
+    config = timm.get_pretrained_cfg(host)
+    return float(config.crop_pct) if config is not None and config.crop_pct else None
+
+
 def build_own_classifier(
     target: Target,
     classes: int,

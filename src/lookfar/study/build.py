@@ -38,6 +38,8 @@ def open_plan_data(plan: Plan) -> "Data":
         classes=plan.classes,
         exif=plan.exif,
         skip_bad=plan.skip_bad,
+        crop_pct=plan.crop_pct,
+        flip=plan.flip,
     )
 
 

@@ -68,6 +68,9 @@ class Plan:
         exif: ``apply`` or ``ignore`` the orientation of images whose masks fit both ways.
         skip_bad: Skip damaged images instead of stopping.
         in_chans: Bands of the images.
+        crop_pct: Of a classification: share of the shorter side of an image that validation sees, where images are
+            larger than ``size``; by default what timm judges the host at.
+        flip: Of a classification: training sees mirror images too.
         host: ``small``, the name of a timm model, or of your own ``my.py:build``, or the function or class itself.
         pretrained: Start from timm's pretrained weights.
         host_weights: Start from the weights of this file.
@@ -124,6 +127,8 @@ class Plan:
     exif: str | None = None
     skip_bad: bool = False
     in_chans: int = 3
+    crop_pct: float | None = None
+    flip: bool = True
     host: str | None = None
     pretrained: bool = False
     host_weights: str | None = None
@@ -223,6 +228,10 @@ class Plan:
             filled["accelerator"] = _accelerator()
         if self.host is not None:
             filled["host"] = canonical_own("host", self.host)
+        if self.crop_pct is None and self._task == "classification":
+            from lookfar.networks import crop_pct_of
+
+            filled["crop_pct"] = crop_pct_of(filled.get("host", of_data.host))
         filled["task"] = canonical_own("task", self._task)
         filled["sources"] = hashes([*names, filled["host"], filled["task"]])
         return dataclasses.replace(self, blocks=tuple(names), **filled)
@@ -252,7 +261,10 @@ class Plan:
         from lookfar.data import target_of
         from lookfar.tasks import task_for
 
-        return task_for(target_of(self.data))
+        try:
+            return task_for(target_of(self.data))
+        except FileNotFoundError:  # of a study of an earlier version, which knew masks alone
+            return task_for("mask")
 
     def settings(self) -> Settings:
         """How a trial is trained; its values are checked here. For a resolved plan.
