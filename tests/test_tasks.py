@@ -150,13 +150,13 @@ def test_inputs_may_be_changed_before_the_loss():
 
 
 def test_the_task_of_the_documents_works(tmp_path):
-    text = (Path(__file__).parents[1] / "docs/study.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs/tasks.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "(Task)" in block]
     names: dict = {}
-    exec(compile(example, "docs/study.md", "exec"), names)
+    exec(compile(example, "docs/tasks.md", "exec"), names)
     task, data = names["Regression"](), tiny_data()
     settings = Settings(steps=2, batch_size=4, accelerator="cpu")
-    result = train(tiny_network(), data, task, settings, tmp_path, seed=0)
+    result = train(names["build"](), data, task, settings, tmp_path, seed=0)
     with np.load(tmp_path / "outcomes.npz") as file:
         judged = dict(file)
     assert task.fits(judged, samples=len(data.val))

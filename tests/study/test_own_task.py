@@ -134,6 +134,26 @@ def test_sentences_say_what_is_better(study, tmp_path, more, verdict):
     assert results.summaries[0] is row  # references stand last, whatever they score
 
 
+def test_the_headline_says_what_plain_convolutions_lower_too(study, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    for seed in range(3):
+        for candidate, less in (("global_context", 0.08), ("control", 0.05)):
+            error = _errors(out, "baseline", seed) - less + 0.001 * seed
+            folder = trial_folder(out, candidate, seed)
+            np.savez(folder / "outcomes.npz", error=error)
+            result = json.loads((folder / "result.json").read_text())
+            write_json(folder / "result.json", {**result, "mae": error.mean()})
+    results = load(out)
+    assert results.summary("control").verdict == "better"
+    said = answer(results).headline
+    assert re.fullmatch(
+        r"global_context lowers mean absolute error by 7\.9 ± [\d.]+ against the network without a block.*; "
+        r"plain convolutions 4\.9 ± [\d.]+\.",
+        said,
+    ), said
+
+
 def test_its_words_are_in_tables_and_report(study):
     results = load(study)
     write_csv(results, study / "results.csv")
