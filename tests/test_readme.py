@@ -31,11 +31,11 @@ def test_the_example_runs_as_pasted_but_for_the_download(capsys):
     assert described.count("global_context") == 2
 
 
-def test_first_words_say_that_nothing_is_compiled():
-    title, first = README.split("\n\n")[:2]
+def test_first_words_say_what_it_is():
+    title, first, second = README.split("\n\n")[:3]
     assert title == "# lookfar"
-    assert first.startswith("Pure Python and PyTorch")
-    assert "no compiler" in first
+    assert first.startswith("lookfar is a PyTorch library")
+    assert "no compiler" in second
 
 
 def commands():
@@ -97,8 +97,12 @@ def test_generated_documents_are_up_to_date():
     assert (stale, gone) == ([], []), "run `make blocks-docs`"
 
 
-def test_every_block_is_in_the_readme():
-    assert re.findall(r"^\| \[`(\w+)`\]", README, re.MULTILINE) == list_blocks()
+def test_every_block_is_in_the_index_and_counted():
+    index = (ROOT / "docs/blocks/index.md").read_text(encoding="utf-8").partition("## ")[0]
+    assert re.findall(r"^\| \[`(\w+)`\]", index, re.MULTILINE) == list_blocks()
+    by_equations = len(re.findall(r"\| equations[^|]*\|$", index, re.MULTILINE))
+    all_blocks, by_code, others = map(int, re.findall(r"\d+", _catalogue.counted().replace("float64", "")))
+    assert (all_blocks, by_code, others) == (len(list_blocks()), len(list_blocks()) - by_equations, by_equations)
 
 
 def test_generator_writes_what_differs_and_removes_what_is_gone(tmp_path):

@@ -1,12 +1,13 @@
 """The catalogue of blocks, made from their facts and docstrings: for the terminal, JSON and the documents.
 
-``python -m lookfar.blocks._catalogue`` writes the table of README.md and the pages of docs/blocks/.
+``python -m lookfar.blocks._catalogue`` writes the count of README.md and the pages of docs/blocks/.
 """
 
 import functools
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,15 +138,15 @@ def page(name: str, *, markdown: bool = False) -> str:
     return text if markdown else text.replace("`", "")
 
 
-def readme_table() -> str:
-    """The table of blocks of the README, linked to the pages and papers."""
-    rows = []
-    for info in map(block_info, list_blocks()):
-        paper = f"[{info.paper}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.paper
-        block = f"[`{info.name}`](docs/blocks/{info.name}.md)"
-        rows.append((block, paper, info.kind, info.complexity, parameters(info.name), _source(info)))
-    heads = ["block", "paper", "kind", "time", f"parameters, C = {CHANNELS}", "verified against"]
-    return markdown_table(heads, rows)
+def counted() -> str:
+    """How many blocks there are, by what they were verified against: a line of the README."""
+    infos = [block_info(name) for name in list_blocks()]
+    by_code = sum(not info.verified[0].startswith("equations") for info in infos)
+    line = (
+        f"{len(infos)} blocks: {by_code} give the numbers of their authors' code or its best-known port, gradients "
+        f"too; {len(infos) - by_code}, whose authors published none, those of a float64 loop over their equations."
+    )
+    return textwrap.fill(line, 120)
 
 
 def documents(root: Path) -> dict[Path, str]:
@@ -154,7 +155,7 @@ def documents(root: Path) -> dict[Path, str]:
     if readme.count(START) != 1 or readme.count(END) != 1:
         raise ValueError(f"README.md must hold the markers {START!r} and {END!r} once each")
     before, rest = readme.split(START)
-    written = {root / "README.md": f"{before}{START}\n\n{readme_table()}\n\n{END}{rest.split(END)[1]}"}
+    written = {root / "README.md": f"{before}{START}\n\n{counted()}\n\n{END}{rest.split(END)[1]}"}
     folder = root / "docs" / "blocks"
     written[folder / "index.md"] = _index()
     written.update({folder / f"{name}.md": page(name, markdown=True) for name in list_blocks()})
@@ -224,12 +225,23 @@ def _rows(marked: Tensor, query: int) -> list[str]:
 
 
 def _index() -> str:
-    rows = [
-        (f"[`{info.name}`]({info.name}.md)", info.title, info.family, info.kind, info.complexity, info.memory)
-        for info in map(block_info, list_blocks())
-    ]
+    rows = []
+    for info in map(block_info, list_blocks()):
+        title = f"[{info.title}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.title
+        costs = info.complexity, info.memory, parameters(info.name)
+        rows.append((f"[`{info.name}`]({info.name}.md)", title, info.kind, info.family, *costs, _source(info)))
     head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
-    table = markdown_table(["block", "what", "family", "kind", "time", "extra memory"], rows)
+    heads = [
+        "block",
+        "what",
+        "kind",
+        "family",
+        "time",
+        "extra memory",
+        f"parameters, C = {CHANNELS}",
+        "verified against",
+    ]
+    table = markdown_table(heads, rows)
     shared = [(f"`{option}`", _inline(OPTIONS[option]), _with_option(option)) for option in _QUESTIONS]
     questions = markdown_table(["option", "what it asks", "blocks"], shared)
     head = f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n"
