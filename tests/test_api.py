@@ -45,6 +45,11 @@ def test_every_alias_means_one_block() -> None:
     assert parse_block("pam(reduction=4)") == ("position_attention", {"reduction": 4})
 
 
+@pytest.mark.parametrize("written", ["NL", "Nonlocal", "non-local", "Non Local", "NonLocal", "NON_LOCAL"])
+def test_names_are_found_however_they_are_written(written: str) -> None:
+    assert block_info(written).name == "nonlocal"
+
+
 def test_unknown_block_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no block is called 'position_atention'. Did you mean position_attention"):
         create_block("position_atention", 16)

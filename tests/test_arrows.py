@@ -34,7 +34,7 @@ MAY_IMPORT = {
     },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
-FREE = {"_tables", "_options", "_modes", "_arrays"}  # import nothing of ours but each other
+FREE = {"_tables", "_options", "_modes", "_arrays", "_overview"}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "scipy", "typer", "rich", "jinja2"}
 NEVER = {
     "ops": HEAVY,

@@ -72,6 +72,20 @@ def test_versions_are_said_the_same_everywhere():
     assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["blocks"], ["blocks", "*local*", "--json"], ["blocks", "--kind", "layer"]], ids=" ".join
+)
+def test_lists_of_blocks_load_nothing_heavy(arguments):
+    code = f"""
+import sys
+from lookfar import cli
+sys.argv = ["lookfar", *{arguments!r}]
+cli.main()
+assert not {{"torch", "timm", "numpy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys; from lookfar import cli; assert not {'torch', 'timm', 'rich.table'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -109,7 +109,7 @@ def test_generator_writes_what_differs_and_removes_what_is_gone(tmp_path):
     (tmp_path / "README.md").write_text(f"before\n{_catalogue.START}\nold\n{_catalogue.END}\nafter\n")
     (tmp_path / "docs/blocks").mkdir(parents=True)
     (tmp_path / "docs/blocks/no_block.md").write_text("gone")
-    assert len(_catalogue.write_documents(tmp_path)) == len(list_blocks()) + 3
+    assert len(_catalogue.write_documents(tmp_path)) == len(list_blocks()) + 4
     written = (tmp_path / "README.md").read_text("utf-8")
     assert written.startswith("before\n")
     assert written.endswith("\nafter\n")

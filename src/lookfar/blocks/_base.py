@@ -1,7 +1,6 @@
 """The registry of blocks: a dictionary and a decorator, nothing more."""
 
 import ast
-import difflib
 import fnmatch
 import functools
 import importlib
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lookfar import ops
 from lookfar._options import check_arguments, nearest, refused_by
+from lookfar._overview import canonical_name
 from lookfar.blocks._texts import complete
 from lookfar.ops._precision import widened
 
@@ -218,17 +218,7 @@ def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
             if info.cls is cls:
                 return info
         raise ValueError(f"{cls.__name__} is not a registered block")
-    canonical = _ALIASES.get(name, name)
-    if canonical not in _BLOCKS:
-        known = [*_BLOCKS, *_ALIASES]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.55) or [k for k in known if name in k][:3]
-        near += [k for k in _BLOCKS if near and near[0] in k]  # its relatives too: nonlocal, simplified_nonlocal
-        near = list(dict.fromkeys(_ALIASES.get(k, k) for k in near))[:5]
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        if name in ops.__all__:
-            hint = f" There is a function, lookfar.ops.{name}."
-        raise ValueError(f"no block is called {name!r}.{hint} `lookfar blocks` lists all.")
-    return _BLOCKS[canonical]
+    return _BLOCKS[canonical_name(name, _BLOCKS, _ALIASES, ops.__all__)]
 
 
 def create_block(name: str, channels: int, **options: Any) -> nn.Module:

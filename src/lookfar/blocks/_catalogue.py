@@ -1,10 +1,12 @@
-"""The catalogue of blocks, made from their facts and docstrings: for the terminal, JSON and the documents.
+"""What is known about blocks, made from their facts and docstrings: for the terminal, JSON and the documents.
 
-``python -m lookfar.blocks._catalogue`` writes the count of README.md and the pages of docs/blocks/.
+``python -m lookfar.blocks._catalogue`` writes the count of README.md, the pages of docs/blocks/ and the
+list that ``lookfar blocks`` prints.
 """
 
 import functools
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -14,8 +16,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lookfar import ops
 from lookfar._options import refused_by, words_of
-from lookfar._tables import markdown_table, table
+from lookfar._overview import FILE
+from lookfar._tables import markdown_table
 from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks, sample_inputs
 from lookfar.blocks._texts import OPTIONS, args_of
 
@@ -39,21 +43,6 @@ _EXPORTED = (
     "form without loops too, so that a trace is right at other sizes than its example's."
 )
 _QUESTIONS = ("heads", "share_query_key", "projections", "normalization", "reasoning")
-
-
-def select(pattern: str | None = None, *, kind: str | None = None, family: str | None = None) -> list[str]:
-    """Canonical names that fit a name, an alias or a glob pattern, a kind and a family.
-
-    Raises:
-        ValueError: A name, kind or family that does not exist.
-    """
-    for what, value, accepted in (("kind", kind, get_args(Kind)), ("family", family, get_args(Family))):
-        if value is not None and value not in accepted:
-            raise ValueError(f"no {what} is called {value!r}; there are {', '.join(accepted)}")
-    if pattern is not None and not re.search(r"[*?\[]", pattern):
-        name = block_info(pattern).name
-        return [name] if name in list_blocks(kind=kind, family=family) else []
-    return list_blocks(pattern, kind=kind, family=family)
 
 
 def parameters(name: str) -> int:
@@ -81,20 +70,20 @@ def facts(name: str) -> dict[str, Any]:
         "options": {option: _default(p) for option, p in info.options.items()},
         "verified": list(info.verified),
         "differences": list(info.differences),
+        "source": _source(info),
     }
 
 
-def overview(names: list[str], *, width: int | None = None) -> str:
-    """A line for each block: name, paper, kind, time, parameters, sources. ``width`` shortens the longest."""
-    if not names:
-        return "no block fits; `lookfar blocks` lists all"
-    rows = [
-        (info.name, info.paper, info.kind, info.complexity, parameters(info.name), _source(info))
-        for info in map(block_info, names)
-    ]
-    heads = ["block", "paper", "kind", "time", f"parameters, C={CHANNELS}", "verified against"]
-    text = table(heads, rows, width=width)
-    return f"{text}\n{_FILTERS}" if names == list_blocks() else text
+def listed() -> str:
+    """What ``lookfar blocks`` lists, as JSON: see :mod:`lookfar._overview`."""
+    content = {
+        "kinds": get_args(Kind),
+        "families": get_args(Family),
+        "functions": ops.__all__,
+        "filters": _FILTERS,
+        "blocks": [facts(name) for name in list_blocks()],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def page(name: str, *, markdown: bool = False) -> str:
@@ -156,6 +145,7 @@ def documents(root: Path) -> dict[Path, str]:
         raise ValueError(f"README.md must hold the markers {START!r} and {END!r} once each")
     before, rest = readme.split(START)
     written = {root / "README.md": f"{before}{START}\n\n{counted()}\n\n{END}{rest.split(END)[1]}"}
+    written[root / "src" / "lookfar" / "blocks" / FILE.name] = listed()
     folder = root / "docs" / "blocks"
     written[folder / "index.md"] = _index()
     written.update({folder / f"{name}.md": page(name, markdown=True) for name in list_blocks()})
@@ -166,8 +156,8 @@ def write_documents(root: Path) -> list[Path]:
     """Write the generated documents where they differ, remove pages of blocks that are gone; returns what changed."""
     wanted = documents(root)
     changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    (root / "docs" / "blocks").mkdir(parents=True, exist_ok=True)
     for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(wanted[path], encoding="utf-8")
     gone = [path for path in (root / "docs" / "blocks").glob("*.md") if path not in wanted]
     for path in gone:

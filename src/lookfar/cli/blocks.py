@@ -19,16 +19,18 @@ def blocks(
     import json
     import shutil
 
-    from lookfar.blocks import _catalogue
+    from lookfar._overview import is_pattern, overview, select
 
-    names = _catalogue.select(pattern, kind=kind, family=family)
+    found = select(pattern, kind=kind, family=family)
     if as_json:
-        print(json.dumps([_catalogue.facts(name) for name in names], indent=1))
-    elif pattern is not None and names and not {"*", "?", "["} & set(pattern):
-        print(_catalogue.page(names[0]), end="")
+        print(json.dumps(found, indent=1))
+    elif pattern is not None and found and not is_pattern(pattern):
+        from lookfar.blocks._catalogue import page
+
+        print(page(found[0]["name"]), end="")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(_catalogue.overview(names, width=width))
+        print(overview(found, width=width))
 
 
 @app.command()
