@@ -1,11 +1,16 @@
 """How often the intervals and verdicts of a study are right: simulated studies whose truth is known.
 
-    python benchmarks/coverage.py               writes its table into docs/statistics.md, about six minutes on one core
-    python benchmarks/coverage.py --world skew  replaces the rows of one world
+    python benchmarks/coverage.py                writes its table into docs/statistics.md, about ten minutes on one core
+    python benchmarks/coverage.py --world skew   replaces the rows of one world
+    python benchmarks/coverage.py --world right  those of accuracy, where every sample is right or wrong
 
 Every study is judged by lookfar.study itself. Scores are linear in the samples: a run has a noise of its own
 (standard deviation 1 in all worlds), a sample one that all runs share in part, and the rest belongs to run and sample
 alone. Every block does nothing, so each "better" or "worse" is false; for the power the first block gains 4.
+
+Where samples are right or wrong, the score is accuracy: a sample is right where the same sum, its value, is over a
+threshold. Accuracy is given in steps of the gain in it that a run's standard deviation of 1 brings, so that the figures
+mean what they mean elsewhere.
 """
 
 import argparse
@@ -15,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -25,6 +31,7 @@ BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "statistics.md"
 BLOCKS, SEEDS = (1, 2, 5, 10), (2, 3, 5, 10)
 GAIN = 4.0
+EASY = 3.0  # how unlike samples are, as it enters a mean
 RESAMPLES = 300  # of each simulated study; a real one draws 1000
 
 
@@ -39,6 +46,7 @@ class World:
         of_run: Noise of run and sample, as it enters a run's mean.
         groups: Groups of samples; 0 for none. Then the noise of candidate and sample is the group's.
         unequal: Samples differ in size up to fiftyfold.
+        right: Samples are right or wrong, this share of them right; 0 for samples that have values.
         shared: Noise of a seed that all candidates share.
         draw: Of a run's own noise, with variance 1.
         baseline: The baseline's own noise.
@@ -53,6 +61,7 @@ class World:
     of_run: float = 0.0
     groups: int = 0
     unequal: bool = False
+    right: float = 0.0
     shared: float = 0.0
     draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = np.random.Generator.standard_normal
     baseline: float = 1.0
@@ -83,6 +92,10 @@ WORLDS = (
     World("seeds shift all candidates", of_block=0.5, shared=3.0),
     World("5 groups of 8 samples", of_block=1.0, groups=5),
     World("10 groups of 4 samples", of_block=1.0, groups=10),
+    World("right or wrong, 100 images", samples=100, of_block=0.5, of_run=0.5, right=0.9),
+    World("right or wrong, 100 images in 10 groups", samples=100, of_block=1.0, of_run=0.5, groups=10, right=0.9),
+    World("right or wrong, 1000 images", samples=1000, of_block=0.5, of_run=0.5, right=0.9),
+    World("right or wrong, 1000 images in 20 groups", samples=1000, of_block=1.0, of_run=0.5, groups=20, right=0.9),
     World("one block 5 times noisier", of_block=0.5, block=5.0),
     World("baseline 2 times noisier", of_block=0.5, baseline=2.0),
     World("baseline 5 times noisier", of_block=0.5, baseline=5.0, promised=False),
@@ -181,11 +194,26 @@ def study(
     else:
         by_block = rng.standard_normal((C, n)) * world.of_block * math.sqrt(n)
     values = runs[..., None] + by_block[:, None] + rng.standard_normal((C, seeds, n)) * world.of_run * math.sqrt(n)
-    values += 3.0 * math.sqrt(n) * rng.standard_normal(n)  # samples are easy or hard for all alike
+    values += EASY * math.sqrt(n) * rng.standard_normal(n)  # samples are easy or hard for all alike
+    if world.right:
+        values = right_or_wrong(values, world)
     sizes = np.exp(rng.uniform(0, math.log(50), n)) if world.unequal else np.ones(n)
     both = np.stack([values * sizes, np.broadcast_to(sizes, values.shape)], -1)  # (C, S, samples, 2)
     facts = {(name, s): both[c, s] for c, name in enumerate(names) for s in range(seeds)}
     return facts, groups, truth.tolist()
+
+
+def right_or_wrong(values: np.ndarray, world: World) -> np.ndarray:
+    """Which of the values are over the threshold that leaves the world's share right, in steps of a run's noise.
+
+    Accuracy gains the density at the threshold where all values gain 1; what it is divided by.
+    """
+    n = values.shape[-1]
+    of_block = world.of_block * math.sqrt(world.groups or n)
+    spread = math.hypot(1.0, of_block, world.of_run * math.sqrt(n), EASY * math.sqrt(n))
+    latent = NormalDist(0.0, spread)
+    threshold = latent.inv_cdf(1 - world.right)
+    return (values > threshold) / latent.pdf(threshold)
 
 
 def weighted_mean(facts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -13,7 +13,9 @@ def study(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="scenes:lookup, scenes:cue, camvid:PATH, voc:PATH or PATH.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="scenes:lookup, scenes:match, camvid:PATH, voc:PATH or PATH.")
+    ] = None,
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
     task: Annotated[
         str | None,
@@ -25,10 +27,11 @@ def study(
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="The study's folder. (default runs/ and the name of the data)")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="small, a timm network such as resnet18, or my.py:build.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="small, patch, a timm network such as resnet18, or my.py:build.")
+    ] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
-    norm: Annotated[str | None, typer.Option(help="batch: instead of the LayerNorms of a host on tokens.")] = None,
     output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
     place: Annotated[str | None, typer.Option(help="Stage or module after which blocks go.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the network sees.")] = None,

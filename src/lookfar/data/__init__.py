@@ -10,7 +10,7 @@ from lookfar.data._base import IGNORE, Augment, Data, MemorySamples, Sample, Sam
 from lookfar.data._usual import EMBEDDED, OF_TARGET, Usual
 from lookfar.data._words import cut, shown
 from lookfar.data._worlds import WORLDS
-from lookfar.data.scenes import SIZE, open_scenes
+from lookfar.data.scenes import open_scenes
 
 __all__ = [
     "IGNORE",
@@ -106,9 +106,12 @@ def open_data(
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         scenes = _scenes_kind(rest)
-        given = (size or SIZE, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
-        if given != (SIZE, None, None, 3, (), (), None, None, False):
-            raise ValueError(f"{spec} is embedded as it is: 64×64, 3 bands, its own validation; want no such option")
+        own = WORLDS[scenes].size
+        given = (size or own, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
+        if given != (own, None, None, 3, (), (), None, None, False):
+            raise ValueError(
+                f"{spec} is embedded as it is: {own[0]}×{own[1]}, 3 bands, its own validation; want no such option"
+            )
         return open_scenes(scenes, spec)
     kind, path = _kind_and_path(spec, root)
     if download and kind not in _DOWNLOADABLE:

@@ -10,6 +10,7 @@ from torch import Tensor
 GRID = 4
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
 WHITE, RED = torch.ones(3), COLOURS[0]
+MATCHES, MATCHING = (0, 2, 4, 6), 3  # squares of each of four colours, and digits, all in one of these colours
 
 
 class Plan(NamedTuple):
@@ -52,6 +53,21 @@ def plan_red(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
     return Plan(_cells(count, 9, generator), _of_class(shown, labels, generator), colour, shown[:, 0])
 
 
+def plan_match(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
+    """No, two, four and six squares in four colours, in any order, and three digits, all in one of these colours."""
+    digit = _of_class(torch.randint(10, (count, MATCHING), generator=generator), labels, generator)
+    used = _shuffled(count, len(COLOURS), generator)[:, : len(MATCHES)]
+    squares = used.repeat_interleave(torch.tensor(MATCHES), 1)
+    label = torch.randint(len(MATCHES), (count,), generator=generator)
+    of_digits = used.gather(1, label[:, None]).expand(-1, MATCHING)
+    return Plan(
+        _cells(count, MATCHING + sum(MATCHES), generator),
+        torch.cat([digit, torch.full_like(squares, -1)], 1),
+        COLOURS[torch.cat([of_digits, squares], 1)],
+        label,
+    )
+
+
 def _of_class(wanted: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each wanted class the index of a random digit of it."""
     order, counts = labels.argsort(stable=True), labels.bincount(minlength=10)
@@ -78,6 +94,7 @@ class World:
         classes: Names, index = label.
         question: One or two sentences that say what is to be learned.
         target: Whether each pixel is labelled, ``mask``, or each scene, ``class``.
+        cell: Pixels of a cell's side: 16, or 8, the digits' own.
         asking: What asks a question in a scene, in words; empty where no place does.
         sought: What holds its answer.
     """
@@ -86,8 +103,14 @@ class World:
     classes: tuple[str, ...]
     question: str
     target: Literal["mask", "class"] = "mask"
+    cell: int = 16
     asking: str = ""
     sought: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of a scene."""
+        return self.cell * GRID, self.cell * GRID
 
 
 WORLDS = {
@@ -112,5 +135,14 @@ WORLDS = {
         tuple("0123456789"),
         "Name the red digit among nine. Each cell can say it for itself, and pooling hears it: no block is needed.",
         target="class",
+    ),
+    "match": World(
+        plan_match,
+        tuple(f"{squares} squares" for squares in MATCHES),
+        "Say how many squares have the colour of the digits. No sum over single cells can tell; comparing cells can.",
+        target="class",
+        cell=8,
+        asking="like-coloured square",
+        sought="digit",
     ),
 }

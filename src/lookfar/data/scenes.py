@@ -32,12 +32,10 @@ from lookfar.data._worlds import GRID, WORLDS, Plan
 
 Split = Literal["train", "val"]
 
-CELL = 16
-SIZE = (CELL * GRID, CELL * GRID)
 COUNTS: dict[Split, int] = {"train": 6000, "val": 600}
 NOISE = 0.05
 INK = 4  # of 16: a pixel of this strength belongs to the digit
-MARGIN = 2  # empty rim of a square's cell
+MARGIN = 1 / 8  # empty rim of a square's cell, of its side
 
 
 @functools.cache
@@ -57,9 +55,9 @@ def load_digits(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def make_scenes(kind: str, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scenes ``(S, 3, 64, 64)``, uint8, and their labels; the same for the same arguments.
+    """Scenes ``(S, 3, H, W)``, uint8, and their labels; the same for the same arguments.
 
-    Labels are ``(S, 64, 64)``, uint8, or ``(S,)``, int64, where the scene has one.
+    Labels are ``(S, H, W)``, uint8, or ``(S,)``, int64, where the scene has one.
     """
     scenes = Scenes(kind, split, count, seed)
     return scenes.inputs, scenes.targets
@@ -76,10 +74,10 @@ class Scenes(MemorySamples):
     def __init__(self, kind: str, split: Split, count: int, seed: int) -> None:
         world, generator = WORLDS[kind], torch.Generator().manual_seed(seed)
         self.plan = world.plan(load_digits(split)[1], count, generator)
-        images, masks = _draw(self.plan, load_digits(split)[0], generator)
+        images, masks = _draw(self.plan, load_digits(split)[0], world.cell, generator)
         labels = masks if world.target == "mask" else self.plan.label
         super().__init__(images, labels, [f"{split}_{i:04d}" for i in range(count)])
-        self.asking, self.sought = world.asking, world.sought
+        self.cell, self.asking, self.sought = world.cell, world.asking, world.sought
 
     def answer(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Which question each pixel asks and to which each holds the answer; None where no place asks.
@@ -88,15 +86,19 @@ class Scenes(MemorySamples):
             index: Of a scene.
 
         Returns:
-            Two maps ``(64, 64)`` uint8 of whole cells: the answer to a pixel that asks question q > 0 stands where the
+            Two maps ``(H, W)`` uint8 of whole cells: the answer to a pixel that asks question q > 0 stands where the
             second map is q. 0 asks, or answers, nothing.
         """
         if not self.asking:
             return None
         cell, digit = self.plan.cell[index], self.plan.digit[index]
         things = len(cell)
-        maps = torch.zeros(2, GRID * GRID, 1, CELL, CELL, dtype=torch.uint8)
-        if (digit < 0).any():  # lookup: each square asks for the digit of its colour, which stands as far from the end
+        maps = torch.zeros(2, GRID * GRID, 1, self.cell, self.cell, dtype=torch.uint8)
+        if self.plan.label.dim() == 1:  # match: the squares that count ask for the digits
+            number = torch.ones(things, dtype=torch.uint8)
+            asks = (digit < 0) & (self.plan.colour[index] == self.plan.colour[index, 0]).all(1)
+            holds = (digit >= 0) & asks.any()
+        elif (digit < 0).any():  # lookup: each asks for the digit of its colour, which stands as far from the end
             number = (torch.arange(things) % (things // 2) + 1).to(torch.uint8)
             asks, holds = digit < 0, digit >= 0
         else:  # cue: all ask for the first
@@ -108,21 +110,21 @@ class Scenes(MemorySamples):
         return asked, held
 
 
-def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    count = len(plan.cell)
-    ink = (digits.repeat_interleave(2, -1).repeat_interleave(2, -2)).float() / 16
-    square = torch.zeros(1, CELL, CELL)
-    square[:, MARGIN : CELL - MARGIN, MARGIN : CELL - MARGIN] = 1
+def _draw(plan: Plan, digits: Tensor, cell: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count, larger, rim = len(plan.cell), cell // digits.shape[-1], round(cell * MARGIN)
+    ink = (digits.repeat_interleave(larger, -1).repeat_interleave(larger, -2)).float() / 16
+    square = torch.zeros(1, cell, cell)
+    square[:, rim : cell - rim, rim : cell - rim] = 1
     stamps = torch.cat([ink, square])  # index -1 is the square
-    images = torch.empty(count, 3, *SIZE, dtype=torch.uint8)
-    masks = torch.empty(count, *SIZE, dtype=torch.uint8)
+    images = torch.empty(count, 3, cell * GRID, cell * GRID, dtype=torch.uint8)
+    masks = torch.empty(count, cell * GRID, cell * GRID, dtype=torch.uint8)
     label = plan.label if plan.label.dim() == 2 else plan.label[:, None].expand(plan.cell.shape)
     for part in torch.arange(count).split(500):  # floats of all scenes at once would be half a gigabyte
         rows = torch.arange(len(part))[:, None]
-        stamp = stamps[plan.digit[part]]  # (S, K, 16, 16)
-        image = torch.zeros(len(part), GRID * GRID, 3, CELL, CELL)
+        stamp = stamps[plan.digit[part]]  # (S, K, cell, cell)
+        image = torch.zeros(len(part), GRID * GRID, 3, cell, cell)
         image[rows, plan.cell[part]] = plan.colour[part][..., None, None] * stamp[:, :, None]
-        mask = torch.zeros(len(part), GRID * GRID, CELL, CELL, dtype=torch.uint8)
+        mask = torch.zeros(len(part), GRID * GRID, cell, cell, dtype=torch.uint8)
         mask[rows, plan.cell[part]] = ((stamp * 16 >= INK) * label[part][..., None, None]).to(torch.uint8)
         image = _tile(image)
         noisy = image + NOISE * torch.randn(image.shape, generator=generator)
@@ -132,9 +134,9 @@ def _draw(plan: Plan, digits: Tensor, generator: torch.Generator) -> tuple[Tenso
 
 
 def _tile(cells: Tensor) -> Tensor:
-    """``(S, 16, C, 16, 16) -> (S, C, 64, 64)``."""
-    S, _, C, _, _ = cells.shape
-    return cells.reshape(S, GRID, GRID, C, CELL, CELL).permute(0, 3, 1, 4, 2, 5).reshape(S, C, *SIZE)
+    """``(S, 16, C, h, h) -> (S, C, 4 h, 4 h)``."""
+    S, _, C, h, _ = cells.shape
+    return cells.reshape(S, GRID, GRID, C, h, h).permute(0, 3, 1, 4, 2, 5).reshape(S, C, GRID * h, GRID * h)
 
 
 def open_scenes(kind: str, name: str) -> Data:
@@ -148,13 +150,13 @@ def open_scenes(kind: str, name: str) -> Data:
         val=val,
         classes=list(world.classes),
         in_chans=3,
-        size=SIZE,
+        size=world.size,
         mean=tuple(bands.mean(1).tolist()),
         std=tuple(bands.std(1).tolist()),
         question=world.question,
         target=world.target,
         facts=[
-            f"{len(train)} train, {len(val)} val scenes of {SIZE[0]}×{SIZE[1]}; {len(world.classes)} classes; "
-            f"digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
+            f"{len(train)} train, {len(val)} val scenes of {world.size[0]}×{world.size[1]}; {len(world.classes)} "
+            f"classes; digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
         ],
     )

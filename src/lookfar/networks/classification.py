@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._own import CLASSES, Target, with_classes
-from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, build_attention_backbone
 from lookfar.networks.own import logits_of, places_that_give_maps, try_out, wrong_output
+from lookfar.networks.patch import PatchBackbone
 from lookfar.networks.segmentation import SmallBackbone, check_timm_name, last_map, load_backbone, timm_model
+
+# hosts of ours, which need no timm: what builds the backbone, of 64 channels in the end, and where blocks go
+EMBEDDED: dict[str, tuple[type[nn.Module], str]] = {
+    "small": (SmallBackbone, "layer4"),
+    "patch": (PatchBackbone, "layer2"),
+}
 
 
 class Classifier(nn.Module):
@@ -92,11 +98,12 @@ def build_classifier(
     """A network for classification.
 
     Blocks go after the last stage but one of a convolutional network, which is ``layer3`` of a ResNet (the last one has
-    7x7 positions at 224), after ``layer4`` of ``small``, and after three quarters of a transformer's blocks: what comes
-    later still mixes what the block has made, and a class token has yet to read it.
+    7x7 positions at 224), after ``layer4`` of ``small``, between the layers of ``patch``, and after three quarters of a
+    transformer's blocks: what comes later still mixes what the block has made, and a class token has yet to read it.
 
     Args:
-        host: ``"small"``, the embedded convnet of stride 8, or the name of a timm model.
+        host: ``"small"``, the embedded convnet of stride 8; ``"patch"``, which sees cells of 8x8 pixels and no relation
+            between them; or the name of a timm model.
         classes: Number of classes K.
         in_chans: Bands of the images; timm adapts pretrained first layers.
         size: Height and width of the images, for networks that are made for one size (ViT, Swin).
@@ -118,14 +125,15 @@ def build_classifier(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if pretrained and weights is not None:
         raise ValueError("pretrained and weights exclude each other: both say what the backbone starts from")
-    if host == "small":
+    if host in EMBEDDED:
         if pretrained:
-            raise ValueError("the host 'small' has no pretrained weights; give weights=FILE or a timm host")
+            raise ValueError(f"the host {host!r} has no pretrained weights; give weights=FILE or a timm host")
         if output_stride not in (None, 8):
-            raise ValueError(f"the host 'small' has output stride 8, got {output_stride}")
-        backbone: nn.Module = SmallBackbone(in_chans)
+            raise ValueError(f"the host {host!r} has output stride 8, got {output_stride}")
+        build, place = EMBEDDED[host]
+        backbone: nn.Module = build(in_chans)
         stages = {name: f"backbone.{name}" for name, _ in backbone.named_children()}
-        network = Classifier(backbone, 64, classes, place="backbone.layer4", stages=stages)
+        network = Classifier(backbone, 64, classes, place=f"backbone.{place}", stages=stages)
     else:
         backbone = _timm_features(host, in_chans, size, output_stride, pretrained)
         channels = _channels(backbone, host, in_chans, size)
@@ -222,11 +230,7 @@ def _pooled(features: Any) -> Tensor:
 def _timm_features(
     host: str, in_chans: int, size: tuple[int, ...] | None, output_stride: int | None, pretrained: bool
 ) -> nn.Module:
-    """A model of timm or of the papers without its classifier, for images of a size where it is made for one."""
-    if host in ATTENTION_BACKBONES:
-        stride = {} if output_stride is None else {"output_stride": output_stride}
-        sides = size or (224, 224)
-        return build_attention_backbone(host, 0, in_chans=in_chans, pretrained=pretrained, size=sides, **stride)
+    """A timm model without its classifier, for images of a size where it is made for one."""
     check_timm_name(host)
     options: dict[str, Any] = {"num_classes": 0}
     if output_stride is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lookfar._options import Range, check, choice, nearest
+from lookfar._options import Range, check, nearest
 from lookfar._tables import shorten
 from lookfar.study._files import write_text
 from lookfar.study.candidates import Candidate, canonical_own, is_reference, slug, split_candidates, written
@@ -76,8 +76,7 @@ class Plan:
         host_weights: Start from the weights of this file.
         output_stride: Of the host's feature map.
         width: Channels of the host's head (timm hosts).
-        place: Stage or module after which blocks go, or a glob.
-        norm: ``batch``: the LayerNorms of a host on tokens give way to batch norms over images and tokens.
+        place: Stage or module after which blocks go.
         batch_size: Training images a step.
         lr: Peak learning rate.
         backbone_lr_factor: Of the host's backbone against the rest.
@@ -136,7 +135,6 @@ class Plan:
     output_stride: int | None = None
     width: int = 64
     place: str | None = None
-    norm: str | None = None
     batch_size: int | None = None
     lr: float | None = None
     backbone_lr_factor: float | None = None
@@ -202,7 +200,6 @@ class Plan:
             TypeError: An option that a block does not have.
         """
         # a plan may be written for a machine without the blocks' dependencies; only here are names looked up
-        choice("norm", self.norm, (None, "batch"))
         names = [str(Candidate.parse(text)) for text in self.blocks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")
@@ -211,7 +208,8 @@ class Plan:
 
         of_data = usual(self.data)
         steps = of_data.steps if self.steps is None else self.steps
-        small = (self.host or of_data.host) == "small"
+        host = self.host or of_data.host
+        small = host == "small"
         started = self.pretrained or self.host_weights is not None
         defaults: dict[str, Any] = {
             "task": self._task,
@@ -219,7 +217,7 @@ class Plan:
             "host": of_data.host,
             "output_stride": None if self._task == "classification" else 8 if small else 16,
             "batch_size": of_data.batch_size,
-            "lr": 3e-3 if small else 1e-3,
+            "lr": 3e-3 if host in ("small", "patch") else 1e-3,
             "backbone_lr_factor": 0.3 if started else 1.0,
             "accelerator": _accelerator(),  # never "auto": the same plan means the same device
             "eval_every": max(steps // 8, 1),

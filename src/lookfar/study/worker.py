@@ -89,7 +89,6 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         "block_memory_mb": block_memory(network, names, example) if names else None,
         "device": cost.device,
         "blocks": names,
-        "replaces": candidate.replaces,
         "files": digests(folder, task),
         "trained_with": decisive(config),
     }
