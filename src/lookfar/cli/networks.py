@@ -1,4 +1,4 @@
-"""Commands about networks: predict, evaluate."""
+"""Commands about networks: predict, evaluate, train."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,3 +73,44 @@ def evaluate(
     evaluate_command(
         network, data, split, weights=weights, out=out, score=score, options=options, reading=reading, as_json=as_json
     )
+
+
+@app.command()
+def train(
+    network: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as danet_resnet50_d8, cgnet, a timm network, or my.py:build.")
+    ],
+    data: Annotated[str, typer.Option(help="camvid:PATH, voc:PATH, PATH, scenes:lookup ...")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder; the same command goes on there.")],
+    preset: Annotated[
+        str | None, typer.Option(help="20k, 40k, 80k or 160k: mmsegmentation's steps, SGD, poly, crops.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="What images are resized to. (default their own)")
+    ] = None,
+    crop: Annotated[str | None, typer.Option(metavar="HxW", help="Train on scaled, cropped, distorted images.")] = None,
+    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start the backbone from these weights.")] = None,
+    output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="cpu, cuda or mps. (default cuda where it is)")] = None,
+    devices: Annotated[int | None, typer.Option(help="Devices. (default 1)")] = None,
+    val: Annotated[str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="Validate on this instead.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="V,V", help="Mask value of class 0, 1, ...: 0,255")] = None,
+    classes: Annotated[int | None, typer.Option(help="How many, where no classes.txt says it.")] = None,
+    exif: Annotated[str | None, typer.Option(help="apply or ignore, where masks fit both ways.")] = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip damaged images.")] = None,
+) -> None:
+    """Train one network on your masks. Example: lookfar train --network gcnet --data PATH --out runs/gc --preset 40k"""
+    options = {name: value for name, value in locals().items() if name not in ("network", "data", "out", "preset")}
+    options["host_weights"] = options.pop("weights")
+
+    from lookfar.use.command import train_command
+
+    raise SystemExit(train_command(network, data, out, preset=preset, options=options))

@@ -180,6 +180,16 @@ def is_network(name: str) -> bool:
     return True
 
 
+def fixes_stride(name: str) -> bool:
+    """Whether the name says the output stride, or the network has but one.
+
+    >>> fixes_stride("danet_resnet50_d8"), fixes_stride("cgnet"), fixes_stride("danet")
+    (True, True, False)
+    """
+    head, preset = _resolve(name)
+    return head == "cgnet" or "output_stride" in preset
+
+
 def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     """Canonical name of the head, and what the name says besides."""
     aliases = {alias: head for head, plan in HEADS.items() for alias in plan.aliases}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lookfar._tables import by_size
 from lookfar.blocks._own import CLASSES, Target, with_classes
+from lookfar.networks.published import Outputs
 from lookfar.networks.segmentation import Segmenter, last_map, load_backbone
 
 
@@ -30,8 +31,21 @@ class OwnHost(nn.Module):
         self.place = place
         self.near = near
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = logits_of(self.backbone(x))
+    @property
+    def align_corners(self) -> bool:
+        """Of the resizing of logits, where the network says it."""
+        return bool(getattr(self.backbone, "align_corners", False))
+
+    @property
+    def auxiliary_weights(self) -> tuple[float, ...]:
+        """Weights of further losses in training, where the network has any."""
+        return tuple(getattr(self.backbone, "auxiliary_weights", ()))
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        out = self.backbone(x)
+        if isinstance(out, Outputs):  # in training, with further logits, as large as the images
+            return out
+        y = logits_of(out)
         if y.shape[-2:] == x.shape[-2:]:
             return y
         return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)

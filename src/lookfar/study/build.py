@@ -27,7 +27,7 @@ def open_plan_data(plan: Plan) -> "Data":
     """The data of a plan."""
     from lookfar.data import open_data
 
-    return open_data(
+    data = open_data(
         plan.data,
         size=plan.size,
         val=plan.val,
@@ -41,6 +41,13 @@ def open_plan_data(plan: Plan) -> "Data":
         crop_pct=plan.crop_pct,
         flip=plan.flip,
     )
+    if plan.crop is None:
+        return data
+    from lookfar.data.transforms import ScaledCrop
+
+    if data.target != "mask":
+        raise ValueError(f"crop is for masks: {plan.data} has one label an image")
+    return replace(data, augment=ScaledCrop(plan.crop))
 
 
 def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None) -> nn.Module:

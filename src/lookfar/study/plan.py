@@ -71,12 +71,14 @@ class Plan:
         crop_pct: Of a classification: share of the shorter side of an image that validation sees, where images are
             larger than ``size``; by default what timm judges the host at.
         flip: Of a classification: training sees mirror images too.
-        host: ``small``, the name of a timm model, or of your own ``my.py:build``, or the function or class itself.
+        host: ``small``, the name of a timm model or of a published network (``danet_resnet50_d8``), or of your own
+            ``my.py:build``, or the function or class itself.
         pretrained: Start from timm's pretrained weights.
         host_weights: Start from the weights of this file.
         output_stride: Of the host's feature map.
         width: Channels of the host's head (timm hosts).
         place: Stage or module after which blocks go.
+        crop: Train on crops of this height and width, changed as mmsegmentation changes them.
         batch_size: Training images a step.
         lr: Peak learning rate.
         backbone_lr_factor: Of the host's backbone against the rest.
@@ -135,6 +137,7 @@ class Plan:
     output_stride: int | None = None
     width: int = 64
     place: str | None = None
+    crop: tuple[int, int] | None = None
     batch_size: int | None = None
     lr: float | None = None
     backbone_lr_factor: float | None = None
@@ -177,7 +180,7 @@ class Plan:
         check("margin", self.margin, Annotated[float, Range(0, 100)])
         if len(self.blocks) + len(self.controls) > BLOCKS:
             raise ValueError(f"blocks must be at most {BLOCKS}, got {len(self.blocks) + len(self.controls)}")
-        if not self.blocks:
+        if not self.blocks and self.controls:  # without either it is the training of one network
             raise ValueError(
                 "name at least one block, as in --blocks nonlocal,global_context; `lookfar blocks` lists all"
             )
@@ -215,7 +218,7 @@ class Plan:
             "task": self._task,
             "steps": steps,
             "host": of_data.host,
-            "output_stride": None if self._task == "classification" else 8 if small else 16,
+            "output_stride": None if self._task == "classification" else 8 if small or _is_published(self.host) else 16,
             "batch_size": of_data.batch_size,
             "lr": 3e-3 if host in ("small", "patch") else 1e-3,
             "backbone_lr_factor": 0.3 if started else 1.0,
@@ -458,6 +461,12 @@ def _values(value: Any) -> list[int | str] | None:
         else:
             return None
     return items
+
+
+def _is_published(host: str | None) -> bool:
+    from lookfar.networks.creating import is_network
+
+    return host is not None and is_network(host)
 
 
 def _accelerator() -> str:

@@ -93,7 +93,7 @@ def preflight(
     task.check_batch((plan.batch_size or 1) // plan.devices)
     check_host(plan, data)
     reach = learning_rate_sum(plan.settings())
-    if reach < 1:
+    if reach < 1 and plan.blocks:
         how = "" if plan.optimizer == "adamw" else ", times its gradient"
         note(
             f"The learning rates of all steps sum up to {reach:.2g}: a factor that starts at 0 and lets a block in "

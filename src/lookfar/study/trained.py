@@ -82,7 +82,7 @@ def _surround(network: Any, data: "Data") -> None:
     height, width = data.size
     network.preprocessing = Preprocessing(data.mean, data.std, peak=1.0, size=(height, width))
     network.inference = Inference()
-    network.align_corners = bool(getattr(getattr(network, "backbone", None), "align_corners", False))
+    network.align_corners = bool(getattr(network, "align_corners", False))
     network.class_names, network.palette = tuple(data.classes), ()
 
 

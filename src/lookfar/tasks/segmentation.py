@@ -39,12 +39,26 @@ class Segmentation(Task):
     def host(self, wanted: Host, data: "Data") -> "nn.Module":
         """A backbone with a head for labels of pixels; of the user's own, logits or feature maps."""
         from lookfar.networks import build_network, build_own
+        from lookfar.networks.creating import is_network
 
         options: dict[str, Any] = {"in_chans": data.in_chans, "width": wanted.width}
         options |= {"pretrained": wanted.pretrained, "weights": wanted.weights}
         if wanted.own is not None:
             return build_own(wanted.own, len(data.classes), size=data.size, **options)
+        if is_network(wanted.name):
+            return _published(wanted, data)
         return build_network(wanted.name, len(data.classes), output_stride=wanted.output_stride or 8, **options)
+
+    def learn(
+        self, network: "nn.Module", inputs: "Tensor", targets: "Tensor", weights: "Tensor | None"
+    ) -> "tuple[Tensor, Tensor]":
+        """The loss, and those of further logits that a network gives in training, times its ``auxiliary_weights``."""
+        output: Any = network(inputs)
+        total, count = self.loss(getattr(output, "logits", output), targets, weights)
+        shares: Any = getattr(network, "auxiliary_weights", ())
+        for share, further in zip(shares, getattr(output, "auxiliary", ())):
+            total = total + share * self.loss(further, targets, weights)[0]
+        return total, count
 
     def loss(self, output: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
         """Cross-entropy over the labelled pixels."""
@@ -121,6 +135,23 @@ class Segmentation(Task):
     def confusion(self, judged: Judged) -> np.ndarray:
         """Pixels of each class by what they are taken for."""
         return judged["confusion"].astype(np.int64).sum(0)
+
+
+def _published(wanted: Host, data: "Data") -> "nn.Module":
+    """A published network by its name, as a host."""
+    from lookfar.networks import create_network
+    from lookfar.networks.creating import fixes_stride
+    from lookfar.networks.segmentation import load_backbone
+
+    options: dict[str, Any] = {"in_chans": data.in_chans, "pretrained": wanted.pretrained}
+    if not fixes_stride(wanted.name):
+        options["output_stride"] = wanted.output_stride or 8
+    network: Any = create_network(wanted.name, len(data.classes), **options)
+    if wanted.weights is not None:
+        if not hasattr(network, "backbone"):
+            raise ValueError(f"host_weights are for a backbone, and {wanted.name} has none")
+        load_backbone(network.backbone, wanted.weights)
+    return network
 
 
 def scores(confusion: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `lookfar predict` and `lookfar evaluate` do once their options are parsed."""
+"""What `lookfar predict`, `evaluate` and `train` do once their options are parsed."""
 
 import contextlib
 import json
@@ -166,3 +166,33 @@ def _progress(what: str, count: int) -> Iterator[Any]:
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=count)
         yield lambda: bar.advance(task)
+
+
+def train_command(network: str, data: str, out: Path, *, preset: str | None, options: dict[str, Any]) -> int:
+    """Train a network and print how it did; 1 where it failed, 130 after Ctrl-C.
+
+    Args:
+        network: The name of a network, or what studies take as a host.
+        data: The data set.
+        out: The folder.
+        preset: Of mmsegmentation's schedules.
+        options: Entries of the plan; None where they were not given.
+    """
+    from lookfar.study.running import Stopped
+    from lookfar.use.training import train_network
+
+    given = {name: value for name, value in options.items() if value not in (None, [])}
+    try:
+        trained = train_network(network, data, out, preset=preset, **given)
+    except Stopped as stopped:
+        print(f"\nlookfar: {stopped}", file=sys.stderr)
+        return 130
+    if not trained.result:
+        print(f"lookfar: {network} was not trained: {trained.reason}", file=sys.stderr)
+        return FAILED
+    miou, accuracy = trained.result["miou"], trained.result["accuracy"]
+    print(f"mIoU {100 * miou:.2f} %, accuracy {100 * accuracy:.2f} % after {trained.result['step']} steps")
+    print(
+        f"Next: lookfar evaluate --network {trained.trial}    lookfar predict IMAGE --network {trained.trial} --out DIR"
+    )
+    return DONE
