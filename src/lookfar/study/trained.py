@@ -82,7 +82,8 @@ def _surround(network: Any, data: "Data") -> None:
     height, width = data.size
     network.preprocessing = Preprocessing(data.mean, data.std, peak=1.0, size=(height, width))
     network.inference = Inference()
-    network.align_corners = bool(getattr(network, "align_corners", False))
+    if not hasattr(network, "align_corners"):
+        network.align_corners = False
     network.class_names, network.palette = tuple(data.classes), ()
 
 
