@@ -50,10 +50,17 @@ def replay(block: nn.Module, x: Tensor, maps_of: Tensor | None = None) -> Tensor
 
 def replay_mean(block: nn.Module, x: Tensor) -> Tensor:
     """As :func:`replay`, with the mean of an image's maps for every query."""
-    values, positions = block.values(x), x[0, 0].numel()  # pyright: ignore[reportCallIssue]
-    mean = sum(weights.sum(-2, keepdim=True) for weights in _maps(block, x, values)) / positions
-    mixed = (mean @ values).expand(-1, -1, positions, -1).contiguous()
+    values = block.values(x)  # pyright: ignore[reportCallIssue]
+    mixed = (mean_weights(block, x, values) @ values).expand(-1, -1, x[0, 0].numel(), -1).contiguous()
     return block.finish(x, mixed)  # pyright: ignore[reportCallIssue]
+
+
+def mean_weights(block: nn.Module, x: Tensor, values: Tensor) -> Tensor:
+    """The mean of an image's maps, ``(B, h, 1, M)``, from the block's input and its values ``(B, h, M, E)``."""
+    total = torch.zeros(*values.shape[:2], 1, values.shape[2], dtype=values.dtype, device=values.device)
+    for weights in _maps(block, x, values):
+        total += weights.sum(-2, keepdim=True)
+    return total / x[0, 0].numel()
 
 
 def replay_uniform(block: nn.Module, x: Tensor) -> Tensor:
