@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ from lookfar.study._files import locked, read_json, sweep, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from lookfar.data import Data
+    from lookfar.study.plan import Plan
+    from lookfar.tasks import Task
 
 Report = Callable[..., None]
 
@@ -36,17 +40,12 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     """
     import torch
 
-    from lookfar.cost import measure_network
     from lookfar.data.fingerprint import fingerprint
-    from lookfar.diagnostics import choose_images, collect_samples
-    from lookfar.study.ablations import ablate
     from lookfar.study.build import build_host, open_plan_data, put_in, weights_digest
     from lookfar.study.candidates import Candidate
     from lookfar.study.continuing import check_unchanged, decisive
-    from lookfar.study.mending import ALSO, digests
     from lookfar.study.plan import Plan
-    from lookfar.training import evaluate, is_main_process, train
-    from lookfar.training.checkpoints import save_arrays
+    from lookfar.training import is_main_process, train
 
     config = read_json(folder / "config.json")
     plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
@@ -70,6 +69,38 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
     network.to(
         plan.accelerator
     )  # where training was over already, the network has not been moved there in this process
+    return measure_trial(network, names, data, task, plan, folder, trained, decisive(config))
+
+
+def measure_trial(
+    network: "nn.Module",
+    names: Sequence[str],
+    data: "Data",
+    task: "Task",
+    plan: "Plan",
+    folder: Path,
+    trained: Mapping[str, Any],
+    trained_with: str,
+) -> dict[str, Any]:
+    """What a trial's network is asked once it is there; the values of ``result.json``.
+
+    Args:
+        network: With its final weights, where it runs; in the end in single precision.
+        names: Of its inserted blocks.
+        data: Of the plan.
+        task: Of the plan.
+        plan: Resolved.
+        folder: Of the trial, with the final weights and what was judged.
+        trained: Scores on the validation samples, ``step``, ``seconds``, ``notes``.
+        trained_with: Digest of ``config.json``.
+    """
+    from lookfar.cost import measure_network
+    from lookfar.diagnostics import choose_images, collect_samples
+    from lookfar.study.ablations import ablate
+    from lookfar.study.mending import ALSO, digests
+    from lookfar.training import evaluate
+    from lookfar.training.checkpoints import save_arrays
+
     result: dict[str, Any] = {**trained, "notes": list(trained.get("notes", ()))}
     if data.also_val is not None:
         settings = plan.settings()
@@ -90,7 +121,7 @@ def run_trial(folder: Path, report: Report = lambda **_: None) -> dict[str, Any]
         "device": cost.device,
         "blocks": names,
         "files": digests(folder, task),
-        "trained_with": decisive(config),
+        "trained_with": trained_with,
     }
     return result
 
