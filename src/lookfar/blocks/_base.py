@@ -213,6 +213,8 @@ def block_info(name: str | type[nn.Module] | nn.Module) -> BlockInfo:
     """
     _load_all()
     if not isinstance(name, str):
+        if isinstance(own := getattr(name, "info", None), BlockInfo):
+            return own  # of what stands for a foreign module
         cls = name if isinstance(name, type) else type(name)
         for info in _BLOCKS.values():
             if info.cls is cls:

@@ -15,9 +15,11 @@ from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.diagnostics._runs import Batch, Call, Runs, plainly
 from lookfar.diagnostics._undisturbed import Batches, undisturbed
+from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.maps import inner_block, why_no_maps
+from lookfar.diagnostics.replacing import is_branch
 
 KINDS = ("full", "mean", "uniform", "other", "pairwise", "unary", "constant", "off")
 _OF_MAPS = ("mean", "uniform", "other", "pairwise", "unary")
@@ -125,6 +127,7 @@ def ablations(
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(f"no ablation is called {kind!r}; there are {', '.join(KINDS)}")
+    network = adapted(network)
     names = _names(network, block)
     modules = [network.get_submodule(name) for name in names]
     reasons = dict.fromkeys([kind for kind in _OF_MAPS if kind in kinds], _first(map(why_no_maps, modules)))
@@ -135,6 +138,9 @@ def ablations(
         runs = Runs(network, names, call)
         means = {} if training is None or "constant" not in kinds else runs.means_added(training)
         for batch, other in runs.with_others(batches, others):
+            for name, module in zip(names, modules):
+                if is_branch(module) and len(batch.inputs[name][0]) != len(batch.images):
+                    raise ValueError(f"{name} sees windows of images, each by itself: want whole images")
             if other is None and not reasons.get("other", "no"):
                 reasons["other"] = f"image {batch.start} is the only one of its size"
             terms = [kind for kind in ("pairwise", "unary") if not reasons.get(kind, "no")]

@@ -19,10 +19,12 @@ from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import spread
 from lookfar.diagnostics._undisturbed import Batches, inputs_of, pairs, undisturbed
+from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, Decomposition, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.geometry import Places
 from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+from lookfar.diagnostics.replacing import is_branch
 from lookfar.diagnostics.sums import MapSums, cosines, directions
 from lookfar.ops.attention import attention_weights
 
@@ -184,6 +186,7 @@ def statistics(
     >>> bool(found["effective_keys"].mean < 30)
     True
     """
+    network = adapted(network)
     name = find_block(network, block)
     module = network.get_submodule(name)
     found: list[Statistics] = []
@@ -197,6 +200,7 @@ def statistics(
                 if not seen[name]:
                     raise ValueError(f"the network does not call its block {name!r}")
                 x = seen[name][-1]
+            _check_whole(name, module, x, images)
             found.append(of_batch(module, x, labels, ignore=ignore, sampled=sampled, seed=seed))
     if not found:
         raise ValueError("want at least one batch of images, got none")
@@ -225,10 +229,10 @@ def of_batch(
     if reason := why_no_maps(module):
         raise ValueError(f"no attention maps: {reason}")
     block: Any = inner_block(module)
-    info, y = block_info(block), module(x)
+    info, y = block_info(block), (block if is_branch(block) else module)(x)
     if info.kind == "tokens" or not isinstance(y, Tensor) or y.shape[2:] != x.shape[2:]:
         raise ValueError(f"{info.name}: want a block whose queries are the positions of its input")
-    weights, contribution, unweighted = _weights(x, y)
+    weights, contribution, unweighted = _weights(x, y, x.new_zeros(()) if is_branch(block) else x)
     values: Tensor = block.values(x)
     places, no_places = _places(block, x, values.shape[2], labels, ignore)
     sums, parts, N = MapSums(weights, values), decompose(module, x), x[0, 0].numel()
@@ -262,12 +266,21 @@ def _statistic(plain: Tensor, weighted: Tensor | None, reason: str) -> Statistic
     )
 
 
-def _weights(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, str]:
-    """Of queries, plain and by what is added, ``(2, B, N)``; contributions ``(B,)``; why the second are nan."""
+def _check_whole(name: str, module: nn.Module, x: Tensor, images: Tensor) -> None:
+    """Raise a ValueError for an attention that sees windows of images: its numbers would be of windows."""
+    if is_branch(module) and len(x) != len(images):
+        raise ValueError(f"{name} sees {len(x)} sequences of {len(images)} images: windows, want whole images")
+
+
+def _weights(x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor, str]:
+    """Of queries, plain and by what is added, ``(2, B, N)``; contributions ``(B,)``; why the second are nan.
+
+    ``before`` is what y holds of x: x, or nothing in a branch.
+    """
     plain = torch.full((len(x), x[0, 0].numel()), 1 / x[0, 0].numel(), dtype=torch.float64, device=x.device)
     if x.shape != y.shape:
         return torch.stack([plain, plain * torch.nan]), plain[:, 0] * torch.nan, NO_ADDITION
-    added = (y.double() - x.double()).flatten(2).square().sum(1)
+    added = (y.double() - before.double()).flatten(2).square().sum(1)
     total = added.sum(1)
     contribution = (total / x.double().flatten(1).square().sum(1)).sqrt()
     why = NOTHING_ADDED if (total == 0).any() else ""

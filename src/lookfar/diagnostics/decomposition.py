@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._projections import PairwiseAttention
+from lookfar.diagnostics.adapters import TokenAttention
 from lookfar.diagnostics.maps import inner_block, why_no_maps
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention_weights
@@ -96,6 +97,11 @@ def decompose(module: nn.Module, x: Tensor) -> Decomposition | None:
     True
     """
     block = inner_block(module)
+    if isinstance(block, TokenAttention):
+        with torch.no_grad():
+            tokens = x.transpose(1, 2)
+            q, k, _ = block.parts(tokens)
+            return None if block.bias(tokens) is not None else Decomposition(widened(q), widened(k), block.scale)
     inside = getattr(block, "position", block)  # of dual attention, whose maps are those of its position attention
     if why_no_maps(block) or not isinstance(inside, PairwiseAttention) or inside.normalization != "softmax":
         return None

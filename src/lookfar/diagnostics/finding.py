@@ -3,6 +3,7 @@
 from torch import nn
 
 from lookfar.blocks import block_info
+from lookfar.diagnostics.adapters import Adapted
 from lookfar.diagnostics.maps import inner_block
 from lookfar.insertion import insertions
 
@@ -18,7 +19,7 @@ def blocks_of(network: nn.Module) -> list[str]:
     found: list[str] = []
     for name, module in network.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
-        if not inside and (name in inserted or _registered(module)):
+        if not inside and (name in inserted or isinstance(module, Adapted) or _registered(module)):
             found.append(name)
     return found
 

@@ -34,6 +34,7 @@ class Look:
         maps: The query's weights ``(heads, h, w)`` on the grid of the block's keys; None where there are none.
         mean: The mean of the maps of all queries, ``(heads, h, w)``: what does not depend on the query.
         reason: Why there are no maps; an empty string where there are.
+        outside: The share of the query's weight on class and register tokens, ``(heads,)``; None without such tokens.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Look:
     maps: Tensor | None = None
     mean: Tensor | None = None
     reason: str = ""
+    outside: Tensor | None = None
 
     def __str__(self) -> str:
         name = f"{self.name} ({self.block})" if self.name else self.block
@@ -50,7 +52,10 @@ class Look:
             return f"{name}: no maps, {self.reason}"
         grid, heads = by_size(self.maps.shape[1:]), len(self.maps)
         many = f", {heads} heads" if heads > 1 else ""
-        return f"{name}: query {self.query} of {by_size(self.size)}, {grid} keys{many}"
+        share = (
+            "" if self.outside is None else f", {100 * float(self.outside.mean()):.0f} % on class and register tokens"
+        )
+        return f"{name}: query {self.query} of {by_size(self.size)}, {grid} keys{many}{share}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,8 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
     state, no hooks.
 
     Args:
-        network: Any network with blocks of ours, inserted or its own; or a block, whose input is then the image.
+        network: Any network with blocks of ours, inserted or its own; without one, with attention of torch, timm or
+            transformers; or a block, whose input is then the image.
         image: ``(C, H, W)`` or ``(1, C, H, W)``, as the network takes it.
         at: The pixel (y, x) of the image.
 
@@ -164,7 +170,8 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
 def _look(seen: Seen, at: Sequence[int]) -> Look:
     if seen.reason:
         return Look(seen.name, seen.block, reason=seen.reason)
-    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean)
+    outside = seen.outside(at) if seen.prefix else None
+    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean, outside=outside)
 
 
 def _shown(image: Tensor) -> np.ndarray:

@@ -39,6 +39,8 @@ def why_no_maps(module: nn.Module) -> str:
         info = block_info(inner_block(module))
     except ValueError:
         return "not a block of the registry"
+    if wrong := getattr(inner_block(module), "wrong", ""):  # of a foreign attention that was computed again
+        return wrong
     # an option can take a block out of its class's kind: the instance knows best
     attends = getattr(inner_block(module), "attends", info.attends)
     if attends == "maps":

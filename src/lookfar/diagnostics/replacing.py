@@ -70,7 +70,7 @@ def replay_uniform(block: nn.Module, x: Tensor) -> Tensor:
     windows and lines also by what they see in an input of zeros, and only else by the weights alone.
     """
     values, positions = block.values(x), x[0, 0].numel()  # pyright: ignore[reportCallIssue]
-    if block_info(block).family in SEE_ALL:
+    if block_info(block).family in SEE_ALL and not getattr(block, "masked", False):
         mixed = values.mean(-2, keepdim=True).expand(-1, -1, positions, -1).contiguous()
     else:
         fixed = torch.zeros_like(x) if block_info(block).family in SEE_BY_PLACE else x
@@ -117,15 +117,33 @@ class Seen:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Take in one call."""
+        """Take in one call: an input, and what the block added to it."""
         self.inputs.setdefault(name, []).append(x)
-        added = (y.float() - x.float()).sum([d for d in range(x.dim()) if d != 1]).cpu().double()
+        added = y.float().sum([d for d in range(x.dim()) if d != 1]).cpu().double()
         self.sums[name] = self.sums[name] + added if name in self.sums else added
         self.counts[name] = self.counts.get(name, 0) + x.numel() // x.shape[1]
 
     def means(self) -> dict[str, Tensor]:
         """What each block adds on average, ``(C,)``."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def is_branch(block: nn.Module) -> bool:
+    """Whether what a module gives is added elsewhere, as that of a transformer's attention is."""
+    return getattr(inner_block(block), "branch", False) if _is_block(block) else False
+
+
+def added(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What a block adds, from its input and its output."""
+    return y.detach() if is_branch(block) else y.detach().float() - x.detach().float()
+
+
+def _is_block(module: nn.Module) -> bool:
+    try:
+        inner_block(module)
+    except ValueError:  # a module of the user's own
+        return False
+    return True
 
 
 @contextmanager
@@ -135,7 +153,7 @@ def watched(network: nn.Module, names: Sequence[str], seen: Seen | None = None) 
 
     def hook_of(name: str) -> Hook:
         # copies: a later layer may work in place
-        return lambda _, args, output: seen.add(name, args[0].detach().clone(), output.detach())
+        return lambda block, args, output: seen.add(name, args[0].detach().clone(), added(block, args[0], output))
 
     with ExitStack() as hooks:
         for name in names:
@@ -166,10 +184,14 @@ def one_term(network: nn.Module, names: Sequence[str], term: Literal["pairwise",
 
 @contextmanager
 def nothing(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Inside the ``with`` the modules ``names`` give back their input."""
+    """Inside the ``with`` the modules ``names`` give back their input, those that are branches zeros."""
+
+    def hook(block: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output) if is_branch(block) else args[0]
+
     with ExitStack() as hooks:
         for name in names:
-            hooks.callback(network.get_submodule(name).register_forward_hook(lambda _, args, output: args[0]).remove)
+            hooks.callback(network.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
@@ -191,8 +213,8 @@ def constant(network: nn.Module, added: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the ``with`` each block adds the same vector ``(C,)`` at every position of every image."""
 
     def plus(vector: Tensor) -> Hook:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-            x = args[0]
+        def hook(block: nn.Module, args: Any, output: Tensor) -> Tensor:
+            x = torch.zeros_like(output) if is_branch(block) else args[0]
             return (x + vector.to(x).view(-1, *[1] * (x.dim() - 2))).to(output.dtype)
 
         return hook

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from lookfar.blocks import block_info
 from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
+from lookfar.diagnostics.adapters import TokenAttention, adapted
 from lookfar.diagnostics.finding import blocks_of
 from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
 
+MOST_PREFIX = 16  # class, distillation and register tokens of the networks in use: at most nine
 WEIGHTS = 2**21  # numbers of all maps that are there at a time
 
 
@@ -26,8 +29,9 @@ class Seen:
         block: Registered name.
         module: The block itself, in evaluation while it is asked.
         image_size: Height and width of the image.
-        x: Its input ``(1, C, h, w)``; None where it has no maps.
+        x: Its input ``(1, C, h, w)``, or tokens ``(1, C, n + h w)``; None where it has no maps.
         grid: Height and width of its keys.
+        tokens: Height and width of the grid that tokens form; None where the input is a map.
         reason: Why there are no maps; an empty string where there are.
     """
 
@@ -38,11 +42,19 @@ class Seen:
     x: Tensor | None = None
     grid: tuple[int, int] = (0, 0)
     reason: str = ""
+    tokens: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Of the map that the block sees; zeros where it has no maps."""
-        return (0, 0) if self.x is None else (self.x.shape[2], self.x.shape[3])
+        if self.x is None:
+            return 0, 0
+        return self.tokens or (self.x.shape[2], self.x.shape[3])
+
+    @property
+    def prefix(self) -> int:
+        """Class and register tokens before the grid: queries are none of them, keys may be."""
+        return 0 if self.x is None or self.tokens is None else self.x.shape[2] - math.prod(self.tokens)
 
     def query(self, at: Sequence[int]) -> tuple[int, int]:
         """The position (y, x) on the block's map under a pixel (y, x) of the image."""
@@ -52,7 +64,14 @@ class Seen:
     def weights(self, at: Sequence[int]) -> Tensor:
         """The weights of the query under a pixel, ``(heads, *grid)`` in float64 on the CPU."""
         y, x = self.query(at)
-        return self._rows(torch.tensor([y * self.size[1] + x]))[0, :, 0].double().cpu().unflatten(-1, self.grid)
+        row = self._rows(torch.tensor([y * self.size[1] + x]))[0, :, 0].double().cpu()
+        return row[:, -math.prod(self.grid) :].unflatten(-1, self.grid)
+
+    def outside(self, at: Sequence[int]) -> Tensor:
+        """The share of a query's weight that goes to class and register tokens, ``(heads,)``."""
+        y, x = self.query(at)
+        row = self._rows(torch.tensor([y * self.size[1] + x]))[0, :, 0].double().cpu()
+        return row[:, : row.shape[1] - math.prod(self.grid)].sum(-1)
 
     @functools.cached_property
     def mean(self) -> Tensor:
@@ -60,7 +79,7 @@ class Seen:
         some, positions = max(WEIGHTS // max(self._numbers, 1), 1), math.prod(self.size)
         total = sum(self._rows(queries)[0].double().sum(1) for queries in torch.arange(positions).split(some))
         assert isinstance(total, Tensor)
-        return (total / positions).cpu().unflatten(-1, self.grid)
+        return (total / positions).cpu()[:, -math.prod(self.grid) :].unflatten(-1, self.grid)
 
     @property
     def _numbers(self) -> int:
@@ -69,7 +88,7 @@ class Seen:
     def _rows(self, queries: Tensor) -> Tensor:
         assert self.x is not None, self.reason
         with undisturbed(self.module):
-            return self.module.attention(self.x, queries.to(self.x.device))
+            return self.module.attention(self.x, (queries + self.prefix).to(self.x.device))
 
 
 def see(network: nn.Module, image: Tensor) -> list[Seen]:
@@ -78,7 +97,8 @@ def see(network: nn.Module, image: Tensor) -> list[Seen]:
     The network is left as it was: modes, random state, no hooks.
 
     Args:
-        network: Any network with blocks of ours, inserted or its own; or a block, whose input is then the image.
+        network: Any network with blocks of ours, inserted or its own; without one, with attention that
+            :mod:`lookfar.diagnostics.adapters` knows; or a block, whose input is then the image.
         image: ``(C, H, W)`` or ``(1, C, H, W)``, as the network takes it.
 
     Raises:
@@ -98,21 +118,37 @@ def see_with_output(network: nn.Module, image: Tensor) -> tuple[list[Seen], Any]
     image = image[0] if image.dim() == 4 and len(image) == 1 else image
     if image.dim() != 3:
         raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")
+    network = adapted(network)
     names = blocks_of(network)
     if not names:
-        raise ValueError("the network has no block of the registry to look from")
+        raise ValueError("the network has no block of the registry to look from, and no attention of a known kind")
     device = next((p.device for p in network.parameters()), image.device)
-    with undisturbed(network), inputs_of(network, names) as given:
+    with undisturbed(network), inputs_of(network, names) as given, _convolved(network) as sizes:
         output = network(image[None].to(device))
     H, W = image.shape[1:]
-    return [_seen(name, network.get_submodule(name), given[name], (H, W)) for name in names], output
+    return [_seen(name, network.get_submodule(name), given[name], (H, W), sizes) for name in names], output
 
 
-def _seen(name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int]) -> Seen:
+@contextmanager
+def _convolved(network: nn.Module) -> Iterator[list[tuple[int, int]]]:
+    """Inside, the sizes of the maps that convolutions give are kept; the hooks go afterwards."""
+    sizes: list[tuple[int, int]] = []
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    with ExitStack() as hooks:
+        for conv in convolutions:
+            hooks.callback(conv.register_forward_hook(lambda _, args, y: sizes.append(tuple(y.shape[-2:]))).remove)
+        yield sizes
+
+
+def _seen(
+    name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int], sizes: list[tuple[int, int]]
+) -> Seen:
     block: Any = inner_block(module)
     known, reason = block_info(block).name, why_no_maps(block)
     if not inputs:
         reason = "the network did not call it"
+    elif not reason and isinstance(block, TokenAttention):
+        return _seen_tokens(name, block, inputs[-1], of_image, sizes)
     elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
         reason = "its input is no feature map (B, C, H, W)"
     if reason:
@@ -124,3 +160,24 @@ def _seen(name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[in
     if grid is None or len(grid) != 2 or math.prod(grid) != keys:
         return Seen(name, known, block, of_image, reason=f"its {keys} keys form no grid")
     return Seen(name, known, block, of_image, x, (grid[0], grid[1]))
+
+
+def _seen_tokens(
+    name: str, block: TokenAttention, x: Tensor, of_image: tuple[int, int], sizes: list[tuple[int, int]]
+) -> Seen:
+    """A foreign attention, whose tokens lie on the grid of a convolution's map, behind class and register tokens."""
+    known, N = block_info(block).name, x.shape[-1]
+    if len(x) > 1:
+        return Seen(name, known, block, of_image, reason=f"it sees {len(x)} windows of the image, each by itself")
+    fits = [size for size in sizes if 0 <= N - math.prod(size) <= MOST_PREFIX]
+    if not fits:
+        return Seen(name, known, block, of_image, reason=f"its {N} tokens are on no known grid of patches")
+    size = max(fits, key=math.prod)
+    with undisturbed(block):
+        keys = block.attention(x, torch.tensor([0], device=x.device)).shape[-1]
+    if keys == N:
+        return Seen(name, known, block, of_image, x, size, tokens=size)
+    grids = [grid for grid in sizes if math.prod(grid) == keys]
+    if not grids:
+        return Seen(name, known, block, of_image, reason=f"its {keys} keys form no grid")
+    return Seen(name, known, block, of_image, x, grids[-1], tokens=size)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lookfar.data import Data
 
 
+SIMPLIFIED = "simplified.json"  # of a folder that holds what was made of a trial: which trial that is, and its numbers
+
+
 class TrainedNetwork(NamedTuple):
     """What a trial made.
 
@@ -39,7 +42,7 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     """The trained network of a trial.
 
     Args:
-        folder: Of the trial, ``STUDY/trials/CANDIDATE/SEED``.
+        folder: Of the trial, ``STUDY/trials/CANDIDATE/SEED``, or what ``lookfar simplify`` wrote.
         data: Where the data lie now, as the plan would write it, or opened; by default where the study read them.
 
     Raises:
@@ -47,6 +50,8 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
         ValueError: The trial is not finished, its weights are damaged, or the data have other classes.
     """
     folder = Path(folder)
+    simple = read_json(folder / SIMPLIFIED)
+    folder = Path(folder, simple["trial"]) if simple else folder
     config = _config_of(folder)
     plan, study = Plan.from_dict(config["plan"]), folder.resolve().parents[2]
     state = read_state(folder, plan.find_task(study))
