@@ -127,6 +127,7 @@ SWITCHES = {
     "--skip-bad",
     "--tensorboard",
     "--browser",
+    "--force",
     "--help",
 }
 COMMANDS = {
@@ -139,6 +140,8 @@ COMMANDS = {
     "predict": ["nowhere.png", "--network", "nowhere.pth", "--out", "seen"],
     "evaluate": ["--network", "nowhere.pth"],
     "explore": ["nowhere"],
+    "simplify": ["nowhere", "--out", "there"],
+    "claims": ["c99"],
 }
 
 

@@ -13,13 +13,14 @@ from lookfar.diagnostics import ablations, blocks_of, look, statistics
 from lookfar.diagnostics.adapters import Adapted, TokenAttention, adapted
 from lookfar.insertion import insert
 
+SLIM = {"embed_dim": 96, "num_heads": 3}
 TIMM = {
     "class token": ("vit_tiny_patch16_224", {"img_size": 64}),
-    "registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, **SLIM}),
     "rotations": ("eva02_tiny_patch14_224", {"img_size": 56}),
     "rotations, registers, one layer a projection": ("vit_small_patch16_dinov3", {"img_size": 64}),
-    "biases of relative positions": ("beit_base_patch16_224", {"img_size": 64}),
-    "biases of relative positions, norms": ("vit_relpos_small_patch16_224", {"img_size": 64}),
+    "biases of relative positions": ("beit_base_patch16_224", {"img_size": 64, **SLIM}),
+    "biases of relative positions, norms": ("vit_relpos_small_patch16_224", {"img_size": 64, **SLIM}),
     "two class tokens": ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
 }
 

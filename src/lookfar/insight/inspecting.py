@@ -1,6 +1,6 @@
 """What is measured of a block in a trained network: its ladder, its verdict, what its maps are like now and were."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lookfar.blocks import block_info
 from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics, why_no_maps
+from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.maps import inner_block
 from lookfar.insight.subjects import Subject
 from lookfar.study.ablations import KINDS, Some, ablations_on
@@ -67,11 +68,12 @@ class Inspected:
 
 
 def inspect_subject(subject: Subject) -> list[Inspected]:
-    """Every block of a network, in the order of its modules.
+    """Every block of a network, in the order of its modules; without blocks of ours, its attention.
 
     Raises:
-        ValueError: It has no block of the registry.
+        ValueError: It has neither.
     """
+    subject = replace(subject, network=adapted(subject.network))
     names = blocks_of(subject.network)
     if not names:
         raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")

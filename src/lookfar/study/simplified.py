@@ -24,7 +24,7 @@ from lookfar.study.plan import Plan
 from lookfar.study.rungs import Rung
 from lookfar.study.simplified_study import Made, Origin, table_of, write_study
 from lookfar.study.trained import SIMPLIFIED, load_trial
-from lookfar.study.words import half_width, points, signed
+from lookfar.study.words import half_width, plus_minus, points, signed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,10 +37,6 @@ LADDER: tuple[To, ...] = ("none", "average", "one-map")
 IMAGES = 64  # training samples that masks are fitted on
 NUMBERS = 2**26  # of features that are kept for that, at most: 256 MB
 BATCH = 8
-REFUSALS = {
-    "needed": "loses more than nothing.",
-    "open": "is not shown to be equivalent; more validation images would decide.",
-}
 NAMES = {
     "none": "without the block",
     "average": "a plain average of the values",
@@ -158,9 +154,12 @@ def simplify_command(trial: Path, out: Path, **options: Any) -> int:
     positive("images", options["images"])
     check("margin", options["margin"], NotNegative | None)
     found = simplify(trial, out, **options, say=lambda line: print(line, flush=True))
-    last = found.tried[-1]
     if found.folder is None:
-        print(f"Refused, nothing is written: {last.made.to} {REFUSALS[last.verdict]} --force writes it all the same.")
+        last = found.tried[-1]
+        where = f" {last.where}" if last.where else ""
+        more = "" if last.loss.needed else ", which is not shown to be practically nothing"
+        lost = plus_minus(last.loss.loss, last.loss.high - last.loss.loss)
+        print(f"Refused, nothing is written: {last.made.to} loses {lost} points{where}{more}. --force writes it.")
         return 1
     task = Plan.load(out / "study.yaml").find_task(out)
     print(f"\n{table_of(found.facts, task)}\n\nWritten to {out / found.facts['trial']}")
