@@ -110,6 +110,16 @@ def maps(in_chans=3):
     return nn.Sequential(nn.Conv2d(in_chans, 8, 3, stride=2), nn.ReLU())
 
 
+def handed_on(**options):
+    return Logits(**options)
+
+
+def taking_anything(**options):
+    if options:
+        raise TypeError(f"unexpected keyword argument {next(iter(options))!r}")
+    return maps()
+
+
 def vectors(in_chans=3):
     return nn.Sequential(maps(in_chans), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -131,13 +141,17 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "pooled", "place"), [("Logits", True, "backbone.conv"), ("maps", True, ""), ("vectors", False, "")]
-)
-def test_own_hosts_give_logits_maps_or_vectors(own, name, pooled, place):
-    network = own(name, in_chans=2, size=(16, 12)).eval()
-    assert network(torch.randn(3, 2, 16, 12)).shape == (3, 5)
-    assert (network.pooled, network.place) == (pooled, place)
-    assert isinstance(network, Classifier) == (name != "Logits")
+    ("name", "bands", "logits", "place"),
+    [
+        ("Logits", 2, True, "backbone.conv"), ("handed_on", 3, True, "backbone.conv"), ("maps", 2, False, ""),
+        ("vectors", 2, False, ""), ("taking_anything", 3, False, ""),
+    ],
+)  # fmt: skip
+def test_own_hosts_give_logits_maps_or_vectors(own, name, bands, logits, place):
+    network = own(name, in_chans=bands, size=(16, 12)).eval()
+    assert network(torch.randn(3, bands, 16, 12)).shape == (3, 5)
+    assert (network.pooled, network.place) == (True, place)
+    assert isinstance(network, Classifier) != logits
     if not place:
         with pytest.raises(ValueError, match=r"give --place, such as backbone\.|give --place, such as"):
             resolve_place(network, network.place)

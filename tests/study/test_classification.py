@@ -225,6 +225,14 @@ def test_masks_are_not_classified():
     assert said == "segmentation has no option 'mixup': it is for classification"
 
 
+def test_few_positions_are_said_before_the_first_step():
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lookfar.study.build.open_plan_data", lambda plan: bright_data(size=(32, 32)))
+        preflight(Plan("bright", ("nonlocal",), task="classification", host="resnet18", steps=3), lines.append)
+    assert any(line.startswith("The map at backbone.layer3 is 2×2: few positions") for line in lines)
+
+
 def test_the_data_say_what_is_learned():
     assert Plan("scenes:red", ("nonlocal",)).resolved().task == "classification"
     assert Plan("scenes:cue", ("nonlocal",)).resolved().task == "segmentation"

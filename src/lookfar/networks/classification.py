@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lookfar.blocks._own import CLASSES, Target, with_classes
+from lookfar.blocks._own import CLASSES, Target, parameters_of, with_classes
 from lookfar.networks.own import logits_of, places_that_give_maps, try_out, wrong_output
 from lookfar.networks.patch import PatchBackbone
 from lookfar.networks.segmentation import SmallBackbone, check_timm_name, last_map, load_backbone, timm_model
@@ -192,21 +193,19 @@ def build_own_classifier(
     """
     if pretrained:
         raise ValueError(f"--pretrained is for timm hosts: {target.name} is yours, and loads its weights itself")
-    wanted = with_classes(target, classes, in_chans)
-    network = wanted.build(in_chans)
-    takes_classes = any(name in CLASSES for name in wanted.options)
+    network, takes_classes = _built(target, classes, in_chans)
     x = torch.randn(2, in_chans, *(size or (64, 96)), generator=torch.Generator().manual_seed(0))
     shapes, out = try_out(network, x, target.name)
     own_place = getattr(network, "place", "")
     place = f"backbone.{own_place}" if isinstance(own_place, str) and own_place else ""
     near = places_that_give_maps(shapes)
+    pools = any(isinstance(m, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d) for m in network.modules())
     logits = logits_of(out)
     is_logits = isinstance(logits, Tensor) and logits.shape == (2, classes)
     built: Classifier | OwnClassifier
     if takes_classes:
         if not is_logits:
             raise ValueError(wrong_output(target.name, logits, x, f"logits (B, {classes}) for {classes} classes"))
-        pools = any(isinstance(m, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d) for m in network.modules())
         built = OwnClassifier(network, place=place, pooled=pools, near=near)
     else:
         features = last_map(out)
@@ -214,11 +213,28 @@ def build_own_classifier(
             either = f"features (B, C) or (B, C, h, w), or, where it takes the number of classes, logits (B, {classes})"
             raise ValueError(wrong_output(target.name, features, x, either))
         stages = {name: f"backbone.{name}" for name, _ in network.named_children()}
-        pooled = features.dim() == 4
+        pooled = pools or features.dim() == 4
         built = Classifier(network, features.shape[1], classes, place=place, stages=stages, pooled=pooled, near=near)
     if weights is not None:
         load_backbone(network, weights)
     return built
+
+
+def _built(target: Target, classes: int, in_chans: int) -> tuple[nn.Module, bool]:
+    """A network of the user's own, and whether it was told the number of classes.
+
+    Functions that hand on whatever they are given, as torchvision's do, are tried with ``num_classes``: a classifier
+    for 1000 other classes would else be taken for a backbone.
+    """
+    wanted = with_classes(target, classes, in_chans)
+    told = any(name in CLASSES for name in wanted.options)
+    if not told and any(p.kind is p.VAR_KEYWORD for p in parameters_of(target.make).values()):
+        try:
+            return replace(wanted, options={**wanted.options, "num_classes": classes}).build(in_chans), True
+        except ValueError as error:
+            if "num_classes" not in str(error) or not isinstance(error.__cause__, TypeError):
+                raise
+    return wanted.build(in_chans), told
 
 
 def _pooled(features: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """The whole plan tried before the first step: names, options, data, host, places, every candidate for real."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from lookfar.study.plan import Plan
 if TYPE_CHECKING:
     from lookfar.data import Data
     from lookfar.tasks import Task
+
+
+FEW = 16  # positions of a map below which a block has next to nothing to look at
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def preflight(
     host = build_host(plan, data, seed=0)
     check_task(plan, task, host, data)
     plan = replace(plan, place=resolve_place(host, plan.place or default_place(host)))
+
+    if task.target == "class" and math.prod(size := map_at(copy.deepcopy(host), str(plan.place), data)[1]) < FEW:
+        note(
+            f"The map at {plan.place} is {'×'.join(map(str, size))}: few positions to look at. An earlier --place or a "
+            "larger --size give more, with some timm hosts --output-stride too."
+        )
 
     def built(candidate: Candidate, control_parameters: int = 0) -> tuple[Any, list[str]]:
         """The host with a candidate in it, and the names of what was put in."""
