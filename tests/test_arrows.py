@@ -30,7 +30,19 @@ MAY_IMPORT = {
         *("blocks", "ops"),
     },
     "insight": {
-        *("insight", "study", "training", "tasks", "data", "diagnostics", "weights", "networks", "insertion", "blocks"),
+        *(
+            "insight",
+            "study",
+            "training",
+            "cost",
+            "tasks",
+            "data",
+            "diagnostics",
+            "weights",
+            "networks",
+            "insertion",
+            "blocks",
+        ),
         "ops",
     },
 }

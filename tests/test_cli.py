@@ -142,6 +142,7 @@ COMMANDS = {
     "explore": ["nowhere"],
     "simplify": ["nowhere", "--out", "there"],
     "claims": ["c99"],
+    "inspect": ["nowhere"],
 }
 
 

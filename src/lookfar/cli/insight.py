@@ -1,4 +1,4 @@
-"""Commands that look into networks: explore, simplify, claims."""
+"""Commands that look into networks: explore, simplify, claims, inspect."""
 
 from pathlib import Path
 from typing import Annotated
@@ -68,3 +68,53 @@ def claims(
         print(f"{name}  {claim_of(name).says}\n    {outcomes[name].word}: {outcomes[name].found}", flush=True)
     if out is not None:
         write_text(out, document(outcomes))
+
+
+@app.command()
+def inspect(
+    target: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TRIAL|STUDY|FILE [IMAGE...]",
+            help="Folder of a trial or a study (all blocks, seed 0), or a published file; then images or folders.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Look at this data, with its labels. (default what a trial was trained on)")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A network of your own, instead of a target.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y", help="A pixel whose maps are drawn; repeatable.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of images, as the network sees them. (default of the first)")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Points of the score that practically do not count. (default 0.5)")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where page and pictures go. (default inspect)")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list; page and pictures with --out alone.")] = False,
+) -> None:
+    """What could take the place of a block, and where does it look? Example: lookfar inspect runs/lookup"""
+    from lookfar.insight.command import inspect_command
+
+    first, *rest = [*(target or []), None] if network is None else [None, *(target or [])]
+    raise SystemExit(
+        inspect_command(
+            first,
+            [path for path in rest if path is not None],
+            data=data,
+            network=network,
+            weights=weights,
+            queries=query or [],
+            size=size,
+            margin=margin,
+            out=out,
+            as_json=as_json,
+        )
+    )

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -94,35 +94,17 @@ class Looks(Sequence[Look]):
         Colours go with the root of the weight, from none to the largest of the two maps of a row; weights below zero
         are blue. A block without maps has a line that says why.
         """
-        from PIL import Image, ImageDraw
-
-        shown = _shown(self.image)
-        factor = max(math.ceil(SIDE / max(shown.shape[:2])), 1)
-        shown = shown.repeat(factor, 0).repeat(factor, 1)
-        H, W = shown.shape[:2]
+        shown, factor = _enlarged(self.image)
         rows: list[tuple[str, list[np.ndarray]]] = []
         for look in self:
             if look.maps is None or look.mean is None:
                 rows.append((str(look), []))
                 continue
             for head, pair in enumerate(zip(look.maps, look.mean)):
-                largest = max(float(one.abs().max()) for one in pair)
-                panels = [_over(shown, one.numpy(), largest) for one in pair]
                 label = str(look) if len(look.maps) == 1 else f"{look}: head {head}"
-                rows.append((f"{label}. Image, map of the query, mean map", [shown, *panels]))
-        height = sum(_TEXT + (H + 4) * bool(panels) for _, panels in rows)
-        sheet = Image.new("RGB", (3 * W + 8, max(height, 1)), (24, 24, 24))
-        draw, top = ImageDraw.Draw(sheet), 0
-        y, x = (round((c + 0.5) * factor) for c in self.at)
-        for label, panels in rows:
-            draw.text((2, top + 1), label.replace("×", "x"), fill=_MARK)
-            top += _TEXT
-            for column, panel in enumerate(panels):
-                left = column * (W + 4)
-                sheet.paste(Image.fromarray(panel.round().astype(np.uint8)), (left, top))
-                draw.ellipse((left + x - 4, top + y - 4, left + x + 4, top + y + 4), outline=_MARK, width=2)
-            top += (H + 4) * bool(panels)
-        return sheet
+                found = [one.numpy() for one in pair]
+                rows.append((f"{label}. Image, map of the query, mean map", _row(shown, found)))
+        return _sheet(shown, rows, self.at, factor, columns=3)
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`picture` into a file; its ending says in which format."""
@@ -190,3 +172,60 @@ def _over(shown: np.ndarray, weights: np.ndarray, largest: float) -> np.ndarray:
     strength = 0.85 * np.sqrt(np.abs(wide) / (largest or 1))[..., None]  # the image shows through
     colour = np.where(wide[..., None] < 0, _COLD, _HEAT)
     return (1 - strength) * 0.5 * shown.mean(-1, keepdims=True) + strength * colour
+
+
+def panels(image: Tensor, maps: Mapping[str, np.ndarray], at: tuple[int, int], title: str) -> "Image.Image":
+    """An image with a pixel, and some maps of it beside: a row a head, colours as in :meth:`Looks.picture`.
+
+    Args:
+        image: ``(C, H, W)``.
+        maps: ``(heads, h, w)`` each, by name.
+        at: The pixel (y, x).
+        title: Above it.
+
+    >>> import torch
+    >>> panels(torch.rand(3, 8, 8), {"map": np.ones((2, 4, 4))}, (1, 2), "two heads").size
+    (484, 516)
+    """
+    shown, factor = _enlarged(image)
+    heads = max(len(of) for of in maps.values())
+    rows = []
+    for head in range(heads):
+        of_head = [of[min(head, len(of) - 1)] for of in maps.values()]
+        label = f"{title}{f', head {head}' if heads > 1 else ''}. Image, {', '.join(maps)}"
+        rows.append((label, _row(shown, of_head)))
+    return _sheet(shown, rows, at, factor, columns=1 + len(maps))
+
+
+def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
+    """The image as it is shown, small ones as a multiple of their size, and that multiple."""
+    shown = _shown(image)
+    factor = max(math.ceil(SIDE / max(shown.shape[:2])), 1)
+    return shown.repeat(factor, 0).repeat(factor, 1), factor
+
+
+def _row(shown: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The image, then each map over it, all on one scale."""
+    largest = max(float(np.abs(one).max()) for one in maps)
+    return [shown, *(_over(shown, one, largest) for one in maps)]
+
+
+def _sheet(
+    shown: np.ndarray, rows: Sequence[tuple[str, list[np.ndarray]]], at: tuple[int, int], factor: int, columns: int
+) -> "Image.Image":
+    from PIL import Image, ImageDraw
+
+    H, W = shown.shape[:2]
+    height = sum(_TEXT + (H + 4) * bool(beside) for _, beside in rows)
+    sheet = Image.new("RGB", (columns * (W + 4) - 4, max(height, 1)), (24, 24, 24))
+    draw, top = ImageDraw.Draw(sheet), 0
+    y, x = (round((c + 0.5) * factor) for c in at)
+    for label, beside in rows:
+        draw.text((2, top + 1), label.replace("×", "x"), fill=_MARK)
+        top += _TEXT
+        for column, panel in enumerate(beside):
+            left = column * (W + 4)
+            sheet.paste(Image.fromarray(panel.round().astype(np.uint8)), (left, top))
+            draw.ellipse((left + x - 4, top + y - 4, left + x + 4, top + y + 4), outline=_MARK, width=2)
+        top += (H + 4) * bool(beside)
+    return sheet

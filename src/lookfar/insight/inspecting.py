@@ -18,6 +18,7 @@ from lookfar.study.rungs import rungs_for
 from lookfar.study.told import Told
 
 BATCH = 16
+ORDER = ("off", "uniform", "mean", "other", "pairwise", "unary", "constant")  # the ladder, then what explains it
 AT_START = 64  # images on which an untrained network is looked at
 
 

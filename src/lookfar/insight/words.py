@@ -2,7 +2,7 @@
 
 from lookfar._tables import table
 from lookfar.diagnostics.block_statistics import UNITS, Statistics
-from lookfar.insight.inspecting import Inspected
+from lookfar.insight.inspecting import ORDER, Inspected
 from lookfar.study.text import ABLATED
 from lookfar.study.words import counted, ends, points, signed
 
@@ -28,7 +28,7 @@ def _ladder(one: Inspected) -> str:
     rungs = {rung.kind: rung for rung in one.told.verdict.rungs}
     rows: list[list[str | float | None]] = []
     task, full = one.subject.task, one.scores.get("full", 0.0)
-    for kind in ("full", "off", "uniform", "mean", "other", "pairwise", "unary", "constant"):
+    for kind in ("full", *ORDER):
         if kind not in one.scores:
             continue
         rung, value = rungs.get(kind), one.scores[kind]
@@ -37,7 +37,10 @@ def _ladder(one: Inspected) -> str:
         found = ends(rung.low, rung.high) if rung and task is not None else None
         rows.append([{"full": "full", **ABLATED}[kind], points(value), costs, ", ".join(found) if found else ""])
     title = "% of predictions changed" if task is None else task.words.title
-    return table(["without changing weights", title, "costs", "95 %"], rows)
+    headers = ["without changing weights", title, "costs", "95 %"]
+    return (
+        table(headers, rows) if task is not None else table(headers[:2], [row[:2] for row in rows if row[0] != "full"])
+    )
 
 
 def _statistics(now: Statistics, before: Statistics | None) -> str:

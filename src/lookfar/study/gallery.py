@@ -1,6 +1,6 @@
 """The pictures of a report: images, truth, predictions and the explorer, of the seeds that trials have finished."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,33 @@ Sample = dict[str, Any]
 
 
 class Gallery:
-    """Everything of a study that shows images.
+    """Everything of a study, or of some networks, that shows images.
 
     Attributes:
-        seed: Of the predictions, and with which the explorer opens: the middle one of the best block that has maps.
+        seed: Of the predictions, and with which the explorer opens.
         samples: What was kept of each trial, by candidate and seed.
+
+    Args:
+        samples: The same, best candidates first.
+        styles: Of all candidates.
+        classes: Names of the classes.
+        seed: None where there are no samples.
+        sentences: What is said of each candidate where it looks: ``name``, ``style``, ``told``, ``text``.
     """
 
-    def __init__(self, results: Results, styles: Mapping[str, Style]) -> None:
-        self.styles = styles
-        self.samples = _samples(results)
-        self.seed = self._opening_seed(results)
-        self.of_seed = {name: of[self.seed] for name, of in self.samples.items() if self.seed in of}
-        self.classes, self.colours = list(results.classes), []
-        self.labels = all(pictures.are_maps(s) for of in self.samples.values() for s in of.values())
+    def __init__(
+        self,
+        samples: dict[str, dict[int, Sample]],
+        styles: Mapping[str, Style],
+        classes: Sequence[str],
+        seed: int | None,
+        sentences: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.samples, self.styles, self.seed, self.sentences = samples, styles, seed, sentences
+        self.of_seed = {name: of[seed] for name, of in samples.items() if seed is not None and seed in of}
+        self.classes, self.colours = list(classes), []
+        self.labels = all(pictures.are_maps(s) for of in samples.values() for s in of.values())
         self.images = self._images() if self.of_seed else []
-        self.sentences = [
-            {
-                "name": row.candidate,
-                "style": styles[row.candidate],
-                "text": looks(self.samples[row.candidate]) if row.candidate in self.samples else "",
-                "told": row.told,
-            }
-            for row in results.summaries
-            if not is_reference(row.candidate) and (row.told is not None or row.candidate in self.samples)
-        ]
-
-    def _opening_seed(self, results: Results) -> int | None:
-        """Of the seeds that most candidates have, the middle one of the first block with maps."""
-        seeds = sorted({seed for of in self.samples.values() for seed in of})
-        if not seeds:
-            return None
-        have = {seed: sum(seed in of for of in self.samples.values()) for seed in seeds}
-        most = [seed for seed in seeds if have[seed] == max(have.values())]
-        for name, of in self.samples.items():
-            scores = {
-                t.seed: t.score
-                for t in results.trials
-                if t.candidate == name and t.seed in most and t.score is not None and "map" in of.get(t.seed, {})
-            }
-            if scores:
-                return middle_seed(scores)
-        return most[0]
 
     def _images(self) -> list[dict[str, Any]]:
         first = next(iter(self.of_seed.values()))
@@ -135,6 +120,40 @@ def _said(sample: Sample, i: int) -> tuple[str, bool | None]:
     """A prediction in words, and whether it is right, where it is one of several labels."""
     said = str(sample["prediction"][i])
     return said, said == str(sample["truth"][i]) if "exact" in sample else None
+
+
+def study_gallery(results: Results, styles: Mapping[str, Style]) -> Gallery:
+    """That of a study: it opens with the middle seed of the best block that has maps."""
+    samples = _samples(results)
+    sentences = [
+        {
+            "name": row.candidate,
+            "style": styles[row.candidate],
+            "text": looks(samples[row.candidate]) if row.candidate in samples else "",
+            "told": row.told,
+        }
+        for row in results.summaries
+        if not is_reference(row.candidate) and (row.told is not None or row.candidate in samples)
+    ]
+    return Gallery(samples, styles, results.classes, _opening_seed(results, samples), sentences)
+
+
+def _opening_seed(results: Results, samples: dict[str, dict[int, Sample]]) -> int | None:
+    """Of the seeds that most candidates have, the middle one of the first block with maps."""
+    seeds = sorted({seed for of in samples.values() for seed in of})
+    if not seeds:
+        return None
+    have = {seed: sum(seed in of for of in samples.values()) for seed in seeds}
+    most = [seed for seed in seeds if have[seed] == max(have.values())]
+    for name, of in samples.items():
+        scores = {
+            t.seed: t.score
+            for t in results.trials
+            if t.candidate == name and t.seed in most and t.score is not None and "map" in of.get(t.seed, {})
+        }
+        if scores:
+            return middle_seed(scores)
+    return most[0]
 
 
 FOLDED = 4  # rows of predictions that stand open; the others are unfolded

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -23,7 +23,7 @@ from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
 from lookfar.study.confusion import MOST, confusion, most_confused
 from lookfar.study.curves import Curves, Line, stacked, thin
-from lookfar.study.gallery import DETAILS, Gallery
+from lookfar.study.gallery import DETAILS, Gallery, study_gallery
 from lookfar.study.intervals import Interval
 from lookfar.study.provenance import readable
 from lookfar.study.results import Results, load
@@ -46,7 +46,7 @@ from lookfar.study.words import (
 )
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
     from markupsafe import Markup
 
 CLASSES = 60  # that the page shows one by one
@@ -69,29 +69,36 @@ def write_report(folder: str | Path) -> Path:
 
 def render(results: Results) -> str:
     """The report as text."""
+    text = _View(results)
+    return fill("report.html.j2", study_gallery(results, text.styles), vars(text))
+
+
+def fill(template: str, shown: Gallery, values: Mapping[str, Any]) -> str:
+    """A page with pictures, of as much detail as keeps it small enough to be mailed.
+
+    Args:
+        template: Name of its file.
+        shown: Its pictures.
+        values: All else that it is given.
+    """
     here = resources.files("lookfar.study")
     css, maps, own = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "maps.js", "report.js"))
     js = f"{maps}\n{own}"
-    template = _template()
-    text = _View(results)
-    shown = Gallery(results, text.styles)
-    html = ""
+    js_hash = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
+    page, html = _templates().get_template(template), ""
     for detail in DETAILS:
-        html = template.render(
-            css=css, js=js, js_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
-            pictures=shown.at(detail), **vars(text),
-        )  # fmt: skip
+        html = page.render(css=css, js=js, js_hash=js_hash, pictures=shown.at(detail), **values)
         if len(html.encode(errors="backslashreplace")) <= LIMIT:
             break
     return html
 
 
 @cache
-def _template() -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def _templates() -> "Environment":
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("lookfar.study", "."),
+        loader=ChoiceLoader([PackageLoader("lookfar.study", "."), PackageLoader("lookfar.insight", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -109,7 +116,7 @@ def _template() -> "Template":
         "counted": counted,
         "ratio": ratio_words,
     }
-    return environment.get_template("report.html.j2")
+    return environment
 
 
 # ---- what the template is given -------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ class _View:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.plan = results.plan
+        self.plan, self.judged = results.plan, True
         self.words, self.higher = results.task.words, results.task.higher
         self.columns = results.task.columns
         shown = {name for s in results.summaries for name, value in s.further.items() if value is not None}

@@ -1,0 +1,124 @@
+"""``inspect.html``: the report's page and script about networks that were looked at."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lookfar.diagnostics import choose_images, collect_samples
+from lookfar.diagnostics.block_statistics import UNITS
+from lookfar.insight.inspecting import ORDER, Inspected
+from lookfar.study import charts
+from lookfar.study._files import write_text
+from lookfar.study.answer import short_names
+from lookfar.study.explorer import looks
+from lookfar.study.gallery import Gallery
+from lookfar.study.pictures import load_samples
+from lookfar.study.report import fill
+from lookfar.study.text import ABLATED
+from lookfar.study.words import counted, ends, join, points, signed, three
+
+IMAGES = 12  # of the page
+
+
+class _Seen:
+    """What a page shows of an image that nothing judges: the largest logit of every pixel, or of the image."""
+
+    def show(self, output: Tensor, target: Tensor) -> tuple[Tensor | str, Tensor | str]:
+        if output.dim() != 3:
+            return "", str(int(output.argmax(0)))
+        sized = F.interpolate(output[None].float(), target.shape[-2:], mode="bilinear", align_corners=False)[0]
+        return target, sized.argmax(0)
+
+
+def write_page(found: Sequence[Inspected], path: Path, command: str) -> None:
+    """Write the page.
+
+    Args:
+        found: The blocks, all shown the same images.
+        path: The file.
+        command: How it was made.
+    """
+    samples = {one.label: {0: sample} for one in found if (sample := _samples(one)) is not None}
+    names = [one.label for one in found]
+    styles = charts.styles(names)
+    data = found[0].subject.data
+    sentences = [
+        {
+            "name": one.label,
+            "style": styles[one.label],
+            "told": one.told,
+            "text": looks(samples[one.label]) if one.label in samples and not one.told.reason else "",
+        }
+        for one in found
+    ]
+    shown = Gallery(samples, styles, data.classes, 0 if samples else None, sentences)
+    write_text(path, fill("inspect.html.j2", shown, _values(found, styles, command)))
+
+
+def _samples(one: Inspected) -> dict[str, Any] | None:
+    subject, data = one.subject, one.subject.data
+    indices = choose_images(len(data.val), IMAGES)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "samples.npz"
+        collect_samples(subject.network, one.module, data, subject.task or _Seen(), indices, path)
+        return load_samples(Path(folder))
+
+
+def _values(found: Sequence[Inspected], styles: dict[str, charts.Style], command: str) -> dict[str, Any]:
+    subject = found[0].subject
+    names, task = [one.label for one in found], subject.task
+    kinds = [kind for kind in ORDER if any(kind in one.scores for one in found)]
+    notes = [f"{one.label}: {one.subject.note}." for one in found if one.subject.note]
+    said = [f"{one.label}: {one.told.word}" for one in found[:4]]
+    facts = [subject.data.name, counted(len(subject.data.val), "image"), "labelled" if task else "without labels"]
+    unit = f"Points of {task.words.score} that it costs." if task else "Per cent of all predictions that change."
+    return {
+        "title": join(list(dict.fromkeys(one.subject.name for one in found))[:3]),
+        "headline": "; ".join(said), "facts": [fact for fact in facts if fact], "styles": styles,
+        "shorts": short_names(names), "longest": max(map(len, names)), "higher": True, "plan": None,
+        "score": task.words.title if task else "changes", "columns": [ABLATED[kind] for kind in kinds],
+        "ladder": [_row(one, kinds) for one in found], "unit": unit,
+        "judged": task is not None, "few": any(len(one.told.verdict.rungs) == 2 for one in found),
+        "numbers": _numbers([one for one in found if one.statistics is not None]), "command": command, "notes": notes,
+    }  # fmt: skip
+
+
+def _row(one: Inspected, kinds: Sequence[str]) -> dict[str, Any]:
+    task, full = one.subject.task, one.scores.get("full", 0.0)
+    rungs, cells = {rung.kind: rung for rung in one.told.verdict.rungs}, {}
+    for kind in kinds:
+        if kind not in one.scores:
+            continue
+        value, rung = one.scores[kind], rungs.get(kind)
+        if task is None:
+            cells[ABLATED[kind]] = points(value), ""
+            continue
+        loss = full - value if task.higher else value - full
+        found = ends(rung.low, rung.high) if rung else None
+        cells[ABLATED[kind]] = signed(loss), " to ".join(found) if found else ""
+    return {"name": one.label, "word": one.told.word, "full": points(full) if task else "–", "cells": cells}
+
+
+def _numbers(found: Sequence[Inspected]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    rows = []
+    for name, unit in UNITS.items():
+        cells, labels = [], []
+        for one in found:
+            assert one.statistics is not None
+            of = one.statistics.numbers.get(name)
+            before = one.untrained.numbers.get(name) if one.untrained is not None else None
+            parts = (of and of.mean, None if of is None or of.weighted is None else of.weighted.nanmean(0))
+            for title, part in zip(("plain", "weighted", "untrained"), (*parts, before and before.mean)):
+                value = None if part is None else float(part.mean())
+                cells.append(three(None if value is None or value != value else round(value, 5)))
+                labels.append(f"{one.label}, {title}" if len(found) > 1 else title)
+        if any(cell != "–" for cell in cells):
+            rows.append({"name": name.replace("_", " "), "unit": unit, "cells": cells, "labels": labels})
+    return {"names": [one.label for one in found], "rows": rows}

@@ -1,0 +1,70 @@
+"""Pictures of a query: the image, its map, what does not depend on it, and the two terms of its logits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookfar._tables import by_size
+from lookfar.diagnostics import decompose
+from lookfar.diagnostics.looking import panels
+from lookfar.diagnostics.seeing import Seen, see
+from lookfar.insight.inspecting import Inspected
+from lookfar.insight.two_steps import two_step_map
+
+QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # (y, x) in [0, 1], where a user names none
+
+
+def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
+    """A picture of each query of an image, a row a head; none of a block without maps.
+
+    Args:
+        one: The block.
+        index: Number of the image.
+        queries: Pixels ``(x, y)`` of the image as the network sees it; without any three are taken.
+        folder: Where they go.
+
+    Raises:
+        ValueError: A pixel outside the image.
+    """
+    data = one.subject.data
+    image = data.val[index][0]
+    H, W = image.shape[-2:]
+    for x, y in queries:
+        if not (0 <= x < W and 0 <= y < H):
+            raise ValueError(f"--query {x},{y} lies outside the image of {W}×{H} pixels (x,y from 0,0)")
+    inputs = data.normalise(image[None])
+    seen = next((s for s in see(one.subject.network, inputs) if s.name == one.module), None)
+    if seen is None or seen.x is None:
+        return []
+    written = []
+    for x, y in queries or [(int(b * W), int(a * H)) for a, b in QUERIES]:
+        name = "".join(
+            c if c.isalnum() or c in "-_." else "-"
+            for c in f"{one.label}-{Path(str(data.val.names[index])).stem}-{x}-{y}"
+        )
+        path = folder / f"{name}.png"
+        maps = maps_of(seen, (y, x))
+        title = f"{one.label}, {data.val.names[index]}, pixel {x},{y} of {by_size((W, H))}"
+        panels(image, maps, (y, x), title.replace("×", "x")).save(path)
+        written.append(path)
+    return written
+
+
+def maps_of(seen: Seen, at: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Maps ``(heads, h, w)`` of a pixel (y, x) by what they are called."""
+    assert seen.x is not None
+    found: dict[str, Tensor] = {"map of the query": seen.weights(at), "mean of all queries": seen.mean}
+    y, x = seen.query(at)
+    flat = torch.tensor([y * seen.size[1] + x], device=seen.x.device)
+    with torch.no_grad():
+        parts = decompose(seen.module, seen.x)
+        if parts is not None:
+            found["pairwise alone"] = parts.pairwise_map(flat)[0, :, 0].unflatten(-1, seen.grid)
+            found["unary alone"] = parts.unary_map()[0, :, 0].unflatten(-1, seen.grid)
+        both = two_step_map(seen.module, seen.x, (y, x))
+        if both is not None:
+            found["both steps"] = both
+    return {name: of.double().cpu().numpy() for name, of in found.items()}

@@ -1,0 +1,179 @@
+"""``lookfar inspect``: networks of trials, studies and one's own; labelled data and bare images; what is refused."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lookfar import cli
+from lookfar.insight import find_subjects, inspect_subject
+from lookfar.insight.words import lines_of
+from lookfar.study import Plan
+from lookfar.study._files import write_json
+from lookfar.study.plan import trial_folder
+from lookfar.study.worker import run_trial
+
+OWN = """
+import torch
+from torch import nn
+from lookfar import create_block
+
+def build():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), create_block("nonlocal", 8, zero_init=False), nn.Conv2d(8, 3, 1))
+    nn.init.zeros_(network[1].query.weight)
+    return network
+
+def bare():
+    return nn.Conv2d(3, 2, 1)
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A study of three steps on pairs of images and masks, and a network of one's own."""
+    home = tmp_path_factory.mktemp("inspect")
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 6)):
+        for kind in ("images", "masks"):
+            (home / "data" / part / kind).mkdir(parents=True)
+        for n in range(count):
+            mask = (np.arange(24)[:, None] + np.arange(32) * (n % 3) > 30).astype(np.uint8)
+            image = (draw.integers(0, 100, (24, 32, 3)) + 100 * mask[..., None]).astype(np.uint8)
+            Image.fromarray(image).save(home / "data" / part / "images" / f"{part}{n}.png")
+            Image.fromarray(mask).save(home / "data" / part / "masks" / f"{part}{n}.png")
+    plan = Plan(
+        str(home / "data"), ("nonlocal", "squeeze_excitation"), seeds=1, steps=3, batch_size=2, host="small",
+        accelerator="cpu",
+    ).resolved()  # fmt: skip
+    study = home / "study"
+    study.mkdir()
+    plan.save(study / "study.yaml")
+    for candidate in ("baseline", "nonlocal", "squeeze_excitation"):
+        folder = trial_folder(study, candidate, 0)
+        folder.mkdir(parents=True)
+        config = {"candidate": candidate, "seed": 0, "control_parameters": 50, "plan": plan.to_dict()}
+        write_json(folder / "config.json", config)
+        write_json(folder / "result.json", {"status": "done", "reason": "", **run_trial(folder)})
+    (home / "own.py").write_text(OWN)
+    (home / "empty").mkdir()
+    (home / "broken.png").write_bytes(b"no image")
+    return home
+
+
+@pytest.fixture
+def run(home, monkeypatch, capsys):
+    """Run the command in this process, in ``home``: exit code, what it printed, what it complained of."""
+    monkeypatch.chdir(home)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lookfar", "inspect", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_a_study_with_its_labels_as_json(run, home):
+    code, out, _ = run("study", "--json")
+    assert code == 0
+    first, second = json.loads(out)
+    assert (first["network"], first["labels"], first["images"]) == ("nonlocal", True, 6)
+    assert [rung["kind"] for rung in first["ladder"]] == ["off", "uniform", "mean", "other"]
+    assert set(first["scores"]) == {"full", "off", "uniform", "mean", "other", "pairwise", "unary", "constant"}
+    result = json.loads((trial_folder(home / "study", "nonlocal", 0) / "result.json").read_text())
+    assert first["scores"]["full"] == pytest.approx(100 * result["miou"])
+    assert first["at initialisation"]["entropy_normalised"]["mean"][0] == pytest.approx(1, abs=0.01)
+    assert second["verdict"] in ("on", "off", "harms", "open")
+    assert "Squeeze_excitation has no weights over positions" in second["said"]
+    assert second["statistics"] is None
+    assert not (home / "inspect").exists()
+
+
+def test_bare_images_give_a_page_and_pictures(run, home):
+    trial = trial_folder(home / "study", "nonlocal", 0)
+    code, out, _ = run(trial, "data/val/images", "--query", "5,7", "--out", "seen")
+    assert code == 0
+    assert re.match(r"\nnonlocal \(nonlocal\), 6 images\n", out)
+    assert "labelled" not in out
+    page = (home / "seen" / "inspect.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert not re.search(r"(?:src|href)=[\"']https?:", page)
+    assert "Predictions that change" in page
+    assert "true classes of" not in page
+    names = sorted(path.name for path in (home / "seen").glob("*.png"))
+    assert names == [f"nonlocal-val{n}-5-7.png" for n in range(4)]
+    with Image.open(home / "seen" / names[0]) as sheet:
+        width = 32 * 8  # the image as often as fills the panel
+        assert sheet.size[0] == 5 * width + 4 * 4  # image, map, mean, pairwise, unary
+
+
+def test_a_network_of_ones_own(run, home):
+    arguments = ["--network", "own.py:build", "data/val/images", "--size", "12x16", "--json"]
+    (found,) = json.loads(run(*arguments)[1])
+    assert found["verdict"] in ("one map", "pools", "off")  # its query has no weights
+    assert found["labels"] is False
+    assert found["at initialisation"] is None
+    state = {"0.weight": torch.zeros(8, 3, 3, 3)}
+    torch.save(state, home / "wrong.pth")
+    code, _, err = run(*arguments, "--weights", "wrong.pth")
+    assert code == 2
+    assert "wrong.pth does not fit own.py:build" in " ".join(err.split())
+    torch.save(torch.nn.Linear(1, 1), home / "pickled.pth")
+    assert run(*arguments, "--weights", "pickled.pth")[0] == 2  # what would run code is not loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "empty"], "no images in empty"),
+        (["study", "broken.png"], "broken.png cannot be read as an image"),
+        (["study", "absent.png"], "no image 'absent.png'"),
+        (["study/trials/baseline/0"], "without a block"),
+        (["empty"], "empty is no study and no trial"),
+        (["absent"], "no trial, study or file 'absent'"),
+        ([], "name a trial's folder"),
+        (["study", "data/val/images", "--data", "data"], "not both"),
+        (["study", "--query", "here"], "--query X,Y in pixels"),
+        (["study/trials/nonlocal/0", "data/val/images/val0.png", "--query", "32,0"], "lies outside the image of 32×24"),
+        (["--network", "own.py:bare", "data/val/images"], "no block of the registry"),
+        (["--network", "own.py:nothing", "data/val/images"], "gives int, want a torch.nn.Module"),
+        (["--network", "own.py:build"], "nothing to look at"),
+        (["study", "--margin", "-1"], "margin must be from 0 to 100"),
+        (["study", "--size", "3x3x3"], "size must be two numbers"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_refused(run, arguments, said):
+    code, _, err = run(*arguments)
+    assert code == 2, err
+    assert said in " ".join(err.split())
+    assert len(err.splitlines()) <= 3
+    assert max(map(len, err.splitlines())) <= 80
+
+
+def test_a_network_is_left_as_it_was_and_text_has_its_numbers(home):
+    (subject,) = find_subjects(str(trial_folder(home / "study", "nonlocal", 0)))
+    state = {key: value.clone() for key, value in subject.network.state_dict().items()}
+    random = torch.get_rng_state()
+    (one,) = inspect_subject(subject)
+    assert torch.get_rng_state().equal(random)
+    assert all(subject.network.state_dict()[key].equal(value) for key, value in state.items())
+    assert not any(module._forward_hooks for name, module in subject.network.named_modules() if name == one.module)
+    text = "\n".join(lines_of(one))
+    assert str(one.told) in text
+    assert "entropy_normalised" in text
+    for kind in one.scores:
+        assert {"uniform": "plain average", "other": "another image's map"}.get(kind, kind) in text
