@@ -38,6 +38,8 @@ NUMBERS = "tests/diagnostics/test_statistics.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
 GOLDENS = "tests/test_goldens.py"
+CLASSIFIED = "tests/test_classification.py"
+CLASSIFIERS = "tests/networks/test_classification.py"
 UNCHANGED = "tests/insertion/test_unchanged.py"
 START = "tests/insertion/test_start.py"
 OWN = "tests/study/test_own.py"
@@ -395,4 +397,14 @@ MUTANTS = [
            "a block imports the neighbour of another"),
     Mutant("check/apart.py", "late = p.slow and child.late", "late = child.late", APART,
            "a module that hangs breaks no promise"),
+    Mutant("tasks/classification.py", "logits.topk(min(TOP, logits.shape[1]), dim=1).indices",
+           "logits.topk(min(TOP + 1, logits.shape[1]), dim=1).indices", CLASSIFIED, "six guesses pass for five"),
+    Mutant("tasks/classification.py", "(soft * weights).sum()", "weights[targets].sum()", CLASSIFIED,
+           "mixed images weigh as if they were not mixed"),
+    Mutant("tasks/classification.py", "np.ceil(confidence * BINS).astype(int) - 1", "np.zeros(len(confidence), int)",
+           CLASSIFIED, "confidence that is too high here and too low there is called right"),
+    Mutant("networks/classification.py", "math.floor(0.75 * len(names))", "len(names)", CLASSIFIERS,
+           "a block stands behind the last layer that could read what it says"),
+    Mutant("networks/classification.py", "heads=_classifiers(network.backbone)", "heads=()", CLASSIFIERS,
+           "a classifier's weights are refused for the head that is not wanted"),
 ]  # fmt: skip

@@ -131,7 +131,7 @@ def check_same(
     other: dict[tuple[str, ...], list[Begun]] = {}
     for one in trials:
         found = plan_differences(one.config["plan"], plan)
-        found += edited(one.config["plan"], [one.candidate, plan.host, plan.task or ""], plan.sources)
+        found += edited(one.config["plan"], [one.candidate, plan.host, plan.task], plan.sources)
         for name, value in (made_of or {}).items():
             then = one.config.get(name)
             if None in (then, value) or then == value or (name == "control_parameters" and one.candidate != "control"):
