@@ -307,7 +307,7 @@ MUTANTS = [
     Mutant("insertion/files.py", "for order, step in enumerate(steps, 1):",
            "for order, step in enumerate(steps[::-1], 1):", "tests/insertion/test_files.py",
            "blocks are replayed in the other order"),
-    Mutant("insertion/building.py", "x = _random(like, device=like.device)", "x = like", START,
+    Mutant("insertion/building.py", "x = random_like(like, device=like.device)", "x = like", START,
            "whether a block is gated depends on the host's features"),
     Mutant("insertion/inserting.py", "if one.calls != len(slot.calls)", "if one.calls < 1",
            f"{UNCHANGED}::test_a_stage_whose_children_the_network_runs",

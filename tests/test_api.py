@@ -12,7 +12,7 @@ from lookfar.blocks import block_info, create_block, list_blocks, parse_block
 
 PUBLIC = {
     "__version__", "block_info", "create_block", "create_network", "describe", "from_checkpoint", "insert",
-    "list_blocks", "list_networks", "load", "look", "measure_cost", "remove", "save",
+    "list_blocks", "list_networks", "load", "look", "measure_cost", "remove", "replace", "save",
 }  # fmt: skip
 
 

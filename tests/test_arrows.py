@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "blocks": {"blocks", "ops"},
     "insertion": {"insertion", "cost", "blocks", "ops"},
     "weights": {"weights", "blocks", "ops"},
-    "networks": {"networks", "weights", "blocks", "ops"},
+    "networks": {"networks", "insertion", "weights", "blocks", "ops"},
     "cost": {"cost", "blocks", "ops"},
     "check": {"check", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},

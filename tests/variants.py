@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lookfar.blocks import TokenBatchNorm
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nonlocal": [
         {"mode": "gaussian", "heads": 2, "subsample": 2, "norm_layer": None},
@@ -173,7 +175,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "stand_alone": [
         {"heads": 2, "border": "zeros", "shared": True, "kernel_size": 3, "out_channels": 12, "content": False},
         {"border": "clamped", "relative": False, "normalization": "none", "kernel_size": 3, "share_query_key": True},
-        {"heads": 2, "projections": "around", "kernel_size": 3, "stride": 2},
+        {"heads": 2, "projections": "around", "kernel_size": 3, "stride": 2, "dilation": 2},
     ],
     "stand_alone_stem": [
         {"kernel_size": 3, "heads": 2, "mixtures": 2, "out_channels": 12, "embed_channels": 5},
@@ -183,6 +185,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "key_channels": 6, "value_channels": 4, "out_channels": 10, "size": (7, 5), "kernel_size": 1},
         {"heads": 2, "value_channels": 16, "relative": False, "share_query_key": True, "normalization": "double"},
         {"heads": 2, "key_channels": 6, "value_channels": 4, "projections": "around", "normalization": "l1"},
+        {"heads": 2, "key_channels": 6, "value_channels": 4, "stride": 2, "pool": 2, "size": (7, 5)},
     ],
     "carafe": [
         {"scale_factor": 3, "kernel_size": 3, "groups": 2, "encoder_dilation": 2, "compressed_channels": 5},
@@ -217,7 +220,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"attention": "external", "heads": 2, "bases": 5, "mlp_ratio": 2.0, "act_layer": nn.SiLU},
         {"attention": "external", "out_channels": 6, "bases": 5},
         {"out_channels": 6, "bias": True, "normalization": "double"},
+        {"attention": "performer", "out_channels": 6, "norm_layer": TokenBatchNorm},
     ],
+    "performer": [{"heads": 2, "out_channels": 6, "features": 5, "bias": False}],
     "offset_attention": [
         {"share_query_key": False, "normalization": "softmax", "reduction": 2},
         {"projections": "around", "normalization": "none"},

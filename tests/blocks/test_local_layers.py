@@ -66,3 +66,20 @@ def test_the_stem_refuses_sizes_that_its_blocks_do_not_divide():
 def test_wrong_options_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
         create_block(name, 8, **options)
+
+
+def test_attention_may_see_a_pooled_map_and_is_enlarged():
+    pooled = randomise(create_block("attention_augmented", 8, heads=2, value_channels=4, size=(7, 9), pool=2)).double()
+    plain = randomise(create_block("attention_augmented", 8, heads=2, value_channels=4, size=(4, 5))).double()
+    plain.load_state_dict(pooled.state_dict())
+    x = torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    rows, columns = torch.arange(7)[:, None], torch.arange(9)
+    seen = torch.zeros(2, 8, 4, 5, dtype=torch.float64)
+    for i in range(4):
+        for j in range(5):
+            near = ((rows - 2 * i).abs() <= 1) & ((columns - 2 * j).abs() <= 1)
+            seen[:, :, i, j] = x[:, :, near].mean(-1)
+    small = plain.finish(seen, plain.attention(seen) @ plain.values(seen))[:, 4:]
+    want = torch.nn.functional.interpolate(small, (7, 9), mode="bilinear", align_corners=False)
+    assert_same("attention", pooled(x)[:, 4:], want)
+    assert_same("convolution", pooled(x)[:, :4], pooled.conv(x))

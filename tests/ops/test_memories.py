@@ -15,6 +15,9 @@ from lookfar.ops import (
     expectation_maximization_weights,
     external_attention,
     external_attention_reference,
+    random_features,
+    random_features_reference,
+    random_features_weights,
 )
 from lookfar.ops.external_attention import NORMALIZATIONS
 
@@ -146,3 +149,31 @@ def test_expectation_maximization_says_what_it_wants(options, message):
         expectation_maximization(x, bases, weight=weight, bias=bias, **options)
     with pytest.raises(ValueError, match="bases"):
         expectation_maximization(x, bases)
+
+
+@each_dtype
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 17, 5)])
+def test_random_features(size, dtype):
+    B, h, N, D = size
+    w = torch.randn(4, D, dtype=dtype)
+    q, k, v = torch.randn(size, dtype=dtype), torch.randn(B, h, N + 2, D, dtype=dtype), torch.randn(B, h, N + 2, 3)
+    v = v.to(dtype)
+    assert_same_with_grads(random_features, random_features_reference, q, k, v, w, names="q k v w")
+    weights = random_features_weights(q, k, w)
+    assert_same("weights", weights @ v, random_features_reference(q, k, v, w))
+
+
+def test_random_features_of_long_vectors():
+    """Where 1e-8 is of the size of the sums, these shrink; where the features underflow or overflow, nothing is NaN."""
+    w = torch.eye(4, dtype=torch.float64)
+    k, v = torch.full((1, 1, 3, 4), 2.3, dtype=torch.float64), torch.ones(1, 1, 3, 2, dtype=torch.float64)
+    q = k * torch.tensor([0.5, 1.0, 1.2])[:, None]
+    sums = random_features(q, k, v, w)[0, 0, :, 0].tolist()
+    assert 0.1 < sums[2] < 0.5 < sums[1] < 0.99 < sums[0]
+    assert_same_with_grads(random_features, random_features_reference, q, k, v, w, names="q k v w")
+    far = (100 * torch.randn(1, 1, 3, 4)).requires_grad_()
+    y = random_features(far, far, torch.ones(1, 1, 3, 2), 100 * torch.randn(5, 4))
+    assert y.isfinite().all()
+    y.sum().backward()
+    assert far.grad is not None
+    assert far.grad.isfinite().all()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lookfar import create_block
 from lookfar.blocks.self_attention import SelfAttention
+from lookfar.networks.tokens_to_token import TokensToToken
 from lookfar.ops._layout import merge_heads
 from translations import Built, Case, translates
 
@@ -55,3 +56,24 @@ def block(case: Case) -> nn.Module:
 def stage(case: Case) -> nn.Module:
     a = case.args
     return _stage(case, heads=a["num_heads"], out_channels=a["in_dim"], mlp_ratio=a.get("mlp_ratio", 1.0))
+
+
+@translates("Token_performer", T2T)
+def performer(case: Case) -> nn.Module:
+    a = case.args
+    return create_block("token_stage", a["dim"], attention="performer", out_channels=a["in_dim"], mlp_ratio=1.0)
+
+
+@translates("T2T_ViT", T2T)
+def network(case: Case) -> nn.Module:
+    a = case.args
+    return TokensToToken(
+        a["embed_dim"],
+        a["depth"],
+        a["num_heads"],
+        a["mlp_ratio"],
+        stage="performer" if a["tokens_type"] == "performer" else "self",
+        inner_channels=a["token_dim"],
+        num_classes=a["num_classes"],
+        size=(a["img_size"], a["img_size"]),
+    )

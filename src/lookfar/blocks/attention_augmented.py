@@ -38,8 +38,8 @@ from lookfar.ops.relative_attention import WHY_NOT_DOUBLE, relative_attention, r
         "The paper's tables fit one map size; on others they are interpolated linearly, which is ours.",
         "The appendix gives random_normal_initializer(d^-0.5), whose first argument is the mean; here it is the "
         "standard deviation, as meant.",
-        "The paper pools and enlarges around the attention on large maps only; with a stride the attention here sees "
-        "the map average-pooled by it.",
+        "The paper pools and enlarges around the attention on large maps only: pool=2. With a stride the attention "
+        "sees the map average-pooled by it, before any such pooling.",
     ),
 )
 class AttentionAugmented(nn.Module):
@@ -61,7 +61,9 @@ class AttentionAugmented(nn.Module):
         normalization: Of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and without
             ``relative`` also ``double``.
         relative: Embed relative positions, one table for all heads.
-        size: Height and width of the (pooled) map that the tables are made for; interpolated elsewhere.
+        size: Height and width of the map that the layer gives, for which the tables are made; interpolated elsewhere.
+        pool: Stride of a 3x3 average pool before the attention, whose output is enlarged again, bilinearly; the paper
+            has 2 on maps of 28 x 28, and 1, no pooling, on smaller ones.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -90,6 +92,7 @@ class AttentionAugmented(nn.Module):
         projections: Projections = "inside",
         relative: bool = True,
         size: int | tuple[int, int] = 14,
+        pool: int = 1,
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class AttentionAugmented(nn.Module):
             raise ValueError(f"normalization='double' has no form with relative=True: {WHY_NOT_DOUBLE}")
         inside = Switches(heads, normalization, share_query_key, projections).inside
         self.split = (keys,) if not inside else (keys, values) if share_query_key else (keys, keys, values)
-        self.heads, self.stride = heads, stride
+        self.heads, self.stride, self.pool = heads, stride, pool
         self.normalization: Any = normalization
         self.conv = self.qkv = self.attn_out = self.key_rel_w = self.key_rel_h = None
         self.attends = "weights" if values else "none"
@@ -118,7 +121,7 @@ class AttentionAugmented(nn.Module):
         self.qkv = nn.Conv2d(channels, sum(self.split), 1, **dd)
         self.attn_out = nn.Conv2d(self.split[-1], values, 1, **dd)
         if size is not None:
-            H, W = (size, size) if isinstance(size, int) else size
+            H, W = (-(-n // self.pool) for n in ((size, size) if isinstance(size, int) else size))
             d = self.split[0] // self.heads
             self.key_rel_w = nn.Parameter(torch.randn(2 * W - 1, d, **dd).mul_(d**-0.5))
             self.key_rel_h = nn.Parameter(torch.randn(2 * H - 1, d, **dd).mul_(d**-0.5))
@@ -152,13 +155,22 @@ class AttentionAugmented(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, h, N, E/h)``."""
         attended = after_mixing(self.attn_out, to_map(mixed, self._pooled(x)), self.normalization)
+        if self.pool > 1:
+            attended = F.interpolate(attended, self._given(x), mode="bilinear", align_corners=False)
         return attended if self.conv is None else torch.cat([self.conv(x), attended], 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        return x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
+        x = x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
+        return x if self.pool == 1 else F.avg_pool2d(x, 3, self.pool, 1, count_include_pad=False)
+
+    def _given(self, x: Tensor) -> tuple[int, int]:
+        """Size of the output."""
+        H, W = ((n + self.stride - 1) // self.stride for n in x.shape[2:])
+        return H, W
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        H, W = ((n + self.stride - 1) // self.stride for n in x.shape[2:])
+        """Size of the map that the attention sees."""
+        H, W = ((n + self.pool - 1) // self.pool for n in self._given(x))
         return H, W
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, af
 from lookfar.ops._layout import from_blocks, match_format, to_blocks, to_map, to_tokens
 from lookfar.ops._normalization import RowNormalization
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._window import window_of
 from lookfar.ops.attention import Normalization, attention, attention_weights
 from lookfar.ops.neighborhood import (
     neighborhood,
@@ -54,6 +55,7 @@ def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
         "The text gives every head its own group of input channels; the parameters that it reports fit projections of "
         "all of them, which is what is here.",
         "A head of odd width, which the paper does not have, gives the row's embedding the odd channel.",
+        "The paper has no dilation: the embeddings are those of the cells, whatever lies between them.",
         "The paper does not say what lies outside the map: nothing (`mask`), or `zeros` as after padding.",
     ),
 )
@@ -66,6 +68,7 @@ class StandAlone(QueryKeyValue):
         channels: Channels C of the input.
         heads: Groups of channels that attend by themselves; None is the published 8, or the largest divisor below it.
         stride: Extent of the average pool after the layer, the paper's place of a stride.
+        dilation: Step between the cells of a window.
         relative: Embed relative positions.
         shared: One table of embeddings for all heads.
         content: Compare queries with keys; off, a query asks for relative positions alone, and there are no keys.
@@ -75,7 +78,7 @@ class StandAlone(QueryKeyValue):
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
     Raises:
-        ValueError: ``heads`` does not divide ``out_channels``, nothing is left to compare.
+        ValueError: ``heads`` does not divide ``out_channels``, nothing is left to compare, a dilated clamped window.
 
     Example:
         >>> block = StandAlone(16)
@@ -91,6 +94,7 @@ class StandAlone(QueryKeyValue):
         kernel_size: Odd = 7,
         heads: int | None = None,
         stride: int = 1,
+        dilation: int = 1,
         relative: bool = True,
         shared: bool = False,
         content: bool = True,
@@ -105,11 +109,12 @@ class StandAlone(QueryKeyValue):
         divides("heads", heads, out_channels=out)
         if not (relative or content):
             raise ValueError("with relative=False and content=False nothing is left to compare")
+        window_of(kernel_size, 1, dilation, border)  # clamped windows are not dilated: said now
         share = share_query_key or (not content and projections == "inside")  # nobody asks for keys
         layer = partial(_projection, channels, out, **dd)
         super().__init__(Switches(heads, normalization, share, projections), layer, layer)
         self.stride, self.content = stride, content
-        self.window: dict[str, Any] = {"kernel_size": kernel_size, "border": border}
+        self.window: dict[str, Any] = {"kernel_size": kernel_size, "dilation": dilation, "border": border}
         self.project = None if projections == "inside" else _projection(out, out, **dd)
         tables, half = 1 if shared else heads, out // heads // 2
         self.rel_row = nn.Parameter(torch.randn(tables, out // heads - half, kernel_size, **dd)) if relative else None

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lookfar._options import Positive
+from lookfar._options import Positive, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, Placement
+from lookfar.blocks._token_norm import token_norm
 from lookfar.blocks.multi_head_external import MultiHeadExternal
+from lookfar.blocks.performer import Performer
 from lookfar.blocks.self_attention import SelfAttention
 from lookfar.ops._layout import merge_heads
 from lookfar.ops.attention import Normalization
@@ -31,6 +33,7 @@ from lookfar.ops.attention import Normalization
     memory="N C",
     verified=(
         "MenghaoGuo/EANet@59c03cb:EAMLP/models/transformer_block.py, EAMLP/models/token_transformer.py",
+        "yitu-opensource/T2T-ViT@3862e28:models/token_performer.py",
         "yitu-opensource/T2T-ViT@0f63dc9:models/transformer_block.py, through self_attention",
     ),
     attends="weights",
@@ -39,7 +42,15 @@ from lookfar.ops.attention import Normalization
         "The originals' dropouts and stochastic depth are left out: they do nothing in evaluation.",
         "The stage of EAMLP shares the storage of its two memories when it is built; here they are independent.",
     ),
-    author_keys={r"attn\.(?:trans_dims|q_linear)": "mixer.embed", r"attn\.proj": "mixer.project", "attn": "mixer"},
+    author_keys={
+        r"attn\.(?:trans_dims|q_linear)": "mixer.embed",
+        r"(?:attn\.)?proj": "mixer.project",
+        "attn": "mixer",
+        "kqv": "mixer.kqv",  # of T2T-ViT's performer
+        "w": "mixer.features",
+        r"mlp\.0": "mlp.fc1",
+        r"mlp\.2": "mlp.fc2",
+    },
 )
 class TokenStage(nn.Module):
     """Tokens look at each other, or into memories, then each goes through a perceptron; both add to what came in.
@@ -49,22 +60,25 @@ class TokenStage(nn.Module):
     Args:
         channels: Channels C of the tokens.
         out_channels: Width of the output, for a stage that changes it; the skip then comes from within the attention.
-        attention: ``self`` (:class:`SelfAttention`) or ``external`` (:class:`MultiHeadExternal`).
+        attention: ``self`` (:class:`SelfAttention`), ``external`` (:class:`MultiHeadExternal`) or ``performer``
+            (:class:`Performer`).
         heads: Heads of the attention; by default 1 where the width changes, else 8, as published, or the largest
             divisor of the width below it.
-        normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default.
+        normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default;
+            ``performer`` has its own.
         mlp_ratio: Width of the perceptron's middle, times that of its ends.
-        bias: Self-attention: projections to queries, keys and values have a bias.
+        bias: Projections to queries, keys and values have a bias; by default those of ``performer`` have, as published.
         scale: Self-attention: factor on the similarities; (C / heads)^-1/2 by default.
         expansion: External attention: 4 by default, 1 where the width changes, as published.
         bases: External attention: 64 slots by default, 128 where the width changes, as published.
-        norm_layer: Normalisation of the tokens before attention and perceptron.
+        norm_layer: Normalisation of the tokens before attention and perceptron; over images and tokens it is
+            ``lookfar.blocks.TokenBatchNorm``.
         act_layer: Activation in the perceptron.
 
     Shape: ``(B, N, C) -> (B, N, out_channels or C)``
 
     Raises:
-        ValueError: An unknown ``attention``, heads that do not divide the width.
+        ValueError: An unknown ``attention``, heads that do not divide the width, a norm that is not for tokens.
 
     Example:
         >>> block = TokenStage(16)
@@ -77,11 +91,11 @@ class TokenStage(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
-        attention: Literal["self", "external"] = "self",
+        attention: Literal["self", "external", "performer"] = "self",
         heads: int | None = None,
         normalization: Normalization | None = None,
         mlp_ratio: Positive = 4.0,
-        bias: bool = False,
+        bias: bool | None = None,
         scale: float | None = None,
         expansion: int | None = None,
         bases: int | None = None,
@@ -92,11 +106,16 @@ class TokenStage(nn.Module):
         super().__init__()
         self.channels, self.changes_width = channels, out_channels is not None
         out, heads = out_channels or channels, 1 if heads is None and self.changes_width else heads
-        self.norm1 = norm_layer(channels, **dd)
-        self.mixer: SelfAttention | MultiHeadExternal
-        if attention == "self":
+        self.norm1 = token_norm(norm_layer, channels, **dd)
+        self.mixer: SelfAttention | MultiHeadExternal | Performer
+        if attention == "performer":
+            if normalization is not None or scale is not None:
+                raise ValueError("attention='performer' has neither normalization nor scale: its features decide")
+            heads = largest_divisor(8, out) if heads is None else heads
+            self.mixer = Performer(channels, heads=heads, out_channels=out, bias=bias is not False, **dd)
+        elif attention == "self":
             self.mixer = SelfAttention(
-                channels, heads=heads, out_channels=out, bias=bias, scale=scale,
+                channels, heads=heads, out_channels=out, bias=bool(bias), scale=scale,
                 normalization=normalization or "softmax", **dd,
             )  # fmt: skip
         else:
@@ -107,7 +126,7 @@ class TokenStage(nn.Module):
                 bases=bases or (128 if self.changes_width else 64),
                 normalization=normalization or "double", **dd,
             )  # fmt: skip
-        self.norm2 = norm_layer(out, **dd)
+        self.norm2 = token_norm(norm_layer, out, **dd)
         hidden = int(out * mlp_ratio)
         self.mlp = nn.Sequential(
             OrderedDict(fc1=nn.Linear(out, hidden, **dd), act=act_layer(), fc2=nn.Linear(hidden, out, **dd))
@@ -116,7 +135,7 @@ class TokenStage(nn.Module):
     @property
     def inert_parameters(self) -> tuple[str, ...]:
         """Those of the attention, and what adds one vector to all tokens that it alone sees."""
-        inner = [f"mixer.{name}" for name in self.mixer.inert_parameters]
+        inner = [f"mixer.{name}" for name in getattr(self.mixer, "inert_parameters", ())]
         if "mixer.embed.bias" not in inner:
             return tuple(inner)
         if self.changes_width:  # the skip carries the embedded tokens
@@ -129,7 +148,7 @@ class TokenStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
-        if isinstance(self.mixer, SelfAttention):
+        if not isinstance(self.mixer, MultiHeadExternal):
             mixed, values = self.mixer.mix(normed)
             skip = merge_heads(values).to(x.dtype) if self.changes_width else x
             return self._perceptron(skip + self.mixer.finish(normed, mixed))
@@ -154,7 +173,7 @@ class TokenStage(nn.Module):
 
     def maps(self, x: Tensor) -> Tensor:
         """External attention's weights over its slots, ``(B, h, S, N)``."""
-        if isinstance(self.mixer, SelfAttention):
+        if not isinstance(self.mixer, MultiHeadExternal):
             raise ValueError('self-attention has weights over tokens: ask attention(x), or build attention="external"')
         return self.mixer.maps(self.norm1(x))
 
@@ -167,7 +186,7 @@ class TokenStage(nn.Module):
     def _perceptron(self, u: Tensor) -> Tensor:
         return u + self.mlp(self.norm2(u))
 
-    def _self_attention(self) -> SelfAttention:
-        if not isinstance(self.mixer, SelfAttention):
+    def _self_attention(self) -> SelfAttention | Performer:
+        if isinstance(self.mixer, MultiHeadExternal):
             raise ValueError("external attention has no weights over tokens: ask maps(x) for those over its slots")
         return self.mixer

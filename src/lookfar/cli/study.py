@@ -32,6 +32,7 @@ def study(
     ] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
+    norm: Annotated[str | None, typer.Option(help="batch: instead of the LayerNorms of a host on tokens.")] = None,
     output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
     place: Annotated[str | None, typer.Option(help="Stage or module after which blocks go.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the network sees.")] = None,

@@ -8,6 +8,7 @@ from lookfar.insertion.gated import Gated, block_name
 from lookfar.insertion.hanging import Insertion, insertions
 from lookfar.insertion.inserting import insert
 from lookfar.insertion.managing import remove, switched_off, verify
+from lookfar.insertion.replacing import replace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "recipe",
     "remove",
+    "replace",
     "replay",
     "save",
     "switched_off",

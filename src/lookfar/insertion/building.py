@@ -28,6 +28,11 @@ def info_of(block: Any) -> BlockInfo | None:
         if isinstance(block, str):
             raise
         return None
+    if info.kind == "layer":
+        raise ValueError(
+            f"{info.name} is of kind layer: it takes the place of a convolution, as in lookfar.replace(network, "
+            f"{info.name!r}, at='layer4.*.conv2')"
+        )
     if info.kind not in KINDS:
         raise ValueError(
             f"{info.name} is of kind {info.kind}: only blocks of kind context, and on tokens of kind tokens, keep the "
@@ -63,7 +68,7 @@ def build(
     """
     on_meta = maps[0].is_meta
     if on_meta:  # built and tried on the CPU, then moved there
-        maps = [_random(x, device="cpu") for x in maps]
+        maps = [random_like(x, device="cpu") for x in maps]
     x = maps[0]
     channels = x.shape[-1 if layout.kind == "tokens" else 1]
     dd: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
@@ -88,7 +93,7 @@ def build(
         module = Gated(module, **dd)
     if on_meta:
         module = module.to("meta")
-    what = info.name if info is not None else _path_of(block)
+    what = info.name if info is not None else path_of(block)
     module.inserted = Record(  # type: ignore[assignment]
         what, dict(options), None if module is block else channels, position, layout, shared=shared
     )
@@ -127,15 +132,18 @@ def _is_residual(info: BlockInfo | None) -> bool:
 
 def _is_identity(module: nn.Module, like: Tensor) -> bool:
     """Whether the block returns its input: asked with random numbers, since a host's features may be zero."""
-    x = _random(like, device=like.device)
+    x = random_like(like, device=like.device)
     with untouched(module), torch.no_grad():
         return bit_equal(module.eval()(x), x)
 
 
-def _random(like: Tensor, *, device: Any) -> Tensor:
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=like.dtype)
+def random_like(like: Tensor, *, device: Any) -> Tensor:
+    """The same random numbers whenever it is asked."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    return noise.to(device=device, dtype=like.dtype)
 
 
-def _path_of(block: Any) -> str:
+def path_of(block: Any) -> str:
+    """``package.module:Class`` of a class, a partial of one, or a module."""
     cls = type(block) if isinstance(block, nn.Module) else getattr(block, "func", block)
     return f"{cls.__module__}:{getattr(cls, '__qualname__', type(cls).__name__)}"

@@ -15,7 +15,10 @@ from lookfar.insertion.managing import count_calls, switched_off
 
 
 def describe(network: nn.Module, *, example: Any = None) -> str:
-    """A table of the inserted blocks: where, which, parameters, GFLOPs added on one example, growth with resolution.
+    """A table of the inserted blocks: where, which, parameters, GFLOPs on one example, growth with resolution.
+
+    Of a layer in the place of a convolution these are its own, not what it has more; the last line counts the
+    convolution again.
 
     A line below it names blocks that a forward pass does not call exactly once, as :func:`verify` does.
 
@@ -55,11 +58,13 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
             size = "×".join(map(str, seen[one.name].sizes[0][1:]))
             flops = sum(_flops(one.module, shape[1:]) for shape in seen[one.name].sizes)
         name = block_name(one.module) + (f" ({layout})" if (layout := str(one.record.layout)) else "")
+        name += f" for {one.record.was}" if one.record.replaced is not None else ""
         rows.append((one.place, name, size, _count(one.module), flops, _growth(one.module)))
-    own = sum(_count(one.module) for one in found)
+    own = sum({p: p.numel() for one in found for p in one.module.parameters()}.values())  # one may stand in another
     added = sum(flops for *_, flops, _ in rows if isinstance(flops, float)) if host_flops is not None else None
     rows.append(("together", "", None, own, added, ""))
-    rows.append(("the network without them", "", None, _count(network) - own, host_flops, ""))
+    before = sum(_count(one.record.replaced) for one in found if one.record.replaced is not None)
+    rows.append(("the network without them", "", None, _count(network) - own + before, host_flops, ""))
     text = table(["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"], rows)
     shared = {one.name for one in found if one.record.shared}
     wrong = {n: one.calls for n, one in seen.items() if one.calls != 1 and not (n in shared and one.calls)}

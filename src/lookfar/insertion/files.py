@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks import create_block
 from lookfar.insertion.gated import Gated
-from lookfar.insertion.hanging import Record, attach, detach, insertions
+from lookfar.insertion.hanging import Record, attach, detach, insertions, stand_in
 from lookfar.insertion.layouts import Layout, grid_hooks, grid_of
 from lookfar.insertion.places import refuse_host
 
@@ -175,6 +175,8 @@ def recipe(network: nn.Module) -> list[dict[str, Any]]:
             "gated": isinstance(one.module, Gated),
             "shared": record.shared,
         }
+        if record.replaced is not None:
+            step["was"] = record.was
         if record.layout.kind != "map":
             step["layout"] = record.layout.kind
         if record.layout.grid is not None:
@@ -227,10 +229,11 @@ def replay(host: nn.Module, steps: list[dict[str, Any]], *, blocks: Blocks | Non
 def _replay(host: nn.Module, step: dict[str, Any], order: int, blocks: Blocks) -> None:
     modules = dict(host.named_modules())
     holder, _, child = step["name"].rpartition(".")
+    replaces = step["position"] == "replace"
     for name in (holder, step["place"], step["spot"], step.get("patches", "")):
         if name not in modules:
             raise ValueError(f"{type(host).__name__} has no module {name!r}, where {step['name']} hangs: another host?")
-    if hasattr(modules[holder], child):
+    if hasattr(modules[holder], child) and not replaces:
         raise ValueError(f"{holder or type(host).__name__} has something called {child} already")
     like = next((p for module in (modules[step["spot"]], host) for p in module.parameters()), torch.empty(0))
     dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype if like.is_floating_point() else None}
@@ -240,6 +243,8 @@ def _replay(host: nn.Module, step: dict[str, Any], order: int, blocks: Blocks) -
         block = blocks[short if short in blocks else step["block"]]
         module = block if isinstance(block, nn.Module) else block(step["channels"], **options)
         module = module.to(**dd)
+    elif step["channels"] is not None and (cls := _known_class(step["block"])) is not None:
+        module = cls(step["channels"], **options).to(**dd)
     elif step["channels"] is None or ":" in step["block"]:
         what = "module" if step["channels"] is None else "class"
         raise ValueError(
@@ -254,8 +259,22 @@ def _replay(host: nn.Module, step: dict[str, Any], order: int, blocks: Blocks) -
         layout.grid = grid_of(modules[step["patches"]], tuple(step["grid"]))
     record = Record(step["block"], options, step["channels"], step["position"], layout, order, step["shared"])
     module.inserted = record  # type: ignore[assignment]
+    if replaces:
+        _refuse_another(modules[step["place"]], step)
+        stand_in(host, module, step["place"])
+        return
     module.train(modules[step["spot"]].training)
     attach(host, module, place=step["place"], spot=step["spot"], holder=holder, name=child)
+
+
+def _refuse_another(old: nn.Module, step: dict[str, Any]) -> None:
+    """Raise a ValueError where what a layer replaces is not what it replaced when the file was written."""
+    width = getattr(old, "in_channels", step["channels"])
+    if type(old).__name__ != step["was"] or width != step["channels"]:
+        raise ValueError(
+            f"{step['place']} is a {type(old).__name__} here, for {width} channels; in the file {step['block']} stands "
+            f"for a {step['was']} for {step['channels']}: another host?"
+        )
 
 
 def _undo(host: nn.Module, names: list[str]) -> None:
@@ -322,6 +341,14 @@ def _read(value: Any) -> Any:
     if "partial" in value:
         return functools.partial(_read(value["partial"]), **{key: _read(one) for key, one in value["keywords"].items()})
     return _class(value["class"])
+
+
+def _known_class(block: str) -> Any:
+    """The class of torch.nn or lookfar that ``package.module:Class`` names, None for another."""
+    home, _, name = block.rpartition(":")
+    with contextlib.suppress(ValueError):
+        return _class(f"torch.nn.{name}" if home.startswith("torch.nn.") else f"{home}.{name}")
+    return None
 
 
 def _class(path: str) -> Any:

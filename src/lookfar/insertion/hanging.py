@@ -33,7 +33,7 @@ class Record:
         block: Registered name, or ``package.module:Class``.
         options: As given to the block's constructor.
         channels: As given to the block's constructor; None for a module that came built.
-        position: ``last``, ``every`` or ``branch``.
+        position: ``last``, ``every``, ``branch``, or ``replace``: then the block stands in the place itself.
         place: The module that was asked for, from the holder: levels up, then names down.
         spot: The module after which the block runs, from the holder in the same way.
         was: Class of the spot's module.
@@ -41,6 +41,8 @@ class Record:
         layout: How the spot's output becomes the block's map.
         shared: The spot may be called several times in a forward pass.
         off: The spot's output passes unchanged, see :func:`switched_off`.
+        replaced: The module that stood in the place before, with ``replace``. Nobody's child: its weights are in no
+            state dict, and no optimizer sees them.
     """
 
     block: str
@@ -54,6 +56,7 @@ class Record:
     spot: tuple[int, str] = (0, "")
     was: str = ""
     off: bool = False
+    replaced: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ def detach(network: nn.Module, name: str) -> None:
     keeper = network.get_submodule(holder)
     block: nn.Module = getattr(keeper, child)
     record: Record = block.inserted  # type: ignore[assignment]
+    if record.replaced is not None:
+        exchange(network, name, record.replaced)
+        return
     spot = resolve(holder, record.spot)
     path = relative(spot, name)[1]
     alive = {id(module) for module in network.modules()}
@@ -182,8 +188,31 @@ def detach(network: nn.Module, name: str) -> None:
     delattr(keeper, child)
 
 
+def stand_in(network: nn.Module, layer: nn.Module, place: str) -> None:
+    """Put a layer, whose ``inserted`` is a :class:`Record`, in the place of the module that stands there."""
+    record: Record = layer.inserted  # type: ignore[assignment]
+    old = network.get_submodule(place)
+    own = place.rpartition(".")[2]
+    record.replaced, record.was, record.place, record.spot = old, type(old).__name__, (0, own), (0, own)
+    exchange(network, place, layer)
+
+
+def exchange(network: nn.Module, place: str, module: nn.Module) -> None:
+    """Another module under a name of the network, on the device and in the mode of the one that goes."""
+    around, _, own = place.rpartition(".")
+    parent = network.get_submodule(around)
+    old = parent.get_submodule(own)
+    like = next(old.parameters(), None)
+    if like is not None and not like.is_meta:
+        module.to(like.device, like.dtype)
+    module.train(old.training)
+    setattr(parent, own, module)
+
+
 def is_hung(network: nn.Module, one: Insertion) -> bool:
     """Whether the hook that calls the block is where it was put."""
+    if one.record.replaced is not None:
+        return True
     module = dict(network.named_modules()).get(one.spot)
     if module is None:
         return False

@@ -82,11 +82,11 @@ def insert(
     choice("position", position, ("last", "every", "branch"))
     refuse_host(network)
     if isinstance(block, str):
-        block, written = _named(block, options)
+        block, written = named_block(block, options)
         options = {**written, **options}
     info = info_of(block)
     present = insertions(network)
-    hidden = [one.module for one in present]
+    hidden = [one.module for one in present if one.record.replaced is None]
     stage_of = _places(network, at, position, hidden)
     places = list(stage_of)
     if isinstance(block, nn.Module) and len(places) > 1:
@@ -130,7 +130,7 @@ def insert(
     return [slot.name for slot in new]
 
 
-def _named(text: str, more: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def named_block(text: str, more: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A block from its text, and the options that stand there."""
     if address := parse_address(text):
         return find_own(address, more).constructor, dict(address.options)

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from lookfar.insertion.dry_run import Inputs, Seen, example_inputs, run, watched
-from lookfar.insertion.hanging import Insertion, detach, insertions, is_hung
+from lookfar.insertion.hanging import Insertion, detach, exchange, insertions, is_hung
 from lookfar.insertion.layouts import forget_grids
 
 
 def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list[str]:
-    """Undo :func:`insert`.
+    """Undo :func:`insert` and :func:`replace`: what was replaced comes back with the weights that it had.
 
     Args:
         network: The network.
@@ -23,7 +23,7 @@ def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list
         Names of the removed modules.
 
     Raises:
-        ValueError: A name that stands for no inserted block.
+        ValueError: A name that stands for no inserted block; a layer in whose place another block hangs that stays.
 
     >>> import torch
     >>> from lookfar.insertion import insert
@@ -34,7 +34,8 @@ def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list
     ['1.non_local']
     """
     chosen = _chosen(network, which)
-    for found in chosen:
+    _refuse_to_lose(insertions(network), chosen)
+    for found in sorted(chosen, key=lambda one: one.record.order, reverse=True):
         detach(network, found.name)
         del found.module.inserted
     forget_grids(network, [one.record.layout.grid for one in insertions(network) if one.record.layout.grid])
@@ -44,6 +45,8 @@ def remove(network: nn.Module, which: str | Sequence[str] | None = None) -> list
 @contextlib.contextmanager
 def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -> Iterator[None]:
     """Inside the ``with``, features pass the blocks unchanged; ``which`` as in :func:`remove`.
+
+    In the place of a layer of :func:`replace` stands again what was there before, with the weights that it had.
 
     >>> import torch
     >>> from lookfar.insertion import insert
@@ -55,13 +58,19 @@ def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -
     >>> torch.equal(without, net(x))  # the block has just entered, as the identity
     True
     """
-    records = [found.record for found in _chosen(network, which)]
+    chosen = _chosen(network, which)
+    layers = [found for found in chosen if found.record.replaced is not None]
+    records = [found.record for found in chosen]
     before = [record.off for record in records]
     for record in records:
         record.off = True
+    for found in layers:
+        detach(network, found.name)
     try:
         yield
     finally:
+        for found in layers:
+            exchange(network, found.name, found.module)
         for record, off in zip(records, before):
             record.off = off
 
@@ -108,6 +117,16 @@ def count_calls(network: nn.Module, inputs: Inputs) -> dict[str, Seen]:
     with switched_off(network, lost), watched(one.module for one in found) as seen:
         run(network, inputs, train=False)
     return {one.name: what for one, what in zip(found, seen)}
+
+
+def _refuse_to_lose(found: list[Insertion], chosen: list[Insertion]) -> None:
+    """Raise a ValueError where a block that stays hangs on a layer that goes."""
+    gone = {one.name for one in chosen}
+    for layer in (one.name for one in chosen if one.record.replaced is not None):
+        for one in found:
+            inside = any(f"{name}.".startswith(f"{layer}.") for name in (one.spot, one.place, one.holder))
+            if one.name not in gone and inside:
+                raise ValueError(f"{one.name} stands at {layer}, which would go: remove it first, or both together")
 
 
 def _chosen(network: nn.Module, which: str | Sequence[str] | None) -> list[Insertion]:

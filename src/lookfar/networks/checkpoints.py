@@ -20,6 +20,7 @@ from lookfar.networks.published import SegmentationNetwork
 from lookfar.networks.recognising import seen_in
 from lookfar.networks.saving import read_folder
 from lookfar.networks.surroundings import ASSUMED, INFERENCE, PREPROCESSING, said_by_config, said_by_name, surround
+from lookfar.networks.tokens_to_token import VISION_TRANSFORMERS, scale_of
 from lookfar.networks.zoo import network_of, said_by, table
 from lookfar.weights import State, from_inplace_abn, load
 from lookfar.weights.files import content, unwrapped
@@ -162,6 +163,8 @@ def recognise(held: Any, file_name: str = "", given: Mapping[str, Any] | None = 
     hidden = {part for whole, parts in wholes if whole in sources["given"] for part in parts}
     if (release := release_of(unwrapped(held))) is not None:
         sources["authors' code"] = dict(release.arguments)
+    elif shapes["name"] in VISION_TRANSFORMERS:
+        sources["default"] = scale_of(**{**shapes, **(given or {})})
     elif not shapes["name"].startswith("cgnet"):
         meta = _meta(held)
         unseen = _UNSEEN[""] | _UNSEEN.get(shapes["name"], {})
@@ -239,7 +242,8 @@ def _without_classifiers(network: SegmentationNetwork | CGNet, state: State) -> 
     """``state`` under our names, its classifiers replaced by the network's own."""
     own = network.state_dict()
     theirs = network.from_authors(state)
-    return {**theirs, **{key: value for key, value in own.items() if ".classifier" in f".{key}"}}
+    last = f".{getattr(network, 'pretrained_cfg', {}).get('classifier', 'classifier')}"
+    return {**theirs, **{key: value for key, value in own.items() if last in f".{key}"}}
 
 
 def _local(address: str) -> Path:

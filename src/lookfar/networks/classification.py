@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks._own import CLASSES, Target, parameters_of, with_classes
+from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, build_attention_backbone
 from lookfar.networks.own import logits_of, places_that_give_maps, try_out, wrong_output
 from lookfar.networks.patch import PatchBackbone
 from lookfar.networks.segmentation import SmallBackbone, check_timm_name, last_map, load_backbone, timm_model
@@ -246,7 +247,11 @@ def _pooled(features: Any) -> Tensor:
 def _timm_features(
     host: str, in_chans: int, size: tuple[int, ...] | None, output_stride: int | None, pretrained: bool
 ) -> nn.Module:
-    """A timm model without its classifier, for images of a size where it is made for one."""
+    """A model of timm or of the papers without its classifier, for images of a size where it is made for one."""
+    if host in ATTENTION_BACKBONES:
+        stride = {} if output_stride is None else {"output_stride": output_stride}
+        sides = size or (224, 224)
+        return build_attention_backbone(host, 0, in_chans=in_chans, pretrained=pretrained, size=sides, **stride)
     check_timm_name(host)
     options: dict[str, Any] = {"num_classes": 0}
     if output_stride is not None:

@@ -4,11 +4,12 @@ import difflib
 import fnmatch
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lookfar._options import check
 from lookfar.blocks import block_info, list_blocks
+from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, build_attention_backbone
 from lookfar.networks.backbones import build_backbone
 from lookfar.networks.cgnet import CAMVID, CGNet
 from lookfar.networks.heads import Head
@@ -47,13 +48,16 @@ def create_network(
     class_names: Sequence[str] = (),
     palette: Sequence[Sequence[int]] = (),
     **options: Any,
-) -> SegmentationNetwork | CGNet:
-    """A published network for semantic segmentation, by name.
+) -> Any:
+    """A published network by name: for semantic segmentation, or a backbone of the family's papers for images' classes.
 
     Args:
-        name: A head (``danet``), a head with a backbone and an output stride (``danet_resnet50_d8``), ``cgnet``,
-            ``cgnet_camvid``, or a block that keeps the shape of its map, which is put into FCN's frame;
-            :func:`list_networks` lists them.
+        name: A backbone (``sasa_resnet26``, ``lr_net26``, ``aa_resnet50``, ``t2t_vit_14``, ``eamlp_7``), of which the
+            options are ``num_classes`` (1000), ``in_chans``, ``size``, ``stem`` and ``scale``: it is a
+            ``torch.nn.Module`` with timm's interface. Else the network is a :class:`SegmentationNetwork` or
+            :class:`CGNet`, and what follows is meant: a head (``danet``), a head with a backbone and an output stride
+            (``danet_resnet50_d8``), ``cgnet``, ``cgnet_camvid``, or a block that keeps the shape of its map, which is
+            put into FCN's frame. :func:`list_networks` lists all.
         num_classes: Number of classes; by default that of ``class_names`` or of the preset.
         backbone: A model of timm with feature maps, ``resnet50c`` by default: ResNet-50 with three convolutions in
             place of the first, as mmsegmentation has it. ``resnet18c`` and ``resnet34c`` are known too.
@@ -90,6 +94,12 @@ def create_network(
     >>> network(torch.randn(1, 3, 65, 49)).shape, network.logits(torch.randn(1, 3, 65, 49)).shape
     (torch.Size([1, 5, 65, 49]), torch.Size([1, 5, 9, 7]))
     """
+    if name in ATTENTION_BACKBONES:
+        kept = {"output_stride": output_stride, "inner_channels": inner_channels, "pretrained": pretrained}
+        given = {what: value for what, value in locals().items() if what not in (*kept, "kept", "options")}
+        _of_no_head(name, given, ("name", "num_classes", "in_chans"))
+        kept = {what: value for what, value in kept.items() if value is not None}
+        return build_attention_backbone(name, num_classes, in_chans=in_chans, **kept, **options)
     config = {what: value for what, value in locals().items() if what not in ("options", "pretrained")} | options
     for what, value in (("width", width), ("inner_channels", inner_channels)):
         check(what, value, int | None)
@@ -105,7 +115,8 @@ def create_network(
         about = {what: given or CAMVID.get(what) for what, given in about.items()}
     K = _classes(name, num_classes, about["class_names"])
     if head_name == "cgnet":
-        _of_no_head(name, {what: value for what, value in config.items() if what not in options})
+        own = ("name", "num_classes", "in_chans", "preprocessing", "inference", "class_names", "palette")
+        _of_no_head(name, {what: value for what, value in config.items() if what not in options}, own)
         network = CGNet(K, in_chans=in_chans, **about, **options)
         network.config = config
         return network
@@ -159,6 +170,7 @@ def list_networks(pattern: str | None = None) -> list[str]:
     framed_blocks = set(list_blocks(kind="context")) - HEADS.keys()
     names = [
         *HEADS,
+        *ATTENTION_BACKBONES,
         *framed_blocks,
         *(f"{head}_{preset}" for head in HEADS for preset in _PRESETS),
         "cgnet",
@@ -213,9 +225,8 @@ def _resolve(name: str) -> tuple[str, Mapping[str, Any]]:
     return head, preset | ({"dilations_of_stages": (2, 4)} if preset["output_stride"] == 32 else {})
 
 
-def _of_no_head(name: str, given: Mapping[str, Any]) -> None:
+def _of_no_head(name: str, given: Mapping[str, Any], own: Collection[str]) -> None:
     """Refuse what a network does not have that is no head on a backbone."""
-    own = {"name", "num_classes", "in_chans", "preprocessing", "inference", "class_names", "palette"}
     defaults = {what: p.default for what, p in inspect.signature(create_network).parameters.items()}
     if other := [what for what, value in given.items() if what not in own and value != defaults[what]]:
         raise ValueError(f"{name} is no head on a backbone and has no {other[0]}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from lookfar.networks.authors import release_of
 from lookfar.networks.backbones import from_mmseg
+from lookfar.networks.tokens_to_token import seen_in_tokens
 from lookfar.weights import State
 from lookfar.weights.files import some_prefixes
 
@@ -64,6 +65,8 @@ def seen_in(state: State) -> dict[str, Any]:
     """
     if "level1_0.conv.weight" in state and "classifier.0.conv.weight" in state:
         return _cgnet(state)
+    if (tokens := seen_in_tokens(state)) is not None:
+        return tokens
     if (release := release_of(state)) is not None:
         backbone, head, aside = release.split(state)
         return {"name": release.name, **_authors_head(release.name, head, aside), **_backbone(backbone)}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, attention_features
 from lookfar.weights import read
 
 
@@ -147,7 +148,10 @@ def build_network(
 
 
 def timm_backbone(host: str, in_chans: int, output_stride: int, pretrained: bool, **options: Any) -> nn.Module:
-    """The feature maps of a timm model; ``options`` are timm's own."""
+    """The feature maps of a timm model, or of a backbone of the family's papers; ``options`` are its own."""
+    if host in ATTENTION_BACKBONES:
+        wanted = {"output_stride": output_stride, "pretrained": pretrained}
+        return attention_features(host, in_chans=in_chans, **wanted, **options)
     check_timm_name(host)
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
@@ -168,7 +172,7 @@ def check_timm_name(host: str) -> None:
     import timm
 
     if not timm.is_model(host.split(".")[0]):
-        near = difflib.get_close_matches(host, ["small", *timm.list_models()], n=3)
+        near = difflib.get_close_matches(host, ["small", *ATTENTION_BACKBONES, *timm.list_models()], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         if host == "patch":
             hint = " 'patch' is for classification alone."
@@ -216,7 +220,8 @@ def timm_stages(backbone: nn.Module) -> dict[str, str]:
     modules = dict(backbone.named_modules())
     stages = {}
     for name in backbone.feature_info.module_name():  # type: ignore[union-attr,operator]
-        for own in (name, name.replace(".", "_")):  # features_only flattens `stages.0` to `stages_0`
+        # features_only flattens `stages.0` to `stages_0`, and keeps a transformer whole
+        for own in (name, name.replace(".", "_"), f"model.{name}"):
             if own in modules:
                 stages[name] = f"backbone.{own}"
                 break

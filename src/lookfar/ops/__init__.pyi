@@ -63,6 +63,9 @@ from lookfar.ops.nonlocal_operation import nonlocal_operation as nonlocal_operat
 from lookfar.ops.pointwise_spatial import pointwise_spatial as pointwise_spatial
 from lookfar.ops.pointwise_spatial import pointwise_spatial_reference as pointwise_spatial_reference
 from lookfar.ops.pointwise_spatial import pointwise_spatial_weights as pointwise_spatial_weights
+from lookfar.ops.random_features import random_features as random_features
+from lookfar.ops.random_features import random_features_reference as random_features_reference
+from lookfar.ops.random_features import random_features_weights as random_features_weights
 from lookfar.ops.reinforce import reinforce_loss as reinforce_loss
 from lookfar.ops.relative_attention import relative_attention as relative_attention
 from lookfar.ops.relative_attention import relative_attention_reference as relative_attention_reference

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lookfar.tasks import Task
 
 FILES = ("ablations.npz", "also-ablations.npz")  # on the validation images, on the second set to judge by
+REPLACED = "it stands in the place of a convolution, and nothing is left without it"
 KINDS = ("mean", "uniform", "other", "pairwise", "unary", "constant", "off")
 LOOKED_AT = 12  # samples whose maps say how even they are
 FORMERLY = {"mean": "mean_map", "other": "other_map"}  # in files of earlier versions
@@ -110,7 +111,11 @@ def measure_ablations(
     A kind whose outputs are not finite is left out.
     """
     from lookfar.diagnostics import why_no_maps
+    from lookfar.insertion import insertions
     from lookfar.training.evaluation import judge_batch, predict
+
+    if any(one.name in names and one.record.replaced is not None for one in insertions(network)):
+        return {}, REPLACED
 
     def call(network: "nn.Module", inputs: "Tensor") -> "Tensor":
         return predict(network, inputs, precision)

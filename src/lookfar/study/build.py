@@ -67,9 +67,29 @@ def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None
     if address := parse_address(name):
         target = find_own(address, source=source_for(plan.sources, address.where, study))
         with _drawn_apart(seed):
-            return task.host(replace(wanted, own=target), data)
-    torch.manual_seed(seed)
-    return task.host(wanted, data)
+            host = task.host(replace(wanted, own=target), data)
+    else:
+        torch.manual_seed(seed)
+        host = task.host(wanted, data)
+    if plan.norm == "batch":
+        exchange_norms(host, data)
+    return host
+
+
+def exchange_norms(network: nn.Module, data: "Data") -> None:
+    """Every LayerNorm of tokens gives way to a batch norm over images and tokens, which is the network's own from then.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from lookfar.blocks import TokenBatchNorm
+    from lookfar.insertion import replace
+
+    norms = [name for name, module in network.named_modules() if type(module).__name__ == "LayerNorm"]
+    if not norms:
+        raise ValueError("--norm batch is for hosts on tokens: this one has no LayerNorm")
+    for name in replace(network, TokenBatchNorm, norms, example=data.example(2)):
+        del network.get_submodule(name).inserted
 
 
 def weights_digest(plan: Plan, network: nn.Module) -> str:
@@ -90,6 +110,28 @@ def default_place(network: nn.Module) -> str:
     return place if isinstance(place, str) else ""
 
 
+def find_place(network: nn.Module, name: str) -> str:
+    """:func:`lookfar.networks.resolve_place`; a glob, such as ``layer3.*.conv2``, stands for all that it finds.
+
+    Raises:
+        ValueError: There is no such place.
+    """
+    from lookfar.insertion.places import find_modules
+    from lookfar.networks import resolve_place
+
+    if not set("*?[") & set(name):
+        return resolve_place(network, name)
+    find_modules(network, name)
+    return name
+
+
+def added_parameters(network: nn.Module, names: list[str]) -> int:
+    """How many more the network has by the modules of :func:`put_in`; fewer where it is negative."""
+    new = [network.get_submodule(name) for name in names]
+    gone = [module.inserted.replaced for module in new if module.inserted.replaced is not None]  # type: ignore[union-attr]
+    return sum(p.numel() for m in new for p in m.parameters()) - sum(p.numel() for m in gone for p in m.parameters())
+
+
 def put_in(
     network: nn.Module,
     plan: Plan,
@@ -100,7 +142,7 @@ def put_in(
     control_parameters: int,
     study: Path | None = None,
 ) -> list[str]:
-    """Insert a candidate into its host.
+    """Insert a candidate into its host; a layer takes the place of convolutions.
 
     Args:
         network: As :func:`build_host` gives it.
@@ -112,15 +154,15 @@ def put_in(
         study: The folder that keeps copies of the user's own files as they were.
 
     Returns:
-        Names of the inserted modules; none for the baseline.
+        Names of the new modules; none for the baseline.
     """
     from lookfar.blocks._own import find_own
-    from lookfar.insertion import insert
-    from lookfar.networks import control_of, resolve_place
+    from lookfar.insertion import insert, replace
+    from lookfar.networks import control_of
 
     if candidate.name == "baseline":
         return []
-    place = resolve_place(network, candidate.place or plan.place or default_place(network))
+    place = find_place(network, candidate.place or plan.place or default_place(network))
     options = dict(candidate.options)
     block: Any = candidate.name
     if candidate.name == "control":
@@ -130,8 +172,8 @@ def put_in(
         source = source_for(plan.sources, candidate.own.where, study)
         block, options = find_own(candidate.own, source=source).constructor, {}
     with _drawn_apart(_BLOCK_SEED + seed):
-        example = data.example(2)
-        names = insert(network, block, at=place, example=example, **options)
+        put = replace if candidate.replaces else insert
+        names = put(network, block, at=place, example=data.example(2), **options)
     if candidate.own is not None:
         for name in names:
             network.get_submodule(name).inserted.options.update(candidate.options)  # type: ignore[union-attr]

@@ -81,6 +81,13 @@ class Candidate:
         return Address(parts[0], parts[1], dict(self.options)) if parts else None
 
     @property
+    def replaces(self) -> bool:
+        """Whether it is a layer, which takes the place of a convolution: that one is then its control."""
+        from lookfar.blocks import block_info
+
+        return self.name not in REFERENCES and self.own is None and block_info(self.name).kind == "layer"
+
+    @property
     def slug(self) -> str:
         """Name of its folder."""
         return slug(str(self))

@@ -124,7 +124,8 @@ def _row(
     difference = comparisons.difference(name, alone=is_reference(name)) if there and name != "baseline" else None
     verdict = judge(difference, terms) if difference else None
     of_one = once(difference, len(failed)) if difference else None
-    control = _control_of(name, sizes)
+    replaces = any(t.replaces for t in done)  # the convolution that went is in the baseline
+    control = None if replaces else _control_of(name, sizes)
     over = comparisons.difference(name, control) if there and control else None
     beside = against_control(over, terms, _called(sizes[name], sizes[control])) if over and control else ""
     without, baseline = (

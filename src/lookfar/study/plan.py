@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lookfar._options import Range, check, nearest
+from lookfar._options import Range, check, choice, nearest
 from lookfar._tables import shorten
 from lookfar.study._files import write_text
 from lookfar.study.candidates import Candidate, canonical_own, is_reference, slug, split_candidates, written
@@ -77,8 +77,9 @@ class Plan:
         host_weights: Start from the weights of this file.
         output_stride: Of the host's feature map.
         width: Channels of the host's head (timm hosts).
-        place: Stage or module after which blocks go.
         crop: Train on crops of this height and width, changed as mmsegmentation changes them.
+        place: Stage or module after which blocks go, or a glob.
+        norm: ``batch``: the LayerNorms of a host on tokens give way to batch norms over images and tokens.
         batch_size: Training images a step.
         lr: Peak learning rate.
         backbone_lr_factor: Of the host's backbone against the rest.
@@ -138,6 +139,7 @@ class Plan:
     width: int = 64
     place: str | None = None
     crop: tuple[int, int] | None = None
+    norm: str | None = None
     batch_size: int | None = None
     lr: float | None = None
     backbone_lr_factor: float | None = None
@@ -203,6 +205,7 @@ class Plan:
             TypeError: An option that a block does not have.
         """
         # a plan may be written for a machine without the blocks' dependencies; only here are names looked up
+        choice("norm", self.norm, (None, "batch"))
         names = [str(Candidate.parse(text)) for text in self.blocks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")

@@ -75,8 +75,16 @@ def preflight(
         _refuse_other_kinds(candidate)
 
     from lookfar.data.fingerprint import fingerprint
-    from lookfar.networks import resolve_place
-    from lookfar.study.build import build_host, default_place, map_at, open_plan_data, put_in, weights_digest
+    from lookfar.study.build import (
+        added_parameters,
+        build_host,
+        default_place,
+        find_place,
+        map_at,
+        open_plan_data,
+        put_in,
+        weights_digest,
+    )
     from lookfar.study.promises import check_block, check_host, check_task
     from lookfar.training.optimization import learning_rate_sum
 
@@ -105,7 +113,7 @@ def preflight(
         )
     host = build_host(plan, data, seed=0)
     check_task(plan, task, host, data)
-    plan = replace(plan, place=resolve_place(host, plan.place or default_place(host)))
+    plan = replace(plan, place=find_place(host, plan.place or default_place(host)))
 
     if task.target == "class" and math.prod(size := map_at(copy.deepcopy(host), str(plan.place), data)[1]) < FEW:
         note(
@@ -123,15 +131,15 @@ def preflight(
 
     def added(candidate: Candidate, control_parameters: int = 0) -> int:
         """Parameters that a candidate adds to the host, by putting it in."""
-        network, names = built(candidate, control_parameters)
-        return sum(p.numel() for name in names for p in network.get_submodule(name).parameters())
+        return added_parameters(*built(candidate, control_parameters))
 
     for candidate in candidates:
         if candidate.own is not None:
-            place = resolve_place(host, candidate.place or str(plan.place))
+            place = find_place(host, candidate.place or str(plan.place))
             note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
-    blocks = {name: size for name, size in sizes.items() if name != "baseline"}
+    layers = {str(c) for c in candidates if c.replaces}  # the control of a layer is the baseline's convolution
+    blocks = {name: size for name, size in sizes.items() if name != "baseline" and name not in layers}
     wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
     sizes |= {name: added(Candidate.parse(name), size) for name, size in wanted.items()}
     plan = replace(plan, controls=tuple(wanted))
@@ -217,8 +225,8 @@ def _refuse_other_kinds(candidate: Candidate) -> None:
     if candidate.name in ("baseline", "control") or candidate.own is not None:
         return
     kind = block_info(candidate.name).kind
-    if kind != "context":
+    if kind not in ("context", "layer"):
         raise ValueError(
-            f"{candidate.name} is of kind {kind}: a study compares blocks that keep the shape of a feature map, "
-            "`lookfar blocks --kind context` lists them"
+            f"{candidate.name} is of kind {kind}: a study compares blocks that keep the shape of a feature map "
+            "(`lookfar blocks --kind context`), and layers in the place of convolutions (--kind layer)"
         )

@@ -346,6 +346,7 @@ def _load_trial(folder: Path, task: Task, candidate: str, seed: int) -> Trial:
         tuple(scaled(of_class, value) for value in result.get(of_class) or ()), Without(),
         result.get("parameters"), result.get("flops"), result.get("memory_mb"), result.get("block_memory_mb"),
         result.get("seconds"), result.get("step"), _contribution(folder), str(folder),
+        bool(result.get("replaces")),
     )  # fmt: skip
 
 

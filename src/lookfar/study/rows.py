@@ -48,7 +48,7 @@ class Trial:
 
     ``further`` holds the task's further columns, ``of_class`` the score of each class, ``without`` what remains when
     the block has to do without something; ``contribution`` is what it adds at the end of training, as a share of its
-    input, ``block_memory_mb`` the peak of the block alone.
+    input, ``block_memory_mb`` the peak of the block alone; ``replaces`` a layer in the place of a convolution.
     """
 
     candidate: str
@@ -67,6 +67,7 @@ class Trial:
     step: int | None = None
     contribution: float | None = None
     folder: str = ""
+    replaces: bool = False
 
 
 @dataclass(frozen=True)

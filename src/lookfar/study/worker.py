@@ -120,6 +120,7 @@ def measure_trial(
         "block_memory_mb": block_memory(network, names, example) if names else None,
         "device": cost.device,
         "blocks": names,
+        "replaces": candidate.replaces,
         "files": digests(folder, task),
         "trained_with": trained_with,
     }

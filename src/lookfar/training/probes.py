@@ -12,6 +12,7 @@ class Probe:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.replaces = getattr(getattr(module, "inserted", None), "replaced", None) is not None
         self.contribution: float | None = None
         named = dict(module.named_parameters())
         # made before a checkpoint is loaded: the factor that is zero now is the one that lets the block in
@@ -21,7 +22,7 @@ class Probe:
 
     def _measure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x, y = args[0].detach().float(), output.detach().float()
-        if x.shape != y.shape:  # no residual to speak of
+        if x.shape != y.shape or self.replaces:  # no residual to speak of
             return
         size = x.norm()
         self.contribution = float((y - x).norm() / size) if size else 0.0
