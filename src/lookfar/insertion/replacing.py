@@ -37,6 +37,7 @@ def replace(
     option and the caller does not say. :func:`remove` brings the convolutions back, with their weights.
 
     >>> import timm
+    >>> from lookfar.insertion import remove
     >>> net = timm.create_model("resnet18")
     >>> replace(net, "stand_alone", at="layer4.*.conv2", kernel_size=7)
     ['layer4.0.conv2', 'layer4.1.conv2']

@@ -91,8 +91,8 @@ def build_attention_resnet(
         raise ValueError(f"{name} has one stem: stem= is an option of sasa_resnet26, 38 and 50")
     choice("stem", stem or "conv", _STEMS)
     network = ResNet(
-        BasicBlock if recipe.basic else Bottleneck,
-        list(recipe.depths),
+        BasicBlock if recipe.basic else Bottleneck,  # type: ignore[arg-type]
+        recipe.depths,
         num_classes=num_classes,
         in_chans=in_chans,
         output_stride=output_stride,
@@ -103,7 +103,7 @@ def build_attention_resnet(
     if recipe.layer == "local_relation":
         network.conv1 = nn.Sequential(nn.Conv2d(in_chans, 64, 1, bias=False), _local_relation(64, stride=2))
     elif stem == "attention":
-        network.conv1 = create_block("stand_alone_stem", in_chans, out_channels=64, kernel_size=4)
+        network.conv1 = create_block("stand_alone_stem", in_chans, out_channels=64, kernel_size=4)  # type: ignore[assignment]
         network.maxpool = nn.MaxPool2d(4)
     for module in network.modules():  # part of the network from now on, and nothing that could be removed
         if hasattr(module, "inserted"):

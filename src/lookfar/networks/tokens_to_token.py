@@ -255,7 +255,7 @@ def build_tokens_to_token(
     return network
 
 
-def scale_of(name: str, *, channels: int | None = None, heads: int | None = None, **_: Any) -> dict[str, Any]:
+def scale_of(name: str, *, channels: int | None = None, heads: int | None = None, **others: Any) -> dict[str, Any]:
     """What no shape of a file tells, by default: heads of a width of its own, and the scale of their similarities."""
     number, _, attention = VISION_TRANSFORMERS[name]
     width = channels or _SIZES[number][0]

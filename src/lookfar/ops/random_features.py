@@ -5,8 +5,8 @@ y_i = sum_j s_ij v_j / (sum_j s_ij + 1e-8), s_ij = phi(q_i) . phi(k_j), phi(x) =
 The expectation of s_ij over Gaussian rows of w is exp(q_i . k_j). N (m + E) numbers are held, and no N x N.
 
 Traps: there is no scale on the similarities, and nothing keeps the exponents small; phi of long vectors is 0 or
-infinite as the formula stands. Here the largest exponents are taken out first, which changes nothing else: the 1e-8
-shrinks the sums of a query that none of the features meets, as published.
+infinite as the formula stands. Here sums are taken of logarithms, which changes nothing else: the 1e-8 shrinks the sums
+of a query that none of the features meets, as published.
 """
 
 import math
@@ -22,6 +22,7 @@ _MOST = 80.0  # exp of it is finite in float32
 def random_features_reference(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """The definition: all N x M weights, then the weighted sums.
 
+    >>> import torch
     >>> q, v = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0], [3.0]]]])
     >>> random_features_reference(q, torch.zeros(1, 1, 2, 2), v, torch.ones(3, 2)).tolist()
     [[[[2.0]]]]
@@ -38,6 +39,7 @@ def random_features_reference(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Ten
 def random_features(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """:func:`random_features_reference` in N (m + E) memory and time N m (D + E).
 
+    >>> import torch
     >>> q, v = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0], [3.0]]]])
     >>> random_features(q, torch.zeros(1, 1, 2, 2), v, torch.ones(3, 2)).tolist()
     [[[[2.0]]]]
@@ -55,32 +57,31 @@ def random_features(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """
     _check(q, k, w)
     with without_autocast(q):
-        phi_q, phi_k, rest = _features(q, k, w)
-        sums = phi_k.transpose(-2, -1) @ widened(v)  # (B, h, m, E)
-        total = phi_q @ phi_k.sum(-2)[..., None]  # (B, h, N, 1)
-        return (phi_q @ sums / (total + rest)).to(q.dtype)
+        over_features, over_keys = _two_steps(q, k, w)
+        return (over_features @ (over_keys.transpose(-2, -1) @ widened(v))).to(q.dtype)
 
 
 def random_features_weights(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """Weights ``(B, h, N, M)`` of the keys, in float32 at least; they sum to one but for the 1e-8.
 
+    >>> import torch
     >>> random_features_weights(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2, 2), torch.ones(3, 2)).tolist()
     [[[[0.5, 0.5]]]]
     """
     _check(q, k, w)
     with without_autocast(q):
-        phi_q, phi_k, rest = _features(q, k, w)
-        s = phi_q @ phi_k.transpose(-2, -1)
-        return s / (s.sum(-1, keepdim=True) + rest)
+        over_features, over_keys = _two_steps(q, k, w)
+        return over_features @ over_keys.transpose(-2, -1)
 
 
-def _features(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features over their largest values, and the 1e-8 over the same: ``(B, h, N, m), (B, h, M, m), (B, h, N, 1)``."""
+def _two_steps(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the features for each query, and of the keys for each feature: ``(B, h, N, m), (B, h, M, m)``."""
     at_q, at_k = (widened(x) @ widened(w).T - widened(x).square().sum(-1, keepdim=True) / 2 for x in (q, k))
-    most_q, most_k = at_q.detach().amax(-1, keepdim=True), at_k.detach().amax((-2, -1), keepdim=True)
-    # what cancels has no gradient; beyond the bound a query's sums are 0 in any precision
-    rest = (math.log(EPSILON * len(w)) - most_q - most_k).clamp_max(_MOST).exp()
-    return (at_q - most_q).exp(), (at_k - most_k).exp(), rest
+    met = at_q + at_k.logsumexp(-2, keepdim=True)  # logarithm of what all keys together give a query through a feature
+    most = met.detach().amax(-1, keepdim=True)  # it cancels, and has no gradient
+    features = (met - most).exp()
+    rest = (math.log(EPSILON * len(w)) - most).clamp_max(_MOST).exp()
+    return features / (features.sum(-1, keepdim=True) + rest), at_k.softmax(-2)
 
 
 def _check(q: Tensor, k: Tensor, w: Tensor) -> None:

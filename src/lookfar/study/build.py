@@ -127,9 +127,13 @@ def find_place(network: nn.Module, name: str) -> str:
 
 def added_parameters(network: nn.Module, names: list[str]) -> int:
     """How many more the network has by the modules of :func:`put_in`; fewer where it is negative."""
-    new = [network.get_submodule(name) for name in names]
-    gone = [module.inserted.replaced for module in new if module.inserted.replaced is not None]  # type: ignore[union-attr]
-    return sum(p.numel() for m in new for p in m.parameters()) - sum(p.numel() for m in gone for p in m.parameters())
+    from lookfar.insertion import insertions
+
+    def count(module: nn.Module | None) -> int:
+        return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+    new = [one for one in insertions(network) if one.name in names]
+    return sum(count(one.module) - count(one.record.replaced) for one in new)
 
 
 def put_in(
