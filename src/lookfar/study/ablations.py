@@ -66,6 +66,13 @@ def ablate(network: "nn.Module", names: Sequence[str], data: "Data", task: "Task
         save_ablations(trial / name, facts, reason, entropy, rungs_for(network.get_submodule(names[0])))
 
 
+def replaces(network: "nn.Module", names: Sequence[str]) -> bool:
+    """Whether blocks stand in the place of what was there before, so that nothing is left without them."""
+    from lookfar.insertion import insertions
+
+    return any(one.name in names and one.record.replaced is not None for one in insertions(network))
+
+
 def has_ablations(trial: Path, plan: "Plan") -> bool:
     """Whether all that :func:`ablate` writes is there."""
     wanted = FILES if plan.also_val else FILES[:1]
@@ -111,10 +118,9 @@ def measure_ablations(
     A kind whose outputs are not finite is left out.
     """
     from lookfar.diagnostics import why_no_maps
-    from lookfar.insertion import insertions
     from lookfar.training.evaluation import judge_batch, predict
 
-    if any(one.name in names and one.record.replaced is not None for one in insertions(network)):
+    if replaces(network, names):
         return {}, REPLACED
 
     def call(network: "nn.Module", inputs: "Tensor") -> "Tensor":

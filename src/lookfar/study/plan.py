@@ -77,8 +77,8 @@ class Plan:
         host_weights: Start from the weights of this file.
         output_stride: Of the host's feature map.
         width: Channels of the host's head (timm hosts).
-        crop: Train on crops of this height and width, changed as mmsegmentation changes them.
         place: Stage or module after which blocks go, or a glob.
+        crop: Train on crops of this height and width, changed as mmsegmentation changes them.
         norm: ``batch``: the LayerNorms of a host on tokens give way to batch norms over images and tokens.
         batch_size: Training images a step.
         lr: Peak learning rate.

@@ -96,7 +96,7 @@ def measure_trial(
     """
     from lookfar.cost import measure_network
     from lookfar.diagnostics import choose_images, collect_samples
-    from lookfar.study.ablations import ablate
+    from lookfar.study.ablations import ablate, replaces
     from lookfar.study.mending import ALSO, digests
     from lookfar.training import evaluate
     from lookfar.training.checkpoints import save_arrays
@@ -120,7 +120,7 @@ def measure_trial(
         "block_memory_mb": block_memory(network, names, example) if names else None,
         "device": cost.device,
         "blocks": names,
-        "replaces": candidate.replaces,
+        "replaces": replaces(network, names),
         "files": digests(folder, task),
         "trained_with": trained_with,
     }
