@@ -18,7 +18,7 @@ install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -
 # where an environment keeps its packages
 site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo demo-cue test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
+.PHONY: demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,10 @@ demo: $(VENV)/.user ## Compare blocks on scenes:lookup; about 6 minutes on two c
 # the class of the cued digit must pass the bottleneck of global_context: 64 / 16 channels are too few for ten classes
 demo-cue: $(VENV)/.user ## The same on scenes:cue
 	@$(BIN)/lookfar study --data scenes:cue --blocks 'global_context(reduction=4),nonlocal' --seeds 3 --out runs/cue
+
+demo-classify: $(VENV)/.user ## Compare blocks on scenes:match, where a scene has one label; about 6 minutes on two cores
+	@$(BIN)/lookfar study --data scenes:match --host patch --blocks nonlocal,global_context,squeeze_excitation \
+	    --seeds 3 --out runs/match
 
 test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python $(PYTEST)

@@ -86,6 +86,13 @@ def page(text) -> Page:
     return Page(text)
 
 
+def test_an_answer_in_several_places_has_a_frame_for_each():
+    where = np.zeros((8, 8), bool)
+    where[0:2, 0:2] = where[6:8, 2:4] = True
+    assert explorer._boxes(where) == [[0.0, 0.0, 0.25, 0.25], [0.75, 0.25, 1.0, 0.5]]
+    assert explorer._boxes(np.zeros((8, 8), bool)) == []
+
+
 def test_the_same_folder_gives_the_same_bytes(folder, text):
     assert render(load(folder)) == text
     assert package_report(folder) == folder / "report.html"
@@ -255,7 +262,7 @@ def test_sentences_say_the_weight_on_the_answer(tmp_path):
     assert said in shown
     assert "own class" not in shown
     data = data_of(html_text)
-    assert data["images"][0]["answers"] == {"1": [0.0, 0.5, 0.5, 1.0]}
+    assert data["images"][0]["answers"] == {"1": [[0.0, 0.5, 0.5, 1.0]]}
     at = data["query"].index(data["images"][data["start"]]["start"])
     assert base64.b64decode(data["images"][data["start"]]["asks"])[at] == 1
 

@@ -1,7 +1,7 @@
 """Embedded data: small colour scenes of real handwritten digits whose labels need information from far away.
 
-A scene is 64x64 pixels on a 4x4 grid of cells. In two worlds every pixel has a label, and what it must be called
-depends on another cell, so a network that looks at a neighbourhood has to guess:
+A scene is a 4x4 grid of cells of 16x16 pixels, or of 8x8 in ``match``. In two worlds every pixel has a label, and what
+it must be called depends on another cell, so a network that looks at a neighbourhood has to guess:
 
 - ``cue``: nine digits, one of them red. Of the eight others four show the class of the red one and are called ``same``,
   four are ``different``; the red digit counts as background, since its label would need no comparison. One summary of
@@ -15,6 +15,11 @@ In the others the scene has one label:
 
 - ``red``: nine digits, one of them red, which names the scene. A cell knows by itself whether it counts, and pooling
   brings its word to the end: no block is needed.
+- ``match``: squares in four of six colours, no, two, four and six of them, and three digits in one of these colours.
+  How many squares have the colour of the digits? A sum over single cells cannot tell; attention by query compares, and
+  so may layers behind a block that shows the digits' colour to everybody. For the host ``patch``, which sees a cell.
+
+Why they are as they are says ``_worlds.py``.
 
 Digits of the validation scenes never occur in training. The digits are described in NOTICE.md beside this file.
 """

@@ -76,7 +76,7 @@ def _image(sample: Sample, i: int, stand: Sequence[Sequence[float]]) -> dict[str
     }
     if "asks" in sample:
         found["asks"] = _bytes(labels_near(sample["asks"][i], stand))
-        found["answers"] = {int(q): _box(sample["holds"][i] == q) for q in np.unique(sample["holds"][i]) if q}
+        found["answers"] = {int(q): _boxes(sample["holds"][i] == q) for q in np.unique(sample["holds"][i]) if q}
     return found
 
 
@@ -85,12 +85,14 @@ def _near(sample: Sample, what: str, i: int, stand: Sequence[Sequence[float]]) -
     return _bytes(labels_near(sample[what][i], stand)) if are_maps(sample) else str(sample[what][i])
 
 
-def _box(where: np.ndarray) -> list[float]:
-    """Top, left, bottom and right of what is true, in [0, 1]."""
-    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
+def _boxes(where: np.ndarray) -> list[list[float]]:
+    """Top, left, bottom and right, in [0, 1], of each piece of what is true: an answer may stand in several places."""
+    from scipy.ndimage import find_objects, label
+
     h, w = where.shape
-    ends = rows[0] / h, columns[0] / w, (rows[-1] + 1) / h, (columns[-1] + 1) / w
-    return [round(float(end), 4) for end in ends]
+    pieces = find_objects(label(where)[0])
+    ends = [(y.start / h, x.start / w, y.stop / h, x.stop / w) for y, x in pieces]
+    return [[round(float(end), 4) for end in of] for of in ends]
 
 
 def _block(name: str, of_seed: Mapping[int, Sample], images: Sequence[int], detail: Detail) -> dict[str, Any]:

@@ -84,7 +84,7 @@ function explore(data) {
 
   function draw() {
     const at = row * columns + column, [y, x] = data.query[at], label = data.labels && truth[image][at];
-    const question = asks[image] ? asks[image][at] : 0, box = question ? data.images[image].answers[question] : null;
+    const question = asks[image] ? asks[image][at] : 0, boxes = question ? data.images[image].answers[question] : [];
     readout.textContent = `${data.images[image].name}, row ${row + 1} of ${rows}, column ${column + 1} of ${columns}. Truth: `;
     const strong = document.createElement("strong");
     strong.textContent = data.labels ? named(label) : data.images[image].truth || "–";
@@ -102,12 +102,12 @@ function explore(data) {
     [...thumbs.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === image)));
     const context = prepare(stage);
     context.drawImage(pictures[image], 0, 0, stage.width, stage.height);
-    frame(context, box);
+    frame(context, boxes);
     ring(context, y, x);
-    data.blocks.forEach((block, b) => drawBlock(block, figures[b], y, x, box));
+    data.blocks.forEach((block, b) => drawBlock(block, figures[b], y, x, boxes));
   }
 
-  function drawBlock(block, figure, y, x, box) {
+  function drawBlock(block, figure, y, x, boxes) {
     const own = block.of[seed] && block.of[seed][image], [now, all] = figure.querySelectorAll("canvas");
     const say = (key, text) => {
       const dd = figure.querySelector(`[data-of=${key}]`);
@@ -124,7 +124,7 @@ function explore(data) {
     for (const [canvas, map, which] of [[now, here, "for this query"], [all, mean, "of all queries together"]]) {
       if (!canvas.clientWidth) continue;
       heat(canvas, block, map, top);
-      frame(canvas.getContext("2d"), box);
+      frame(canvas.getContext("2d"), boxes);
       if (canvas === now) ring(canvas.getContext("2d"), y, x);
       canvas.setAttribute("aria-label", `weights of ${block.name} ${which}`);
     }
@@ -172,18 +172,19 @@ function explore(data) {
   }
 
   // where the answer stands
-  function frame(context, box) {
-    if (!box) return;
+  function frame(context, boxes) {
     const { width, height } = context.canvas, line = Math.max(width / 180, 1.5);
-    const [top, left, bottom, right] = box, at = [left * width, top * height, (right - left) * width, (bottom - top) * height];
-    context.lineWidth = line * 2;
-    context.strokeStyle = "#000";
-    context.strokeRect(...at);
-    context.setLineDash([line * 4, line * 3]);
-    context.lineWidth = line;
-    context.strokeStyle = "#fff";
-    context.strokeRect(...at);
-    context.setLineDash([]);
+    for (const [top, left, bottom, right] of boxes || []) {
+      const at = [left * width, top * height, (right - left) * width, (bottom - top) * height];
+      context.lineWidth = line * 2;
+      context.strokeStyle = "#000";
+      context.strokeRect(...at);
+      context.setLineDash([line * 4, line * 3]);
+      context.lineWidth = line;
+      context.strokeStyle = "#fff";
+      context.strokeRect(...at);
+      context.setLineDash([]);
+    }
   }
 
   stage.addEventListener("click", event => {
