@@ -190,7 +190,7 @@ MUTANTS = [
            "weights of InPlaceABN are taken with their sign"),
     Mutant("networks/zoo.py", "32: (2, 4)}", "32: (1, 1)}", CHECKPOINTS,
            "networks of stride 32 by their name alone are not dilated, as theirs are"),
-    Mutant("networks/checkpoints.py", "sources[\"configuration\"] = configured |", "sources[\"configuration\"] = configured | unseen |",
+    Mutant("networks/checkpoints.py", "= configured | _named", "= configured | unseen | _named",
            CHECKPOINTS, "defaults stand before what the configuration says"),
     Mutant("weights/names.py", "value.abs() + eps", "value + eps", WEIGHTS, "InPlaceABN's negative weights stay"),
     Mutant("diagnostics/maps.py", "total.square().sum(-1) - n", "total.square().sum(-1)", MAPS,
