@@ -110,7 +110,7 @@ class ObjectContextual(nn.Module):
         subsample: Stride of the max-pooling of the queries; the context is resized back.
         inverse_temperature: Factor on the logits when regions are gathered.
         dilations: Put the context beside a 1x1 and dilated 3x3 convolutions instead of beside x (ASP-OCR).
-        branch_channels: Of each of those; half of ``channels`` by default.
+        branch_channels: Channels of the 1x1 and of each dilated convolution; by default half of ``channels``.
         bias: Of the convolutions.
         dropout: Of the last map, in training.
         norm_layer: After every convolution; None for none.

@@ -2,8 +2,8 @@
 
 Parameters may depend on position by design. Kernels of convolutions are made symmetric first, so that a convolution
 passes. Where the output still does not follow, parameters that no channel axis explains (position tables, weights over
-positions) are made constant: where that helps, the dependence is theirs and a fact; where not, the module confuses
-positions.
+positions) are made constant. Where that helps, the module depends on position by design, a fact; where it does not, the
+module confuses positions.
 """
 
 from collections.abc import Callable, Iterator

@@ -54,7 +54,7 @@ def judge(d: Difference, terms: Terms) -> Verdict:
     if d.seeds == 1:
         return Verdict(
             "seed noise not measured",
-            f"one seed: open{where}",
+            f"not judged: one seed{where}",
             f"{signed(d.mean, d.half)} {terms.score}{where or ' on these images'}; seed noise not measured: at least 3 "
             "seeds for a verdict",
         )
