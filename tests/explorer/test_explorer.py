@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lookfar import create_block
+from lookfar import create_block, create_network
 from lookfar.diagnostics import look
 from lookfar.explorer import Picture, Server, Subject, open_subject, read_picture
 from lookfar.explorer.pictures import BYTES, SIDE
@@ -188,15 +188,20 @@ def test_pictures_are_upright_and_small_enough():
         assert read_picture("x", coded(Image.new(mode, (3, 2)), kind)).image.mode == "RGB"
 
 
-def test_networks_are_opened_or_refused(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no trial in"):
-        open_subject(str(tmp_path))
+def test_networks_are_opened_or_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_subject(str(tmp_path / "weights.pth"))
-    bare = Subject("bare", nn.Conv2d(3, 3, 1), prepare)
-    monkeypatch.setattr("lookfar.explorer.subjects._of_trial", lambda folder: bare)
-    with pytest.raises(ValueError, match="no block to look from"):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no trial in"):
         open_subject(str(tmp_path))
+    net = create_network("emanet", 3, backbone="resnet18")
+    net.save_pretrained(tmp_path / "ours")
+    subject = open_subject(str(tmp_path / "ours"))
+    assert subject.classes == ("class 0", "class 1", "class 2")
+    assert subject.prepare(picture(33, 65)).shape == (3, 33, 65)
+    create_network("fcn", 3, backbone="resnet18").save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="no block to look from"):
+        open_subject(str(tmp_path / "bare"))
 
 
 def test_the_page_is_part_of_the_package():

@@ -1,4 +1,4 @@
-"""Networks to look into: a trial of a study, or the file of a published network."""
+"""Networks to look into: a trial of a study, or whatever else :func:`lookfar.use.open_network` opens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Subject:
 
 
 def open_subject(text: str) -> Subject:
-    """A network by the folder of its trial, or by its file.
+    """A network by the folder of its trial, or as :func:`lookfar.use.open_network` takes it.
 
     Raises:
         FileNotFoundError, ValueError: No trial and no network there, or one that has no block to look from.
@@ -58,7 +58,10 @@ def open_subject(text: str) -> Subject:
     from lookfar.diagnostics import blocks_of
 
     path = Path(text)
-    subject = _of_trial(path) if path.is_dir() else _of_file(text)
+    # a network that was saved by itself has a config.json too
+    of_study = (path / "study.yaml").is_file() or (path / "config.json").is_file()
+    saved = (path / "model.safetensors").is_file()
+    subject = _of_trial(path) if of_study and not saved else _of_file(text)
     if not blocks_of(subject.network):
         raise ValueError(f"{text}: the network has no block to look from; the baseline of a study has none")
     return subject
@@ -85,9 +88,10 @@ def _of_trial(folder: Path) -> Subject:
 
 
 def _of_file(text: str) -> Subject:
-    from lookfar.networks import from_checkpoint
+    from lookfar.use import open_network
 
-    network: Any = from_checkpoint(text)
+    opened = open_network(text)
+    network: Any = opened.network
 
     def prepare(picture: Picture) -> "Tensor":
         import torch
@@ -96,4 +100,4 @@ def _of_file(text: str) -> Subject:
         image.thumbnail((LONGEST, LONGEST))
         return network.preprocessing(torch.from_numpy(np.array(image).transpose(2, 0, 1).copy()))
 
-    return Subject(Path(text).stem, network, prepare, tuple(network.class_names))
+    return Subject(Path(text).stem, network, prepare, opened.classes)
