@@ -32,11 +32,13 @@ _ORIENTED = (b"xml:com.adobe.xmp", b"raw profile type exif")  # texts in a PNG t
 _PNG_BANDS = {0: ("L", 1), 2: ("RGB", 3), 3: ("RGB", 3), 4: ("LA", 2), 6: ("RGBA", 4)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # found again by identity: there are very many
 class Labelled(File):
     """An image with one label; ``name`` is class folder and path in it; in an array ``image`` is a set and an index."""
 
     label: int
+
+    __hash__, __eq__ = object.__hash__, object.__eq__
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ MOST = 230  # characters of a message: three lines of 80 with the program's name
 
 def shown(text: str) -> str:
     r"""Composed (NFC), with what cannot be printed or encoded as an escape: ``\x1b``, and ``\xff`` for a stray byte."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(sign if sign.isprintable() else _escape(sign) for sign in unicodedata.normalize("NFC", text))
 
 

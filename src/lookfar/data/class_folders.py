@@ -259,9 +259,10 @@ class _Reader:
             if label is None:
                 continue
             self._refuse_splits(path)
+            start = len(path.as_posix()) + 1
             for image in walk(path):
                 if _is_image(image):
-                    files.append(Labelled(shown(f"{name}/{image.relative_to(path).as_posix()}"), image, label))
+                    files.append(Labelled(shown(f"{name}/{image.as_posix()[start:]}"), image, label))
                     deep += image.parent != path
                 elif not image.name.startswith(".") and image.name.lower() not in _OF_SYSTEMS:
                     unread[image.suffix.lower() or "no ending"] += 1

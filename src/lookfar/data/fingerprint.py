@@ -23,6 +23,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
     sets = {"train": data.train, "val": data.val} | ({} if data.also_val is None else {"also_val": data.also_val})
     return {
         "name": data.name,
+        "target": data.target,
         "classes": [str(name) for name in data.classes],
         "size": list(data.size),
         "in_chans": data.in_chans,
@@ -56,8 +57,10 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for key, word in (("size", "size"), ("in_chans", "in_chans")):
         if there[key] != now[key]:
             found.append(f"{word}: {_numbers(there[key])} there, {_numbers(now[key])} now")
+    targets = "labels" if now.get("target") == "class" else "masks"
     for split in dict.fromkeys([*there["sets"], *now["sets"]]):
-        found += _of_set(split.replace("_", "-"), there["sets"].get(split, []), now["sets"].get(split, []))
+        before, after = (which["sets"].get(split, []) for which in (there, now))
+        found += _of_set(split.replace("_", "-"), before, after, targets)
     return [*named, *found]
 
 
@@ -71,7 +74,7 @@ def _of_classes(there: Sequence[str], now: Sequence[str]) -> list[str]:
     return [f"class {other[0]}: {cut(there[other[0]], 24)} there, {cut(now[other[0]], 24)} now{more}"]
 
 
-def _of_set(split: str, there: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> list[str]:
+def _of_set(split: str, there: Sequence[Sequence[str]], now: Sequence[Sequence[str]], targets: str) -> list[str]:
     before = {name: (image, mask) for name, image, mask in there}
     after = {name: (image, mask) for name, image, mask in now}
     gone, new = [n for n in before if n not in after], [n for n in after if n not in before]
@@ -81,7 +84,7 @@ def _of_set(split: str, there: Sequence[Sequence[str]], now: Sequence[Sequence[s
     else:
         moves = ((gone, "missing"), (new, "new"))
         found = [f"{split}: {len(names)} {word} ({listed(names, ROOM)})" for names, word in moves if names]
-    for at, what in enumerate(("images", "masks")):
+    for at, what in enumerate(("images", targets)):
         if changed := [name for name in both if before[name][at] != after[name][at]]:
             found.append(f"{what} of {split} changed: {listed(changed, ROOM)}")
     if not found and [name for name, *_ in there] != [name for name, *_ in now]:
