@@ -108,6 +108,8 @@ def test_subfolders_links_and_what_systems_leave_behind(tmp_path):
     (root / "train/dog/circle").symlink_to(root / "train/dog")
     for name in (".ipynb_checkpoints/cat-checkpoint.png", "__MACOSX/._0.png", "cat/.hidden.png", "cat/.git/0.png"):
         save(root / "train" / name, noise(52, 8, 10, 3))
+    (root / "train/runs/first").mkdir(parents=True)
+    (root / "train/runs/first/study.yaml").write_text("data: x")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "notes.TXT"):
         (root / "train/cat" / name).write_text("x")
     data = open_data(str(root))

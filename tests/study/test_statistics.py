@@ -469,6 +469,24 @@ def test_groups_from_names(names, number):
     assert (groups.noun == "image") == (number == len(names))
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["cat/clip1/1", "cat/clip1/2", "dog/clip2/1", "dog/clip2/2", "dog/clip1/3"], "11221"),
+        (["cat/p1_1.png", "cat/p2_1.png", "dog/p1_2.png", "dog/p2_2.png"], "1212"),
+        (["cat/cat_1", "cat/cat_2", "dog/dog_1", "dog/dog_2"], None),
+        (["n01/1.png", "n01/2.png", "n02/3.png", "n02/4.png"], None),
+        (["n01/img_1.png", "n01/img_2.png", "n02/img_3.png", "n02/img_4.png"], None),
+    ],
+)
+def test_groups_are_looked_for_within_classes(names, labels):
+    """The folder of a class is no group, nor is a beginning that only repeats it."""
+    found = groups_of(names, classes=True)
+    same = [[a == b for a in found.labels] for b in found.labels]
+    want = labels or range(len(names))
+    assert same == [[a == b for a in want] for b in want]
+
+
 def test_groups_by_a_pattern():
     names = ["0016E5_01", "0016E5_02", "0001TP_03"]
     assert groups_of(names, "^[^_]+", noun="sequence").labels == ("0016E5", "0016E5", "0001TP")

@@ -61,7 +61,14 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    return is_data_folder(path.name) and path.is_dir()
+    if not (is_data_folder(path.name) and path.is_dir()):
+        return False
+    # a study that is kept beside its data is none of its classes, nor is a folder of studies
+    return not _is_study(path) and not (any(inside := [*path.iterdir()]) and all(map(_is_study, inside)))
+
+
+def _is_study(path: Path) -> bool:
+    return (path / ".lock").exists() or (path / "study.yaml").exists()
 
 
 def _is_image(path: Path) -> bool:

@@ -12,6 +12,10 @@ KNOWN: dict[str, tuple[str, str]] = {
     "camvid": (r"^[^_]+", "sequence"),  # 0016E5_07961
     "voc": ("none", "image"),  # 2007_000033: a year is no video
     "scenes": ("none", "image"),
+    # collected one by one
+    **dict.fromkeys(
+        ("cifar10", "cifar100", "fashion-mnist", "stl10", "flowers102", "food101", "imagenet"), ("none", "image")
+    ),
 }
 FEWEST, SIZE = 2, 2.0  # groups, and images in each on average, for names to tell of groups
 
@@ -38,7 +42,9 @@ class Groups:
         return f"1 {self.noun}" if self.number == 1 else f"{self.number} {plural}"
 
 
-def groups_of(names: Sequence[str], pattern: str | None = None, *, noun: str = "group of images") -> Groups:
+def groups_of(
+    names: Sequence[str], pattern: str | None = None, *, noun: str = "group of images", classes: bool = False
+) -> Groups:
     """Groups of samples by their names.
 
     Without a pattern they are a folder level, or else the name up to its last number, where that gives at least two
@@ -49,6 +55,8 @@ def groups_of(names: Sequence[str], pattern: str | None = None, *, noun: str = "
         names: Of the samples, ``folder/name`` or ``name``, without or with the ending of a file.
         pattern: A regular expression whose first bracket (or whole match) names the group; ``none``: no groups.
         noun: What a group of this pattern is called.
+        classes: The first folder is the class: groups are looked for in what follows, and the same name in two classes
+            is one group, such as a patient's.
 
     Raises:
         ValueError: No regular expression; a name in which it finds nothing.
@@ -57,14 +65,18 @@ def groups_of(names: Sequence[str], pattern: str | None = None, *, noun: str = "
     ('a_', 'a_', 'b_', 'b_')
     >>> str(groups_of(["img_001", "img_002", "img_003"]))
     '3 images'
+    >>> groups_of(["cat/a_1", "cat/b_1", "dog/a_2", "dog/b_2"], classes=True).labels
+    ('a_', 'b_', 'a_', 'b_')
     """
     single = Groups(tuple(str(i) for i in range(len(names))), "image")
     if pattern == "none":
         return single
     if pattern is not None:
         return Groups(tuple(_found(_expression(pattern), name) for name in names), noun)
-    for labels in _by_folders(names), _by_numbers(names):
-        if _tells(labels):
+    known = [name.partition("/")[0] for name in names] if classes else []
+    rests = [name.partition("/")[2] for name in names] if classes else names
+    for labels in _by_folders(rests), _by_numbers(rests):
+        if _tells(labels) and not _same_sets(labels, known):
             return Groups(tuple(labels), noun)
     return single
 
@@ -78,6 +90,11 @@ def known_pattern(data: str) -> tuple[str | None, str]:
 def _tells(labels: Sequence[str]) -> bool:
     number = len(set(labels))
     return number >= FEWEST and len(labels) >= SIZE * number
+
+
+def _same_sets(labels: Sequence[str], classes: Sequence[str]) -> bool:
+    """Groups that are the classes, as ``n01/n01_7``, tell of no group."""
+    return bool(classes) and len(set(labels)) == len(set(classes)) == len({*zip(labels, classes)})
 
 
 def _by_folders(names: Sequence[str]) -> list[str]:

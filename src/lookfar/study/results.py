@@ -319,7 +319,7 @@ def _groups(plan: Plan, names: list[str] | None, images: int) -> Groups:
     if plan.groups is not None:
         return groups_of(names, plan.groups)
     pattern, noun = known_pattern(plan.data)
-    return groups_of(names, pattern, noun=noun)
+    return groups_of(names, pattern, noun=noun, classes=plan.task == "classification")
 
 
 def _rank(row: Summary, task: Task) -> tuple[int, float]:
