@@ -14,7 +14,7 @@ def study(
         Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="scenes:lookup, scenes:match, camvid:PATH, voc:PATH or PATH.")
+        str | None, typer.Option(help="PATH, classify:PATH, scenes:lookup, scenes:match, camvid:PATH, cifar10:PATH ...")
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
     task: Annotated[

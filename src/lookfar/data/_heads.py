@@ -38,7 +38,8 @@ class Labelled(File):
 
     label: int
 
-    __hash__, __eq__ = object.__hash__, object.__eq__
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True)
