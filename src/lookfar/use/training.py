@@ -56,9 +56,9 @@ def train_network(
         FileNotFoundError: Data or weights are not there.
         Stopped: Interrupted, after a checkpoint.
 
-    >>> trained = train_network("small", "scenes:cue", "runs/cue", steps=1, batch_size=2, quiet=True)
-    >>> trained.result["step"], trained.trial.as_posix()
-    (1, 'runs/cue/trials/baseline/0')
+    >>> train_network("small", "scenes:cue", "runs/cue", preset="41k")
+    Traceback (most recent call last):
+    ValueError: preset must be 20k, 40k, 80k or 160k, got '41k'. Did you mean 40k?
     """
     from lookfar.study import Plan, run
     from lookfar.study._files import read_if_whole
