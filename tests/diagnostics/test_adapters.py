@@ -264,3 +264,18 @@ def test_half_precision():
     assert found.reason == ""
     assert isinstance(adapted(network).blocks[0].attn.block, TokenAttention)
     assert F.relu(found.maps).sum() > 0
+
+
+def test_maps_of_a_query_for_a_page():
+    """The two terms, cut from the tokens as the map itself is: together they are the query's map."""
+    from lookfar.diagnostics.seeing import see
+    from lookfar.insight.pictures import maps_of
+
+    (seen,) = see(of_timm("vit_tiny_patch16_224", img_size=(32, 48)), torch.randn(3, 32, 48))
+    found = maps_of(seen, (20, 40))
+    assert {name: maps.shape for name, maps in found.items()} == dict.fromkeys(found, (3, 2, 3))
+    assert list(found) == ["map of the query", "mean of all queries", "pairwise alone", "unary alone"]
+    product = found["pairwise alone"] * found["unary alone"]
+    product /= product.sum((1, 2), keepdims=True)
+    own = found["map of the query"] / found["map of the query"].sum((1, 2), keepdims=True)
+    assert abs(product - own).max() < 1e-5

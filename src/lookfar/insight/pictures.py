@@ -1,5 +1,6 @@
 """Pictures of a query: the image, its map, what does not depend on it, and the two terms of its logits."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,13 +59,18 @@ def maps_of(seen: Seen, at: tuple[int, int]) -> dict[str, np.ndarray]:
     assert seen.x is not None
     found: dict[str, Tensor] = {"map of the query": seen.weights(at), "mean of all queries": seen.mean}
     y, x = seen.query(at)
-    flat = torch.tensor([y * seen.size[1] + x], device=seen.x.device)
+    flat = torch.tensor([seen.prefix + y * seen.size[1] + x], device=seen.x.device)
     with torch.no_grad():
         parts = decompose(seen.module, seen.x)
         if parts is not None:
-            found["pairwise alone"] = parts.pairwise_map(flat)[0, :, 0].unflatten(-1, seen.grid)
-            found["unary alone"] = parts.unary_map()[0, :, 0].unflatten(-1, seen.grid)
+            found["pairwise alone"] = _on_grid(parts.pairwise_map(flat), seen)
+            found["unary alone"] = _on_grid(parts.unary_map(), seen)
         both = two_step_map(seen.module, seen.x, (y, x))
         if both is not None:
             found["both steps"] = both
     return {name: of.double().cpu().numpy() for name, of in found.items()}
+
+
+def _on_grid(maps: Tensor, seen: Seen) -> Tensor:
+    """``(1, heads, 1, M)`` as ``(heads, h, w)``, without class and register tokens."""
+    return maps[0, :, 0, -math.prod(seen.grid) :].unflatten(-1, seen.grid)
