@@ -180,7 +180,7 @@ def list_networks(pattern: str | None = None) -> list[str]:
 
 
 def is_network(name: str) -> bool:
-    """Whether :func:`create_network` knows a name, an alias too.
+    """Whether a name is that of a network for segmentation, an alias too.
 
     >>> is_network("danet_resnet50_d8"), is_network("danet.pth")
     (True, False)

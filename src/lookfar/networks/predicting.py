@@ -122,27 +122,32 @@ def _whole(network: nn.Module, seen: Tensor) -> Iterator[Tensor]:
 
 
 def _tiled(network: nn.Module, seen: Tensor, tile: Size, stride: Size) -> Iterator[Tensor]:
-    """Rows of tiles, without the rows that the next row of tiles touches too."""
+    """Rows of tiles, without the rows that the next row of tiles touches too; each is gone when the next is wanted."""
     h, w = seen.shape[1:]
     height, width = min(tile[0], h), min(tile[1], w)
     tops, lefts = _starts(h, height, stride[0]), _starts(w, width, stride[1])
     rows, columns = _counts(tops, height, h), _counts(lefts, width, w)
-    held: Tensor | None = None  # sums of the rows that two rows of tiles share
+    band: Tensor | None = None  # of one row of tiles; the next takes its place
+    before = 0
     for top, following in pairwise([*tops, h]):
-        band: Tensor | None = None
+        fresh = True
         for left in lefts:
             logits = _run(network, seen[:, top : top + height, left : left + width])
             if band is None:
                 band = logits.new_zeros(len(logits), height, w)
-                if held is not None:
-                    band[:, : held.shape[1]] = held
+            elif fresh:
+                shared = band[:, top - before :].clone()  # sums of the rows that both rows of tiles touch
+                band[:, : shared.shape[1]] = shared
+                band[:, shared.shape[1] :] = 0
+                del shared
+            fresh = False
             band[..., left : left + width] += logits
+            del logits
         assert band is not None
-        ready = following - top
-        held = band[:, ready:].clone()
-        finished = band[:, :ready]
+        finished = band[:, : following - top]
         finished /= rows[top:following, None].to(band) * columns.to(band)
         yield finished
+        before = top
 
 
 def _starts(size: int, tile: int, stride: int) -> list[int]:
