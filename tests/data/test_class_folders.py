@@ -85,6 +85,19 @@ def test_a_sequence_is_a_beginning_within_the_classes(tmp_path):
     assert "these begin with a (2)" in refusal(tmp_path, val="cat")
 
 
+def test_a_class_that_is_held_out_whole_is_not_judged(tmp_path):
+    for number, name in enumerate(["cat/a_0", "cat/b_0", "dog/a_1", "dog/a_2"]):
+        save(tmp_path / f"{name}.png", noise(number, 8, 10, 3))
+    assert "no images are left in train of dog" in refusal(tmp_path, val="a")
+
+
+def test_what_is_learned_does_not_judge(tmp_path):
+    root = make_classes(tmp_path / "set", splits=("train",))
+    for val in ("train", str(root / "train")):
+        assert "the same file in two sets: train/cat/0.png = val/cat/0.png" in refusal(root, val=val)
+    assert "0 in train" in refusal(root, val="train", skip_bad=True)
+
+
 def test_another_folder_and_a_second_set_to_judge_by(tmp_path):
     make_classes(tmp_path / "set", splits=("train", "val", "test"))
     shutil.move(tmp_path / "set/test", tmp_path / "other")

@@ -80,7 +80,7 @@ def _equal(sets: Sets, heads: Mapping[Labelled, ImageHead]) -> list[Group]:
         for file in files:
             if file in heads:
                 found[heads[file].digest].append((split, file))
-    return [group for group in found.values() if len(group) > 1 and len({file.image for _, file in group}) > 1]
+    return [group for group in found.values() if len(group) > 1]
 
 
 def _apart(group: Group, heads: Mapping[Labelled, ImageHead]) -> list[Group]:
@@ -95,6 +95,16 @@ def _apart(group: Group, heads: Mapping[Labelled, ImageHead]) -> list[Group]:
                 digest.update(part)
         found[digest.hexdigest()].append((split, file))
     return [same for same in found.values() if len(same) > 1]
+
+
+def check_learned(train: Sequence[Labelled], classes: Sequence[str], published: bool) -> None:
+    """A class of which all images are held out is judged and never learned."""
+    gone = sorted({*range(len(classes))} - {file.label for file in train})
+    if gone and not published:
+        raise ValueError(
+            f"no images are left in train of {listed([classes[k] for k in gone], 90)}: all of them are held out. "
+            "Give --val a share, as 0.2, or another folder or sequence"
+        )
 
 
 def check_left(before: Sequence[Labelled], after: Sequence[Labelled], classes: Sequence[str]) -> None:

@@ -148,6 +148,7 @@ def open_labelled(source: ClassSource, name: str, options: ClassOptions) -> Data
     """
     sets = {"train": source.train, "val": source.val} | ({} if source.also is None else {"also_val": source.also})
     judging.check_not_empty(sets, name, "images")
+    doubts.check_learned(source.train, source.classes, source.published)
     files = [file for some in sets.values() for file in some]
     heads = source.look(files, True if options.skip_bad else None)
     bad = {file: head.error for file, head in heads.items() if head.error}
