@@ -400,8 +400,6 @@ MUTANTS = [
            "a module that hangs breaks no promise"),
     Mutant("tasks/classification.py", "logits.topk(min(TOP, logits.shape[1]), dim=1).indices",
            "logits.topk(min(TOP + 1, logits.shape[1]), dim=1).indices", CLASSIFIED, "six guesses pass for five"),
-    Mutant("tasks/classification.py", "(soft * weights).sum()", "weights[targets].sum()", CLASSIFIED,
-           "mixed images weigh as if they were not mixed"),
     Mutant("tasks/classification.py", "np.ceil(confidence * BINS).astype(int) - 1", "np.zeros(len(confidence), int)",
            CLASSIFIED, "confidence that is too high here and too low there is called right"),
     Mutant("networks/classification.py", "math.floor(0.75 * len(names))", "len(names)", CLASSIFIERS,

@@ -129,8 +129,10 @@ class Classification(Task):
         from torch.nn import functional as F
 
         total = F.cross_entropy(output, targets, weights, reduction="sum", label_smoothing=self.label_smoothing)
-        count = output.new_tensor(len(targets)) if weights is None else weights[targets].sum()
-        return total, count
+        return total, self._count(output, targets, weights)
+
+    def _count(self, output: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "Tensor":
+        return output.new_tensor(len(targets)) if weights is None else weights[targets].sum()
 
     def _mixed_loss(
         self, network: "nn.Module", inputs: "Tensor", targets: "Tensor", weights: "Tensor | None"
@@ -146,8 +148,7 @@ class Classification(Task):
         output = network(inputs)
         soft = (shares @ F.one_hot(targets, output.shape[1]).to(shares)).to(output.dtype)
         total = F.cross_entropy(output, soft, weights, reduction="sum", label_smoothing=self.label_smoothing)
-        count = output.new_tensor(len(targets)) if weights is None else (soft * weights).sum()
-        return total, count
+        return total, self._count(output, targets, weights)  # mixing gives each image away once, and takes one
 
     def check_weights(self, weights: tuple[float, ...], data: "Data") -> None:
         """One for each class."""
