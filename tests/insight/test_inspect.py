@@ -130,7 +130,14 @@ def test_a_network_of_ones_own(run, home):
     torch.save(state, home / "wrong.pth")
     code, _, err = run(*arguments, "--weights", "wrong.pth")
     assert code == 2
-    assert "wrong.pth does not fit own.py:build" in " ".join(err.split())
+    assert "do not fit NonLocal" in " ".join(err.split())
+    torch.save({"weight": torch.zeros(2, 3, 1, 1)}, home / "half.pth")
+    code, _, err = run("--network", "own.py:bare", "data/val/images", "--weights", "half.pth")
+    assert code == 2
+    assert (
+        "half.pth does not fit own.py:bare: 1 weights are missing, 0 unknown, 0 of another shape, such as bias"
+        in " ".join(err.split())
+    )
     torch.save(torch.nn.Linear(1, 1), home / "pickled.pth")
     assert run(*arguments, "--weights", "pickled.pth")[0] == 2  # what would run code is not loaded
 

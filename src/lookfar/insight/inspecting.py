@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lookfar._tables import said
 from lookfar.blocks import block_info
 from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics, why_no_maps
+from lookfar.diagnostics._undisturbed import undisturbed
 from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.maps import inner_block
 from lookfar.insight.subjects import Subject
@@ -78,6 +80,7 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
     names = blocks_of(subject.network)
     if not names:
         raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")
+    _check_it_runs(subject)
     start = subject.untrained() if subject.untrained is not None else None
     found = []
     for name in names:
@@ -88,6 +91,21 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
         told, scores = _told(subject, name, _entropy(now), reason)
         found.append(Inspected(subject, name, block_info(inner_block(module)).name, told, scores, now, before))
     return found
+
+
+def _check_it_runs(subject: Subject) -> None:
+    """A network of anybody's may take other images than these."""
+    inputs, _ = next(iter(subject.data.val_batches(1)))
+    try:
+        with undisturbed(subject.network):
+            output = subject.network(inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{subject.name} cannot take images {tuple(inputs.shape)}: {said(error)}") from None
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+        raise ValueError(f"{subject.name} gives {type(output).__name__}, want logits (B, K) or (B, K, h, w)")
+    K = output.shape[1]
+    if subject.task is not None and len(subject.data.classes) != K:
+        raise ValueError(f"{subject.name} has {K} classes, the data {len(subject.data.classes)}")
 
 
 def _told(subject: Subject, name: str, entropy: float | None, reason: str) -> tuple[Told, dict[str, float]]:

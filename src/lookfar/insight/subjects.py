@@ -99,7 +99,8 @@ def find_subjects(
     if images and data is not None:
         raise ValueError("give images or --data, not both: images have no labels, data have")
     if network is not None:
-        return [_own(network, weights, _seen(images, data, size), margin)]
+        built = _own(network, weights)
+        return [_subject(network.rpartition(":")[2], built, _seen(images, data, size, _bands(built)), margin)]
     if target is None:
         raise ValueError("name a trial's folder, a study's or a published file, or give --network FILE.py:FUNCTION")
     path = Path(target)
@@ -116,15 +117,21 @@ def find_subjects(
     found: Any = from_checkpoint(target)
     recognised = getattr(found, "recognised", None)
     names = recognised.arguments.get("class_names") if recognised else None
-    return [_subject(path.stem, found, _seen(images, data, size), margin, classes=names)]
+    return [_subject(path.stem, found, _seen(images, data, size, _bands(found)), margin, classes=names)]
 
 
-def _seen(images: Sequence[str], data: str | None, size: tuple[int, int] | None) -> Data:
+def _bands(network: nn.Module) -> int:
+    """Of the images that a network takes: those of its first convolution, 3 where that says nothing."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.groups == 1 else 3
+
+
+def _seen(images: Sequence[str], data: str | None, size: tuple[int, int] | None, bands: int) -> Data:
     if data is not None:
-        return open_data(data, size=size)
+        return open_data(data) if data.startswith("scenes:") else open_data(data, size=size, in_chans=bands)
     if not images:
         raise ValueError("nothing to look at: give images, a folder of them, or --data")
-    return of_images(images, size)
+    return of_images(images, size, bands)
 
 
 def _subject(
@@ -133,11 +140,16 @@ def _subject(
     """A network that no plan describes."""
     prepare = getattr(network, "preprocessing", None)
     shown = _shown(seen, prepare, classes)
-    note = "" if prepare is not None or shown.labelled else "images are normalised by ImageNet's mean and deviation"
+    note = "" if prepare is not None or shown.labelled else f"images are normalised by {_rounded(shown)}"
     groups = _groups_of(shown, None, seen.name)
     return Subject(
         name, network.eval(), shown, _judge(shown), groups, None, 0.5 if margin is None else margin, note=note
     )
+
+
+def _rounded(shown: Shown) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (shown.mean, shown.std))
+    return f"mean {mean} and deviation {std} of [0, 1]"
 
 
 def _judge(shown: Shown) -> "Task | None":
@@ -148,9 +160,8 @@ def _judge(shown: Shown) -> "Task | None":
     return find_task("classification" if getattr(shown, "target", "mask") == "class" else "segmentation")
 
 
-def _own(network: str, weights: str | None, seen: Data, margin: float | None) -> Subject:
+def _own(network: str, weights: str | None) -> nn.Module:
     from lookfar.blocks._own import find_own, parse_address
-    from lookfar.weights.files import content, unwrapped
 
     address = parse_address(network)
     if address is None:
@@ -159,14 +170,33 @@ def _own(network: str, weights: str | None, seen: Data, margin: float | None) ->
     if not isinstance(built, nn.Module):
         raise ValueError(f"{network} gives {type(built).__name__}, want a torch.nn.Module")
     if weights is not None:
-        state = unwrapped(content(Path(weights)), of=weights)
-        missing, unexpected = built.load_state_dict(state, strict=False)
-        if missing or unexpected:
-            raise ValueError(
-                f"{weights} does not fit {network}: {len(missing)} weights are missing, such as {[*missing, '-'][0]}, "
-                f"and {len(unexpected)} are unknown, such as {[*unexpected, '-'][0]}"
-            )
-    return _subject(network.rpartition(":")[2], built, seen, margin)
+        _load(built, weights, network)
+    return built
+
+
+def _load(network: nn.Module, weights: str, called: str) -> None:
+    """Weights of a whole network, in which blocks may be under their authors' names."""
+    from lookfar.diagnostics import blocks_of
+    from lookfar.weights import load
+    from lookfar.weights.files import content, unwrapped
+
+    state, own = unwrapped(content(Path(weights)), of=weights), network.state_dict()
+    of_blocks = [f"{name}." for name in blocks_of(network) if name and state.keys() != own.keys()]
+    for prefix in of_blocks:
+        load(network.get_submodule(prefix[:-1]), state, prefix=prefix)
+    inside = tuple(of_blocks)
+    rest = {key: value for key, value in state.items() if not key.startswith(inside)}
+    missing = [key for key in own.keys() - rest.keys() if not key.startswith(inside)]
+    missing = sorted(key for key in missing if not key.endswith("num_batches_tracked"))
+    unknown = sorted(rest.keys() - own.keys())
+    unlike = [key for key in rest.keys() & own.keys() if rest[key].shape != own[key].shape]
+    if missing or unknown or unlike:
+        first = [*missing, *unknown, *unlike][0]
+        raise ValueError(
+            f"{weights} does not fit {called}: {len(missing)} weights are missing, {len(unknown)} unknown, "
+            f"{len(unlike)} of another shape, such as {first}"
+        )
+    network.load_state_dict(rest, strict=False)
 
 
 def _of_study(
