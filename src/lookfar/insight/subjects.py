@@ -183,7 +183,10 @@ def _load(network: nn.Module, weights: str, called: str) -> None:
     state, own = unwrapped(content(Path(weights)), of=weights), network.state_dict()
     of_blocks = [f"{name}." for name in blocks_of(network) if name and state.keys() != own.keys()]
     for prefix in of_blocks:
-        load(network.get_submodule(prefix[:-1]), state, prefix=prefix)
+        try:
+            load(network.get_submodule(prefix[:-1]), state, prefix=prefix)
+        except ValueError as error:
+            raise ValueError(f"{weights} does not fit {called}: {str(error).splitlines()[0]}") from None
     inside = tuple(of_blocks)
     rest = {key: value for key, value in state.items() if not key.startswith(inside)}
     missing = [key for key in own.keys() - rest.keys() if not key.startswith(inside)]
