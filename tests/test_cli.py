@@ -139,6 +139,7 @@ COMMANDS = {
     # there is no such network: what follows is refused before or after that is found
     "predict": ["nowhere.png", "--network", "nowhere.pth", "--out", "seen"],
     "evaluate": ["--network", "nowhere.pth"],
+    "train": ["--network", "small", "--data", "nowhere", "--out", "seen"],
     "explore": ["nowhere"],
     "simplify": ["nowhere", "--out", "there"],
     "claims": ["c99"],
