@@ -12,6 +12,7 @@ torch.set_num_threads(1)  # workers run side by side; OpenMP spins when threads 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", action="store_true", help="export every network in every form: twenty minutes")
     parser.addoption("--goldens", metavar="DIR", help="hold the library to the vectors of another folder")
 
 

@@ -11,7 +11,7 @@ import lookfar
 from lookfar.blocks import block_info, create_block, list_blocks, parse_block
 
 PUBLIC = {
-    "__version__", "block_info", "create_block", "create_network", "describe", "from_checkpoint", "insert",
+    "__version__", "block_info", "create_block", "create_network", "describe", "from_checkpoint", "inflate", "insert",
     "list_blocks", "list_networks", "load", "look", "measure_cost", "remove", "replace", "save",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ _HOME = {
     "from_checkpoint": "lookfar.networks",
     "list_networks": "lookfar.networks",
     "insert": "lookfar.insertion",
+    "inflate": "lookfar.insertion",
     "remove": "lookfar.insertion",
     "replace": "lookfar.insertion",
     "describe": "lookfar.insertion",
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from lookfar.blocks import block_info, create_block, list_blocks
     from lookfar.cost import measure_cost
     from lookfar.diagnostics import look
-    from lookfar.insertion import describe, insert, load, remove, replace, save
+    from lookfar.insertion import describe, inflate, insert, load, remove, replace, save
     from lookfar.networks import create_network, from_checkpoint, list_networks
 
 

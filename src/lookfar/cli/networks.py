@@ -1,4 +1,4 @@
-"""Commands about networks: predict, evaluate, train."""
+"""Commands about networks: predict, evaluate, train, export."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,3 +114,20 @@ def train(
     from lookfar.use.command import train_command
 
     raise SystemExit(train_command(network, data, out, preset=preset, options=options))
+
+
+@app.command()
+def export(
+    network: Annotated[str, typer.Argument(metavar="FILE|TRIAL|NAME", help=NETWORK.help)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The program.")],
+    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Of the example; any other is served too, unless it is said.")
+    ] = "128x160",
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    classes: Annotated[int | None, typer.Option(help="How many, for a NAME that does not say it.")] = None,
+) -> None:
+    """A program for images of any number and size, run at three others. Example: lookfar export a.pth --out a.onnx"""
+    from lookfar.use.command import export_command
+
+    export_command(network, out, format=format, size=size, weights=weights, num_classes=classes)

@@ -6,6 +6,7 @@ from lookfar.insertion.description import describe
 from lookfar.insertion.files import load, recipe, replay, save
 from lookfar.insertion.gated import Gated, block_name
 from lookfar.insertion.hanging import Insertion, insertions
+from lookfar.insertion.inflating import inflate
 from lookfar.insertion.inserting import insert
 from lookfar.insertion.managing import remove, switched_off, verify
 from lookfar.insertion.replacing import replace
@@ -21,6 +22,7 @@ __all__ = [
     "Insertion",
     "block_name",
     "describe",
+    "inflate",
     "insert",
     "insertions",
     "load",

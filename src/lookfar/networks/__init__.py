@@ -11,6 +11,7 @@ from lookfar.networks.classification import (
 )
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.creating import create_network, list_networks
+from lookfar.networks.exporting import Exported, export
 from lookfar.networks.own import OwnHost, build_own
 from lookfar.networks.predicting import predict
 from lookfar.networks.preprocessing import Inference, Preprocessing
@@ -21,6 +22,7 @@ __all__ = [
     "CGNet",
     "Classifier",
     "ConvControl",
+    "Exported",
     "Inference",
     "Outputs",
     "OwnClassifier",
@@ -36,6 +38,7 @@ __all__ = [
     "control_of",
     "create_network",
     "crop_pct_of",
+    "export",
     "from_checkpoint",
     "from_pretrained",
     "list_networks",

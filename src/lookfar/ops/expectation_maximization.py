@@ -6,6 +6,7 @@ scale, so everything is float32 at least; the two implementations guard their di
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -89,7 +90,8 @@ def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tenso
     z = scale = mu
     for step in range(o.steps):
         live = o.gradient == "full" or (o.gradient == "last" and step == o.steps - 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and live):
+        # no context where it would change nothing: an exported program that holds one cannot be loaded again
+        with nullcontext() if live or not torch.is_grad_enabled() else torch.no_grad():
             # h = W t + b is never computed: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
             logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
             if b is not None:

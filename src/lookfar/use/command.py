@@ -1,4 +1,4 @@
-"""What `lookfar predict`, `evaluate` and `train` do once their options are parsed."""
+"""What `lookfar predict`, `evaluate`, `train` and `export` do once their options are parsed."""
 
 import contextlib
 import json
@@ -104,6 +104,27 @@ def evaluate_command(
     print(json.dumps(found.to_dict()) if as_json else found)
 
 
+def export_command(
+    network: str, out: Path, *, format: str, size: str, weights: Path | None = None, num_classes: int | None = None
+) -> None:
+    """Write a network as a program, and print how it was checked.
+
+    Args:
+        network: As :func:`open_network` takes it.
+        out: The file; its folder is made.
+        format: As :func:`lookfar.networks.export` takes it.
+        size: Of the example, ``HxW``.
+        weights: For the name of a network.
+        num_classes: For the name of a network.
+    """
+    from lookfar.networks import export
+
+    (height, width) = parsed({"size": size})["size"]
+    opened = _opened(network, weights=weights, num_classes=num_classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(export(opened.network, out, format=format, size=(height, width)))  # type: ignore[arg-type]
+
+
 def parsed(options: dict[str, Any]) -> dict[str, Any]:
     """Options of :func:`lookfar.networks.predict` that were given.
 
@@ -111,7 +132,7 @@ def parsed(options: dict[str, Any]) -> dict[str, Any]:
     {'tile': (769, 769), 'stride': (513, 400), 'scales': (0.5, 1.0), 'flip': True}
     """
     found = {name: value for name, value in options.items() if value}
-    for name in ("tile", "stride"):
+    for name in ("tile", "stride", "size"):
         if name in found:
             parts = found[name].lower().replace("×", "x").split("x")
             if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
