@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ MILLIONS = {
 
 
 @functools.cache
-def sketch(name: str, **options: object) -> nn.Module:
+def sketch(name: str, **options: Any) -> nn.Module:
     """Without numbers, which takes no time."""
     with torch.device("meta"):
         return create_network(name, **options)
