@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from lookfar.insertion import insert
+from lookfar.networks import build_classifier, build_network
 from lookfar.networks.patch import PatchBackbone
+from lookfar.study import Plan
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,37 @@ def test_cells_may_change_places():
     x = torch.rand(2, 3, 32, 32)
     moved = x.unflatten(2, (4, 8))[:, :, order].flatten(2, 3)
     torch.testing.assert_close(network(moved), network(x)[:, :, order])
+
+
+def test_a_block_in_the_classifier_is_all_that_relates_cells():
+    torch.manual_seed(0)
+    network, x = build_classifier("patch", classes=4).double().eval(), torch.rand(1, 3, 32, 32).double()
+    changed = x.clone()
+    changed[..., :8, :8] = 0
+    # what two cells say adds up, until a block stands between the layers
+    other = x.clone()
+    other[..., 24:, 24:] = 0
+    both = other.clone()
+    both[..., :8, :8] = 0
+    apart = [network(part) - network(x) for part in (changed, other, both)]
+    torch.testing.assert_close(apart[0] + apart[1], apart[2], atol=1e-12, rtol=1e-9)
+    (name,) = insert(network, "nonlocal", at=network.place, example=x, zero_init=False)
+    with torch.no_grad():
+        for parameter in network.get_submodule(name).parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    apart = [network(part) - network(x) for part in (changed, other, both)]
+    assert (apart[0] + apart[1] - apart[2]).abs().max() > 1e-6
+
+
+def test_patch_is_for_classification_and_has_no_pretrained_weights():
+    with pytest.raises(ValueError, match="'patch' has no pretrained weights"):
+        build_classifier("patch", classes=4, pretrained=True)
+    with pytest.raises(ValueError, match="'patch' is for classification alone"):
+        build_network("patch", classes=4)
+
+
+def test_what_a_plan_takes_for_match():
+    plan = Plan(data="scenes:match", blocks=("nonlocal",)).resolved()
+    found = plan.task, plan.host, plan.steps, plan.batch_size, plan.lr
+    assert found == ("classification", "patch", 250, 256, 3e-3)
+    assert Plan(data="scenes:match", blocks=("nonlocal",), host="resnet10t").resolved().lr == 1e-3

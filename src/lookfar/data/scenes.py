@@ -17,7 +17,7 @@ In the others the scene has one label:
   brings its word to the end: no block is needed.
 - ``match``: squares in four of six colours, no, two, four and six of them, and three digits in one of these colours.
   How many squares have the colour of the digits? A sum over single cells cannot tell; attention by query compares, and
-  so may layers behind a block that shows the digits' colour to everybody. For the host ``patch``, which sees a cell.
+  so, later, do layers behind a block that shows all cells the digits' colour. For the host ``patch``.
 
 Why they are as they are says ``_worlds.py``.
 

@@ -6,8 +6,22 @@ from torch import Tensor, nn
 PATCH = 8  # pixels of a cell's side
 
 
+class WholeCells(nn.Module):
+    """Fills maps up with zeros, right and below, to whole cells.
+
+    Shape: ``(B, C, H, W) -> (B, C, cell * ceil(H / cell), cell * ceil(W / cell))``
+    """
+
+    def __init__(self, cell: int) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, -x.shape[-1] % self.cell, 0, -x.shape[-2] % self.cell))
+
+
 class CellNormAct(nn.Sequential):
-    """A convolution of one cell, batch norm, ReLU; maps are filled up with zeros to whole cells.
+    """A convolution of one cell, batch norm, ReLU.
 
     Args:
         in_channels: Channels of the input.
@@ -19,14 +33,11 @@ class CellNormAct(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, *, cell: int = 1) -> None:
         super().__init__()
+        if cell > 1:
+            self.whole = WholeCells(cell)
         self.conv = nn.Conv2d(in_channels, out_channels, cell, stride=cell, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
-        self.cell = cell
-
-    def forward(self, x: Tensor) -> Tensor:
-        right, below = -x.shape[-1] % self.cell, -x.shape[-2] % self.cell
-        return super().forward(F.pad(x, (0, right, 0, below)) if right or below else x)
 
 
 class PatchBackbone(nn.Sequential):

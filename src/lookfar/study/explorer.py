@@ -87,10 +87,11 @@ def _near(sample: Sample, what: str, i: int, stand: Sequence[Sequence[float]]) -
 
 def _boxes(where: np.ndarray) -> list[list[float]]:
     """Top, left, bottom and right, in [0, 1], of each piece of what is true: an answer may stand in several places."""
-    from scipy.ndimage import find_objects, label
+    from scipy import ndimage
 
     h, w = where.shape
-    pieces = find_objects(label(where)[0])
+    numbered: Any = ndimage.label(where)
+    pieces = ndimage.find_objects(numbered[0])
     ends = [(y.start / h, x.start / w, y.stop / h, x.stop / w) for y, x in pieces]
     return [[round(float(end), 4) for end in of] for of in ends]
 
