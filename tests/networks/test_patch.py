@@ -70,5 +70,5 @@ def test_patch_is_for_classification_and_has_no_pretrained_weights():
 def test_what_a_plan_takes_for_match():
     plan = Plan(data="scenes:match", blocks=("nonlocal",)).resolved()
     found = plan.task, plan.host, plan.steps, plan.batch_size, plan.lr
-    assert found == ("classification", "patch", 250, 256, 3e-3)
+    assert found == ("classification", "patch", 400, 256, 3e-3)
     assert Plan(data="scenes:match", blocks=("nonlocal",), host="resnet10t").resolved().lr == 1e-3

@@ -25,5 +25,5 @@ EMBEDDED = {
     "scenes:lookup": Usual("small", 1000, 32),
     "scenes:cue": Usual("small", 1200, 32),
     "scenes:red": Usual("small", 500, 32),
-    "scenes:match": Usual("patch", 250, 256),
+    "scenes:match": Usual("patch", 400, 256),
 }

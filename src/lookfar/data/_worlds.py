@@ -21,10 +21,10 @@ that are not kept, and what it taught (accuracies on new scenes, chance in brack
    has to guess; the digits' colour must meet them.
 7. A summary can do it too, later: it shows the digits' colour to all squares, and the layers behind compare. Of one
    digit global context reached .52 and .99 in 250 and 300 steps [.25]. Of three it reached .74, .79, .63 in 250 steps
-   and 1, 1 in 400; non-local 1, 1, 1, .99, 1 in 250. At 250 steps ``match`` tells who compares by query from who does
-   not yet; it does not need a query. Non-local uses one: a square of the digits' colour gives them .83 of its weight,
-   another .15, and with the mean map for every query 1 falls to .45. In 200 steps one of two seeds stayed at .62, and
-   in 300 one of two at .88.
+   and 1, 1 in 400; non-local 1 in all of ten seeds in 400, but .43 in one of nine in 250, and .88 in one of two in 300:
+   400 are usual. So ``match`` tells who compares cells from who does not; it needs no query. Non-local uses one all the
+   same: a square of the digits' colour gives them .83 of its weight, another .15; with the mean map for all queries 1
+   falls to .45.
 8. Three digits in three colours, and how many of them find squares, was no better: global context reached .57 and
    non-local .53 and .67 [.25]. What the mean colours tell of that is learned first, and is where the blocks stayed.
 """
