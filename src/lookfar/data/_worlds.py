@@ -17,11 +17,11 @@ that are not kept, and what it taught (accuracies on new scenes, chance in brack
    covariance. One digit and none to four of eight squares: the variance of the number is 2, and attention was found in
    some seeds only (non-local: .96, .95, .53 [.2]). None, two, four or six: it is 5, and three digits make three times
    as many pairs.
-6. Each scene has the same numbers of squares, on other colours: who sees the numbers alone, as a gate by the mean does,
-   has to guess; the digits' colour must meet them.
+6. Each scene has the same numbers of squares, on other colours: who sees the numbers alone has to
+   guess; the digits' colour must meet them.
 7. A summary can do it too, later: it shows the digits' colour to all squares, and the layers behind compare. Of one
    digit global context reached .52 and .99 in 250 and 300 steps [.25]. Of three it reached .74, .79, .63 in 250 steps
-   and 1, 1 in 400; non-local 1 in all of ten seeds in 400, but .43 in one of nine in 250, and .88 in one of two in 300:
+   and 1, 1 in 400; non-local 1 in all of ten seeds in 400, but .43 in one of ten in 250, and .88 in one of two in 300:
    400 are usual. So ``match`` tells who compares cells from who does not; it needs no query. Non-local uses one all the
    same: a square of the digits' colour gives them .83 of its weight, another .15; with the mean map for all queries 1
    falls to .45.
