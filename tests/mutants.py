@@ -406,4 +406,10 @@ MUTANTS = [
            "a block stands behind the last layer that could read what it says"),
     Mutant("networks/classification.py", "heads=_classifiers(network.backbone)", "heads=()", CLASSIFIERS,
            "a classifier's weights are refused for the head that is not wanted"),
+    Mutant("study/rungs.py", "return self.high <= self.margin", "return self.low <= 0", "tests/study/test_ladder.py",
+           "what is only not significant is equivalent"),
+    Mutant("study/ladder.py", "dunnett(rungs, _fewer(comparisons", "dunnett(1, _fewer(comparisons",
+           "tests/study/test_ladder.py", "each rung of a ladder is a comparison by itself"),
+    Mutant("insight/two_steps.py", "other.diagonal(dim1=1, dim2=2).fill_(-torch.inf)", "pass",
+           "tests/insight/test_two_steps.py", "the own position counts twice in a cross"),
 ]  # fmt: skip
