@@ -81,6 +81,11 @@ def config_of(name: str, **changed: Any) -> Any:
 
     file = Path(mmseg.__file__).parent / f".mim/configs/_base_/models/{name}_r50-d8.py"
     config = Config.fromfile(str(file))
+    config.test_pipeline = [  # of Cityscapes; a network's own file is of no data set
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (2048, 1024), "keep_ratio": True},
+        {"type": "PackSegInputs"},
+    ]
     model = config.model
     model.pretrained = None
     for part in (model.backbone, *_heads(model)):

@@ -124,7 +124,7 @@ def test_files_of_a_training(history: bool, tmp_path: Path) -> None:
 _READ = """
 import sys, torch, lookfar
 network = lookfar.from_checkpoint(sys.argv[1])
-assert not any(name.startswith("mm") for name in sys.modules)
+assert not {"mmengine", "mmcv", "mmseg"} & sys.modules.keys()
 print("".join(network.class_names), str(network.palette[4]).replace(" ", ""), network.recognised.arguments["backbone"])
 x = torch.randn(1, 3, 33, 40)
 torch.save((x, network.logits(x).detach()), sys.argv[2])
