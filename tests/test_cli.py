@@ -117,6 +117,7 @@ ODD = ["0", "-1", "1.5", "x", "", "nan", "1000000000000"]
 FINE = {  # odd values that are fine, by option
     "--steps": {"1000000000000"}, "--batch-size": {"1000000000000"}, "--lr": {"1.5", "1000000000000"},
     "--clip": {"0", "1.5", "1000000000000"}, "--margin": {"0", "1.5"}, "--groups": {"0"},
+    "--label-smoothing": {"0"}, "--mixup": {"0"}, "--cutmix": {"0"},
 }  # fmt: skip
 SWITCHES = {
     "--json",

@@ -13,6 +13,7 @@ from lookfar.data._worlds import WORLDS
 from lookfar.data.scenes import open_scenes
 
 __all__ = [
+    "EMBEDDED",
     "IGNORE",
     "KINDS",
     "Augment",
@@ -108,7 +109,7 @@ def open_data(
         scenes = _scenes_kind(rest)
         own = WORLDS[scenes].size
         given = (size or own, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
-        if given != (own, None, None, 3, (), (), None, None, False):
+        if (*given, crop_pct, flip) != (own, None, None, 3, (), (), None, None, False, None, True):
             raise ValueError(
                 f"{spec} is embedded as it is: {own[0]}×{own[1]}, 3 bands, its own validation; want no such option"
             )
@@ -126,6 +127,8 @@ def open_data(
         if given:
             raise ValueError(f"--{given[0]} is for masks; what the classes of {cut(shown(spec), 60)} are is known")
         return _open_classes(spec, kind, path, wanted, also, download, {**options, "crop_pct": crop_pct})
+    if crop_pct is not None:
+        raise ValueError(f"--crop-pct is for images with one label: {cut(shown(spec), 60)} has masks")
     options |= {"ignore": ignore, "labels": labels, "classes": classes}
     return _open_masks(spec, kind, path, wanted, also, download, options)
 

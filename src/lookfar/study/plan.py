@@ -210,7 +210,7 @@ class Plan:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: the same candidate twice")
         names = [name for name in names if not is_reference(name)]
-        from lookfar.data import usual
+        from lookfar.data import EMBEDDED, usual
 
         of_data = usual(self.data)
         steps = of_data.steps if self.steps is None else self.steps
@@ -235,7 +235,7 @@ class Plan:
             filled["accelerator"] = _accelerator()
         if self.host is not None:
             filled["host"] = canonical_own("host", self.host)
-        if self.crop_pct is None and self._task == "classification":
+        if self.crop_pct is None and self._task == "classification" and self.data not in EMBEDDED:
             from lookfar.networks import crop_pct_of
 
             filled["crop_pct"] = crop_pct_of(filled.get("host", of_data.host))
