@@ -6,6 +6,7 @@ Traps: eps 1e-6 vanishes in half precision, so everything runs in float32 at lea
 updates needs a non-negative X.
 """
 
+from contextlib import nullcontext
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -57,7 +58,8 @@ def matrix_decomposition(
     with without_autocast(x):
         x, bases = widened(x), widened(bases)
         sharpness = 1.0 if method == "nmf" else inverse_temperature
-        with torch.set_grad_enabled(full_gradient and torch.is_grad_enabled()):
+        # no context where it would change nothing: an exported program that holds one cannot be loaded again
+        with nullcontext() if full_gradient or not torch.is_grad_enabled() else torch.no_grad():
             coefficients = (sharpness * x.transpose(1, 2) @ bases).softmax(2)
             for _ in range(iterations):
                 if method == "nmf":
