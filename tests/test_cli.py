@@ -120,17 +120,9 @@ FINE = {  # odd values that are fine, by option
     "--label-smoothing": {"0"}, "--mixup": {"0"}, "--cutmix": {"0"},
 }  # fmt: skip
 SWITCHES = {
-    "--json",
-    "--grow",
-    "--backward",
-    "--strict",
-    "--pretrained",
-    "--skip-bad",
-    "--tensorboard",
-    "--browser",
-    "--force",
-    "--help",
-}
+    "--json", "--grow", "--backward", "--strict", "--pretrained", "--skip-bad", "--tensorboard", "--browser", "--force",
+    "--whole", "--flip", "--help",
+}  # fmt: skip
 COMMANDS = {
     "blocks": ["squeeze_excitation"],
     "cost": ["squeeze_excitation", "--size", "4x4"],
@@ -145,6 +137,7 @@ COMMANDS = {
     "simplify": ["nowhere", "--out", "there"],
     "claims": ["c99"],
     "inspect": ["nowhere"],
+    "export": ["nowhere.pth", "--out", "there.onnx"],
 }
 
 

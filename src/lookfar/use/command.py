@@ -131,7 +131,7 @@ def parsed(options: dict[str, Any]) -> dict[str, Any]:
     >>> parsed({"tile": "769", "stride": "513x400", "whole": False, "scales": "0.5,1", "flip": True})
     {'tile': (769, 769), 'stride': (513, 400), 'scales': (0.5, 1.0), 'flip': True}
     """
-    found = {name: value for name, value in options.items() if value}
+    found = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in ("tile", "stride", "size"):
         if name in found:
             parts = found[name].lower().replace("×", "x").split("x")
