@@ -4,6 +4,7 @@ A new block is tested by being registered. Context blocks promise all of it; the
 and the identity, on the inputs that their ``sample_inputs`` gives.
 """
 
+import math
 import pickle
 
 import pytest
@@ -251,8 +252,9 @@ def test_weights_times_values_is_the_output(sample: Sample) -> None:
         B, heads, Q, M = weights.shape
         assert x.shape[0] == B
         y = m(x)
-        # positions of a map (B, C, *S), also of an output of another size, or tokens (B, N, C)
-        assert Q in (x[0, 0].numel(), y[0, 0].numel(), x.shape[1])
+        # positions of a map (B, C, *S), also of an output of another size or of that pooled, or tokens (B, N, C)
+        pooled = math.prod(-(-n // getattr(m, "pool", 1)) for n in y.shape[2:])
+        assert Q in (x[0, 0].numel(), y[0, 0].numel(), x.shape[1], pooled)
         assert values.shape[:3] == (B, heads, M)
         assert_same(sample, m.finish(x, weights @ values), y)
         chosen = torch.tensor([Q - 1, 0, Q // 2])
