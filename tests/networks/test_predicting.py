@@ -14,7 +14,7 @@ from lookfar.cost.memory import peak_memory
 from lookfar.networks import Inference, Preprocessing, create_network, predict
 from lookfar.networks.resizing import fitted, resize_bytes, resized_bands
 
-HERE = Path(__file__).parents[1] / "goldens"
+HERE = Path(__file__).parent
 
 
 class Thin(nn.Module):

@@ -201,7 +201,7 @@ def test_is_a_host_of_a_study() -> None:
     address = parse_address("lookfar.networks:create_network(name=ccnet, backbone=resnet18, output_stride=32)")
     host = build_own(find_own(address), classes=4, size=(33, 33))
     assert host.place == "backbone.head.paths.0.before"
-    assert host(torch.randn(2, 3, 33, 33)).shape == (2, 4, 33, 33)
+    assert host.eval()(torch.randn(2, 3, 33, 33)).shape == (2, 4, 33, 33)
     assert resolve_place(thin("fcn"), "layer3") == "backbone.layer3"
 
 

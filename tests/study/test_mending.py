@@ -199,7 +199,7 @@ def test_a_configuration_that_nobody_knows_stays_lost(fake):
 def test_trials_that_were_judged_by_other_masks_are_not_compared(fake):
     out, _ = fake
     run_study(PLAN, out, quiet=True)
-    for matrix, said in (([[[9, 2], [1, 7]]] * 4, "other masks"), ([[[9, 1], [1, 7]]] * 3, "4 images and 3 images")):
+    for matrix, said in (([[[9, 2], [1, 7]]] * 4, "other labels"), ([[[9, 1], [1, 7]]] * 3, "4 images and 3 images")):
         confusion = np.array(matrix)
         save_arrays(out / "trials/nonlocal/1/confusion.npz", confusion=confusion)
         told(**scores(confusion))(out / "trials/nonlocal/1/result.json")

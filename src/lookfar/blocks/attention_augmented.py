@@ -4,6 +4,7 @@ Traps: the scale is applied to the queries, so to the relative logits as well; t
 the tables of relative positions belong to one map size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class AttentionAugmented(nn.Module):
         relative: Embed relative positions, one table for all heads.
         size: Height and width of the map that the layer gives, for which the tables are made; interpolated elsewhere.
         pool: Stride of a 3x3 average pool before the attention, whose output is enlarged again, bilinearly; the paper
-            has 2 on maps of 28 x 28, and 1, no pooling, on smaller ones.
+            has 2 on maps of 28 x 28, and 1, no pooling, on smaller ones. Exported with it, a program serves maps that
+            keep two positions a side at least, and refuses others.
 
     Shape: ``(B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))``
 
@@ -136,6 +138,10 @@ class AttentionAugmented(nn.Module):
         else:
             mixed = relative_attention(q, k, v, *tables, size=self._grid(x), normalization=self.normalization)
         return self.finish(x, mixed)
+
+    def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid that keys and queries form on a map of ``size``."""
+        return tuple(-(-(-(-n // self.stride)) // self.pool) for n in size)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` of the (pooled) map, of all when None."""

@@ -347,7 +347,9 @@ def _environment(folder: Path, plan: Plan, facts: dict[str, Any], workers: int) 
 
 def _command() -> str:
     """How this study was started, as it would be typed."""
-    if Path(sys.argv[0]).stem in ("lookfar", "cli") and sys.argv[1:2] == ["study"]:
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    if name in ("lookfar", "cli") and sys.argv[1:2] == ["study"]:
         return shlex.join(["lookfar", *sys.argv[1:]])
     return "lookfar.study.run(plan, out)"
 

@@ -25,7 +25,7 @@ class Told:
         seeds: How many networks it rests on.
         by_seed: The word for each of several networks alone.
         where: Restricts every sentence, as in ``on this one sequence``; empty where groups of images were drawn.
-        noun: What losses are counted in, as in ``points of mIoU``.
+        noun: What losses are counted in, as in ``points of the score``.
         entropy: How even the maps are, of ln M; None where it is not known.
         reason: Why maps could not be exchanged; empty where they could.
         labels: Whether losses are those of a score; else they are changed predictions.
