@@ -4,6 +4,7 @@ Traps: the scale is applied to the queries, so to the relative logits as well; t
 the tables of relative positions belong to one map size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,7 +142,8 @@ class AttentionAugmented(nn.Module):
 
     def key_grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """The grid that keys and queries form on a map of ``size``."""
-        return tuple(-(-(-(-n // self.stride)) // self.pool) for n in size)
+        given = [math.ceil(n / self.stride) for n in size]
+        return tuple(math.ceil(n / self.pool) for n in given)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` of the (pooled) map, of all when None."""
