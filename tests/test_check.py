@@ -1,5 +1,6 @@
 """`lookfar check`: every classic fault is named in its row, a sound module passes, mistakes are told in one line."""
 
+import functools
 import json
 import random
 import re
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lookfar import cli
 from lookfar.check import PROMISES, check_module, load
 from lookfar.check import run as check_run
 
@@ -18,17 +18,10 @@ FILE = Path(__file__).with_name("faulty.py")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run, monkeypatch):
     """Run the command in this process: (exit code, stdout, stderr)."""
     monkeypatch.setattr("lookfar.check.show.check_apart", check_module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lookfar", "check", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return call
+    return functools.partial(run, "check")
 
 
 def ask(name, promise, channels=16, **more):

@@ -28,23 +28,6 @@ def lookfar(*arguments, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process, which is quicker: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lookfar", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def assert_readable(err):
     """One message in at most three lines that fit a terminal, and no traceback."""
     lines = err.splitlines()

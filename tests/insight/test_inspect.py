@@ -1,15 +1,14 @@
 """``lookfar inspect``: networks of trials, studies and one's own; labelled data and bare images; what is refused."""
 
+import functools
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lookfar import cli
 from lookfar.insight import find_subjects, inspect_subject
 from lookfar.insight.words import lines_of
 from lookfar.study import Plan
@@ -69,21 +68,10 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def run(home, monkeypatch, capsys):
+def run(run, home, monkeypatch):
     """Run the command in this process, in ``home``: exit code, what it printed, what it complained of."""
     monkeypatch.chdir(home)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lookfar", "inspect", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return functools.partial(run, "inspect")
 
 
 def test_a_study_with_its_labels_as_json(run, home):

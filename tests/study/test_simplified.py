@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lookfar import cli
 from lookfar.blocks import block_info
 from lookfar.data.fingerprint import fingerprint
 from lookfar.study import Plan, load, load_trial
@@ -90,17 +88,10 @@ def there(home, monkeypatch, tmp_path):
     return lambda seed: trial_folder(Path("study"), str(Candidate.parse(BLOCK)), seed), tmp_path / "out"
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["lookfar", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code
-
-
-def test_a_block_that_needs_its_query_is_refused_with_the_number(there, monkeypatch, capsys):
+def test_a_block_that_needs_its_query_is_refused_with_the_number(there, run):
     (trial, out) = there
-    assert run(monkeypatch, "simplify", trial(0), "--out", out) == 1
-    said = capsys.readouterr().out
+    code, said, _ = run("simplify", trial(0), "--out", out)
+    assert code == 1
     assert "none (without the block)" in said
     assert "one-map (one map for all queries)" in said
     assert re.search(r"Refused, nothing is written: one-map loses \d\d\.\d ± \d+\.\d points\. --force", said)
@@ -121,13 +112,13 @@ def test_what_was_not_needed_is_written_when_forced(there):
     assert load_trial(out).network is not None
 
 
-def test_one_map_takes_the_place_of_a_block_that_does_not_need_its_query(there, monkeypatch, capsys):
+def test_one_map_takes_the_place_of_a_block_that_does_not_need_its_query(there, run):
     """The whole way: the command, the folder, the network in it, its report, and simplifying it once more."""
     (trial, out) = there
     before = trial(1), (trial(1) / "result.json").read_bytes()
-    assert run(monkeypatch, "simplify", trial(1), "--out", out) == 0
+    code, said, _ = run("simplify", trial(1), "--out", out)
+    assert code == 0
     assert before == (trial(1), (trial(1) / "result.json").read_bytes())
-    said = capsys.readouterr().out
     assert "one-map (one map for all queries): +0.0" in said
     assert "equivalent: 0.0 lost at most, margin 0.5" in said
     assert "parameters" in said
@@ -145,8 +136,9 @@ def test_one_map_takes_the_place_of_a_block_that_does_not_need_its_query(there, 
     assert facts["of"] == {"candidate": str(Candidate.parse(BLOCK)), "seed": 1}
     assert facts["after"]["flops"] < facts["before"]["flops"]
     assert facts["errors"]["fitted"] < 1e-5 < facts["errors"]["average"]
-    assert run(monkeypatch, "simplify", trial(1), "--out", out) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
+    code, _, err = run("simplify", trial(1), "--out", out)
+    assert code == 2
+    assert "nothing is overwritten" in err
     with pytest.raises(ValueError, match="simplified_nonlocal cannot become one map"):
         simplify(out, out.with_name("again"))
 

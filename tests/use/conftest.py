@@ -1,11 +1,8 @@
 """A small network of three classes, opened once."""
 
-import sys
-
 import pytest
 import torch
 
-from lookfar import cli
 from lookfar.networks import Inference, Preprocessing, create_network
 from lookfar.use import open_network
 
@@ -26,19 +23,3 @@ def roads(tmp_path_factory):
 @pytest.fixture(scope="session")
 def opened(roads):
     return open_network(roads)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lookfar", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return call

@@ -16,17 +16,28 @@ from lookfar.insertion.layouts import Layout
 KINDS = ("context", "tokens")
 
 
-def info_of(block: Any) -> BlockInfo | None:
+def known_block(block: Any) -> BlockInfo | None:
     """The facts of a block by name, class or module; None for a class or module that is not ours.
+
+    Raises:
+        ValueError: No block has the name.
+    """
+    try:
+        return block_info(block)
+    except ValueError:
+        if isinstance(block, str):
+            raise
+        return None
+
+
+def info_of(block: Any) -> BlockInfo | None:
+    """The facts of a block that is to be inserted, as :func:`known_block` finds them.
 
     Raises:
         ValueError: No block has the name, or its kind is not one that keeps the shape.
     """
-    try:
-        info = block_info(block)
-    except ValueError:
-        if isinstance(block, str):
-            raise
+    info = known_block(block)
+    if info is None:
         return None
     if info.kind == "layer":
         raise ValueError(

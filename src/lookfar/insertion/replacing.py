@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks import BlockInfo, block_info, list_blocks
 from lookfar.blocks._token_norm import takes_channels_first
-from lookfar.insertion.building import path_of, random_like
+from lookfar.insertion.building import known_block, path_of, random_like
 from lookfar.insertion.dry_run import Call, example_inputs, only_tensor, recorded, run, untouched, watched
 from lookfar.insertion.gated import block_name
 from lookfar.insertion.hanging import Record, detach, insertions, stand_in
@@ -108,13 +108,8 @@ def _layer_of(block: Any) -> BlockInfo | None:
     """
     if isinstance(block, nn.Module):
         raise ValueError(f"replace takes a name or a class, got a {type(block).__name__} that is built already")
-    try:
-        info = block_info(block)
-    except ValueError:
-        if isinstance(block, str):
-            raise
-        return None
-    if info.kind != "layer":
+    info = known_block(block)
+    if info is not None and info.kind != "layer":
         raise ValueError(
             f"{info.name} is of kind {info.kind}: only blocks of kind layer stand in the place of a convolution "
             f"({', '.join(list_blocks(kind='layer'))}); lookfar.insert puts others behind a module"
