@@ -44,6 +44,20 @@ def test_corners_of_the_image_are_corners_of_the_map():
     assert corners == {(0, 0): (0, 0), (19, 23): (4, 5), (0, 23): (0, 5), (4, 3): (1, 0)}
 
 
+@pytest.mark.parametrize("block", ["local_relation", "attention_augmented"])
+def test_corners_of_the_image_are_corners_of_a_strided_grid(block):
+    torch.manual_seed(0)
+    layer = create_block(block, 16, stride=2)
+    network, image = nn.Sequential(nn.Conv2d(3, 16, 1), layer).eval(), torch.rand(1, 3, 9, 6)
+    looks = [look(network, image, at)[0] for at in ((0, 0), (8, 5))]
+    assert [(one.query, one.size) for one in looks] == [((0, 0), (5, 3)), ((4, 2), (5, 3))]
+    with torch.no_grad():
+        whole = layer.attention(network[0](image))[0].double()
+    for one, position in zip(looks, (0, 14)):
+        torch.testing.assert_close(one.maps.flatten(1), whole[:, position])
+        torch.testing.assert_close(one.mean.flatten(1), whole.mean(1))
+
+
 def test_blocks_without_maps_say_why():
     network = network_with("squeeze_excitation", "asymmetric_nonlocal", "nonlocal")
     looks = look(network, torch.rand(3, 80, 80), (5, 5))

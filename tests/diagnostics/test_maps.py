@@ -18,6 +18,7 @@ from lookfar.diagnostics import (
     map_similarity,
     own_class_share,
     query_independent_part,
+    query_size,
     why_no_maps,
 )
 
@@ -63,8 +64,8 @@ def test_a_block_without_weights_says_so():
 
 @torch.no_grad()
 @samples(attends="weights")
-def test_key_grid(sample: Sample):
-    """The block says which grid its keys form; guessed from their number, pyramid keys looked like one."""
+def test_key_and_query_grid(sample: Sample):
+    """The block says which grids its keys and queries form; guessed from their number, pyramid keys looked like one."""
     m = sample.make()
     if sample.info.kind in ("tokens", "upsampler", "region"):
         pytest.skip("no map to draw on")
@@ -78,6 +79,8 @@ def test_key_grid(sample: Sample):
         else:
             assert math.prod(grid) == keys, size
             assert len(grid) == len(size)
+        if not why_no_maps(m):
+            assert math.prod(query_size(m, x.shape[2:])) == m.attention(x).shape[-2], size
 
 
 def test_keys_of_a_pyramid_form_no_grid():

@@ -145,6 +145,8 @@ class AttentionAugmented(nn.Module):
         given = [math.ceil(n / self.stride) for n in size]
         return tuple(math.ceil(n / self.pool) for n in given)
 
+    query_grid = key_grid
+
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of flat positions ``(Q,)`` of the (pooled) map, of all when None."""
         q, k, _ = self._tokens(x)

@@ -4,6 +4,7 @@ Traps: the offsets of the geometry prior are integers, x before y; what is outsi
 before the prior is added, not minus infinity: where -(q - k)^2 falls below that, it takes weight and gives nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,14 +131,18 @@ class LocalRelation(nn.Module):
         cells = neighborhood_weights(*self._queries_and_keys(x), **self._options())
         return neighborhood_rows(cells, (x.shape[2], x.shape[3]), queries=queries, **self.window)
 
+    def query_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid of output positions on a map of ``size``."""
+        stride = self.window["stride"]
+        return tuple((n + stride - 1) // stride for n in size)
+
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, G, N, C/G)``: the input itself."""
         return self._cells(x).flatten(3).transpose(2, 3)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and the weighted sums ``(B, G, Q, C/G)``."""
-        stride = self.window["stride"]
-        grid = [(n + stride - 1) // stride for n in x.shape[2:]]
+        grid = self.query_grid(x.shape[2:])
         return self._finish_map(x, mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
 
     def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:

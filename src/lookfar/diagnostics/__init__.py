@@ -12,6 +12,7 @@ from lookfar.diagnostics.maps import (
     map_similarity,
     own_class_share,
     query_independent_part,
+    query_size,
     why_no_maps,
 )
 from lookfar.diagnostics.samples import choose_images, collect_samples
@@ -38,6 +39,7 @@ __all__ = [
     "map_similarity",
     "own_class_share",
     "query_independent_part",
+    "query_size",
     "rollout",
     "see",
     "statistics",

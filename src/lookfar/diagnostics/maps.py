@@ -89,6 +89,17 @@ def key_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
     return tuple(size) if key_grid is None else key_grid(size)
 
 
+def query_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
+    """The grid that a block's queries form on a map of ``size``: the map's own, but for blocks with a stride.
+
+    >>> from lookfar import create_block
+    >>> query_size(create_block("local_relation", 16, stride=2), (9, 6))
+    (5, 3)
+    """
+    query_grid = getattr(inner_block(module), "query_grid", None)
+    return tuple(size) if query_grid is None else query_grid(size)
+
+
 def map_similarity(maps: Tensor) -> Tensor:
     """Mean cosine between the maps of different queries, ``(B, h, Q, M) -> (B, h)``.
 

@@ -118,7 +118,7 @@ def _look(
     block: nn.Module, x: Tensor, truth: Tensor | str, answer: tuple[Tensor, Tensor] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of one image: what is stored of its maps, and what is the same for all images."""
-    H, W = x.shape[-2:]
+    H, W = M.query_size(block, x.shape[-2:])
     N = H * W
     heads = M.attention_maps(block, x, torch.zeros(1, dtype=torch.long, device=x.device)).shape[1]
     room = heads**-0.25  # a side of queries and of keys
@@ -126,7 +126,7 @@ def _look(
     shown = (grid[0][:, None] * W + grid[1]).flatten()
     asked = torch.arange(N) if N <= ASKED else torch.arange(ASKED) * N // ASKED
     maps = M.attention_maps(block, x, shown.to(x.device))
-    keys = M.key_size(block, (H, W))
+    keys = M.key_size(block, x.shape[-2:])
     if keys is None or len(keys) != 2 or math.prod(keys) != maps.shape[-1]:
         return {}, {"reason": f"its {maps.shape[-1]} keys form no grid on the {H}×{W} map"}
 

@@ -14,7 +14,7 @@ from lookfar.blocks import block_info
 from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
 from lookfar.diagnostics.adapters import TokenAttention, adapted
 from lookfar.diagnostics.finding import blocks_of
-from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+from lookfar.diagnostics.maps import inner_block, key_size, query_size, why_no_maps
 
 MOST_PREFIX = 16  # class, distillation and register tokens of the networks in use: at most nine
 WEIGHTS = 2**21  # numbers of all maps that are there at a time
@@ -46,10 +46,13 @@ class Seen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the map that the block sees; zeros where it has no maps."""
+        """Of the grid of its queries, mostly that of its map; zeros where it has no maps."""
         if self.x is None:
             return 0, 0
-        return self.tokens or (self.x.shape[2], self.x.shape[3])
+        if self.tokens is not None:
+            return self.tokens
+        height, width = query_size(self.module, self.x.shape[2:])
+        return height, width
 
     @property
     def prefix(self) -> int:
