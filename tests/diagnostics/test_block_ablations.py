@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lookfar import insert
+from lookfar import create_block, insert
 from lookfar.check.subject import randomise
 from lookfar.cost import peak_memory
-from lookfar.diagnostics import ablations, replacing
-from lookfar.diagnostics.block_ablations import KINDS
+from lookfar.diagnostics import ablations, replacing, statistics
+from lookfar.diagnostics.block_ablations import KINDS, REPLACED
 
 
 class Host(nn.Module):
@@ -159,3 +159,20 @@ def test_refused():
 class Wrapped(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"out": x}
+
+
+@torch.no_grad()
+def test_queries_on_another_grid_than_the_map():
+    """Of a layer with a stride or a pool; and nothing is left without a layer."""
+    torch.manual_seed(0)
+    layer = create_block("attention_augmented", 8, pool=2).double().eval()
+    network, x = nn.Sequential(layer, nn.Conv2d(8, 3, 1)).double(), torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    found = ablations(network, "0", x, training=x, judge=outputs)
+    maps, values = layer.attention(x), layer.values(x)
+    assert maps.shape[2] == 9
+    mean = network[1](layer.finish(x, maps.mean(2, keepdim=True).expand_as(maps) @ values))
+    torch.testing.assert_close(torch.stack(found.kept["mean"]), mean)
+    assert {"full", "mean", "uniform", "other"} == set(found.kept)
+    assert found.reasons["off"] == found.reasons["constant"] == REPLACED
+    with pytest.raises(ValueError, match="want a block whose queries are the positions of its input"):
+        statistics(network, x, "0")

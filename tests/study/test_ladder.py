@@ -237,3 +237,9 @@ def test_networks_that_are_known(text, spoil, words):
     if labelled.word != "off":
         assert "Changes say nothing of use" in str(unlabelled)
         assert "points" not in str(unlabelled)
+
+
+def test_changes_without_off_are_held_against_nothing():
+    counts = {"other": np.array([[10.0, 3.0, 0.0]] * 4)}
+    told = tell_changes(counts, groups_of(list("abcd"), "none"), ["other"], 0.5, reason="nothing is left without it")
+    assert str(told) == "open: too little was measured. Nothing is left without it."

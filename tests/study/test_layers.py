@@ -50,8 +50,9 @@ def test_a_study_of_layers_is_run_and_judged(photos, tmp_path, monkeypatch):
         assert row.control is None
         assert row.came_in == ""
         assert row.difference.reference == "baseline"
-        assert row.without.reason == "it stands in the place of a convolution, and nothing is left without it"
-        assert not row.without.known
+        assert row.without.off is row.without.constant is None, "nothing is left without it"
+        assert row.without.other is not None
+        assert [rung.kind for rung in row.told.verdict.rungs] == ["other"]
         assert row.flops > 0
     assert results.summary("nonlocal").control == "control"
     network, _, names = load_trial(next(t.folder for t in results.trials if t.candidate == LAYERS[0]))

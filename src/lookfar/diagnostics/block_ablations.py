@@ -22,6 +22,7 @@ from lookfar.diagnostics.maps import inner_block, why_no_maps
 from lookfar.diagnostics.replacing import is_branch
 
 KINDS = ("full", "mean", "uniform", "other", "pairwise", "unary", "constant", "off")
+REPLACED = "it stands in the place of a convolution, and nothing is left without it"
 _OF_MAPS = ("mean", "uniform", "other", "pairwise", "unary")
 
 Judge = Callable[[Any, Any, range], Sequence[Any]]
@@ -96,7 +97,8 @@ def ablations(
 
     ``mean`` is the image's own mean map for every query, ``uniform`` a plain average of the values, ``other`` the map
     that the query has in another image, ``pairwise`` and ``unary`` one term of a softmax of dot products, ``constant``
-    one vector everywhere in the place of what the block adds, ``off`` nothing at all. Never are the maps of all queries
+    one vector everywhere in the place of what the block adds, ``off`` nothing at all; a layer in the place of a
+    convolution adds nothing, and does without neither. Never are the maps of all queries
     there at once; the network is left as it was.
 
     Args:
@@ -131,12 +133,15 @@ def ablations(
     names = _names(network, block)
     modules = [network.get_submodule(name) for name in names]
     reasons = dict.fromkeys([kind for kind in _OF_MAPS if kind in kinds], _first(map(why_no_maps, modules)))
-    if training is None and "constant" in kinds:
+    if any(map(is_layer, modules)):
+        reasons |= dict.fromkeys([kind for kind in ("constant", "off") if kind in kinds], REPLACED)
+    elif training is None and "constant" in kinds:
         reasons["constant"] = "no training images to take the mean of"
     found: list[tuple[int, dict[str, tuple[Tensor, list[Any]]]]] = []
     with undisturbed(network):
         runs = Runs(network, names, call)
-        means = {} if training is None or "constant" not in kinds else runs.means_added(training)
+        wanted = "constant" in kinds and "constant" not in reasons
+        means = runs.means_added(training) if wanted else {}
         for batch, other in runs.with_others(batches, others):
             for name, module in zip(names, modules):
                 if is_branch(module) and len(batch.inputs[name][0]) != len(batch.images):
@@ -167,6 +172,21 @@ def ablations(
         {kind: [one for _, of in found for one in of[kind][1]] for kind in whole} if judge is not None else {},
         {kind: reason for kind, reason in reasons.items() if reason},
     )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module stands in the place of a convolution: without it there is no network.
+
+    >>> from lookfar import create_block
+    >>> is_layer(create_block("local_relation", 16)), is_layer(create_block("nonlocal", 16))
+    (True, False)
+    """
+    if getattr(getattr(module, "inserted", None), "replaced", None) is not None:
+        return True
+    try:
+        return block_info(inner_block(module)).kind == "layer"
+    except ValueError:  # a module of the user's own
+        return False
 
 
 def _names(network: nn.Module, block: str | Sequence[str] | None) -> list[str]:

@@ -23,7 +23,7 @@ from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, Decomposition, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.geometry import Places
-from lookfar.diagnostics.maps import inner_block, key_size, why_no_maps
+from lookfar.diagnostics.maps import inner_block, key_size, query_size, why_no_maps
 from lookfar.diagnostics.replacing import is_branch
 from lookfar.diagnostics.sums import MapSums, cosines, directions
 from lookfar.ops.attention import attention_weights
@@ -230,7 +230,8 @@ def of_batch(
         raise ValueError(f"no attention maps: {reason}")
     block: Any = inner_block(module)
     info, y = block_info(block), (block if is_branch(block) else module)(x)
-    if info.kind == "tokens" or not isinstance(y, Tensor) or y.shape[2:] != x.shape[2:]:
+    same = isinstance(y, Tensor) and y.shape[2:] == x.shape[2:] == query_size(block, x.shape[2:])
+    if info.kind == "tokens" or not same:
         raise ValueError(f"{info.name}: want a block whose queries are the positions of its input")
     weights, contribution, unweighted = _weights(x, y, x.new_zeros(()) if is_branch(block) else x)
     values: Tensor = block.values(x)

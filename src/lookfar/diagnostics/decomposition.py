@@ -11,6 +11,7 @@ alike: with any other m the terms are not orthogonal. Keys count the same.
 Paper: Disentangled Non-Local Neural Networks (ECCV 2020), 2006.06668; the split of the energy is ours.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks._projections import PairwiseAttention
 from lookfar.diagnostics.adapters import TokenAttention
-from lookfar.diagnostics.maps import inner_block, why_no_maps
+from lookfar.diagnostics.maps import inner_block, query_size, why_no_maps
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention_weights
 
@@ -109,9 +110,10 @@ def decompose(module: nn.Module, x: Tensor) -> Decomposition | None:
         q, k, _ = inside._queries_keys_values(x)
         q, k = widened(q), widened(k)
         # windows, crosses and weights with positions have queries and keys too, whose softmax they are not
-        some = torch.tensor([0, x[0, 0].numel() - 1], device=x.device)
+        queries = math.prod(query_size(block, x.shape[2:]))
+        some = torch.tensor([0, queries - 1], device=x.device)
         weights = block.attention(x, some)  # pyright: ignore[reportCallIssue]
-        if q.dim() != 4 or k.dim() != 4 or q.shape[:3] != (*weights.shape[:2], x[0, 0].numel()):
+        if q.dim() != 4 or k.dim() != 4 or q.shape[:3] != (*weights.shape[:2], queries):
             return None
         want = attention_weights(q[..., some, :], k, scale=inside.scale)
         if want.shape != weights.shape or not torch.allclose(want, weights, atol=1e-4):

@@ -15,6 +15,7 @@ Layers behind a block are used to what it added on average, so that the loss wit
 constant leaves them the habit.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from lookfar.blocks import block_info
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
-from lookfar.diagnostics.maps import inner_block, why_no_maps
+from lookfar.diagnostics.maps import inner_block, query_size, why_no_maps
 from lookfar.ops.attention import attention
 
 Hook = Callable[[nn.Module, Any, Any], Any]
@@ -51,7 +52,7 @@ def replay(block: nn.Module, x: Tensor, maps_of: Tensor | None = None) -> Tensor
 def replay_mean(block: nn.Module, x: Tensor) -> Tensor:
     """As :func:`replay`, with the mean of an image's maps for every query."""
     values = block.values(x)  # pyright: ignore[reportCallIssue]
-    mixed = (mean_weights(block, x, values) @ values).expand(-1, -1, x[0, 0].numel(), -1).contiguous()
+    mixed = (mean_weights(block, x, values) @ values).expand(-1, -1, _queries(block, x), -1).contiguous()
     return block.finish(x, mixed)  # pyright: ignore[reportCallIssue]
 
 
@@ -60,7 +61,7 @@ def mean_weights(block: nn.Module, x: Tensor, values: Tensor) -> Tensor:
     total = torch.zeros(*values.shape[:2], 1, values.shape[2], dtype=values.dtype, device=values.device)
     for weights in _maps(block, x, values):
         total += weights.sum(-2, keepdim=True)
-    return total / x[0, 0].numel()
+    return total / _queries(block, x)
 
 
 def replay_uniform(block: nn.Module, x: Tensor) -> Tensor:
@@ -69,9 +70,9 @@ def replay_uniform(block: nn.Module, x: Tensor) -> Tensor:
     A saturated softmax has weights of exactly zero on keys that it sees. What a block sees is told by its family, of
     windows and lines also by what they see in an input of zeros, and only else by the weights alone.
     """
-    values, positions = block.values(x), x[0, 0].numel()  # pyright: ignore[reportCallIssue]
+    values, queries = block.values(x), _queries(block, x)  # pyright: ignore[reportCallIssue]
     if block_info(block).family in SEE_ALL and not getattr(block, "masked", False):
-        mixed = values.mean(-2, keepdim=True).expand(-1, -1, positions, -1).contiguous()
+        mixed = values.mean(-2, keepdim=True).expand(-1, -1, queries, -1).contiguous()
     else:
         fixed = torch.zeros_like(x) if block_info(block).family in SEE_BY_PLACE else x
         portions = zip(_maps(block, x, values), _maps(block, fixed, values))
@@ -92,13 +93,18 @@ def replay_term(block: nn.Module, x: Tensor, term: Literal["pairwise", "unary"])
     values, mean = block.values(x), parts.mean_query()  # pyright: ignore[reportCallIssue]
     q = parts.q - mean if term == "pairwise" else mean
     mixed = attention(q, parts.k, values, scale=parts.scale)
-    return block.finish(x, mixed.expand(-1, -1, x[0, 0].numel(), -1).contiguous())  # pyright: ignore[reportCallIssue]
+    return block.finish(x, mixed.expand(-1, -1, _queries(block, x), -1).contiguous())  # pyright: ignore[reportCallIssue]
+
+
+def _queries(block: nn.Module, x: Tensor) -> int:
+    """How many: as many as positions, but for blocks with a stride."""
+    return math.prod(query_size(block, x.shape[2:]))
 
 
 def _maps(block: nn.Module, x: Tensor, values: Tensor) -> Iterator[Tensor]:
     """All maps ``(B, h, Q, M)``, some queries at a time."""
     some = max(WEIGHTS // max(values.shape[:3].numel(), 1), 1)
-    for queries in torch.arange(x[0, 0].numel(), device=x.device).split(some):
+    for queries in torch.arange(_queries(block, x), device=x.device).split(some):
         yield block.attention(x, queries)  # pyright: ignore[reportCallIssue]
 
 

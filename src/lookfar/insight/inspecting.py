@@ -1,6 +1,7 @@
 """What is measured of a block in a trained network: its ladder, its verdict, what its maps are like now and were."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Inspected:
             predictions that change.
         statistics: Of its maps; None where it has none.
         untrained: The same before training; None where that is not known.
+        missing: Why there is no score, by what the block should have done without.
     """
 
     subject: Subject
@@ -46,6 +48,7 @@ class Inspected:
     scores: dict[str, float]
     statistics: Statistics | None
     untrained: Statistics | None
+    missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -64,7 +67,7 @@ class Inspected:
                 "network": self.subject.name, "module": self.module, "block": self.block, "verdict": self.told.word,
                 "said": self.told.why, "labels": self.told.labels, "images": len(self.subject.data.val),
                 "score": self.subject.task.metric if self.subject.task else None, "ladder": rungs,
-                "scores": self.scores, "entropy": self.told.entropy,
+                "scores": self.scores, "missing": self.missing, "entropy": self.told.entropy,
                 "statistics": _numbers(self.statistics), "at initialisation": _numbers(self.untrained),
             }
         )  # fmt: skip
@@ -88,8 +91,9 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
         reason = why_no_maps(module)
         now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
         before = None if reason or start is None else _statistics(subject, start, name, AT_START)
-        told, scores = _told(subject, name, _entropy(now), reason)
-        found.append(Inspected(subject, name, block_info(inner_block(module)).name, told, scores, now, before))
+        told, scores, missing = _told(subject, name, _entropy(now), reason)
+        called = block_info(inner_block(module)).name
+        found.append(Inspected(subject, name, called, told, scores, now, before, missing))
     return found
 
 
@@ -108,16 +112,20 @@ def _check_it_runs(subject: Subject) -> None:
         raise ValueError(f"{subject.name} has {K} classes, the data {len(subject.data.classes)}")
 
 
-def _told(subject: Subject, name: str, entropy: float | None, reason: str) -> tuple[Told, dict[str, float]]:
-    """The verdict on one block, and scores by what it does without."""
+def _told(
+    subject: Subject, name: str, entropy: float | None, reason: str
+) -> tuple[Told, dict[str, float], dict[str, str]]:
+    """The verdict on one block, scores by what it does without, and why some are missing."""
     asked, data, task = rungs_for(subject.network.get_submodule(name)), subject.data, subject.task
     about: dict[str, Any] = {"entropy": entropy, "reason": reason}
     if task is None:
         kinds = ("full", *(kind for kind in KINDS if kind != "constant"))
-        counts = ablations_on(subject.network, [name], data, data.val, kinds, BATCH).counts
-        changed = {kind: of.numpy() for kind, of in counts.items()}
+        found = ablations_on(subject.network, [name], data, data.val, kinds, BATCH)
+        _refuse_not_finite(subject, found.reasons)
+        about["reason"] = reason or found.reasons.get("off", "")  # which the others are held against
+        changed = {kind: of.numpy() for kind, of in found.counts.items()}
         shares = {kind: 100 * float(of[:, 1].sum() / of[:, 0].sum()) for kind, of in changed.items()}
-        return tell_changes(changed, subject.groups, asked, subject.margin, **about), shares
+        return tell_changes(changed, subject.groups, asked, subject.margin, **about), shares, found.reasons
 
     from lookfar.training.evaluation import judge_batch
 
@@ -127,6 +135,9 @@ def _told(subject: Subject, name: str, entropy: float | None, reason: str) -> tu
 
     options = {"judge": judge, "predict": lambda output: output}
     found = ablations_on(subject.network, [name], data, data.val, ("full", *KINDS), BATCH, **options)
+    _refuse_not_finite(subject, found.reasons)
+    if not asked:  # a layer without maps
+        about["reason"] = found.reasons["off"]
     facts = {kind: np.stack(of) for kind, of in found.kept.items()}
     everything = np.ones((1, len(data.val)))
     scores = {kind: float(task.score(of, everything)[0]) for kind, of in facts.items()}
@@ -136,7 +147,12 @@ def _told(subject: Subject, name: str, entropy: float | None, reason: str) -> tu
         {0: facts["full"]}, without, task.score, subject.groups, asked, subject.margin,
         higher=task.higher, noun=noun, **about,
     )  # fmt: skip
-    return told, scores
+    return told, scores, found.reasons
+
+
+def _refuse_not_finite(subject: Subject, reasons: Mapping[str, str]) -> None:
+    if "full" in reasons:
+        raise ValueError(f"{subject.name} cannot be judged: {reasons['full']}")
 
 
 def _statistics(subject: Subject, network: torch.nn.Module, name: str, images: int) -> Statistics | None:

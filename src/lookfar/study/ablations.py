@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lookfar.tasks import Task
 
 FILES = ("ablations.npz", "also-ablations.npz")  # on the validation images, on the second set to judge by
-REPLACED = "it stands in the place of a convolution, and nothing is left without it"
 KINDS = ("mean", "uniform", "other", "pairwise", "unary", "constant", "off")
 LOOKED_AT = 12  # samples whose maps say how even they are
 FORMERLY = {"mean": "mean_map", "other": "other_map"}  # in files of earlier versions
@@ -120,9 +119,6 @@ def measure_ablations(
     from lookfar.diagnostics import why_no_maps
     from lookfar.training.evaluation import judge_batch, predict
 
-    if replaces(network, names):
-        return {}, REPLACED
-
     def call(network: "nn.Module", inputs: "Tensor") -> "Tensor":
         return predict(network, inputs, precision)
 
@@ -133,6 +129,8 @@ def measure_ablations(
     options = {"judge": judge, "call": call, "predict": lambda output: output}
     found = ablations_on(network, names, data, samples, KINDS, batch_size, **options)
     reason = next(filter(None, (why_no_maps(network.get_submodule(name)) for name in names)), "")
+    if not found.kept:  # a layer without maps: why nothing is left without it says more
+        reason = found.reasons.get("off", reason)
     return {kind: np.stack(found.kept[kind]) for kind in KINDS if kind in found.kept}, reason
 
 
@@ -165,15 +163,21 @@ def ablations_on(
     )
 
 
-def measure_entropy(network: "nn.Module", names: Sequence[str], data: "Data", samples: "Samples") -> np.ndarray:
-    """How even the maps of some samples are, of ln M, ``(images, blocks)``; nan where maps are no distributions."""
+def measure_entropy(network: "nn.Module", names: Sequence[str], data: "Data", samples: "Samples") -> np.ndarray | None:
+    """How even the maps of some samples are, of ln M, ``(images, blocks)``; nan where maps are no distributions.
+
+    None where the queries of a block are not the positions of its input.
+    """
     from lookfar.diagnostics import choose_images, statistics
 
     some, dtype = Some(samples, choose_images(len(samples), LOOKED_AT)), next(network.parameters()).dtype
     found = []
     for name in names:
         batches = (inputs.to(dtype) for inputs, _ in data.val_batches(1, some))
-        found.append(statistics(network, batches, name)["entropy_normalised"].plain.mean(1).numpy())
+        try:
+            found.append(statistics(network, batches, name)["entropy_normalised"].plain.mean(1).numpy())
+        except ValueError:
+            return None
     return np.stack(found, 1)
 
 

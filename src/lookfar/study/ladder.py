@@ -96,6 +96,8 @@ def tell_changes(
         reason: Why maps could not be exchanged.
     """
     kinds, (labels, where) = [kind for kind in asked if kind in counts], _drawn(groups)
+    if "off" not in counts:  # nothing to hold the others against
+        return Told(climb([], asked), 1, (), where, "% of the predictions", entropy, reason, labels=False)
     rungs = []
     for kind in kinds:
         whole = counts["off"][:, 0 if kind == "off" else 1]

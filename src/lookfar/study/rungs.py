@@ -86,21 +86,25 @@ def rungs_for(block: "nn.Module | str") -> tuple[str, ...]:
 
     >>> rungs_for("nonlocal"), rungs_for("criss_cross"), rungs_for("squeeze_excitation")
     (('off', 'uniform', 'mean', 'other'), ('off', 'other'), ('off',))
+    >>> rungs_for("stand_alone")  # in the place of a convolution, and nothing is left without it
+    ('other',)
     """
     from lookfar.blocks import block_info
     from lookfar.diagnostics import why_no_maps
+    from lookfar.diagnostics.block_ablations import is_layer
     from lookfar.diagnostics.maps import inner_block
     from lookfar.diagnostics.replacing import SEE_BY_PLACE
 
     if isinstance(block, str):
         info = block_info(block)
-        has_maps = info.attends == "weights"
+        has_maps, layer = info.attends == "weights", info.kind == "layer"
     else:
         has_maps = not why_no_maps(block)
-        info = block_info(inner_block(block)) if has_maps else None
-    if not has_maps or info is None:
-        return ("off",)
-    return ("off", "other") if info.family in SEE_BY_PLACE else tuple(WORDS)
+        info, layer = block_info(inner_block(block)) if has_maps else None, is_layer(block)
+    asked = ("off",)
+    if has_maps and info is not None:
+        asked = ("off", "other") if info.family in SEE_BY_PLACE else tuple(WORDS)
+    return asked[1:] if layer else asked
 
 
 def climb(rungs: Sequence[Rung], asked: Sequence[str]) -> Verdict:
