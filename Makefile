@@ -98,7 +98,7 @@ format: $(VENV)/.dev ## Put the code into the house style
 insertion-table: $(VENV)/.dev ## Ask every block what may be done to a network with it, and write the table of docs/insertion.md
 	@$(BIN)/python tests/insertion/matrix.py --jobs 2
 
-blocks-docs: $(VENV)/.user ## Write the README's table of blocks and docs/blocks from the code
+blocks-docs: $(VENV)/.user ## Write the README's count of blocks, docs/blocks and the list of `lookfar blocks` from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue
 
 versions: ## Write into the README which versions the two test commands last passed on

@@ -227,3 +227,17 @@ def test_norms_are_replaced_by_norms_of_the_same_axis(tmp_path: Path) -> None:
     replace(resnet, nn.InstanceNorm2d, at="layer1.*.bn2", example=images())
     with pytest.raises(ValueError, match="is a BatchNormAct2d: a layer takes the place of a Conv2d, and a class of"):
         replace(timm.create_model("efficientnet_lite0"), nn.InstanceNorm2d, at="blocks.1.0.bn1", example=images())
+
+
+def test_a_layer_in_a_layer_is_switched_off_and_on_again() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    x = torch.randn(1, 3, 6, 5)
+    before = network(x)
+    options = {"heads": 2, "key_channels": 4, "value_channels": 4, "size": (6, 5)}
+    replace(network, "attention_augmented", at="1", example=x, **options)
+    replace(network, "stand_alone", at="1.conv", example=x)
+    with_layers, modules = network(x), dict(network.named_modules())
+    with switched_off(network):
+        assert torch.equal(network(x), before)
+    assert torch.equal(network(x), with_layers)
+    assert {name: id(module) for name, module in network.named_modules()} == {n: id(m) for n, m in modules.items()}

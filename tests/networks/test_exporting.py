@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from lookfar import create_block, create_network, list_blocks, list_networks
 from lookfar.cli import app
 from lookfar.networks import Preprocessing, export, exporting
+from lookfar.networks.exporting import _difference
 from lookfar.networks.plans import HEADS
 
 NAMES = sorted({*HEADS, *list_blocks(kind="context"), "cgnet", "cgnet_camvid"} & {*list_networks()})
@@ -168,3 +169,7 @@ def test_every_network(name: str, format: Any, tmp_path: Path, request: pytest.F
         parameter.add_(0.1 * torch.randn_like(parameter))
     done = export(network, tmp_path / "network", format=format, size=(64, 80))
     assert bool(done.limits) == (name == "psanet")
+
+
+def test_nan_is_no_agreement() -> None:
+    assert _difference(nn.Identity(), lambda images: images * torch.nan, 3, ((1, 4, 4), (2, 5, 3))) == torch.inf

@@ -13,10 +13,10 @@ from lookfar.study import Plan
     ("size", "grid"), [((32, 32), (4, 4)), ((8, 8), (1, 1)), ((33, 40), (5, 5)), ((5, 17), (1, 3))]
 )
 def test_maps_cover_the_whole_image(size, grid):
-    network = PatchBackbone(in_chans=2, width=16).eval()
+    network = PatchBackbone(in_chans=2).eval()
     x = torch.rand(1, 2, *size, requires_grad=True)
     y = network(x)
-    assert y.shape == (1, 16, *grid)
+    assert y.shape == (1, 64, *grid)
     y.sum().backward()
     assert x.grad is not None
     assert (x.grad.abs().sum(1) > 0).all()

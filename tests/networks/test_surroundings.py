@@ -101,3 +101,10 @@ def test_it_travels_along(tmp_path: Path) -> None:
 def test_tiles_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Inference(**given)
+
+
+@pytest.mark.parametrize(("said", "bgr"), [({}, False), ({"to_rgb": False}, True), ({"to_rgb": True}, False)])
+def test_the_normalize_of_mmcv_turns_channels_unless_it_says_no(said: dict[str, Any], bgr: bool) -> None:
+    norm = {"mean": [1, 2, 3], "std": [1, 1, 1], **said}
+    assert said_by_config({"img_norm_cfg": norm}, {})["bgr"] is bgr
+    assert said_by_config({"data_preprocessor": {**norm, **{"bgr_to_rgb": not bgr}}}, {})["bgr"] is bgr

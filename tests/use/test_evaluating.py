@@ -1,6 +1,7 @@
 """Networks judged on data: at the size of the files, whatever lies in them, and a trial by its own rule."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from lookfar.data.judged import open_judged
-from lookfar.networks import Inference, predict
+from lookfar.networks import Inference, create_network, predict
 from lookfar.tasks.segmentation import scores
 from lookfar.use import Opened, evaluate, open_network, read_image
 from lookfar.use.evaluating import check_classes
@@ -192,3 +193,35 @@ def test_a_trial_is_judged_as_it_was_trained(tmp_path, run, photos):
     code, out, err = run("evaluate", "--network", str(folder), "--json")
     assert json.loads(out)["miou"] == result["miou"], err
     assert json.loads(out)["score"] == "at 16×24, as it was trained"
+
+
+def test_wide_numbers_are_white_as_predict_has_it(photos):
+    """Not by the brightest of the images that are judged."""
+    wide = (draw(3, 20, 30) * 100).astype(np.uint16)
+    for number in range(2):
+        (photos / f"images/{number}.png").unlink()
+        Image.fromarray(wide).save(photos / f"images/{number}.png")
+        save(photos / f"masks/{number}.png", draw(number, 20, 30, top=2))
+    assert (open_judged(str(photos)).val[0][0] == read_image(photos / "images/0.png")).all()
+    found = open_judged(str(photos), white=25500.0).val[0][0]
+    assert (found == read_image(photos / "images/0.png", peak=25500.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "says"),
+    [("voc", "tset", "voc has no split 'tset'"), ("cifar10", None, "a label for each image; want images with masks")],
+)
+def test_splits_that_are_not_there_are_refused(tmp_path, monkeypatch, spec, split, says):
+    whole = SimpleNamespace(train=[], val=[], classes=["a"], classes_from="", table=None, labels=None)
+    monkeypatch.setattr("lookfar.data.torchvision_sets.read", lambda *_, **__: whole)
+    with pytest.raises(ValueError, match=says):
+        open_judged(f"{spec}:{tmp_path}", split)
+
+
+def test_classes_of_a_named_network_are_given(run, tmp_path, photos):
+    torch.save(create_network("cgnet", 3).state_dict(), tmp_path / "w.pth")
+    given = ("--network", "cgnet", "--weights", tmp_path / "w.pth", "--data", photos, "--classes", 3)
+    code, out, err = run("evaluate", *given)
+    assert code == 0, err
+    assert "mIoU" in out
+    assert "what surrounds cgnet" in " ".join(err.split())

@@ -3,6 +3,8 @@
 import io
 import json
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,3 +217,26 @@ def test_a_whole_module_and_a_strange_state(tmp_path):
         open_network(tmp_path / "other.pth")
     with pytest.raises(FileNotFoundError, match=r"no network nowhere\.pth: want a file"):
         open_network("nowhere.pth")
+
+
+@pytest.mark.parametrize("peak", [255.0, 60000.0])
+def test_wide_numbers_are_white_where_the_data_of_the_trial_were(opened, tmp_path, monkeypatch, peak):
+    """Data that held bytes say nothing of 16 bits: an image of them would come out white."""
+    wide = np.linspace(0, 60000, 600).astype(np.uint16).reshape(20, 30)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    trial = replace(opened, data=SimpleNamespace(train=SimpleNamespace(peak=peak)))
+    seen = []
+    monkeypatch.setattr(
+        "lookfar.networks.predict", lambda network, image, **_: seen.append(image) or image[0].long() % 3
+    )
+    assert predict_files(trial, [tmp_path / "wide.png"], tmp_path / "out") == {}
+    brightest = 255 if peak == 60000 else 255 * 60000 // 65535
+    assert abs(int(seen[0].max()) - brightest) <= 1
+
+
+def test_classes_of_others_stay(opened, tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "x.png")
+    (tmp_path / "classes.txt").write_text("n01440764 tench\n")
+    with pytest.raises(ValueError, match=r"classes.txt is there already and has other classes"):
+        predict_files(opened, [tmp_path / "x.png"], tmp_path)
+    assert (tmp_path / "classes.txt").read_text() == "n01440764 tench\n"

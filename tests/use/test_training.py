@@ -72,6 +72,7 @@ def test_train_then_evaluate(photos, run):
         (("--preset", "41k"), "41k"), (("--crop", "0x4"), "crop must be height and width"),
         (("--network", "danett"), "no host is called"), (("--network", "cgnet", "--weights", "x.pth"), "has none"),
         (("--network", "danet_resnet50_d8", "--weights", "x.pth"), "x.pth"),
+        (("--data", "scenes:red"), "segmentation"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained(photos, run, arguments, message):

@@ -46,8 +46,8 @@ KINDS = {
     "imagenet": "imagenet:PATH",
 }
 Value = int | str  # in a mask: a number, or a colour as "#rrggbb"
-_CLASSES = tuple(KINDS)[tuple(KINDS).index("classify") :]  # those with one label an image
-_DOWNLOADABLE = ("voc", "oxford-iiit-pet", *_CLASSES[1:-1])
+LABELLED = tuple(KINDS)[tuple(KINDS).index("classify") :]  # those with one label an image
+_DOWNLOADABLE = ("voc", "oxford-iiit-pet", *LABELLED[1:-1])
 
 
 def open_data(
@@ -122,7 +122,7 @@ def open_data(
         check("crop_pct", crop_pct, Annotated[float, Range(0, 1, above=True)])
     wanted, also = (None if text is None else str(text) for text in (val, also_val))
     options = {"size": size, "in_chans": in_chans, "exif": exif, "skip_bad": skip_bad, "flip": flip}
-    if kind in _CLASSES:
+    if kind in LABELLED:
         given = [name for name, value in (("ignore", ignore), ("labels", labels), ("classes", classes)) if value]
         if given:
             raise ValueError(f"--{given[0]} is for masks; what the classes of {cut(shown(spec), 60)} are is known")
@@ -234,7 +234,7 @@ def target_of(spec: str) -> Target:
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return WORLDS[_scenes_kind(rest)].target
-    return "class" if _kind_and_path(spec)[0] in _CLASSES else "mask"
+    return "class" if _kind_and_path(spec)[0] in LABELLED else "mask"
 
 
 def usual(spec: str) -> Usual:

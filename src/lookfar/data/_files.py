@@ -75,6 +75,7 @@ class Options:
     exif: str | None = None
     skip_bad: bool = False
     flip: bool = True
+    white: float | None = None
 
 
 class FileSamples:
@@ -187,7 +188,7 @@ def open_files(source: Source, name: str, options: Options) -> Data:
         check_size(*size, options.in_chans + 1)
     except ValueError:
         raise ValueError(f"--size {size[0]}x{size[1]} with {options.in_chans} bands is too large to train on") from None
-    peak, peak_lines = judging.choose_peak(good, sets)
+    peak, peak_lines = judging.choose_peak(good, sets, options.white)
 
     samples = {
         split: FileSamples(

@@ -17,6 +17,7 @@ from lookfar.data.scan import File, Found, Head, Pair, describe_mask, reason
 F = TypeVar("F", bound=File)
 
 BRIGHTER = 2.0  # a val image so much brighter than train is on another scale, and would be white
+WHITE = 65535.0  # the largest number of 16 bits
 OUTLIER = 1000.0  # a largest value so far beyond the others makes all others black
 
 
@@ -180,7 +181,9 @@ def check_bands(found: Mapping[F, Head], in_chans: int) -> None:
     )
 
 
-def choose_peak(found: Mapping[F, Head], sets: Mapping[str, Sequence[F]]) -> tuple[float, list[str]]:
+def choose_peak(
+    found: Mapping[F, Head], sets: Mapping[str, Sequence[F]], white: float | None = None
+) -> tuple[float, list[str]]:
     """What becomes 255, and a line on it where images are not 8-bit; raises where one scale cannot serve all."""
     depths: dict[str, list[F]] = {}
     for pair, result in found.items():
@@ -192,6 +195,12 @@ def choose_peak(found: Mapping[F, Head], sets: Mapping[str, Sequence[F]]) -> tup
         raise ValueError(f"images are {' and '.join(examples[:3])}: want one kind of numbers in all")
     if "8-bit" in depths:
         return 255.0, []
+    if white == WHITE and "16-bit" not in depths:
+        raise ValueError(
+            f"images hold {next(iter(depths))} numbers, and nothing says which is white: want 8 or 16 bits"
+        )
+    if white is not None:
+        return white, []
     largest = max(sets["train"], key=lambda pair: found[pair].peak)
     peak = found[largest].peak or 1.0
     usual = median(found[pair].peak for pair in sets["train"]) or peak

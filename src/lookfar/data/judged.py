@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lookfar.data import KINDS, Value, open_data
+from lookfar.data import KINDS, LABELLED, Value, open_data
 from lookfar.data._base import Data
+from lookfar.data._judging import WHITE
 
 
 def open_judged(
@@ -17,6 +18,7 @@ def open_judged(
     exif: str | None = None,
     skip_bad: bool = False,
     in_chans: int = 3,
+    white: float = WHITE,
 ) -> Data:
     """A data set whose ``val`` is a split; its ``train`` is no more than that.
 
@@ -30,6 +32,7 @@ def open_judged(
         exif: ``apply`` or ``ignore`` orientations where masks fit both ways.
         skip_bad: Leave out damaged files.
         in_chans: Bands of an image.
+        white: The number that is white in images that do not hold bytes; by default the largest of 16 bits.
 
     Raises:
         ValueError: As :func:`lookfar.data.open_data` raises it.
@@ -43,6 +46,8 @@ def open_judged(
         return open_data(spec, val=split)
     if kind not in KINDS or not colon:
         kind, rest = "folder", spec
+    if kind in LABELLED:
+        raise ValueError(f"{spec} has a label for each image; want images with masks")
     root = Path(rest).expanduser()
     if not root.is_dir():
         return open_data(spec)  # which says what is wrong
@@ -58,7 +63,9 @@ def open_judged(
     else:
         whole = torchvision_sets.read(kind, root, download=False)
         found = folder.find_split(root, split) if split not in (None, "val", "train") else None
+        if found is None and split not in (None, "val", "train"):
+            raise ValueError(f"{kind} has no split {split!r}: want train, val, or a folder of images and masks")
         pairs = found.pairs if found else whole.train if split == "train" else whole.val
         source = Source(root, pairs, pairs, whole.classes, whole.classes_from, whole.table, whole.labels)
     parsed = parse_values(ignore, "--ignore"), parse_values(labels, "--labels")
-    return open_files(source, spec, Options(None, in_chans, *parsed, classes, exif, skip_bad))
+    return open_files(source, spec, Options(None, in_chans, *parsed, classes, exif, skip_bad, white=white))

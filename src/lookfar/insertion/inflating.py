@@ -8,6 +8,7 @@ what its frame gives. A block that counts a position once for each frame, as cri
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -245,8 +246,9 @@ def _distance(flat: nn.Module, video: nn.Module, x: Tensor) -> float:
     for want, y in zip(_maps(wanted), _maps(found)):
         want = want.unsqueeze(2) if want.ndim == 4 else want
         if y.ndim != want.ndim or y.shape[:2] != want.shape[:2] or y.shape[3:] != want.shape[3:]:
-            return float("inf")
-        largest = max(largest, ((y - want).abs().max() / want.abs().max().clamp_min(1e-12)).item())
+            return math.inf
+        off = ((y - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
+        largest = max(largest, math.inf if math.isnan(off) else off)  # max() of Python passes nan over
     return largest
 
 

@@ -59,17 +59,21 @@ def switched_off(network: nn.Module, which: str | Sequence[str] | None = None) -
     True
     """
     chosen = _chosen(network, which)
+    # a layer in a layer that was replaced later is in its place again before that one goes
     layers = [found for found in chosen if found.record.replaced is not None]
+    layers.sort(key=lambda found: found.record.order, reverse=True)
+    gone: list[Any] = []
     records = [found.record for found in chosen]
     before = [record.off for record in records]
-    for record in records:
-        record.off = True
-    for found in layers:
-        detach(network, found.name)
     try:
+        for record in records:
+            record.off = True
+        for found in layers:
+            detach(network, found.name)
+            gone.append(found)
         yield
     finally:
-        for found in layers:
+        for found in reversed(gone):
             exchange(network, found.name, found.module)
         for record, off in zip(records, before):
             record.off = off

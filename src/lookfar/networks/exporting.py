@@ -8,6 +8,7 @@ as a guard and refuses the others, ONNX has no guards and would be silently wron
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ def export(
     step, limits = _alike(network, size)
     bands = in_chans or _bands(network)
     shapes = _others(size, step)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with torch.no_grad(), _quiet():
             write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_program, _read_program)
@@ -221,7 +222,8 @@ def _difference(
             raise ValueError(f"{what} fails on {batch} images of {size[0]}x{size[1]}: {_first(error)}") from error
         if y.shape != want.shape:
             return math.inf
-        found = max(found, ((y - want).abs().max() / want.abs().max().clamp_min(1e-12)).item())
+        off = ((y - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
+        found = max(found, math.inf if math.isnan(off) else off)  # max() of Python passes nan over
     return found
 
 

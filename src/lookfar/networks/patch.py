@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 8  # pixels of a cell's side
+WIDTH = 64  # channels of all layers, as of the other embedded backbone
 
 
 class WholeCells(nn.Module):
@@ -48,14 +49,13 @@ class PatchBackbone(nn.Sequential):
 
     Args:
         in_chans: Bands of the images.
-        width: Channels of all layers.
 
-    Shape: ``(B, in_chans, H, W) -> (B, width, ceil(H / 8), ceil(W / 8))``
+    Shape: ``(B, in_chans, H, W) -> (B, 64, ceil(H / 8), ceil(W / 8))``
     """
 
-    def __init__(self, in_chans: int = 3, width: int = 64) -> None:
+    def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
-        self.layer1 = CellNormAct(in_chans, width, cell=PATCH)
-        self.layer2 = CellNormAct(width, width)
-        self.layer3 = CellNormAct(width, width)
-        self.layer4 = CellNormAct(width, width)
+        self.layer1 = CellNormAct(in_chans, WIDTH, cell=PATCH)
+        self.layer2 = CellNormAct(WIDTH, WIDTH)
+        self.layer3 = CellNormAct(WIDTH, WIDTH)
+        self.layer4 = CellNormAct(WIDTH, WIDTH)

@@ -68,7 +68,9 @@ def said_by_config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[
     norm = model.get("data_preprocessor") or config.get("data_preprocessor") or config.get("img_norm_cfg")
     if isinstance(norm, Mapping) and "mean" in norm and unread_in(dict(norm)) is None:
         found |= {what: tuple(float(v) for v in norm[what]) for what in ("mean", "std")}
-        found["bgr"] = not norm.get("bgr_to_rgb", norm.get("to_rgb", False))  # it reads BGR
+        # images are read as BGR; mmcv's Normalize turns them by itself, mmengine's preprocessor does not
+        old = not (model.get("data_preprocessor") or config.get("data_preprocessor"))
+        found["bgr"] = not norm.get("bgr_to_rgb", norm.get("to_rgb", old))
     test = list(_steps(_pipeline(config, "test")))
     resize = next((step for step in test if "Resize" in str(step.get("type"))), None)
     around = next((step for step in test if step.get("type") == "MultiScaleFlipAug"), {})

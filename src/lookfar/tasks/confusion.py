@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lookfar.data import IGNORE
+from lookfar.networks.resizing import between
 
 STRIP = 2**24  # logits of a large image that are there at a time
 
@@ -58,19 +59,11 @@ def confusion_at_own_size(logits: Tensor, truth: Tensor) -> Tensor:
     K, h, w = logits.shape
     H, W = truth.shape
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    columns, after_column, share_column = _between(w, W, logits)
-    rows, after_row, share_row = _between(h, H, logits)
+    columns, after_column, share_column = between(w, W, False, logits)
+    rows, after_row, share_row = between(h, H, False, logits)
     result = torch.zeros(K, K, dtype=torch.int64, device=logits.device)
     for some in torch.arange(H, device=logits.device).split(max(STRIP // (K * max(w, W)), 1)):
         strip = logits[:, rows[some]].lerp(logits[:, after_row[some]], share_row[some, None])  # (K, some, w)
         strip = strip[..., columns].lerp(strip[..., after_column], share_column)  # (K, some, W)
         result += confusion_matrix(truth[None, some], strip.argmax(0)[None], K)[0]
     return result
-
-
-def _between(size: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of the wanted positions the one before it, the one after it, and how far it is on the way, (wanted,)."""
-    centres = torch.arange(wanted, device=like.device, dtype=like.dtype) + 0.5
-    at = (centres * (size / wanted) - 0.5).clamp(0, size - 1)
-    before = at.long()
-    return before, (before + 1).clamp(max=size - 1), at - before

@@ -82,7 +82,8 @@ def evaluate_command(
     from lookfar.data.judged import open_judged
 
     chosen = parsed(options)
-    opened = _opened(network, weights=weights, data=data if split is None else None)
+    classes = None if weights is None else reading["classes"]
+    opened = _opened(network, weights=weights, num_classes=classes, data=data if split is None else None)
     notes = []
     if opened.data is not None and split is None:
         if given := [name for name, value in reading.items() if value]:
@@ -91,8 +92,9 @@ def evaluate_command(
     elif data is None:
         raise ValueError(f"on what is {network} to be judged? --data PATH says it")
     else:
-        reading, notes = _reduced(opened, reading)
-        judged = open_judged(data, split, in_chans=_bands(opened), **reading)
+        white = {} if opened.peak is None else {"white": opened.peak}
+        reading, notes = _reduced(opened, {**_as_trained(opened), **{k: v for k, v in reading.items() if v}})
+        judged = open_judged(data, split, in_chans=_bands(opened), **white, **reading)
     if score is None:
         score = "training" if opened.data is judged and not chosen else "original"
     with _progress("evaluating", len(judged.val)) as advance:
@@ -146,6 +148,18 @@ def parsed(options: dict[str, Any]) -> dict[str, Any]:
         if not all(0 < scale <= 16 for scale in found["scales"]):
             raise ValueError(f"scales must lie between 0 and 16, got {options['scales']!r}")
     return found
+
+
+def _as_trained(opened: Opened) -> dict[str, Any]:
+    """How the masks of a trial were read."""
+    from lookfar.study import Plan
+    from lookfar.study._files import read_json
+
+    names = ("ignore", "labels", "classes", "exif", "skip_bad")
+    if opened.trial is None:
+        return {"ignore": (), "labels": (), "classes": None, "exif": None, "skip_bad": False}
+    plan = Plan.from_dict(read_json(opened.trial / "config.json")["plan"])
+    return {name: getattr(plan, name) for name in names}
 
 
 def _bands(opened: Opened) -> int:

@@ -43,11 +43,14 @@ def predict_files(
 
     tiles_of(opened.network, options.get("tile"), options.get("stride"), whole=options.get("whole", False))
     names = names_of(images)
+    lines = (f"{name} {' '.join(map(str, colour))}\n" for name, colour in zip(opened.classes, opened.palette))
+    classes = "".join(lines)
     _refuse_others(names, out)
+    if (known := out / "classes.txt").exists() and known.read_text(encoding="utf-8", errors="replace") != classes:
+        raise ValueError(f"{known} is there already and has other classes: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     save(legend(opened.classes, opened.palette), out / "legend.png")
-    lines = (f"{name} {' '.join(map(str, colour))}\n" for name, colour in zip(opened.classes, opened.palette))
-    (out / "classes.txt").write_text("".join(lines), encoding="utf-8")
+    (out / "classes.txt").write_text(classes, encoding="utf-8")
     failed: dict[Path, str] = {}
     for path, name in names.items():
         try:
@@ -62,8 +65,7 @@ def _predict_file(opened: Opened, path: Path, out: Path, name: str, options: dic
     from lookfar.networks import predict
 
     around: Any = opened.network.preprocessing
-    peak = None if opened.data is None else getattr(opened.data.train, "peak", None)
-    image = read_image(path, len(around.mean), peak=peak)
+    image = read_image(path, len(around.mean), peak=opened.peak)
     labels = predict(opened.network, image, **options).numpy()
     target = out / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,8 @@ def names_of(images: Sequence[Path]) -> dict[Path, str]:
 
     >>> list(names_of([Path("a/x.jpg"), Path("b/x.jpg"), Path("b/x.png"), Path("b/y.png")]).values())
     ['a/x', 'b/x.jpg', 'b/x.png', 'y']
+    >>> list(names_of([Path("x.jpg"), Path("x.png"), Path("x.jpg.png")]).values())
+    ['x.jpg', 'x.png', 'x.jpg.png']
     """
     stems = Counter(path.stem.casefold() for path in images)
     if not images:
@@ -90,10 +94,10 @@ def names_of(images: Sequence[Path]) -> dict[Path, str]:
         for path, place in places.items()
     }
     twice = Counter(name.casefold() for name in names.values())
-    return {
-        path: name if twice[name.casefold()] == 1 else places[path].relative_to(common).as_posix()
-        for path, name in names.items()
-    }
+    whole = {path: place.relative_to(common).as_posix() for path, place in places.items()}
+    final = {path: name if twice[name.casefold()] == 1 else whole[path] for path, name in names.items()}
+    # x.jpg beside x.png and x.jpg.png: a whole name may be what is left of another
+    return final if len({name.casefold() for name in final.values()}) == len(final) else whole
 
 
 def _refuse_others(names: dict[Path, str], out: Path) -> None:

@@ -1,6 +1,7 @@
 """A network by what a user calls it: a trial of a study, a published file, a folder of ours, a name with weights."""
 
 import difflib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lookfar.data import Data
+
+
+BYTE = 255.0  # the peak of data that hold bytes: it says nothing of others
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Opened:
     published: str = ""
     trial: Path | None = None
     data: "Data | None" = None
+
+    @property
+    def peak(self) -> float | None:
+        """What is white in images that do not hold bytes, as the trial's data had it; None where they held bytes."""
+        peak = None if self.data is None else getattr(self.data.train, "peak", None)
+        return None if peak == BYTE else peak
 
 
 def open_network(
@@ -80,12 +90,19 @@ def open_network(
 
 def _of_name(name: str, num_classes: int | None, weights: str | Path) -> Any:
     from lookfar.networks import create_network
+    from lookfar.networks.preprocessing import Preprocessing
     from lookfar.weights import load
 
     if not _is_name(name):
         raise ValueError(f"weights are for the name of a network, {name} is none{_near(name)}")
     network = create_network(name, num_classes)
     load(network, Path(weights))
+    if network.preprocessing == Preprocessing():
+        warnings.warn(
+            f"what surrounds {name} (mean, channel order, size, tiles, corners) is its default; without the name, "
+            f"--network {weights} reads it from the file",
+            stacklevel=2,
+        )
     return network.eval()
 
 
@@ -98,7 +115,7 @@ def _is_name(text: str) -> bool:
 def _near(text: str) -> str:
     from lookfar.networks import list_networks
 
-    near = difflib.get_close_matches(text, list_networks(), n=2)
+    near = difflib.get_close_matches(text, filter(_is_name, list_networks()), n=2)
     return f". Did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -130,6 +147,8 @@ def _described(network: Any, text: str, file: str = "") -> Opened:
 
     from lookfar.study.pictures import class_colours
 
+    if not hasattr(network, "class_names"):
+        raise ValueError(f"{text} is a network that does not give every pixel a class")
     names = tuple(network.class_names)
     K = len(names) or _classes_of(network)
     classes = names or tuple(f"class {number}" for number in range(K))
@@ -154,7 +173,8 @@ def _published(network: Any, file: str) -> str:
     entry = table().get(file)
     if entry is not None and entry.miou is not None:
         return f"{entry.miou:.2f} mIoU on {entry.dataset}, one scale, by mmsegmentation's table"
-    if (getattr(network, "config", None) or {}).get("name") == "cgnet_camvid":
+    authors = getattr(network, "recognised", None) is not None
+    if authors and (getattr(network, "config", None) or {}).get("name") == "cgnet_camvid":
         return (
             "65.6 mIoU on CamVid's 233 test images (65.33 with the authors' code); trained on train and val, "
             "so that figures on those check the code alone"

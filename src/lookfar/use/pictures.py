@@ -1,6 +1,5 @@
 """What is drawn of predictions: labels, overlays, a legend, a confusion matrix; with Pillow alone."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from lookfar.training.checkpoints import write_atomically
 
 Palette = Sequence[Sequence[int]]
 _MARGIN, _LINE = 8, 22
@@ -82,12 +83,8 @@ def confusion_picture(confusion: NDArray, classes: Sequence[str]) -> Image.Image
 
 def save(picture: Image.Image, path: Path, **options: Any) -> None:
     """Write a picture that is there in full or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(part, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    form = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    write_atomically(path, lambda part: picture.save(part, form, **options))
 
 
 def _font(size: int) -> Any:

@@ -66,7 +66,8 @@ def train_network(
 
     if preset is not None:
         choice("preset", preset, tuple(PRESETS))
-    values = {**PRESETS.get(preset or "", {}), **{name: value for name, value in options.items() if value is not None}}
+    given = {name: value for name, value in options.items() if value is not None}
+    values = {"task": "segmentation", **PRESETS.get(preset or "", {}), **given}
     plan = Plan.from_dict({"data": data, "host": network, "blocks": (), "controls": (), "seeds": 1, **values})
     run(plan, out, quiet=quiet)
     folder = trial_folder(Path(out), "baseline", 0)
