@@ -5,17 +5,37 @@ from typing import Annotated
 
 import typer
 
-from lookfar.cli._app import app
+from lookfar.cli._app import command
+from lookfar.cli._complete import block_names, families, kinds
 
 
-@app.command()
+@command()
 def blocks(
-    pattern: Annotated[str | None, typer.Argument(help="A name for its page, or a pattern such as '*local*'.")] = None,
-    kind: Annotated[str | None, typer.Option(help="context, layer, upsampler, head, region or tokens.")] = None,
-    family: Annotated[str | None, typer.Option(help="pairwise, global, channel, low_rank, sparse ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list with all that is known.")] = False,
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|PATTERN]",
+            help="A block's name for its page, or a pattern such as '*local*' for a list.",
+            autocompletion=block_names,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="List only context, layer, upsampler, head, region or tokens.", autocompletion=kinds
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY",
+            help="List only one family: pairwise, global, channel, low_rank, sparse and others.",
+            autocompletion=families,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of everything known.")] = False,
 ) -> None:
-    """The catalogue of blocks, or all about one. Example: lookfar blocks criss_cross"""
+    """List all blocks, or show everything about one. Example: lookfar blocks criss_cross"""
     import json
     import shutil
 
@@ -33,48 +53,68 @@ def blocks(
         print(overview(found, width=width))
 
 
-@app.command()
+@command()
 def cost(
     names: Annotated[
-        list[str], typer.Argument(metavar="BLOCK...", help="Such as nonlocal 'nonlocal(mode=gaussian)' my.py:MyBlock.")
+        list[str],
+        typer.Argument(
+            metavar="BLOCK...",
+            help="Blocks to measure, such as nonlocal 'nonlocal(mode=gaussian)' my.py:MyBlock.",
+            autocompletion=block_names,
+        ),
     ],
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Of the feature map; LENGTH or TxHxW for dims=1 or 3. [default: 64x64]"),
+        typer.Option(
+            metavar="HxW", help="Size of the feature map; LENGTH with dims=1, TxHxW with dims=3. [default: 64x64]"
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="Channels of the feature map. [default: 256; 32 with --grow]")
+        int | None, typer.Option(metavar="N", help="Channels of the feature map. [default: 256; 32 with --grow]")
     ] = None,
     grow: Annotated[
-        bool, typer.Option("--grow", help="Measure at 64x64 to 256x256 as well, and fit how time and memory grow.")
+        bool, typer.Option("--grow", help="Also measure at 64x64 to 256x256, and fit how time and memory grow.")
     ] = False,
-    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward pass, as in training.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Measure the forward and the backward pass, as in training.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Parameters, FLOPs, time and peak memory of blocks, measured. Example: lookfar cost criss_cross --size 97x97"""
+    """Measure parameters, FLOPs, time and peak memory of blocks. Example: lookfar cost criss_cross --size 97x97"""
     from lookfar.cost.tables import print_costs
 
     print_costs(names, size, channels=channels, grow=grow, backward=backward, device=device, as_json=as_json)
 
 
-@app.command()
+@command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="FILE.py:CLASS", help="Or package.module:CLASS, or a block's name.")],
-    channels: Annotated[int, typer.Option(help="Channels of the input, given to the constructor.")] = 64,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:CLASS",
+            help="A module of yours; package.module:CLASS or a block's name will do too.",
+            autocompletion=block_names,
+        ),
+    ],
+    channels: Annotated[int, typer.Option(metavar="N", help="Channels of the input, handed to the constructor.")] = 64,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of the input; LENGTH or TxHxW too. [default: 16x16]")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further option of the constructor; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A further option of the constructor; may be repeated."),
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Ask this promise alone, such as images; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROMISE", help="Test only this promise, such as images; may be repeated."),
+    ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Growth and the distance from the identity fail too.")
+        bool, typer.Option("--strict", help="Also fail on growth, and on a block that is not the identity as built.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What a module promises, what breaks and how; exit 1 if it does. Example: lookfar check my_module.py:MyBlock"""
+    """Test what a module promises; exit with 1 if something breaks. Example: lookfar check my_module.py:MyBlock"""
     from lookfar.check.show import check_command
 
     raise SystemExit(

@@ -5,18 +5,18 @@ from typing import Annotated
 
 import typer
 
-from lookfar.cli._app import app
+from lookfar.cli._app import command
 
 
-@app.command()
+@command()
 def explore(
     networks: Annotated[
         list[str], typer.Argument(metavar="TRIAL|FILE...", help="Folders of trials, or files of published networks.")
     ],
-    port: Annotated[int, typer.Option(help="Of the page; 0 is a free one.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser", help="Open it in the browser.")] = False,
+    port: Annotated[int, typer.Option(metavar="N", help="Port of the page; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
 ) -> None:
-    """A page on this computer: click a pixel of your image, see where blocks look.
+    """Open a page on this computer: click a pixel of your image and see where blocks look.
 
     Example: lookfar explore runs/lookup/trials/nonlocal/0
     """
@@ -25,21 +25,34 @@ def explore(
     raise SystemExit(explore_command(networks, port=port, browser=browser))
 
 
-@app.command()
+@command()
 def simplify(
-    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="Folder STUDY/trials/CANDIDATE/SEED.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the new network goes; nothing is overwritten.")],
+    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's folder: STUDY/trials/CANDIDATE/SEED.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the new network; nothing is overwritten.")],
     to: Annotated[
-        str, typer.Option(help="auto, or none, average, one-map, global_context in the block's place.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What takes the block's place: none, average, one-map or global_context; auto tries the first three.",
+        ),
     ] = "auto",
-    steps: Annotated[int, typer.Option(help="Of distillation to the block's own output.")] = 0,
-    label_steps: Annotated[int, typer.Option(help="Then of training the new block with labels.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Write it although the score says that it loses.")] = False,
-    margin: Annotated[float | None, typer.Option(help="Points of the score that do not count. (the plan's)")] = None,
-    images: Annotated[int, typer.Option(help="Training images that the new block is fitted on, at most.")] = 64,
-    data: Annotated[str | None, typer.Option(help="Where the data lie now, if elsewhere.")] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of distillation to the block's own output.")] = 0,
+    label_steps: Annotated[
+        int, typer.Option(metavar="N", help="Steps of training the new block on labels afterwards.")
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the network even if it loses more than the margin.")
+    ] = False,
+    margin: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="How many points of the score may be lost. [default: the plan's]"),
+    ] = None,
+    images: Annotated[int, typer.Option(metavar="N", help="Training images to fit the new block on, at most.")] = 64,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Where the data are now, if they have moved.")
+    ] = None,
 ) -> None:
-    """Put a cheaper block, or none, in a block's place where the score allows it; exit 1 if it does not.
+    """Replace a block by a cheaper one, or by none, if the score allows it; exit with 1 if it does not.
 
     Example: lookfar simplify runs/red/trials/nonlocal/0 --out runs/red-simple
     """
@@ -49,14 +62,19 @@ def simplify(
     raise SystemExit(simplify_command(trial, out, data=data, **options))
 
 
-@app.command()
+@command()
 def claims(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM...]", help="Such as c3 c25; all without.")
+        list[str] | None, typer.Argument(metavar="[CLAIM...]", help="Claims such as c3 c25. [default: all]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all as a page of Markdown.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the outcomes as a Markdown page.")
+    ] = None,
 ) -> None:
-    """Claims of papers that seconds of a CPU decide: confirmed, refuted or open. Example: lookfar claims c3 c25"""
+    """Test claims of papers that a CPU can settle in seconds: confirmed, refuted or open.
+
+    Example: lookfar claims c3 c25
+    """
     from lookfar.claims import EXACT, claim_of, document, run_claim
     from lookfar.study._files import write_text
 
@@ -70,37 +88,44 @@ def claims(
         write_text(out, document(outcomes))
 
 
-@app.command()
+@command()
 def inspect(
     target: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="TRIAL|STUDY|FILE [IMAGE...]",
-            help="Folder of a trial or a study (all blocks, seed 0), or a published file; then images or folders.",
+            help="A trial, a study (all its blocks, seed 0) or a published file; then images or folders of them.",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Look at this data, with its labels. (default what a trial was trained on)")
+        str | None,
+        typer.Option(metavar="DATA", help="Labelled data to look at. [default: what the trial was trained on]"),
     ] = None,
     network: Annotated[
-        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A network of your own, instead of a target.")
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A network of your own instead of a trial.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the network of your own.")] = None,
     query: Annotated[
-        list[str] | None, typer.Option(metavar="X,Y", help="A pixel whose maps are drawn; repeatable.")
+        list[str] | None, typer.Option(metavar="X,Y", help="A pixel whose maps are drawn; may be repeated.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Of images, as the network sees them. (default of the first)")
+        str | None,
+        typer.Option(metavar="HxW", help="Size that the network sees. [default: that of the first image]"),
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Points of the score that practically do not count. (default 0.5)")
+        float | None,
+        typer.Option(
+            metavar="POINTS", help="Differences of up to so many points count as practically none. [default: 0.5]"
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where page and pictures go. (default inspect)")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the page and the pictures. [default: inspect]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list; page and pictures with --out alone.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON list; write page and pictures only with --out.")
+    ] = False,
 ) -> None:
-    """What could take the place of a block, and where does it look? Example: lookfar inspect runs/lookup"""
+    """Find what could take a block's place, and see where it looks. Example: lookfar inspect runs/lookup"""
     from lookfar.insight.command import inspect_command
 
     first, *rest = [*(target or []), None] if network is None else [None, *(target or [])]

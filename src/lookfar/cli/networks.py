@@ -5,67 +5,97 @@ from typing import Annotated, Any
 
 import typer
 
-from lookfar.cli._app import app
+from lookfar.cli._app import command
+from lookfar.cli._complete import data_sets
+from lookfar.cli._shared import CLASSES, EXIF, IGNORE, LABELS, VAL
 
-NETWORK = typer.Option(metavar="FILE|TRIAL|NAME", help="A published file, a trial's folder, or a name with --weights.")
-WEIGHTS = typer.Option(metavar="FILE", help="Weights for a NAME.")
-TILE = typer.Option(metavar="N|HxW", help="Tiles of this size. (default as the network has it)")
-STRIDE = typer.Option(metavar="N|HxW", help="From a tile to the next. (default two thirds of --tile)")
-WHOLE = typer.Option("--whole", help="The whole image at once, where the network has tiles.")
-SCALES = typer.Option(metavar="N,N", help="Mean of predictions at several sizes: 0.5,0.75,1,1.25,1.5,1.75.")
-FLIP = typer.Option("--flip", help="Predict the mirrored image too.")
+NETWORK = typer.Option(
+    metavar="FILE|TRIAL|NAME", help="A published file, a trial's folder, or a network's name with --weights."
+)
+WEIGHTS = typer.Option(metavar="FILE", help="Weights of a network given by name.")
+NUM_CLASSES = typer.Option(metavar="N", help="Number of classes, for a name that does not say it.")
+TILE = typer.Option(metavar="N|HxW", help="Predict in tiles of this size. [default: as the network was published]")
+STRIDE = typer.Option(metavar="N|HxW", help="Distance from one tile to the next. [default: two thirds of --tile]")
+WHOLE = typer.Option("--whole", help="Predict the whole image at once, even if the network was published with tiles.")
+SCALES = typer.Option(
+    metavar="F,F", help="Average predictions at several scales, such as 0.5,0.75,1,1.25,1.5,1.75. [default: 1]"
+)
+FLIP = typer.Option("--flip", help="Average with the prediction of the mirrored image.")
 
 
-@app.command()
+@command()
 def predict(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, patterns such as 'a/*.jpg'.")
+        list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns such as 'a/*.jpg'.")
     ],
     network: Annotated[str, NETWORK],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For labels, overlays and a legend.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for labels, overlays and a legend.")],
     weights: Annotated[Path | None, WEIGHTS] = None,
-    classes: Annotated[int | None, typer.Option(help="How many, for a NAME that does not say it.")] = None,
+    classes: Annotated[int | None, NUM_CLASSES] = None,
     tile: Annotated[str | None, TILE] = None,
     stride: Annotated[str | None, STRIDE] = None,
     whole: Annotated[bool, WHOLE] = False,
     scales: Annotated[str | None, SCALES] = None,
     flip: Annotated[bool, FLIP] = False,
 ) -> None:
-    """Name every pixel of images; exit 1 if one fails. Example: lookfar predict a.jpg --network model.pth --out seen"""
+    """Predict the class of every pixel; exit with 1 if an image fails.
+
+    Example: lookfar predict a.jpg --network model.pth --out seen
+    """
     from lookfar.use.command import predict_command
 
     options = {"tile": tile, "stride": stride, "whole": whole, "scales": scales, "flip": flip}
     raise SystemExit(predict_command(images, network, out, weights=weights, num_classes=classes, options=options))
 
 
-@app.command()
+@command()
 def evaluate(
     network: Annotated[str, NETWORK],
     data: Annotated[
-        str | None, typer.Option(help="camvid:PATH, voc:PATH, PATH ... (default what a trial was trained on)")
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="camvid:PATH, voc:PATH, a PATH ... [default: what the trial was trained on]",
+            autocompletion=data_sets,
+            rich_help_panel="Data",
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--val", metavar="SPLIT|FOLDER", help="val, test, or a folder. (default val)")
+        str | None,
+        typer.Option(
+            "--val", metavar="SPLIT|FOLDER", help="val, test or a folder. [default: val]", rich_help_panel="Data"
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="For confusion.png and evaluation.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for confusion.png and evaluation.json.")
+    ] = None,
     weights: Annotated[Path | None, WEIGHTS] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="original: at the size of the files; training: as a trial was judged. (default that)"),
+        typer.Option(
+            metavar="HOW",
+            help="original scores at the size of the files, training as the trial was judged. [default: training for a "
+            "trial, original otherwise]",
+        ),
     ] = None,
     tile: Annotated[str | None, TILE] = None,
     stride: Annotated[str | None, STRIDE] = None,
     whole: Annotated[bool, WHOLE] = False,
     scales: Annotated[str | None, SCALES] = None,
     flip: Annotated[bool, FLIP] = False,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="V,V", help="Mask value of class 0, 1, ...: 0,255")] = None,
-    classes: Annotated[int | None, typer.Option(help="How many, where no classes.txt says it.")] = None,
-    exif: Annotated[str | None, typer.Option(help="apply or ignore, where masks fit both ways.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip damaged images.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    ignore: IGNORE = None,
+    labels: LABELS = None,
+    classes: CLASSES = None,
+    exif: EXIF = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip damaged images instead of stopping.", rich_help_panel="Data")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Mean IoU, accuracy, IoU of classes. Example: lookfar evaluate --network model_800.pth --data camvid:CamVid"""
+    """Measure mean IoU, accuracy and the IoU of every class.
+
+    Example: lookfar evaluate --network model_800.pth --data camvid:CamVid
+    """
     from lookfar.use.command import evaluate_command
 
     options: dict[str, Any] = {"tile": tile, "stride": stride, "whole": whole, "scales": scales, "flip": flip}
@@ -75,37 +105,118 @@ def evaluate(
     )
 
 
-@app.command()
+@command()
 def train(
     network: Annotated[
-        str, typer.Option(metavar="NAME", help="Such as danet_resnet50_d8, cgnet, a timm network, or my.py:build.")
+        str,
+        typer.Option(
+            metavar="NAME", help="A network such as danet_resnet50_d8 or cgnet, a timm network, or my.py:build."
+        ),
     ],
-    data: Annotated[str, typer.Option(help="camvid:PATH, voc:PATH, PATH, scenes:lookup ...")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder; the same command goes on there.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="camvid:PATH, voc:PATH, a PATH, scenes:lookup ...",
+            autocompletion=data_sets,
+            rich_help_panel="Data",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder; the same command continues what lies there.")],
     preset: Annotated[
-        str | None, typer.Option(help="20k, 40k, 80k or 160k: mmsegmentation's steps, SGD, poly, crops.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="20k, 40k, 80k or 160k: steps, SGD, schedule and crops of mmsegmentation. [default: none]",
+            rich_help_panel="Training",
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Optimiser steps. [default: those of the preset, otherwise as `lookfar study`]",
+            rich_help_panel="Training",
+        ),
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="What images are resized to. (default their own)")
+        str | None,
+        typer.Option(metavar="HxW", help="Resize images to this size. [default: by the data]", rich_help_panel="Data"),
     ] = None,
-    crop: Annotated[str | None, typer.Option(metavar="HxW", help="Train on scaled, cropped, distorted images.")] = None,
-    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start the backbone from these weights.")] = None,
-    output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    accelerator: Annotated[str | None, typer.Option(help="cpu, cuda or mps. (default cuda where it is)")] = None,
-    devices: Annotated[int | None, typer.Option(help="Devices. (default 1)")] = None,
-    val: Annotated[str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="Validate on this instead.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="V,V", help="Mask value of class 0, 1, ...: 0,255")] = None,
-    classes: Annotated[int | None, typer.Option(help="How many, where no classes.txt says it.")] = None,
-    exif: Annotated[str | None, typer.Option(help="apply or ignore, where masks fit both ways.")] = None,
-    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip damaged images.")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Train on scaled, cropped and distorted images of this size. [default: off; 512x1024 with a preset]",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option("--pretrained", help="Start from timm's weights.", rich_help_panel="Network")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Start the backbone from the weights in FILE.", rich_help_panel="Network"),
+    ] = None,
+    output_stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Stride of the last feature map: 8, 16 or 32. [default: 16; 8 for small and published networks]",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Images per step. [default: 8; other for the scenes]", rich_help_panel="Training"
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Highest learning rate. [default: 0.01 with a preset, otherwise 0.001; 0.003 for small and patch]",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="adamw or sgd. [default: adamw; sgd with a preset]", rich_help_panel="Training"
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="onecycle, cosine or poly. [default: onecycle; poly with a preset]",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="32-true, bf16-mixed or 16-mixed. [default: 32-true]", rich_help_panel="Training"
+        ),
+    ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cpu, cuda or mps. [default: cuda if there is one]", rich_help_panel="Running"
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices. [default: 1]", rich_help_panel="Running")
+    ] = None,
+    val: VAL = None,
+    ignore: IGNORE = None,
+    labels: LABELS = None,
+    classes: CLASSES = None,
+    exif: EXIF = None,
+    skip_bad: Annotated[
+        bool | None, typer.Option("--skip-bad", help="Skip damaged images instead of stopping.", rich_help_panel="Data")
+    ] = None,
 ) -> None:
     """Train one network on your masks. Example: lookfar train --network gcnet --data PATH --out runs/gc --preset 40k"""
     options = {name: value for name, value in locals().items() if name not in ("network", "data", "out", "preset")}
@@ -116,18 +227,24 @@ def train(
     raise SystemExit(train_command(network, data, out, preset=preset, options=options))
 
 
-@app.command()
+@command()
 def export(
     network: Annotated[str, typer.Argument(metavar="FILE|TRIAL|NAME", help=NETWORK.help)],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The program.")],
-    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    format: Annotated[str, typer.Option(metavar="FORMAT", help="onnx or torch-export.")] = "onnx",
     size: Annotated[
-        str, typer.Option(metavar="HxW", help="Of the example; any other is served too, unless it is said.")
+        str,
+        typer.Option(
+            metavar="HxW", help="Size of the example input. Other sizes work too; if one does not, the command says so."
+        ),
     ] = "128x160",
     weights: Annotated[Path | None, WEIGHTS] = None,
-    classes: Annotated[int | None, typer.Option(help="How many, for a NAME that does not say it.")] = None,
+    classes: Annotated[int | None, NUM_CLASSES] = None,
 ) -> None:
-    """A program for images of any number and size, run at three others. Example: lookfar export a.pth --out a.onnx"""
+    """Write a program for any number and size of images, and try it at three sizes.
+
+    Example: lookfar export a.pth --out a.onnx
+    """
     from lookfar.use.command import export_command
 
     export_command(network, out, format=format, size=size, weights=weights, num_classes=classes)

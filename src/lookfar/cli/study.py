@@ -5,79 +5,249 @@ from typing import Annotated
 
 import typer
 
-from lookfar.cli._app import app
+from lookfar.cli._app import command
+from lookfar.cli._complete import block_names, data_sets, places
+from lookfar.cli._shared import CLASSES, EXIF, GROUPS, IGNORE, LABELS, MARGIN, VAL
+
+DATA, NETWORK, TRAINING, JUDGING, RUNNING = "Data", "Network and blocks", "Training", "Judging", "Running"
 
 
-@app.command()
+@command()
 def study(
     plan: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.YAML|FOLDER]", help="A plan; options replace entries.")
+        Path | None,
+        typer.Argument(
+            metavar="[PLAN.yaml|STUDY]", help="A plan, or the folder of a study; options replace its entries."
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="PATH, classify:PATH, scenes:lookup, scenes:match, camvid:PATH, cifar10:PATH ...")
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Your images: a PATH, classify:PATH, camvid:PATH, cifar10:PATH ...; or scenes:lookup, scenes:match, "
+            "which come along.",
+            autocompletion=data_sets,
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    blocks: Annotated[str | None, typer.Option(help="'nonlocal,cbam@layer3,my.py:MyBlock' ...")] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCK,BLOCK",
+            help="Blocks to compare, with options and places: 'nonlocal,cbam@layer3,my.py:MyBlock(heads=2)'.",
+            autocompletion=block_names,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="segmentation, classification, my.py:Regression. (default as the data are labelled)"),
+        typer.Option(
+            metavar="TASK",
+            help="segmentation, classification or a class of yours, my.py:Regression. [default: by the labels]",
+            rich_help_panel=JUDGING,
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="The score of a classification: accuracy or balanced.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Repetitions of everything. (default 3)")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="The score of a classification: accuracy or balanced. [default: accuracy]",
+            rich_help_panel=JUDGING,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How often every candidate is trained. [default: 3]", rich_help_panel=RUNNING),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Optimiser steps of a trial. [default: 2000; fewer for the scenes that come along]",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The study's folder. (default runs/ and the name of the data)")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="The study's folder. [default: runs/ and the name of the data]", rich_help_panel=RUNNING
+        ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="small, patch, a timm network such as resnet18, or my.py:build.")
+        str | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="small, patch, a timm network such as resnet18, a name that `lookfar.list_networks()` gives, or "
+            "my.py:build. [default: resnet18; small or patch for the scenes that come along]",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
-    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
-    host_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
-    norm: Annotated[str | None, typer.Option(help="batch: instead of the LayerNorms of a host on tokens.")] = None,
-    output_stride: Annotated[int | None, typer.Option(help="Of the feature map: 8, 16 or 32.")] = None,
-    place: Annotated[str | None, typer.Option(help="Stage or module after which blocks go.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="What the network sees.")] = None,
-    val: Annotated[str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="Validate on this instead.")] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option("--pretrained", help="Start from timm's weights.", rich_help_panel=NETWORK)
+    ] = None,
+    host_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Start from the weights in FILE.", rich_help_panel=NETWORK)
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NORM",
+            help="batch puts batch norms in the place of a token host's LayerNorms. [default: as they are]",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    output_stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Stride of the last feature map: 8, 16 or 32. [default: 16; 8 for small and published networks; the "
+            "host's own in a classification]",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE",
+            help="Stage or module after which blocks go; a glob names several. [default: by the host]",
+            autocompletion=places,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Size that the network sees. [default: by the data]", rich_help_panel=DATA),
+    ] = None,
+    val: VAL = None,
     also_val: Annotated[
-        str | None, typer.Option(metavar="FOLDER|SEQUENCE", help="A second set to judge by, used for nothing else.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER|SEQUENCE",
+            help="A second validation set, used for nothing but judging.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Mask values to ignore beside 255.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="V,V", help="Mask value of class 0, 1, ...: 0,255")] = None,
-    classes: Annotated[int | None, typer.Option(help="How many, where no classes.txt says it.")] = None,
-    exif: Annotated[str | None, typer.Option(help="apply or ignore, where masks fit both ways.")] = None,
-    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip damaged images.")] = None,
-    in_chans: Annotated[int | None, typer.Option(help="Bands of the images. (default 3)")] = None,
+    ignore: IGNORE = None,
+    labels: LABELS = None,
+    classes: CLASSES = None,
+    exif: EXIF = None,
+    skip_bad: Annotated[
+        bool | None,
+        typer.Option("--skip-bad", help="Skip damaged images instead of stopping.", rich_help_panel=DATA),
+    ] = None,
+    in_chans: Annotated[
+        int | None, typer.Option(metavar="N", help="Bands of the images. [default: 3]", rich_help_panel=DATA)
+    ] = None,
     crop_pct: Annotated[
-        float | None, typer.Option(help="Share of the shorter side that validation sees (classification).")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Classification: share of an image's shorter side that validation sees. [default: as timm judges the "
+            "host]",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror images (classification).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine or poly.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
-    class_weights: Annotated[str | None, typer.Option(metavar="W,W", help="Of each class in the loss.")] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip",
+            help="Classification: train on mirrored images too. [default: --flip]",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Images per step. [default: 8 with masks, 32 with labels; other for the scenes]",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Highest learning rate. [default: 0.001; 0.003 for small and patch]",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="onecycle, cosine or poly. [default: onecycle]", rich_help_panel=TRAINING),
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NORM", help="Largest norm of the gradient; 0 is no limit. [default: 0]", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W", help="Weight of each class in the loss. [default: all equal]", rich_help_panel=TRAINING
+        ),
+    ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of the target spread over all classes (classification).")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Classification: share of the target spread over all classes. [default: 0]",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     mixup: Annotated[
-        float | None, typer.Option(help="Lay images over each other, by Beta(a, a) (classification).")
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Classification: blend pairs of images, in shares from Beta(A, A). [default: 0, off]",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    cutmix: Annotated[float | None, typer.Option(help="Paste in a part of another, likewise (classification).")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    cutmix: Annotated[
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Classification: paste in part of another image, its share from Beta(A, A). [default: 0, off]",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="32-true, bf16-mixed or 16-mixed. [default: 32-true]", rich_help_panel=TRAINING
+        ),
+    ] = None,
     score: Annotated[
-        str | None, typer.Option(help="resized: masks at --size; original: predictions at each file's size.")
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Score masks resized to --size, or predictions at the original size of each file. [default: resized]",
+            rich_help_panel=JUDGING,
+        ),
     ] = None,
-    accelerator: Annotated[str | None, typer.Option(help="cpu, cuda or mps. (default cuda where it is)")] = None,
-    devices: Annotated[int | None, typer.Option(help="Devices of one trial. (default 1)")] = None,
-    workers: Annotated[int | None, typer.Option(help="Trials side by side. (default one a core or GPU)")] = None,
-    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Also write a TensorBoard log.")] = None,
-    margin: Annotated[
-        float | None, typer.Option(help="Points of the score that practically do not count. (0.5)")
+    accelerator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda or mps. [default: cuda if there is one]", rich_help_panel=RUNNING),
     ] = None,
-    groups: Annotated[
-        str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices per trial. [default: 1]", rich_help_panel=RUNNING)
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Trials that run side by side. [default: one per core or GPU]",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard", help="Write a TensorBoard log as well.", rich_help_panel=RUNNING),
+    ] = None,
+    margin: MARGIN = None,
+    groups: GROUPS = None,
 ) -> None:
-    """Compare blocks in one network on your images; run it again to go on, or with more seeds and blocks.
+    """Compare blocks in one network on your images. Run it again to continue it, or to add seeds and blocks.
 
     Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context --seeds 3 --out runs/lookup
     """
@@ -89,15 +259,13 @@ def study(
     raise SystemExit(run_command(plan, options, out=None if out is None else Path(out), workers=workers))
 
 
-@app.command()
+@command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
-    margin: Annotated[float | None, typer.Option(help="Points of the score that practically do not count.")] = None,
-    groups: Annotated[
-        str | None, typer.Option(metavar="REGEX|none", help="Validation images that belong together, by their names.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folder.")],
+    margin: MARGIN = None,
+    groups: GROUPS = None,
 ) -> None:
-    """Make a study's report and tables again from its files. Example: lookfar report runs/lookup --margin 1"""
+    """Write a study's report and tables again from its files. Example: lookfar report runs/lookup --margin 1"""
     from lookfar.study.command import report_command
 
     raise SystemExit(report_command(folder, margin=margin, groups=groups))
