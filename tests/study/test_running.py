@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_trees import SIZE, make_tree, noise
 
 from lookfar.study import Plan, Stopped, afterwards, load
 from lookfar.study import run as run_study
@@ -141,9 +142,11 @@ def test_a_trial_ends_with_its_study():
 def test_a_real_study(tmp_path):
     """The command, stopped by Ctrl-C in its first trial, then gone on with to the end."""
     out = tmp_path / "study"
+    masks = [noise(n, *SIZE, top=3) for n in range(12)]
+    data = str(make_tree(tmp_path / "photos", masks[:6], val=masks[6:], classes=["wall", "floor", "door"]))
     command = [
-        *(sys.executable, "-m", "lookfar.cli", "study", "--data", "scenes:lookup", "--blocks", "nonlocal"),
-        *("--steps", "60", "--seeds", "1", "--batch-size", "2", "--workers", "1", "--out", str(out)),
+        *(sys.executable, "-m", "lookfar.cli", "study", "--data", data, "--host", "small", "--blocks", "nonlocal"),
+        *("--steps", "200", "--seeds", "1", "--batch-size", "2", "--workers", "1", "--out", str(out)),
     ]
     metrics = trial_folder(out, "baseline", 0) / "metrics.jsonl"
     # a suite that runs in the background of a shell is started with Ctrl-C ignored, and its children with it
@@ -159,7 +162,7 @@ def test_a_real_study(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [r["step"] for r in records if "loss" in r] == list(range(3, 61, 3))
+    assert [r["step"] for r in records if "loss" in r] == list(range(10, 201, 10))
     results = load(out)
     assert results.complete
     row = results.summary("nonlocal")
@@ -193,7 +196,7 @@ def test_a_real_study(tmp_path):
     assert lost[0].keys() == again[0].keys() == set(KINDS)
     assert all(np.array_equal(lost[0][kind], again[0][kind]) for kind in lost[0])
     environment = json.loads((out / "environment.json").read_text())
-    assert environment["command"].startswith("lookfar study --data scenes:lookup")
+    assert environment["command"].startswith(f"lookfar study --data {data} --host small")
     assert environment["data"]["classes"] == list(results.classes)
     assert environment["runs"] == 2
 
