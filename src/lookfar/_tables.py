@@ -16,7 +16,7 @@ def table(
         width: Shorten the longest text columns, to no less than 12, until lines are this long; None keeps all.
     """
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
-    cells = [list(headers), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(headers), *([cell_text(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     text = [i for i, number in enumerate(right) if not number]
     while width is not None and text and sum(widths) + 2 * (len(widths) - 1) > width:
@@ -35,7 +35,7 @@ def table(
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
     """The same cells as a table of Markdown."""
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
-    cells = ([_cell(value).replace("|", r"\|") for value in row] for row in rows)
+    cells = ([cell_text(value).replace("|", r"\|") for value in row] for row in rows)
     lines = [headers, ["---:" if number else "---" for number in right], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -63,7 +63,8 @@ def by_size(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
 
-def _cell(value: str | int | float | None) -> str:
+def cell_text(value: str | int | float | None) -> str:
+    """A cell: three significant digits of a float, a dash for None."""
     if value is None:
         return "–"
     return significant(value) if isinstance(value, float) else str(value)

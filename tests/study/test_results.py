@@ -5,6 +5,8 @@ import html
 import json
 import math
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -472,3 +474,30 @@ def test_a_block_that_never_came_in_is_told(study):
     assert said == f"{row.came_in}; the learning rates of all steps sum up to 0.3 alone"
     (trial_folder(study, "nonlocal", 1) / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     assert load(study).summary("nonlocal").came_in.startswith("did not come in under 2 of 3 seeds")
+
+
+def test_a_notebook_shows_the_table_and_its_sentences(study):
+    results = load(study)
+    shown = results._repr_html_()
+    assert shown.count("<tr>") == 1 + len(results.summaries)
+    assert all(f">{name}</td>" in shown for name in ("nonlocal", "control (conv)", "baseline"))
+    assert all(f"<p>{html.escape(line)}</p>" in shown for line in sentences(results.summaries, results.conclusions))
+
+
+def test_tables_as_data_frames(study, monkeypatch):
+    results = load(study)
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
+    for table, name in (("trials", "results"), ("comparison", "comparison"), ("classes", "classes")):
+        rows = results.to_pandas(table)
+        with (write_csv(results).parent / f"{name}.csv").open() as file:
+            header, *lines = csv.reader(file)
+        assert list(rows[0]) == header
+        assert len(rows) == len(lines)
+    with pytest.raises(ValueError, match="table must be trials, comparison or classes"):
+        results.to_pandas("rows")
+
+
+def test_without_pandas_the_message_says_what_to_install(study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"to_pandas needs pandas, .*pip install pandas"):
+        load(study).to_pandas()

@@ -43,6 +43,11 @@ class Growth:
             "skipped": [list(size) for size in self.skipped],
         }
 
+    def _repr_html_(self) -> str:
+        from lookfar.cost.tables import growth_table
+
+        return growth_table(self).html
+
 
 def growth(
     block: str | nn.Module,

@@ -57,6 +57,11 @@ class Cost:
         """Plain numbers and strings, as JSON takes them."""
         return {**asdict(self), "size": list(self.size)}
 
+    def _repr_html_(self) -> str:
+        from lookfar.cost.tables import cost_table
+
+        return cost_table([self]).html
+
 
 @dataclass(frozen=True)
 class Inputs:

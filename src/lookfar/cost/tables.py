@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 
+from lookfar._notebooks import Shown, html_table
 from lookfar._options import positive
 from lookfar._tables import by_size, table
 from lookfar.blocks import block_info, parse_block
@@ -62,20 +63,19 @@ def print_costs(
         print(json.dumps(grown.to_dict()) if as_json else f"\n{growth_table(grown)}", flush=True)
 
 
-def cost_table(costs: Sequence[Cost]) -> str:
+def cost_table(costs: Sequence[Cost]) -> Shown:
     """What :func:`measure_cost` gave for several blocks under the same conditions, as text."""
     rows = [(c.name, c.parameters, c.flops / 1e9, c.latency_ms, c.memory_mb) for c in costs]
     sizes = " and ".join(dict.fromkeys(by_size(cost.size) for cost in costs))
-    return f"{_conditions(costs[0])}, {sizes}\n" + table(["block", "parameters", "GFLOP", "time ms", "memory MB"], rows)
+    conditions, heads = f"{_conditions(costs[0])}, {sizes}", ["block", "parameters", "GFLOP", "time ms", "memory MB"]
+    return Shown(f"{conditions}\n{table(heads, rows)}", html_table(heads, rows, below=[conditions]))
 
 
-def growth_table(grown: Growth) -> str:
+def growth_table(grown: Growth) -> Shown:
     """The points of a :class:`Growth` and its exponents beside the formulas that the block declares, as text."""
     rows = [(by_size(p.size), math.prod(p.size), p.flops / 1e9, p.latency_ms, p.memory_mb) for p in grown.points]
-    lines = [
-        f"{grown.name}: {_conditions(grown.points[0])}",
-        table(["size", "N", "GFLOP", "time ms", "memory MB"], rows),
-    ]
+    heads, lines = ["size", "N", "GFLOP", "time ms", "memory MB"], []
+    conditions = f"{grown.name}: {_conditions(grown.points[0])}"
     if grown.time_exponent is not None and grown.memory_exponent is not None:
         line = f"time grows as N^{grown.time_exponent:.2f}, memory as N^{grown.memory_exponent:.2f}"
         with contextlib.suppress(ValueError, TypeError):  # a module that is no block of ours declares nothing
@@ -84,7 +84,9 @@ def growth_table(grown: Growth) -> str:
         lines.append(line)
     if grown.skipped:
         lines.append(f"not measured, one call would take too long: {', '.join(map(by_size, grown.skipped))}")
-    return "\n".join(lines)
+    return Shown(
+        "\n".join([conditions, table(heads, rows), *lines]), html_table(heads, rows, below=[conditions, *lines])
+    )
 
 
 def _conditions(cost: Cost) -> str:

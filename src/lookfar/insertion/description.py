@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lookfar._notebooks import Shown, html_table
 from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.insertion.dry_run import Seen, example_inputs, pretrained_cfg, untouched
@@ -20,7 +21,8 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
     Of a layer in the place of a convolution these are its own, not what it has more; the last line counts the
     convolution again.
 
-    A line below it names blocks that a forward pass does not call exactly once, as :func:`verify` does.
+    A notebook draws it as a table. A line below it names blocks that a forward pass does not call exactly once, as
+    :func:`verify` does.
 
     Args:
         network: The network.
@@ -40,7 +42,7 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
 
     found = insertions(network)
     if not found:
-        return "no block has been inserted"
+        return Shown("no block has been inserted")
     seen: dict[str, Seen] = {}
     host_flops = None
     if example is not None or pretrained_cfg(network):
@@ -65,10 +67,11 @@ def describe(network: nn.Module, *, example: Any = None) -> str:
     rows.append(("together", "", None, own, added, ""))
     before = sum(_count(one.record.replaced) for one in found if one.record.replaced is not None)
     rows.append(("the network without them", "", None, _count(network) - own + before, host_flops, ""))
-    text = table(["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"], rows)
+    heads = ["after", "block", "C×H×W", "parameters", "GFLOPs an image", "growth"]
     shared = {one.name for one in found if one.record.shared}
     wrong = {n: one.calls for n, one in seen.items() if one.calls != 1 and not (n in shared and one.calls)}
-    return text + "".join(f"\n{name} is called {_times(calls)} in a forward pass" for name, calls in wrong.items())
+    remarks = [f"{name} is called {_times(calls)} in a forward pass" for name, calls in wrong.items()]
+    return Shown("\n".join([table(heads, rows), *remarks]), html_table(heads, rows, below=remarks))
 
 
 def _times(calls: int) -> str:

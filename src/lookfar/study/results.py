@@ -10,12 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lookfar._arrays import read_arrays
+from lookfar._options import choice
 from lookfar.study._files import read_if_whole, write_text
 from lookfar.study.ablations import FILES, Ablated, load_ablations
 from lookfar.study.by_class import OfClass, by_class
@@ -30,7 +33,7 @@ from lookfar.study.mending import ALSO, judged_file, read_state
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.prospects import seeds_needed
 from lookfar.study.rows import Summary, Trial, Without
-from lookfar.study.text import ABLATED, comparison, second_judge
+from lookfar.study.text import ABLATED, as_html, comparison, second_judge
 from lookfar.study.trained import TrainedNetwork, find_trial, load_trial
 from lookfar.study.words import join
 from lookfar.tasks import Task
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 # set that judges -> file of what remains when a block does without something
 ABLATIONS: dict[str, str] = dict(zip(("val", "also_val"), FILES))
+TABLES = ("trials", "comparison", "classes")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,41 @@ class Results:
     def __repr__(self) -> str:
         text = comparison(self.summaries, self.conclusions, columns=self.task.columns)
         return text if self.also is None else "\n".join([text, "", *self.also_lines()])
+
+    def _repr_html_(self) -> str:
+        html = as_html(self.summaries, self.conclusions)
+        return (
+            html
+            if self.also is None
+            else f"{html}\n<p>Judged on {escape(str(self.plan.also_val))}:</p>\n"
+            + as_html(self.also.summaries, self.also.conclusions)
+        )
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """What :func:`write_csv` writes: ``trials``, ``comparison`` (a row a candidate) and ``classes``."""
+        return {
+            "trials": [_trial_row(trial, self.task, self.classes) for trial in self.trials],
+            "comparison": [_comparison_row(row, self.task, self.conclusions) for row in self.summaries],
+            "classes": _class_rows(self),
+        }
+
+    def to_pandas(self, table: str = "trials") -> Any:
+        """One of the tables as a ``pandas.DataFrame``.
+
+        Args:
+            table: ``trials``, a row a trial; ``comparison``, a row a candidate; ``classes``, a row a class and
+                candidate.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: No such table.
+        """
+        choice("table", table, TABLES)
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise ImportError("to_pandas needs pandas, which lookfar does not install: `pip install pandas`") from None
+        return pandas.DataFrame(self.rows()[table])
 
     def also_lines(self, width: int = 120) -> list[str]:
         """The second set's table and sentences; nothing without one."""
@@ -230,13 +269,10 @@ def write_csv(results: Results, path: Path | None = None) -> Path:
     path = path or results.folder / "results.csv"
     if results.also is not None:
         write_csv(results.also, path.with_name(f"also-{path.name}"))
-    _write_table([_trial_row(trial, results.task, results.classes) for trial in results.trials], path)
-    _write_table(
-        [_comparison_row(row, results.task, results.conclusions) for row in results.summaries],
-        path.with_name(path.name.replace("results", "comparison")),
-    )
-    if rows := _class_rows(results):
-        _write_table(rows, path.with_name(path.name.replace("results", "classes")))
+    names = {"trials": path.name, **{table: path.name.replace("results", table) for table in TABLES[1:]}}
+    for table, rows in results.rows().items():
+        if rows:
+            _write_table(rows, path.with_name(names[table]))
     return path
 
 

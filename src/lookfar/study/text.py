@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lookfar._notebooks import html_table
 from lookfar.study.candidates import is_reference
 from lookfar.study.judging import Conclusions
 from lookfar.study.latency import Latency
@@ -50,6 +51,15 @@ def second_judge(name: str, rows: Sequence[Summary], conclusions: Conclusions, w
 
 def table_lines(rows: Sequence[Summary], width: int, words: Words, *, cost: bool = True) -> list[str]:
     """The comparison, cut into two tables where the width cannot hold one; what the trials cost is left out on wish."""
+    names, scores, costs = table_columns(rows, words)
+    whole = [names, *scores, *(costs if cost else [])]
+    if not cost or sum(column.width + 2 for column in whole) <= width:
+        return _lines(whole)
+    return [*_lines([names, *scores]), "", *_lines([names, *costs])]
+
+
+def table_columns(rows: Sequence[Summary], words: Words) -> tuple[Column, list[Column], list[Column]]:
+    """The columns of the comparison: names, scores and verdicts, costs."""
     names = Column("block", [NAMES.get(row.candidate, row.candidate) for row in rows], number=False)
     letter, scale = unit([row.parameters for row in rows])
     scores = [
@@ -63,10 +73,16 @@ def table_lines(rows: Sequence[Summary], width: int, words: Words, *, cost: bool
         *_times(rows),
         Column("block MB", [_number(row.block_memory_mb) for row in rows]),
     ]
-    whole = [names, *scores, *(costs if cost else [])]
-    if not cost or sum(column.width + 2 for column in whole) <= width:
-        return _lines(whole)
-    return [*_lines([names, *scores]), "", *_lines([names, *costs])]
+    return names, scores, costs
+
+
+def as_html(rows: Sequence[Summary], conclusions: Conclusions) -> str:
+    """The comparison and its sentences for a notebook."""
+    names, scores, costs = table_columns(rows, conclusions.terms.words)
+    columns = [names, *scores, *costs]
+    below = [*sentences(rows, conclusions), *told_lines(rows)]
+    cells = list(zip(*(column.cells for column in columns)))
+    return html_table([c.header for c in columns], cells, numbers=[c.number for c in columns], below=below)
 
 
 def _times(rows: Sequence[Summary]) -> list[Column]:
