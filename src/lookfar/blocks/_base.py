@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from torch import Tensor, nn
 
 from lookfar import ops
-from lookfar._options import check_arguments, nearest, refused_by
+from lookfar._options import check, check_arguments, nearest, refused_by
 from lookfar._overview import canonical_name
 from lookfar.blocks._texts import complete
 from lookfar.ops._precision import widened
@@ -41,7 +41,8 @@ class BlockInfo:
         memory: Extra memory as a formula.
         verified: What the block's numbers were compared with: ``repository@commit:file``, one entry a source.
         attends: ``"weights"`` has attention, values, finish; ``"maps"`` has maps; ``"none"`` has neither.
-        residual: The published block adds to its input; others enter a network as x + gamma (block(x) - x).
+        residual: The published block adds to its input; others enter a network as x + gamma (block(x) - x). Those of
+            kind context have an option of this name: off, the block is what it adds alone, and enters like the others.
         aliases: Names used in papers and other libraries.
         differences: Where paper and authors' code differ, and which one is the default.
         author_keys: Regular expression of an author's parameter prefix -> our prefix, see :mod:`lookfar.weights`.
@@ -149,15 +150,36 @@ def _checked(build: Callable[..., None], info: BlockInfo) -> Callable[..., None]
     @functools.wraps(build)
     def checked(self: nn.Module, *args: Any, **options: Any) -> None:
         _check_known(info, options)
+        if "residual" in info.options:
+            self.residual = options.pop("residual", True)
+            options = _without_gate(self.residual, info, options)
         check_arguments(signature, hints, (self, *args), options)
         build(self, *args, **options)
         if "dims" in info.options:
             self.dims = options.get("dims", info.options["dims"].default)
 
     named = [p for p in signature.parameters.values() if p.name != "dd"]
+    if info.kind == "context" and info.residual:
+        named += [inspect.Parameter("residual", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=bool)]
     named += [inspect.Parameter(p, inspect.Parameter.KEYWORD_ONLY, default=None) for p in ("device", "dtype")]
     checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
     return checked
+
+
+def _without_gate(residual: Any, info: BlockInfo, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a block with or without its sum; ``added`` and ``gate`` of :mod:`lookfar.blocks._layers` read it.
+
+    Raises:
+        ValueError: Another value than a truth value; a start or a form that has a meaning beside the sum alone.
+    """
+    check("residual", residual, bool)
+    if residual:
+        return options
+    if options.get("zero_init"):
+        raise ValueError("zero_init=True starts x + f(x) as x: residual=False gives f(x) alone and has no such start")
+    if options.get("form") == "published":
+        raise ValueError("form='published' is the authors' module alone: residual=False is for form='block'")
+    return {**options, "zero_init": False} if "zero_init" in info.options else options
 
 
 def _of_maps(forward: Callable[..., Any], info: BlockInfo) -> Callable[..., Any]:

@@ -136,9 +136,36 @@ def projection(
     return zero_(project) if zero_init else project
 
 
-def projected(project: nn.Module | None, x: Tensor, y: Tensor) -> Tensor:
-    """``x + P(y)``, or the published y itself, in the memory format of x."""
-    return match_format(y if project is None else x + project(y), x)
+def projected(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """``x + P(y)`` with the block's P, or the published y itself, in the memory format of x."""
+    project = cast("nn.Module | None", block.project)
+    return match_format(y if project is None else added(block, x, project(y)), x)
+
+
+def gate(block: nn.Module, zero_init: bool, **dd: Any) -> nn.Parameter | None:
+    """The factor of what a block adds to its input, 0 or 1 at the start; None where it adds to nothing."""
+    return nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd)) if keeps_input(block) else None
+
+
+def gated(gamma: nn.Parameter | None, y: Tensor) -> Tensor:
+    """``gamma y`` in the precision of y, y itself where there is no gate."""
+    return y if gamma is None else gamma.to(y.dtype) * y
+
+
+def added(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What a block gives: ``x + y``, or y alone where it was built with ``residual=False``.
+
+    Args:
+        block: Of kind context; ``@block`` has put its option ``residual`` there.
+        x: Its input ``(B, C, *S)``.
+        y: What it found, ``(B, C, *S)``, or ``(B, C, 1, ..)`` where it is the same at all positions.
+    """
+    return x + y if keeps_input(block) else match_format(y.to(x.dtype).expand_as(x), x)
+
+
+def keeps_input(block: nn.Module) -> bool:
+    """Whether a block adds its input, see :func:`added`."""
+    return bool(getattr(block, "residual", True))
 
 
 def normed(norm: nn.Module | None, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lookfar._options import divides
-from lookfar.blocks._layers import max_pool, normed, pooled_size, wide
+from lookfar.blocks._layers import added, gated, max_pool, normed, pooled_size, wide
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
@@ -196,5 +196,4 @@ class PairwiseAttention(QueryKeyValue):
         """What follows the weighted sums, when they are a map ``(B, h E, *S)``."""
         y = after_mixing(self.project, y, self.normalization)
         y = normed(self.norm, y)
-        y = y if self.gamma is None else self.gamma.to(y.dtype) * y
-        return x + y.to(x.dtype)
+        return added(self, x, gated(self.gamma, y).to(x.dtype))

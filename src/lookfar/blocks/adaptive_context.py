@@ -140,7 +140,7 @@ class AdaptiveContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat([scale(x) for scale in self.scales], 1)
-        return projected(self.project, x, y)
+        return projected(self, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Affinities ``(B, K, N)`` of the regions of all scales, the scales one after the other."""

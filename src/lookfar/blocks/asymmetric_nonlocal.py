@@ -195,7 +195,7 @@ class AsymmetricNonlocal(QueryKeyValue):
         _, right = self._halves()
         own = wide(x, right, self.fuse.conv.bias)
         y = self.dropout(self.fuse.after((own + context.unflatten(2, x.shape[2:])).to(x.dtype)))
-        return projected(self.project, x, y)
+        return projected(self, x, y)
 
     def _halves(self) -> tuple[Tensor, Tensor]:
         """The fusing convolution's weights for the context and for x."""

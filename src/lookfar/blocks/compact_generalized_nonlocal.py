@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, CONVOLVE, Dims, Placement, norm_of, normal_, normed, readable, zero_
+from lookfar.blocks._layers import CONV, CONVOLVE, Dims, Placement, added, norm_of, normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -134,7 +134,7 @@ class CompactGeneralizedNonlocal(nn.Module):
         norm_dtype = [*self.norm.parameters(), y][0].dtype  # torch 2.8 cannot trace a generator here
         with without_autocast(x):
             y = normed(self.norm, y) if norm_dtype == y.dtype else self._wide_norm(y)
-        return match_format(x + y.to(x.dtype), x)
+        return match_format(added(self, x, y.to(x.dtype)), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """What each position gives to its group's number, ``(B, G, N)``: the same for every query."""

@@ -8,13 +8,12 @@ Traps: the own position counts once; similarities are not divided by sqrt(D); th
 from functools import partial
 from typing import Annotated, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from lookfar._options import Refused, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Placement
+from lookfar.blocks._layers import CONV, Placement, gate, keeps_input
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._normalization import RowNormalization
@@ -58,6 +57,7 @@ class CrissCross(PairwiseAttention):
         recurrence: Number R of applications; from 2 on every position of a map reaches every other, from 3 on every
             position of a video.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
+        residual: Add the input; off, the last of the R steps is what it adds alone, and no step has a gate.
         dims: Spatial axes of the maps, 2 or 3: on a video a position looks along time too.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``, or ``(B, C, T, H, W)`` with ``dims=3``.
@@ -96,12 +96,10 @@ class CrissCross(PairwiseAttention):
         )
         self.recurrence = recurrence
         self.project = None if projections == "inside" else CONV[dims](inner, channels, 1, **dd)
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+        self.gamma = gate(self, zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.recurrence):
-            x = self._step(x)
-        return x
+        return self._step(self._last_input(x))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of the last recurrence for flat query positions ``(Q,)``: zero off the cross."""
@@ -125,5 +123,6 @@ class CrissCross(PairwiseAttention):
 
     def _last_input(self, x: Tensor) -> Tensor:
         for _ in range(self.recurrence - 1):
-            x = self._step(x)
+            y = self._step(x)
+            x = y if keeps_input(self) else x + y
         return x

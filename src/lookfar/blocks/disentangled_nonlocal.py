@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import NotNegative, Positive, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, normed, zero_last
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, max_pool, norm_of, normal_, normed, zero_last
 from lookfar.blocks._projections import (
     Projections,
     QueryKeyValue,
@@ -368,7 +368,7 @@ class DisentangledNonLocal(QueryKeyValue):
         t = sum(terms[1:], terms[0])
         one = t.shape[2] == 1  # one vector for all positions, or a map
         y = t.transpose(2, 3).flatten(1, 2).unflatten(2, (1,) * (x.dim() - 2)) if one else to_map(t, x)
-        return x + normed(self.norm, after_mixing(self.project, y, self.normalization)).to(x.dtype)
+        return added(self, x, normed(self.norm, after_mixing(self.project, y, self.normalization)).to(x.dtype))
 
 
 def _check(terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, switches: Switches) -> None:

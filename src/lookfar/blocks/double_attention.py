@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Placement, norm_of, normed, pointwise, zero_
+from lookfar.blocks._layers import CONV, Dims, Placement, added, norm_of, normed, pointwise, zero_
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
@@ -63,7 +63,6 @@ class DoubleAttention(nn.Module):
         normalization: Of the gathering maps, over the positions: ``softmax`` as published, ``double`` (softmax over
             the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided by N).
         norm_layer: Normalisation after the output convolution, or None as in the equations.
-        residual: Add the input.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
 
@@ -88,7 +87,6 @@ class DoubleAttention(nn.Module):
         normalization: Normalization = "softmax",
         dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] | None = None,
-        residual: bool = True,
         zero_init: bool = True,
         **dd: Unpack[Placement],
     ) -> None:
@@ -102,8 +100,7 @@ class DoubleAttention(nn.Module):
         self.project = conv(inner, channels, 1, **dd)
         self.norm = norm_of(norm_layer, dims)(channels, **dd) if norm_layer else nn.Identity()
         self.normalization: Normalization = normalization
-        self.residual = residual
-        if zero_init and residual:
+        if zero_init:
             zero_(self.norm if norm_layer else self.project)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,4 +157,4 @@ class DoubleAttention(nn.Module):
         if self.project.bias is not None:
             y = y + self.project.bias.to(y.dtype)[:, None]
         y = normed(self.norm, y.unflatten(2, x.shape[2:]).to(x.dtype))
-        return match_format(x + y if self.residual else y, x)
+        return match_format(added(self, x, y), x)

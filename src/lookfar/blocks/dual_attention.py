@@ -6,15 +6,14 @@ copies one of them.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Placement
+from lookfar.blocks._layers import CONV, Dims, Placement, added, gate, gated, keeps_input
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops.attention import Normalization
@@ -85,7 +84,7 @@ class PositionAttention(PairwiseAttention):
             partial(conv, channels, channels, 1, **dd),
         )
         self.project = None if projections == "inside" else conv(inner, channels, 1, **dd)
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+        self.gamma = gate(self, zero_init, **dd)
 
 
 @block(
@@ -148,16 +147,16 @@ class ChannelAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.sign, self.scale = (-1.0 if similarity == "least" else 1.0), scale
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+        self.gamma = gate(self, zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.update(x)
+        return added(self, x, self.update(x))
 
     def update(self, x: Tensor) -> Tensor:
         """What is added to the input."""
         scale = self.sign / (max(positions(x), 1) if self.scale else 1)
         y = channel_attention(x.flatten(2), scale=scale).unflatten(2, x.shape[2:])
-        return self.gamma.to(x.dtype) * match_format(y, x)
+        return gated(self.gamma, match_format(y, x))
 
 
 @block(
@@ -221,6 +220,7 @@ class DualAttention(nn.Module):
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
+        both: dict[str, Any] = {"dims": dims, "zero_init": zero_init, "residual": keeps_input(self), **dd}
         self.position = PositionAttention(
             channels,
             inner_channels=inner_channels,
@@ -229,11 +229,9 @@ class DualAttention(nn.Module):
             normalization=normalization,
             share_query_key=share_query_key,
             projections=projections,
-            dims=dims,
-            zero_init=zero_init,
-            **dd,
+            **both,
         )
-        self.channel = ChannelAttention(channels, dims=dims, zero_init=zero_init, **dd)
+        self.channel = ChannelAttention(channels, **both)
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:

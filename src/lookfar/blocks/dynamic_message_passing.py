@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Norm, Placement
+from lookfar.blocks._layers import ConvNorm, Norm, Placement, added, gate, keeps_input
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.deformable import deformable_convolution, deformable_rows, deformable_sum
@@ -194,7 +194,7 @@ class DynamicMessagePassing(nn.Module):
         )  # fmt: skip
         self.mix = None if rigorous else layer((1 + len(dilations)) * inner, inner, bias=not narrow)
         self.expand = layer(inner, channels) if narrow else None
-        self.gamma = nn.Parameter(torch.full((1,), start, **dd)) if outside else None
+        self.outside, self.gamma = outside, gate(self, zero_init, **dd) if outside else None
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
@@ -259,13 +259,14 @@ class DynamicMessagePassing(nn.Module):
         if self.mix is not None:
             y = self.mix(torch.cat([h, *(m.to(h.dtype) for m in messages)], 1))
         else:
-            y = wide
+            y = wide if self.outside or keeps_input(self) else torch.zeros_like(wide)
             for step, message in zip(self._steps(), messages):
                 y = y + cast(Tensor, step.gamma).to(y.dtype) * message
             y = y.to(h.dtype)
         if self.expand is not None:
             y = self.expand(y)
-        return match_format(y.to(x.dtype) if self.gamma is None else x + (self.gamma * y).to(x.dtype), x)
+        y = y.to(x.dtype) if self.gamma is None else (self.gamma * y).to(x.dtype)
+        return match_format(added(self, x, y) if self.outside else y, x)
 
 
 def _group_norm(channels: int, **dd: Any) -> nn.GroupNorm:

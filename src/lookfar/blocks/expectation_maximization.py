@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
@@ -189,7 +189,7 @@ class ExpectationMaximization(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the reconstruction ``(B, h, N, C/h)``."""
-        y = x + normed(self.norm, self.project(to_map(mixed, x).relu()))
+        y = added(self, x, normed(self.norm, self.project(to_map(mixed, x).relu())))
         return y.relu() if self.final_act else y
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, ReadLinear, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, ReadLinear, added, norm_of, normed
 from lookfar.ops._layout import to_map
 from lookfar.ops.external_attention import Normalization, external_attention
 
@@ -106,7 +106,7 @@ class ExternalAttention(nn.Module):
         key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view
         mixed = external_attention(tokens, key, (P @ self.value.weight).T, bias=bias, normalization=self.normalization)
-        y = x + normed(self.norm, to_map(mixed, x))
+        y = added(self, x, normed(self.norm, to_map(mixed, x)))
         return y.relu() if self.final_act else y
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Natural
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, ReadLinear, zero_
+from lookfar.blocks._layers import Placement, ReadLinear, added, gate, gated, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
@@ -113,7 +113,7 @@ class GeneralizedAttention(QueryKeyValue):
         width = position_channels or max(channels // 4 * 4, 4)
         self._add_vectors(inner, width, position_magnitude, key, position, **dd)
         self.project = zero_(nn.Conv2d(inner, channels, 1, **dd))
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
+        self.gamma = gate(self, zero_init, **dd)
         for layer in (self.embed, self.query, self.key, self.value, self.columns, self.rows, self.project):
             if layer is not None:
                 nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ class GeneralizedAttention(QueryKeyValue):
         y = self.project(to_map(mixed, like).to(x.dtype))
         if self.q_stride > 1:
             y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=False)
-        return match_format(x + (self.gamma * y).to(x.dtype), x)
+        return match_format(added(self, x, gated(self.gamma, y).to(x.dtype)), x)
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What asks keys, what asks positions, keys, values, ``(B, h, N or M, d)`` each, in float32 at least."""

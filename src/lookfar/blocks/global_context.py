@@ -19,6 +19,8 @@ from lookfar.blocks._layers import (
     Dims,
     Norm,
     Placement,
+    added,
+    keeps_input,
     max_pool,
     norm_of,
     normal_,
@@ -108,6 +110,8 @@ class GlobalContext(nn.Module):
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
+        if fusion != "add" and not keeps_input(self):
+            raise ValueError(f"residual=False is what is added alone: want fusion='add', got {fusion!r}")
         inner = inner_channels or max(channels // reduction, 2)
 
         def transform() -> nn.Sequential:
@@ -145,12 +149,8 @@ class GlobalContext(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the contexts, one ``(B, 1, 1, C)`` or each its own ``(B, 1, N, C)``."""
         mixed = mixed.to(x.dtype)
-        y = x
-        if self.mul is not None:
-            y = y * _spread(self.mul(mixed).sigmoid(), x)
-        if self.add is not None:
-            y = y + _spread(self.add(mixed), x)
-        return y
+        y = x if self.mul is None else x * _spread(self.mul(mixed).sigmoid(), x)
+        return y if self.add is None else added(self, y, _spread(self.add(mixed), x))
 
 
 @block(
@@ -252,4 +252,4 @@ class SimplifiedNonLocal(nn.Module):
         if self.project is not None:
             y = self.project(y)
         y = _spread(y, x)
-        return x + (normed(self.norm, y))
+        return added(self, x, normed(self.norm, y))

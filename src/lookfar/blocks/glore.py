@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Placement, ReadLinear, norm_of, normed, pointwise, zero_
+from lookfar.blocks._layers import (
+    BATCH_NORM,
+    CONV,
+    Dims,
+    Placement,
+    ReadLinear,
+    added,
+    norm_of,
+    normed,
+    pointwise,
+    zero_,
+)
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -110,7 +121,7 @@ class GloRe(nn.Module):
                 mixed = states @ self.mix_nodes.weight.T.to(states.dtype) + self.mix_nodes.bias.to(states.dtype)
                 states = pointwise(self.mix_states, (states + mixed).relu())
             y = (pointwise(self.project, states) @ maps).unflatten(2, x.shape[2:])
-        return match_format(x + normed(self.norm, y.to(x.dtype)), x)
+        return match_format(added(self, x, normed(self.norm, y.to(x.dtype))), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """The signed maps ``(B, K, N)`` that gather the nodes and give them back."""

@@ -125,7 +125,7 @@ class GraphProjection(nn.Module):
             tokens = widened(x.flatten(2))
             y = torch.cat([unit(tokens) for unit in self.units], 1).unflatten(2, x.shape[2:])
         y = y.to(x.dtype)
-        return projected(self.project, x, y)
+        return projected(self, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Assignments ``(B, K, N)`` of the positions to the nodes of all units, one unit after the other."""

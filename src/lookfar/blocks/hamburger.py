@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import NotNegative, Positive, Share, Steps, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, ConvNorm, Dims, Placement, norm_of, normed, zero_
+from lookfar.blocks._layers import CONV, ConvNorm, Dims, Placement, added, gate, norm_of, normed, zero_
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -291,8 +291,8 @@ class Hamburger(nn.Module):
             self.norm = norm_layer(channels, **dd)
         self.project = CONV[dims](width, channels, 1, bias=variant == "v1" and norm_layer is None, **dd)
         if variant == "v2plus":
-            self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd))
-            self.shortcut = nn.Parameter(torch.ones(1, **dd))
+            self.gamma = gate(self, zero_init, **dd)
+            self.shortcut = gate(self, False, **dd)
         for conv in (self.value, self.project, *([] if self.mix is None else [self.mix.conv])):
             nn.init.normal_(conv.weight, std=(2 / conv.out_channels) ** 0.5)
         if zero_init and self.gamma is None:
@@ -329,7 +329,7 @@ class Hamburger(nn.Module):
         if self.mix is not None:
             y = self.project(self.mix.after(y))
         y = normed(self.norm, y)
-        y = x + y if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
+        y = added(self, x, y) if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
         return match_format(y.relu() if self.final_act else y, x)
 
     def maps(self, x: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ class Interlaced(nn.Module):
         contexts = [context(x) for context in self.contexts]
         own = x if self.widen is None else self.widen(x)
         y = self.dropout(self.fuse(torch.cat([own, *contexts], 1)))
-        return projected(self.project, x, y)
+        return projected(self, x, y)
 
     def maps(self, x: Tensor) -> Tensor:
         """Weights of the first grid's far attention, ``(B, h dh dw, P, P)``: among the positions of each phase."""

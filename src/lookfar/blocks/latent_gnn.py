@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Dims, Placement
+from lookfar.blocks._layers import ConvNorm, Dims, Placement, added, gate, gated
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -55,7 +55,6 @@ class LatentGNN(nn.Module):
         normalize: Divide what the nodes gather by sqrt(N), or N in the symmetric form; wanted wherever the input size
             is not fixed.
         reasoning: The attention among the nodes; off, the nodes send back what they gathered.
-        residual: Add the input; else ``gamma`` is absent.
         norm_layer: After every convolution.
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
@@ -78,7 +77,6 @@ class LatentGNN(nn.Module):
         graph_convolution: bool = False,
         normalize: bool = False,
         reasoning: bool = True,
-        residual: bool = True,
         dims: Dims = 2,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         zero_init: bool = True,
@@ -101,7 +99,7 @@ class LatentGNN(nn.Module):
             nn.init.normal_(m.conv.weight, std=0.01)
         self.convolve = nn.ModuleList(convolve)
         self.project = layer(inner * len(nodes), channels)
-        self.gamma = nn.Parameter(torch.full((1,), 0.0 if zero_init else 1.0, **dd)) if residual else None
+        self.gamma = gate(self, zero_init, **dd)
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Kernels are numbered attributes in the original; gamma stands there even where it is not used."""
@@ -128,7 +126,7 @@ class LatentGNN(nn.Module):
             part = part.to(x.dtype)
             parts.append(self.convolve[n](part).relu() if len(self.convolve) else part)
         y = self.project(torch.cat(parts, 1))
-        return match_format(y if self.gamma is None else x + (self.gamma * y).to(x.dtype), x)
+        return match_format(added(self, x, gated(self.gamma, y).to(x.dtype)), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """How much each node takes of each position, ``(B, K, N)``, the nodes of all kernels one after the other."""

@@ -394,4 +394,4 @@ class ObjectContext(nn.Module):
             y = torch.stack(contexts).sum(0) if len(contexts) > 1 else contexts[0]
             y = torch.cat([y, x], 1) if self.mode == "base" else y
         y = self.dropout(self.fuse(y))
-        return projected(self.project, x, y)
+        return projected(self, x, y)

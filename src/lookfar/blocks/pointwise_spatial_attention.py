@@ -253,4 +253,4 @@ class PointwiseSpatialAttention(nn.Module):
         if self.shrink_factor != 1 or bordered:
             y = F.interpolate(y, x.shape[2:], mode="bilinear", align_corners=self._corners(x))
         y = torch.cat([x, y.to(x.dtype)], 1)
-        return projected(self.project, x, y)
+        return projected(self, x, y)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, added, projected, projection
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -92,7 +92,7 @@ class PyramidPooling(nn.Module):
         widths = [x.shape[1], *(p.shape[1] for p in pooled)]
         project = cast(nn.Conv2d, self.project)
         own, *others = project.weight.split(widths, 1)
-        y = x + F.conv2d(x, own, project.bias)
+        y = added(self, x, F.conv2d(x, own, project.bias))
         for weight, p in zip(others, pooled):
             y = y + self._resize(F.conv2d(p, weight), x)
         return match_format(y, x)
@@ -187,4 +187,4 @@ class AtrousPyramid(nn.Module):
         image = self.image(adaptive_average(x, 1).to(x.dtype)).relu().expand(-1, -1, *x.shape[2:])
         y = torch.cat([image, *(branch(x).relu() for branch in self.branches)], 1)
         y = self.fuse(y).relu()
-        return projected(self.project, x, y)
+        return projected(self, x, y)

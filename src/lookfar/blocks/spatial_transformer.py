@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Form, Placement
+from lookfar.blocks._layers import Form, Placement, added, gate, gated
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
@@ -117,8 +117,8 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.locate.weight)
         with torch.no_grad():
             self.locate.bias.copy_(torch.tensor(identity))
-        share = torch.full((1,), 0.0 if zero_init else 1.0, **dd)
-        self.gamma = nn.Parameter(share) if form == "block" else None
+        self.form = form
+        self.gamma = gate(self, zero_init, **dd) if form == "block" else None
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.transformation(x)
@@ -178,5 +178,5 @@ class SpatialTransformer(nn.Module):
         return found if self.mode != "projective" else found[..., :2] / found[..., 2:].clamp_min(1e-3)
 
     def _step(self, x: Tensor, warped: Tensor) -> Tensor:
-        y = warped if self.gamma is None else x + self.gamma.to(x.dtype) * (warped - x)
+        y = warped if self.form == "published" else added(self, x, gated(self.gamma, warped - x))
         return match_format(y, x)

@@ -99,7 +99,8 @@ def build(
         module = module.to(**dd)
 
     _check_runs(module, place, maps)
-    meant = info is not None and info.residual and (module is block or options.get("zero_init") is False)
+    adds = info is not None and info.residual and getattr(module, "residual", True)
+    meant = adds and (module is block or options.get("zero_init") is False)
     if not raw and not meant and (not _is_residual(info) or not _is_identity(module, x)):
         module = Gated(module, **dd)
     if on_meta:

@@ -63,8 +63,9 @@ def insert(
             ``branch``: at the end of the residual branch of each block in it, before the sum (as SE and GC stand).
         example: An input for trying the network: a tensor, a tuple of arguments, or a dict of keyword arguments. By
             default random images in the size of a timm network's ``pretrained_cfg``.
-        raw: Leave a block that is not residual by nature (SE, CBAM, filters) as it is; the network's output changes.
-            Otherwise it enters as x + gamma (block(x) - x) with gamma 0, see :class:`Gated`.
+        raw: Leave a block that is not residual (SE, CBAM, filters by nature; others with ``residual=False``) as it is;
+            the network's output changes. Otherwise it enters as x + gamma (block(x) - x) with gamma 0, see
+            :class:`Gated`.
         shared: The place may be called several times in a forward pass, as a head over the levels of a pyramid is.
         **options: The block's own options.
 
