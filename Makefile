@@ -18,7 +18,7 @@ install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -
 # where an environment keeps its packages
 site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
+.PHONY: bench demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ oracles: $(VENV)-oracles/.made ## Set up .venv-oracles: .venv with mmsegmentatio
 
 test-oracles: $(VENV)-oracles/.made ## Compare networks with mmsegmentation's own
 	@$(VENV)-oracles/bin/python $(PYTEST) -m oracle tests/oracles
+
+bench: $(VENV)-oracles/.made ## Time our blocks beside mmcv's, mmsegmentation's, timm's and plain PyTorch; writes docs/performance.md; half an hour
+	@$(VENV)-oracles/bin/python benchmarks/peers.py
 
 mutations: $(VENV)/.dev ## Plant faults in a copy of the code, one at a time, and see that the tests notice
 	@$(BIN)/python tests/mutations.py

@@ -187,8 +187,19 @@ def test_networks_take_turns():
     found = measure_in_turn({n: Slow(n) for n in "abc"}, torch.zeros(1), rounds=2, calls=1)
     assert order == [*"aabbcc", *"ccbbaa"]  # a call to warm up, one that counts; then the other way round
     assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2, "c": 2}
+    order.clear()
+    measure_in_turn({n: Slow(n) for n in "ab"}, torch.zeros(1), rounds=2, calls=1, warm_up=False)
+    assert order == [*"aabb", *"ba"]
     with pytest.raises(ValueError, match="rounds must be"):
         measure_in_turn({}, torch.zeros(1), rounds=0)
+
+
+def test_both_passes_in_turn_leave_a_network_as_it_was():
+    norm = nn.BatchNorm2d(3)
+    found = measure_in_turn({"norm": norm}, torch.ones(2, 3, 4, 4), backward=True, rounds=1, calls=1)
+    assert found["norm"][0] > 0
+    assert norm.weight.grad is None
+    assert norm.running_mean.tolist() == [0, 0, 0]
 
 
 def test_ratios_are_of_the_same_round(tmp_path):

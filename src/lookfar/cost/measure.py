@@ -227,18 +227,8 @@ def _measure(
     device = _device_of(module)
     if backward:
         module = copy.deepcopy(module).requires_grad_()  # running statistics and gradients of the caller's stay
-        inputs = inputs.map(lambda t: t.clone().requires_grad_(t.is_floating_point()))
+    call = caller(module, inputs, backward=backward)
     with _mode(module, training=backward), _one_thread(device), _seeded():
-
-        def call() -> None:
-            if not backward:
-                with torch.no_grad():
-                    module(*inputs.args, **inputs.kwargs)
-                return
-            _sum(module(*inputs.args, **inputs.kwargs)).backward()
-            for t in (*module.parameters(), *inputs.tensors):
-                t.grad = None
-
         flops = count_flops(call)  # the first call is the warm-up too
         memory = peak_memory(call, device)
         times = _times(call, device, repeats)
@@ -255,6 +245,23 @@ def _measure(
         repeats=len(times),
         device="cpu (1 thread)" if device.type == "cpu" else torch.cuda.get_device_name(device),
     )
+
+
+def caller(module: nn.Module, inputs: Inputs, *, backward: bool) -> Callable[[], None]:
+    """What is measured: a forward pass without gradients, or one with its backward pass, which leaves none behind."""
+    if backward:
+        inputs = inputs.map(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()))
+
+    def call() -> None:
+        if not backward:
+            with torch.no_grad():
+                module(*inputs.args, **inputs.kwargs)
+            return
+        _sum(module(*inputs.args, **inputs.kwargs)).backward()
+        for t in (*module.parameters(), *inputs.tensors):
+            t.grad = None
+
+    return call
 
 
 def _times(call: Callable[[], object], device: torch.device, repeats: int, *, budget: float = 5.0) -> list[float]:

@@ -1,0 +1,208 @@
+"""Our blocks beside what one would pick instead, in one run: time, peak memory, and their ratios.
+
+    make bench
+    python benchmarks/peers.py --only position_attention --sizes 97x97
+
+A pair is measured only after both had the same weights, the same output and the same gradient of the input. They are
+timed in turn, round by round, by the processor time of one thread, with cold caches; the ratio of each round is peer /
+ours, so above 1 is ours. A run of everything, or one with ``--update``, writes benchmarks/results/DEVICE.json and
+docs/performance.md.
+"""
+
+import argparse
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from blocks import machine
+from pairs import PAIRS, Pair
+from torch import Tensor, nn
+
+from lookfar._tables import markdown_table
+from lookfar.cost import keep_pages, measure_cost, measure_in_turn
+
+ROOT = Path(__file__).parent.parent
+# what networks of stride 8 give for Cityscapes' crops, half a full frame, and ImageNet at stride 16
+SIZES = {(65, 65): 512, (97, 97): 256, (128, 256): 64, (14, 14): 1024}
+LARGEST = 6e9  # bytes that a peer's weights of all pairs may take, six copies of them in a training step
+
+
+def same(pair: Pair) -> None:
+    """Outputs and gradients of the two, in float64, at an odd size.
+
+    Raises:
+        AssertionError: They differ.
+    """
+    torch.set_default_dtype(torch.float64)  # mmsegmentation draws in the default precision
+    try:
+        ours, peer = (module.double() for module in pair.create(64))
+        for training in (False, True):
+            x = torch.randn(2, 64, 17, 22)
+            (y, dx), (want, dwant) = (_both(module.train(training), x) for module in (ours, peer))
+            for what, a, b in (("output", y, want), ("gradient", dx, dwant)):
+                off = (a - b).abs().max() / b.abs().max()
+                # mmsegmentation's disentangled block has its temperature in float32
+                assert off < 1e-7, f"{pair.ours}, {pair.peer}: the {what} is off by {off:.1e} ({training=})"
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _both(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    y = module(x)
+    (dx,) = torch.autograd.grad((y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum(), x)
+    return y.detach(), dx
+
+
+def fits(pair: Pair, size: tuple[int, int], backward: bool) -> bool:
+    positions = size[0] * size[1]
+    return 6 * pair.weights * positions**2 * 4 * (2 if backward else 1) <= LARGEST
+
+
+def measure(pair: Pair, size: tuple[int, int], channels: int, backward: bool, change: Callable[[Any], Any]) -> Any:
+    """A row: times of each round, peak memory."""
+    ours, peer = map(change, pair.create(channels))
+    modules: dict[str, nn.Module] = {"ours": ours, "peer": peer}
+    batch = 2 if backward else 1  # a BatchNorm behind a pooling to one position does not train on one
+    costs = [
+        measure_cost(module, channels, size, batch=batch, backward=backward, repeats=1) for module in modules.values()
+    ]
+    long = max(cost.latency_ms for cost in costs) > 500
+    x = change(torch.randn(batch, channels, *size))
+    times = measure_in_turn(modules, x, backward=backward, rounds=3 if long else 7, warm_up=not long, budget=0.5)
+    return {
+        "ours": pair.ours,
+        "peer": pair.peer,
+        "size": list(size),
+        "channels": channels,
+        "passes": "both" if backward else "forward",
+        "ms": times["ours"],
+        "peer_ms": times["peer"],
+        "mb": costs[0].memory_mb,
+        "peer_mb": costs[1].memory_mb,
+    }
+
+
+def ratios(row: Any) -> list[float]:
+    return sorted(theirs / ours for ours, theirs in zip(row["ms"], row["peer_ms"]))
+
+
+def rows(chosen: list[Pair], sizes: dict[tuple[int, int], int], args: argparse.Namespace) -> Iterator[Any]:
+    dtype = getattr(torch, args.dtype)
+
+    def change(t: Any) -> Any:
+        t = t.to(args.device, dtype)
+        return t.to(memory_format=torch.channels_last) if args.channels_last else t
+
+    for pair in chosen:
+        if pair.missing:
+            print(f"{pair.ours}: {pair.missing} is not installed", flush=True)
+            continue
+        same(pair)
+        for size, channels in sizes.items():
+            for backward in (False, True):
+                if not fits(pair, size, backward):
+                    continue
+                row = measure(pair, size, channels, backward, change)
+                r = ratios(row)
+                print(
+                    f"{pair.ours} | {pair.peer} | {size[0]}x{size[1]}, {channels} | {row['passes']} | "
+                    f"{min(row['ms']):.2f} ms | {statistics.median(r):.2f} ({r[0]:.2f} to {r[-1]:.2f}) | "
+                    f"{row['mb']:.1f} MB | {row['peer_mb'] / max(row['mb'], 1e-6):.2f}",
+                    flush=True,
+                )
+                yield row
+
+
+def document(found: list[Any], head: str) -> str:
+    """docs/performance.md."""
+    why = {(pair.ours, pair.peer): pair.why for pair in PAIRS}
+    parts, below = [], []
+    for (h, w), channels in SIZES.items():
+        lines = []
+        for row in found:
+            if row["size"] != [h, w] or row["channels"] != channels:
+                continue
+            r, memory = ratios(row), row["peer_mb"] / row["mb"]
+            lines.append(
+                (
+                    f"`{row['ours']}`", row["peer"], row["passes"], min(row["ms"]), statistics.median(r),
+                    f"{r[0]:.2f} to {r[-1]:.2f}", row["mb"], memory,
+                )
+            )  # fmt: skip
+            lost = [
+                what
+                for what, ratio in (("time", round(statistics.median(r), 2)), ("memory", round(memory, 2)))
+                if ratio < 1
+            ]
+            if lost:
+                reason = why.get((row["ours"], row["peer"]), "")
+                reach = f", {r[0]:.2f} to {r[-1]:.2f} over the rounds" if "time" in lost else ""
+                numbers = " and ".join(
+                    f"{what} {statistics.median(r) if what == 'time' else memory:.2f}" for what in lost
+                )
+                below.append(
+                    f"- `{row['ours']}` beside {row['peer']}, {h}×{w}, {row['passes']}: {numbers}{reach}. {reason}"
+                )
+        table = markdown_table(["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"], lines)
+        parts.append(f"## {h}×{w}, {channels} channels\n\n{table}")
+    ends = "\n".join(line.rstrip() for line in below) or "None."
+    return "\n\n".join([head, *parts, f"## Rows below 1\n\n{ends}"]) + "\n"
+
+
+def heading(args: argparse.Namespace) -> str:
+    return f"""# Speed and memory beside other libraries
+
+`make bench` writes this page: {machine(args.device)}, one thread, torch {torch.__version__}, float32. Each pair had the
+same weights, the same output and the same gradient before it was measured. Time is the processor time of a call with
+cold caches, taken in turn with the peer's; `ms` is our fastest round, `time` the median over rounds of peer / ours, so
+above 1 is ours, `range` its least and largest. `memory` is the ratio of exact peak memories beyond parameters and input
+(docs/cost.md). `forward` is one image in evaluation, `both` a forward and a backward pass of two images in training. A
+peer whose weights of all pairs of positions would not fit into the memory has no row.
+
+It has never run on a GPU: `make bench-gpu` is there for whoever has one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="pairs whose text holds one of these, divided by |")
+    parser.add_argument("--sizes", default="", help="as in 97x97,65x65")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--update", action="store_true", help="put these rows into the files, beside those of before")
+    args = parser.parse_args()
+
+    warnings.simplefilter("ignore")
+    keep_pages()
+    words = [word for word in args.only.split("|") if word]
+    chosen = [p for p in PAIRS if not words or any(word in f"{p.ours} {p.peer}" for word in words)]
+    wanted = [tuple(map(int, s.split("x"))) for s in args.sizes.split(",") if s]
+    sizes = {size: channels for size, channels in SIZES.items() if not wanted or size in wanted}
+    found = list(rows(chosen, sizes, args))
+    plain = args.dtype == "float32" and not args.channels_last
+    if not plain or (not args.update and (words or wanted)):
+        return
+    file = ROOT / f"benchmarks/results/{args.device}.json"
+    if args.update and file.exists():
+        new = {_key(row): row for row in found}
+        old = {_key(row): row for row in json.loads(file.read_text())["rows"]}
+        order = [pair.ours + pair.peer for pair in PAIRS]
+        found = [row for row in {**old, **new}.values() if row["ours"] + row["peer"] in order]
+        found.sort(key=lambda row: order.index(row["ours"] + row["peer"]))
+    file.write_text(json.dumps({"machine": machine(args.device), "torch": torch.__version__, "rows": found}, indent=1))
+    if args.device == "cpu":
+        (ROOT / "docs/performance.md").write_text(document(found, heading(args)), encoding="utf-8")
+
+
+def _key(row: Any) -> tuple[Any, ...]:
+    return row["ours"], row["peer"], *row["size"], row["channels"], row["passes"]
+
+
+if __name__ == "__main__":
+    main()
