@@ -18,7 +18,8 @@ install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -
 # where an environment keeps its packages
 site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: bench demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format blocks-docs insertion-table versions clean help
+.PHONY: bench demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format \
+    blocks-docs insertion-table api versions docs clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -103,6 +104,9 @@ insertion-table: $(VENV)/.dev ## Ask every block what may be done to a network w
 
 blocks-docs: $(VENV)/.user ## Write the README's count of blocks, docs/blocks and the list of `lookfar blocks` from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue
+
+api: $(VENV)/.dev ## Write tests/api.txt, the list of public names and signatures
+	@$(BIN)/python tests/api.py
 
 versions: ## Write into the README which versions the two test commands last passed on
 	@$(BIN)/python tests/versions.py $(VENV)-oldest/.passed $(VENV)/.passed
