@@ -349,7 +349,7 @@ MUTANTS = [
            "variances are not moderated"),
     Mutant("tasks/segmentation.py", "where=truth > 0", "where=truth + predicted > 0", RESULTS,
            "a class that no mask shows costs its own IoU"),
-    Mutant("study/build.py", "_drawn_apart(_BLOCK_SEED + seed)", "_drawn_apart(_BLOCK_SEED)", WORKER,
+    Mutant("study/build.py", "drawn_apart(_BLOCK_SEED + seed)", "_drawn_apart(_BLOCK_SEED)", WORKER,
            "blocks are the same under every seed"),
     Mutant("study/build.py", "torch.manual_seed(seed)\n        host", "torch.manual_seed(0)\n        host", WORKER,
            "hosts are the same under every seed"),

@@ -30,24 +30,12 @@ MAY_IMPORT = {
         *("blocks", "ops"),
     },
     "insight": {
-        *(
-            "insight",
-            "study",
-            "training",
-            "cost",
-            "tasks",
-            "data",
-            "diagnostics",
-            "weights",
-            "networks",
-            "insertion",
-            "blocks",
-        ),
-        "ops",
+        *("insight", "use", "study", "training", "tasks", "data", "diagnostics", "cost", "weights", "networks"),
+        *("insertion", "blocks", "ops"),
     },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
-FREE = {"_tables", "_options", "_modes", "_arrays", "_overview"}  # import nothing of ours but each other
+FREE = {"_tables", "_options", "_modes", "_arrays", "_overview", "_warnings"}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "scipy", "typer", "rich", "jinja2"}
 NEVER = {
     "ops": HEAVY,

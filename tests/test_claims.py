@@ -46,3 +46,10 @@ def test_the_page_is_what_the_command_writes():
 def test_what_no_command_decides(name, message):
     with pytest.raises(ValueError, match=message):
         run_claim(name)
+
+
+def test_a_page_of_some_is_not_written(run, tmp_path):
+    code, _, err = run("claims", "c3", "--out", tmp_path / "page.md")
+    assert code == 2
+    assert "leave the names out" in err
+    assert not (tmp_path / "page.md").exists()

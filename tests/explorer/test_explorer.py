@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,15 @@ def prepare(picture):
 def picture(height=18, width=26):
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Picture("noise", Image.fromarray(values))
+
+
+class Images:
+    """Four bands, of which a page shows three."""
+
+    names = ("one",)
+
+    def __getitem__(self, index):
+        return torch.arange(96, dtype=torch.uint8).view(4, 4, 6), None
 
 
 def coded(image, kind="PNG", **options):
@@ -202,6 +212,18 @@ def test_networks_are_opened_or_refused(tmp_path):
     create_network("fcn", 3, backbone="resnet18").save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="no block to look from"):
         open_subject(str(tmp_path / "bare"))
+
+
+def test_images_of_other_bands_are_shown_as_they_came(monkeypatch, tmp_path):
+    data = SimpleNamespace(
+        in_chans=4, size=(4, 6), classes=["a"], val=Images(), normalise=lambda images: images.float() / 255
+    )
+    monkeypatch.setattr("lookfar.study.load_trial", lambda folder: (network(), data, ("1",)))
+    (tmp_path / "config.json").write_text("{}")
+    subject = open_subject(str(tmp_path))
+    assert subject.prepare(subject.sample(0)).equal(data.val[0][0].float() / 255)
+    with pytest.raises(ValueError, match="takes 4 bands"):
+        subject.prepare(picture())
 
 
 def test_the_page_is_part_of_the_package():

@@ -3,15 +3,17 @@
 import functools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lookfar import create_network
 from lookfar.insight import find_subjects, inspect_subject
 from lookfar.insight.words import lines_of
-from lookfar.study import Plan
+from lookfar.study import Plan, load
 from lookfar.study._files import write_json
 from lookfar.study.plan import trial_folder
 from lookfar.study.worker import run_trial
@@ -32,6 +34,11 @@ def bare():
 
 def nothing():
     return 3
+
+def broken():
+    network = build()
+    nn.init.constant_(network[2].bias, float("nan"))
+    return network
 """
 
 
@@ -50,7 +57,7 @@ def home(tmp_path_factory):
             Image.fromarray(mask).save(home / "data" / part / "masks" / f"{part}{n}.png")
     plan = Plan(
         str(home / "data"), ("nonlocal", "squeeze_excitation"), seeds=1, steps=3, batch_size=2, host="small",
-        accelerator="cpu",
+        accelerator="cpu", groups=r"val\d",
     ).resolved()  # fmt: skip
     study = home / "study"
     study.mkdir()
@@ -61,9 +68,13 @@ def home(tmp_path_factory):
         config = {"candidate": candidate, "seed": 0, "control_parameters": 50, "plan": plan.to_dict()}
         write_json(folder / "config.json", config)
         write_json(folder / "result.json", {"status": "done", "reason": "", **run_trial(folder)})
+    write_json(study / "environment.json", {"data": {"val_names": [f"val{n}" for n in range(6)]}})
     (home / "own.py").write_text(OWN)
     (home / "empty").mkdir()
     (home / "broken.png").write_bytes(b"no image")
+    np.save(home / "light.npy", np.ones((24, 32, 3), np.float32))
+    (home / "elsewhere").mkdir()
+    (home / "elsewhere" / "config.json").write_text('{"model_type": "vit"}')
     return home
 
 
@@ -133,12 +144,18 @@ def test_a_network_of_ones_own(run, home):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["study", "empty"], "no images in empty"),
-        (["study", "broken.png"], "broken.png cannot be read as an image"),
-        (["study", "absent.png"], "no image 'absent.png'"),
+        (["study", "empty"], "no images in the folder empty"),
+        (["study", "broken.png"], "cannot read broken.png"),
+        (["study", "absent.png"], "no image absent.png"),
+        (["study", "light.npy"], "holds float32 numbers, and nothing says which is white"),
         (["study/trials/baseline/0"], "without a block"),
-        (["empty"], "empty is no study and no trial"),
-        (["absent"], "no trial, study or file 'absent'"),
+        (["empty"], "empty holds no config.json with model.safetensors"),
+        (["elsewhere"], "no trial in elsewhere"),
+        (["absent"], "no network absent"),
+        (["study", "--weights", "absent.pth"], "weights are for the name of a network, study is none"),
+        (["study", "--size", "12x16"], "a trial sees its data at 24×32: --size is for images"),
+        (["--network", "own.py:build", "--data", "scenes:lookup", "--size", "32x32"], "embedded as it is: 64×64"),
+        (["--network", "own.py:broken", "data/val/images"], "broken cannot be judged"),
         ([], "name a trial's folder"),
         (["study", "data/val/images", "--data", "data"], "not both"),
         (["study", "--query", "here"], "--query X,Y in pixels"),
@@ -148,6 +165,7 @@ def test_a_network_of_ones_own(run, home):
         (["--network", "own.py:build"], "nothing to look at"),
         (["study", "--margin", "-1"], "margin must be from 0 to 100"),
         (["study", "--size", "3x3x3"], "size must be two numbers"),
+        (["study", "--size", "0x3"], "size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -157,6 +175,45 @@ def test_what_is_refused(run, arguments, said):
     assert said in " ".join(err.split())
     assert len(err.splitlines()) <= 3
     assert max(map(len, err.splitlines())) <= 80
+
+
+def test_a_network_that_was_saved_is_looked_at_as_it_sees_images(home, run):
+    create_network("emanet", 3, backbone="resnet18").save_pretrained(home / "ours")
+    (subject,) = find_subjects(str(home / "ours"), [str(home / "data/val/images/val0.png")], size=(32, 40))
+    assert list(subject.data.classes) == ["class 0", "class 1", "class 2"]
+    image = subject.data.val[0][0]
+    torch.testing.assert_close(subject.data.normalise(image[None]), subject.network.preprocessing(image[None]))
+    code, _, err = run("ours", "--data", "data", "--json")
+    assert code == 2
+    assert "ours has 3 classes, the data have 2" in err
+
+
+def test_groups_are_those_of_the_study_and_of_no_other_images(home):
+    trial = trial_folder(home / "study", "nonlocal", 0)
+    study = load(home / "study")
+    (own,) = find_subjects(str(trial))
+    assert own.groups == study.conclusions.groups
+    assert own.groups.labels == tuple(f"val{n}" for n in range(6))
+    (other,) = find_subjects(str(trial), [str(home / "data/train/images")], size=(20, 28))
+    assert other.groups.noun == "image"  # which the plan's pattern finds nothing in
+    assert other.data.val[0][0].shape == (3, 20, 28)
+
+
+def test_images_of_one_name_keep_a_picture_each(run, home):
+    for folder in ("a", "b"):
+        (home / "both" / folder).mkdir(parents=True)
+        shutil.copy(home / "data/val/images/val0.png", home / "both" / folder / "1.png")
+    arguments = ["--network", "own.py:build", "both/a", "both/b/1.png", "--query", "2,3", "--out", "pictures"]
+    assert run(*arguments)[0] == 0
+    assert len([*(home / "pictures").glob("*.png")]) == 2
+
+
+def test_what_a_study_has_not_finished_is_said(run, home, tmp_path):
+    shutil.copytree(home / "study", tmp_path / "half")
+    (trial_folder(tmp_path / "half", "squeeze_excitation", 0) / "result.json").unlink()
+    code, out, err = run(tmp_path / "half", "--json")
+    assert (code, [one["network"] for one in json.loads(out)]) == (0, ["nonlocal"])
+    assert err == "lookfar: squeeze_excitation: not finished at seed 0, so not shown\n"
 
 
 def test_a_network_is_left_as_it_was_and_text_has_its_numbers(home):

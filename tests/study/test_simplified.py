@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lookfar.study.plan import trial_folder
 from lookfar.study.report import write_report
 from lookfar.study.simplified import simplify
 from lookfar.study.simplified_study import write_trial
+from lookfar.tasks import Segmentation
 from lookfar.training import evaluate
 
 HERE = Path(__file__).parent
@@ -169,6 +171,29 @@ def test_steps_teach_the_copy(there):
     assert found.facts["errors"]["distilled"] != found.facts["errors"]["average"]
     assert found.facts["steps"] == 40
     assert found.facts["label_steps"] == 2
+
+
+def test_an_average_stays_one_when_it_is_taught_and_is_taught_the_same_each_time(there, monkeypatch):
+    """Whatever random numbers the caller is at, and with the plan's weights of classes."""
+    (trial, out) = there
+    plain, seen = Plan.settings, set()
+    monkeypatch.setattr(Plan, "settings", lambda plan: replace(plain(plan), class_weights=(1.0, 3.0)))
+    learn = Segmentation.learn
+    monkeypatch.setattr(
+        Segmentation, "learn", lambda *given: seen.add(tuple(given[-1].tolist())) or learn(*given), raising=False
+    )
+    networks = []
+    for number in range(2):
+        torch.manual_seed(number)
+        simplify(trial(1), out / str(number), to="average", steps=3, label_steps=3, force=True)
+        networks.append(load_trial(out / str(number)))
+    block = networks[0].network.get_submodule(networks[0].blocks[0])
+    assert not block.mask.weight.any()
+    assert block.value.weight.any()
+    assert seen == {(1.0, 3.0)}
+    for one, other in zip(*(network.network.state_dict().values() for network in networks)):
+        assert one.equal(other)
+    assert json.loads((out / "0/trials/baseline/0/config.json").read_text())["initial_seed"] == 1
 
 
 def test_a_trial_without_a_block_and_a_folder_without_a_trial(there):

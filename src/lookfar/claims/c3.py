@@ -20,7 +20,7 @@ DRAWS = 20
 def run() -> Outcome:
     """Random queries and keys of unequal spread, in float64: the ratio by its sums, at the means and far from them."""
     generator = torch.Generator().manual_seed(0)
-    at_means, far, curvatures, error, centred = [], [], [], 0.0, True
+    at_means, far, curvatures, error, short, centred = [], [], [], 0.0, 0.0, True
     for _ in range(DRAWS):
         q, k = (torch.randn(24, 6, generator=generator, dtype=torch.float64) for _ in range(2))
         k = k * torch.tensor([2.5, 1.2, 0.8, 0.6, 0.4, 0.3], dtype=torch.float64)
@@ -32,7 +32,7 @@ def run() -> Outcome:
         far.append(float(ratio(q, k, q.mean(0) + 1e4 * vectors[:, -1])))
         bend = 2 * (S - torch.trace(S @ C) / torch.trace(C) * torch.eye(6)) / (torch.trace(C) * torch.trace(S))
         curvatures.append(torch.linalg.eigvalsh(bend))
-        error = max(error, abs(far[-1] - float(values[-1] / values.sum())))
+        short = max(short, abs(far[-1] - float(values[-1] / values.sum())))
         step = 0.1 * torch.randn(6, generator=generator, dtype=torch.float64)
         centred &= bool(pairwise_energy(q, k, q.mean(0)) <= pairwise_energy(q, k, q.mean(0) + step))
     mixed = all(bool((bend[0] < 0) & (bend[-1] > 0)) for bend in curvatures)
@@ -40,9 +40,9 @@ def run() -> Outcome:
     return Outcome(
         "refuted" if refuted else "confirmed",
         f"at the means {min(at_means):.2f} to {max(at_means):.2f}, far along the keys' first axis {min(far):.2f} to "
-        f"{max(far):.2f}, its supremum (the largest eigenvalue of the keys' covariance over its trace); beta drops "
-        f"out, and the means are a saddle: curvatures of both signs {'always' if mixed else 'not always'} in "
-        f"{DRAWS} draws; closed form and sums agree to {error:.0e}. The means {'do' if centred else 'do not'} "
+        f"{max(far):.2f}, its supremum (the largest eigenvalue of the keys' covariance over its trace) to {short:.0e}; "
+        f"beta drops out, and the means are a saddle: curvatures of both signs {'always' if mixed else 'not always'} "
+        f"in {DRAWS} draws; closed form and sums agree to {error:.0e}. The means {'do' if centred else 'do not'} "
         "minimise the energy of the pairwise term.",
     )
 

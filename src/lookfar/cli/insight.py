@@ -78,6 +78,8 @@ def claims(
     from lookfar.claims import EXACT, claim_of, document, run_claim
     from lookfar.study._files import write_text
 
+    if names and out is not None:
+        raise ValueError("--out writes the page of all claims: leave the names out")
     for name in names or EXACT:
         claim_of(name)  # refuse all before one is run
     outcomes = {}
@@ -93,8 +95,8 @@ def inspect(
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TRIAL|STUDY|FILE [IMAGE...]",
-            help="A trial, a study (all its blocks, seed 0) or a published file; then images or folders of them.",
+            metavar="TRIAL|STUDY|NETWORK [IMAGE...]",
+            help="A trial, a study (all its blocks, seed 0) or a network's file or folder; then images or folders.",
         ),
     ] = None,
     data: Annotated[
@@ -104,7 +106,9 @@ def inspect(
     network: Annotated[
         str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A network of your own instead of a trial.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the network of your own.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Its weights, or those of a network given by its name.")
+    ] = None,
     query: Annotated[
         list[str] | None, typer.Option(metavar="X,Y", help="A pixel whose maps are drawn; may be repeated.")
     ] = None,

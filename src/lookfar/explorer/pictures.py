@@ -24,10 +24,12 @@ class Picture:
     Attributes:
         name: As it is shown.
         image: Upright, RGB.
+        bands: What the image shows some of, ``(C, H, W)`` uint8, for an image that comes with a network; else None.
     """
 
     name: str
     image: "Image.Image"
+    bands: np.ndarray | None = None
 
     def to_json(self) -> dict[str, str | int]:
         """What the page draws: its size and the bytes of an RGBA canvas in base64, the longer side at most ``SIDE``."""

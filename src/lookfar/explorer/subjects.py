@@ -46,7 +46,8 @@ class Subject:
         assert self.data is not None
         image = self.data.val[index][0].numpy()
         bands = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
-        return Picture(str(self.data.val.names[index]), Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0))))
+        shown = Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0)))
+        return Picture(str(self.data.val.names[index]), shown, image)
 
 
 def open_subject(text: str) -> Subject:
@@ -56,12 +57,10 @@ def open_subject(text: str) -> Subject:
         FileNotFoundError, ValueError: No trial and no network there, or one that has no block to look from.
     """
     from lookfar.diagnostics import blocks_of
+    from lookfar.study.trained import trial_in
 
-    path = Path(text)
-    # a network that was saved by itself has a config.json too
-    of_study = (path / "study.yaml").is_file() or (path / "config.json").is_file()
-    saved = (path / "model.safetensors").is_file()
-    subject = _of_trial(path) if of_study and not saved else _of_file(text)
+    trial = trial_in(text)
+    subject = _of_file(text) if trial is None else _of_trial(trial)
     if not blocks_of(subject.network):
         raise ValueError(f"{text}: the network has no block to look from; the baseline of a study has none")
     return subject
@@ -75,10 +74,10 @@ def _of_trial(folder: Path) -> Subject:
     def prepare(picture: Picture) -> "Tensor":
         import torch
 
+        if picture.bands is not None and picture.bands.shape == (data.in_chans, *data.size):
+            return data.normalise(torch.from_numpy(picture.bands)[None])[0]
         if data.in_chans not in (1, 3) or len(data.size) != 2:
-            raise ValueError(
-                f"the network takes {data.in_chans} bands of {data.size}: only its own images can be shown"
-            )
+            raise ValueError(f"the network takes {data.in_chans} bands: only the images that come with it can be shown")
         H, W = data.size
         image = picture.image.convert("L" if data.in_chans == 1 else "RGB").resize((W, H))
         bands = torch.from_numpy(np.array(image).reshape(H, W, data.in_chans).transpose(2, 0, 1).copy())

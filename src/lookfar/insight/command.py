@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lookfar._warnings import warnings_as_lines
 from lookfar.cost.sizes import parse_size
 from lookfar.insight.inspecting import Inspected, inspect_subject
 from lookfar.insight.page import write_page
@@ -36,7 +37,7 @@ def inspect_command(
         images: Files or folders.
         data: Instead of images.
         network: Instead of a target.
-        weights: Of the network.
+        weights: Of the network, or of one that ``target`` names.
         queries: Pixels ``x,y`` that are drawn.
         size: Of the images, ``HxW``.
         margin: Losses within it are practically none.
@@ -49,9 +50,10 @@ def inspect_command(
     if margin is not None and not 0 <= margin <= 100:
         raise ValueError(f"margin must be from 0 to 100 points, got {margin:g}")
     height_width = None if wanted is None else (wanted[0], wanted[1])
-    subjects = find_subjects(
-        target, images, data=data, network=network, weights=weights, size=height_width, margin=margin
-    )
+    with warnings_as_lines():
+        subjects = find_subjects(
+            target, images, data=data, network=network, weights=weights, size=height_width, margin=margin
+        )
     found: list[Inspected] = []
     for subject in subjects:
         for one in inspect_subject(subject):

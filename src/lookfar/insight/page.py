@@ -83,7 +83,7 @@ def _values(found: Sequence[Inspected], styles: dict[str, charts.Style], command
         "shorts": short_names(names), "longest": max(map(len, names)), "higher": True, "plan": None,
         "score": task.words.title if task else "changes", "columns": [ABLATED[kind] for kind in kinds],
         "ladder": [_row(one, kinds) for one in found], "unit": unit,
-        "judged": task is not None, "pooled": False,
+        "judged": task is not None, "pooled": bool(getattr(subject.network, "pooled", False)),
         "few": any(len(one.told.verdict.rungs) == 2 for one in found),
         "numbers": _numbers([one for one in found if one.statistics is not None]), "command": command, "notes": notes,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Pictures of a query: the image, its map, what does not depend on it, and the two terms of its logits."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lookfar.diagnostics.looking import panels
 from lookfar.diagnostics.seeing import Seen, see
 from lookfar.insight.inspecting import Inspected
 from lookfar.insight.two_steps import two_step_map
+from lookfar.study.candidates import slug
 
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # (y, x) in [0, 1], where a user names none
 
@@ -42,16 +44,19 @@ def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]
         return []
     written = []
     for x, y in queries or [(int(b * W), int(a * H)) for a, b in QUERIES]:
-        name = "".join(
-            c if c.isalnum() or c in "-_." else "-"
-            for c in f"{one.label}-{Path(str(data.val.names[index])).stem}-{x}-{y}"
-        )
-        path = folder / f"{name}.png"
+        path = folder / f"{slug(one.label)}-{_stem(data.val.names, index)}-{x}-{y}.png"
         maps = maps_of(seen, (y, x))
         title = f"{one.label}, {data.val.names[index]}, pixel {x},{y} of {by_size((W, H))}"
         panels(image, maps, (y, x), title.replace("×", "x")).save(path)
         written.append(path)
     return written
+
+
+def _stem(names: Sequence[str], index: int) -> str:
+    """The name of an image as part of a file's, another for each: without its ending, where that leaves it its own."""
+    stems = [Path(str(name)).with_suffix("").as_posix() for name in names]
+    alone = Counter(stems)[stems[index]] == 1
+    return slug(stems[index] if alone else str(names[index]))
 
 
 def maps_of(seen: Seen, at: tuple[int, int]) -> dict[str, np.ndarray]:

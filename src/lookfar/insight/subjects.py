@@ -1,9 +1,11 @@
 """What is looked at: a trained network, the images that it is shown, and what judges it there.
 
-A network comes out of a trial's folder, of a study's, out of a published file, or from a function of the user's own. It
-is shown the data of its trial, other data, or images alone, which nothing judges.
+A network comes out of a trial's folder, of a study's, from whatever else :func:`lookfar.use.open_network` opens, or
+from a function of the user's own. It is shown the data of its trial, other data, or images alone, which nothing judges.
 """
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lookfar._tables import by_size
 from lookfar.data import Data, MemorySamples, open_data
 from lookfar.data._base import Samples
 from lookfar.study._files import read_json
-from lookfar.study.candidates import Candidate
-from lookfar.study.groups import Groups, groups_of, known_pattern
+from lookfar.study.candidates import Candidate, is_reference
+from lookfar.study.groups import Groups, groups_of_data
 from lookfar.study.plan import Plan, trial_folder
-from lookfar.study.trained import load_trial
+from lookfar.study.trained import load_trial, trial_in
+from lookfar.study.words import join
+from lookfar.use.opening import Opened, open_network, peak_of
+from lookfar.use.reading import find_images, read_image
 
 if TYPE_CHECKING:
     from lookfar.tasks import Task
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -84,11 +89,12 @@ def find_subjects(
     """The networks that a user names.
 
     Args:
-        target: A trial's folder, a study's (all candidates with a block, seed 0), or a published file.
-        images: Files or folders of images; instead of data.
+        target: A trial's folder, a study's (all candidates with a block, seed 0), or a network by a name that
+            :func:`lookfar.use.open_network` knows.
+        images: Files, folders or patterns; instead of data.
         data: As for :func:`lookfar.data.open_data`; by default what a trial was trained on.
         network: ``FILE.py:FUNCTION`` that gives a network, in the place of ``target``.
-        weights: Its file of weights.
+        weights: The file of its weights, or of those of the network that ``target`` names.
         size: Of the images as the network sees them; by default that of the trial, or of the first image.
         margin: Losses within it are practically none; by default the plan's, or 0.5.
 
@@ -100,24 +106,19 @@ def find_subjects(
         raise ValueError("give images or --data, not both: images have no labels, data have")
     if network is not None:
         built = _own(network, weights)
-        return [_subject(network.rpartition(":")[2], built, _seen(images, data, size, _bands(built)), margin)]
+        seen = _seen(images, data, size, _bands(built))
+        return [_subject(network.rpartition(":")[2], built, seen, data, margin)]
     if target is None:
         raise ValueError("name a trial's folder, a study's or a published file, or give --network FILE.py:FUNCTION")
     path = Path(target)
-    if (path / "study.yaml").is_file():
+    if weights is None and (path / "study.yaml").is_file():
         return _of_study(path, images, data, size, margin)
-    if (path / "config.json").is_file():
-        return [_of_trial(path, images, data, size, margin)]
-    if path.is_dir():
-        raise ValueError(f"{path} is no study and no trial: want study.yaml or config.json in it")
-    if not path.is_file() and not target.startswith("https://"):
-        raise FileNotFoundError(f"no trial, study or file {target!r}")
-    from lookfar.networks import from_checkpoint
-
-    found: Any = from_checkpoint(target)
-    recognised = getattr(found, "recognised", None)
-    names = recognised.arguments.get("class_names") if recognised else None
-    return [_subject(path.stem, found, _seen(images, data, size, _bands(found)), margin, classes=names)]
+    if weights is None and (trial := trial_in(path)) is not None:
+        return [_of_trial(trial, images, data, size, margin)]
+    opened = open_network(target, weights=weights)
+    network_there = opened.network.cpu()
+    seen = _seen(images, data, size, _bands(network_there))
+    return [_subject(path.stem, network_there, seen, data, margin, opened=opened)]
 
 
 def _bands(network: nn.Module) -> int:
@@ -128,23 +129,30 @@ def _bands(network: nn.Module) -> int:
 
 def _seen(images: Sequence[str], data: str | None, size: tuple[int, int] | None, bands: int) -> Data:
     if data is not None:
-        return open_data(data) if data.startswith("scenes:") else open_data(data, size=size, in_chans=bands)
+        return open_data(data, size=size, in_chans=bands)
     if not images:
         raise ValueError("nothing to look at: give images, a folder of them, or --data")
     return of_images(images, size, bands)
 
 
 def _subject(
-    name: str, network: nn.Module, seen: Data, margin: float | None, *, classes: Sequence[str] | None = None
+    name: str, network: nn.Module, seen: Data, data: str | None, margin: float | None, *, opened: Opened | None = None
 ) -> Subject:
     """A network that no plan describes."""
+    from lookfar.use.evaluating import check_classes
+
     prepare = getattr(network, "preprocessing", None)
-    shown = _shown(seen, prepare, classes)
-    note = "" if prepare is not None or shown.labelled else f"images are normalised by {_rounded(shown)}"
-    groups = _groups_of(shown, None, seen.name)
-    return Subject(
-        name, network.eval(), shown, _judge(shown), groups, None, 0.5 if margin is None else margin, note=note
-    )
+    shown = _shown(seen, prepare, opened.classes if opened is not None and data is None else None)
+    notes = check_classes(opened, shown.classes) if opened is not None and data is not None else []
+    if prepare is None and not shown.labelled:
+        notes.append(f"images are normalised by {_rounded(shown)}")
+    groups = groups_of_data(_names(shown), data or "", classes=getattr(shown, "target", "mask") == "class")
+    margin = 0.5 if margin is None else margin
+    return Subject(name, network.eval(), shown, _judge(shown), groups, None, margin, note="; ".join(notes))
+
+
+def _names(shown: Data) -> list[str]:
+    return [str(name) for name in shown.val.names]
 
 
 def _rounded(shown: Shown) -> str:
@@ -206,13 +214,18 @@ def _of_study(
     study: Path, images: Sequence[str], data: str | None, size: tuple[int, int] | None, margin: float | None
 ) -> list[Subject]:
     plan = Plan.load(study / "study.yaml")
-    blocks = [name for name in plan.candidates if not name.startswith(("baseline", "control"))]
-    folders = [trial_folder(study, name, 0) for name in blocks]
-    done = [folder for folder in folders if read_json(folder / "result.json").get("status") == "done"]
+    folders = {name: trial_folder(study, name, 0) for name in plan.candidates if not is_reference(name)}
+    done = [folder for folder in folders.values() if _is_done(folder)]
     if not done:
         raise ValueError(f"{study} has no finished trial with a block at seed 0")
+    if left := [name for name, folder in folders.items() if not _is_done(folder)]:
+        warnings.warn(f"{join(left)}: not finished at seed 0, so not shown", stacklevel=3)
     first = _of_trial(done[0], images, data, size, margin)
     return [first, *(_of_trial(folder, images, data, size, margin, opened=first.data) for folder in done[1:])]
+
+
+def _is_done(trial: Path) -> bool:
+    return read_json(trial / "result.json").get("status") == "done"
 
 
 def _of_trial(
@@ -224,48 +237,41 @@ def _of_trial(
     opened: Shown | None = None,
 ) -> Subject:
     """A trial's network, judged by its task on its data."""
-    config = read_json(folder / "config.json")
-    plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
-    if candidate.name in ("baseline", "control"):
-        raise ValueError(f"{folder} is the trial of a network without a block of the registry")
-    if size is not None and size != plan.size and not images:
-        raise ValueError(f"a trial sees its data at {plan.size or 'their own size'}: --size is for images")
     trained = load_trial(folder, data=opened if data is None else data)
-    seen = opened or trained.data
+    own, study, config = trained.data, folder.resolve().parents[2], read_json(folder / "config.json")
+    plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
+    if is_reference(config["candidate"]):
+        raise ValueError(f"{folder} is the trial of a network without a block of the registry")
+    seen = opened or own
+    if size is not None and tuple(size) != tuple(own.size) and not images:
+        raise ValueError(f"a trial sees its data at {by_size(own.size)}: --size is for images")
     if images and opened is None:
-        own = trained.data
-        height, width = own.size
-        seen = of_images(images, (height, width), own.in_chans)
+        seen = of_images(images, size or (own.size[0], own.size[1]), own.in_chans, peak=peak_of(own))
         seen = replace(seen, mean=own.mean, std=own.std, classes=own.classes)
     shown = seen if isinstance(seen, Shown) else _shown(seen, None, None, labelled=not images)
-    study = folder.resolve().parents[2]
 
     def untrained() -> nn.Module:
         from lookfar.study.build import build_host, put_in
 
+        start = config.get("initial_seed", seed)  # a simplified network is seed 0 of its study, whatever it was before
         bare = replace(plan, pretrained=False, host_weights=None)
         with torch.random.fork_rng(devices=[]):
-            network = build_host(bare, trained.data, seed, study=study)
+            network = build_host(bare, own, start, study=study)
             controls = config["control_parameters"]
-            put_in(network, bare, candidate, trained.data, seed, control_parameters=controls, study=study)
+            put_in(network, bare, candidate, own, start, control_parameters=controls, study=study)
         return network.eval()
 
     started = plan.pretrained or plan.host_weights is not None
     note = "at initialisation the host is random too, where training began from its weights" if started else ""
     task = plan.find_task(study) if shown.labelled else None
     margin = plan.margin if margin is None else margin
-    groups = _groups_of(shown, plan.groups, plan.data)
+    # the pattern of a plan is for the names of its own images, wherever these lie now
+    theirs = read_json(study / "environment.json").get("data", {}).get("val_names")
+    same = not images and (data is None or _names(shown) == theirs)
+    of_data, pattern = (plan.data, plan.groups) if same else (data or "", None)
+    groups = groups_of_data(_names(shown), of_data, pattern, classes=plan.task == "classification")
     name: str = config["candidate"]
     return Subject(name, trained.network, shown, task, groups, untrained, margin, plan.score, note)
-
-
-def _groups_of(shown: Shown, pattern: str | None, data: str) -> Groups:
-    """Which images belong together, as a study of the same data has it."""
-    names = [str(name) for name in shown.val.names]
-    if pattern is not None:
-        return groups_of(names, pattern)
-    known, noun = known_pattern(data)
-    return groups_of(names, known, noun=noun)
 
 
 def _shown(
@@ -284,13 +290,16 @@ def _shown(
 # ---- images without labels -------------------------------------------------------------------------------------------
 
 
-def of_images(paths: Sequence[str], size: tuple[int, int] | None = None, in_chans: int = 3) -> Shown:
+def of_images(
+    paths: Sequence[str], size: tuple[int, int] | None = None, in_chans: int = 3, *, peak: float | None = None
+) -> Shown:
     """Images by themselves, of one size: the given one, or that of the first.
 
     Args:
-        paths: Files, or folders of them.
+        paths: Files, folders of them, or patterns.
         size: Height and width that all are brought to.
         in_chans: Bands.
+        peak: As for :func:`lookfar.use.read_image`.
 
     Raises:
         ValueError: No image there, or one that cannot be read.
@@ -298,10 +307,10 @@ def of_images(paths: Sequence[str], size: tuple[int, int] | None = None, in_chan
     """
     from torchvision.transforms.v2 import functional as TF
 
-    files = _files(paths)
+    files = find_images([*paths])
     images = []
     for file in files:
-        image = _read(file, in_chans)
+        image = read_image(file, in_chans, peak=peak)
         size = size or (image.shape[1], image.shape[2])
         same = tuple(image.shape[1:]) == tuple(size)
         images.append(image if same else TF.resize(image, [*size], antialias=True))
@@ -309,38 +318,22 @@ def of_images(paths: Sequence[str], size: tuple[int, int] | None = None, in_chan
     stacked = torch.stack(images)
     void = torch.full((len(images), *size), 255, dtype=torch.uint8)
     mean, std = (IMAGENET[0][:in_chans], IMAGENET[1][:in_chans]) if in_chans == 3 else ((0.5,) * in_chans,) * 2
-    samples: Samples = MemorySamples(stacked, void, [file.name for file in files])
+    samples: Samples = MemorySamples(stacked, void, names_of(files))
     return Shown(
         name="images", train=samples, val=samples, classes=[], in_chans=in_chans, size=tuple(size), mean=mean, std=std,
         question="", labelled=False,
     )  # fmt: skip
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            there = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
-            if not there:
-                raise ValueError(f"no images in {path}: want files that end in {', '.join(ENDINGS)}")
-            found += there
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no image {str(path)!r}")
-    return found
+def names_of(files: Sequence[Path]) -> list[str]:
+    """What files are called, each by another name: where two share one, by their folders from where they part.
 
-
-def _read(file: Path, in_chans: int) -> Tensor:
-    from lookfar.data._reading import read_picture, to_bands
-    from lookfar.data._stored import turned
-
-    try:
-        picture = read_picture(file)
-        peak = 255.0 if picture.pixels.dtype.kind != "u" or picture.pixels.itemsize == 1 else 65535.0
-        picture = replace(picture, pixels=turned(picture.pixels, picture.turn), turn=1)
-        return to_bands(picture, in_chans, peak)
-    except Exception as error:  # every library has exceptions of its own for what is damaged
-        if isinstance(error, MemoryError):
-            raise
-        raise ValueError(f"{file} cannot be read as an image: {error}") from None
+    >>> names_of([Path("a/1.png"), Path("a/2.png")]), names_of([Path("x/a/1.png"), Path("x/b/1.png")])
+    (['1.png', '2.png'], ['a/1.png', 'b/1.png'])
+    """
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    whole = [file.absolute() for file in files]
+    shared = os.path.commonpath(whole)
+    return [file.relative_to(shared).as_posix() for file in whole]

@@ -66,7 +66,7 @@ def build_host(plan: Plan, data: "Data", seed: int, *, study: Path | None = None
     wanted = Host(name, None, plan.output_stride, plan.width, plan.pretrained, plan.host_weights)
     if address := parse_address(name):
         target = find_own(address, source=source_for(plan.sources, address.where, study))
-        with _drawn_apart(seed):
+        with drawn_apart(seed):
             host = task.host(replace(wanted, own=target), data)
     else:
         torch.manual_seed(seed)
@@ -175,7 +175,7 @@ def put_in(
         # its options are its own, also one that insert() would take for itself
         source = source_for(plan.sources, candidate.own.where, study)
         block, options = find_own(candidate.own, source=source).constructor, {}
-    with _drawn_apart(_BLOCK_SEED + seed):
+    with drawn_apart(_BLOCK_SEED + seed):
         put = replace if candidate.replaces else insert
         names = put(network, block, at=place, example=data.example(2), **options)
     if candidate.own is not None:
@@ -185,7 +185,7 @@ def put_in(
 
 
 @contextlib.contextmanager
-def _drawn_apart(seed: int) -> Iterator[None]:
+def drawn_apart(seed: int) -> Iterator[None]:
     """Random numbers of a seed, of whichever generator, and none of the caller's."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

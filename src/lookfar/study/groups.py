@@ -87,6 +87,27 @@ def known_pattern(data: str) -> tuple[str | None, str]:
     return KNOWN.get(reader if colon else "", (None, "group of images"))
 
 
+def groups_of_data(names: Sequence[str], data: str, pattern: str | None = None, *, classes: bool = False) -> Groups:
+    """Groups of samples as a study of these data has them.
+
+    Args:
+        names: Of the samples.
+        data: As a plan writes it; empty for images that are no data set.
+        pattern: Of the plan; without one what the reader of the data knows, or what names tell.
+        classes: Whether the task is classification, see :func:`groups_of`.
+
+    Raises:
+        ValueError: As :func:`groups_of`.
+
+    >>> groups_of_data(["0001TP_1", "0001TP_2", "0006R0_1", "0006R0_2"], "camvid:data/CamVid").noun
+    'sequence'
+    """
+    if pattern is not None:
+        return groups_of(names, pattern)
+    known, noun = known_pattern(data)
+    return groups_of(names, known, noun=noun, classes=classes)
+
+
 def _tells(labels: Sequence[str]) -> bool:
     number = len(set(labels))
     return number >= FEWEST and len(labels) >= SIZE * number

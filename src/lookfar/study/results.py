@@ -25,7 +25,7 @@ from lookfar.study.by_class import OfClass, by_class
 from lookfar.study.candidates import is_reference
 from lookfar.study.comparisons import Difference
 from lookfar.study.continuing import begun_trials, check_consistent
-from lookfar.study.groups import Groups, groups_of, known_pattern
+from lookfar.study.groups import Groups, groups_of, groups_of_data
 from lookfar.study.intervals import Interval
 from lookfar.study.judging import Conclusions, conclude, scored
 from lookfar.study.latency import Latencies, load_latency
@@ -352,10 +352,7 @@ def _groups(plan: Plan, names: list[str] | None, images: int) -> Groups:
     """Groups of the validation images by their names, where the study knows them."""
     if names is None or len(names) != images:
         return groups_of([""] * images, "none")
-    if plan.groups is not None:
-        return groups_of(names, plan.groups)
-    pattern, noun = known_pattern(plan.data)
-    return groups_of(names, pattern, noun=noun, classes=plan.task == "classification")
+    return groups_of_data(names, plan.data, plan.groups, classes=plan.task == "classification")
 
 
 def _rank(row: Summary, task: Task) -> tuple[int, float]:

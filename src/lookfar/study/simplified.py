@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lookfar._options import Natural, NotNegative, check, choice, positive
 from lookfar.study._files import read_json
 from lookfar.study.candidates import Candidate
-from lookfar.study.groups import groups_of, known_pattern
+from lookfar.study.groups import groups_of_data
 from lookfar.study.ladder import tell
 from lookfar.study.plan import Plan
 from lookfar.study.rungs import Rung
@@ -166,6 +166,12 @@ def simplify_command(trial: Path, out: Path, **options: Any) -> int:
     return 0
 
 
+def _kept(block: "nn.Module", to: str) -> list["nn.Parameter"]:
+    """What no training of a new block changes: the masks of an average, which would be one map for all queries then."""
+    mask = getattr(block, "mask", None)
+    return [*mask.parameters()] if to == "average" and mask is not None else []
+
+
 class _Work:
     """A trial's network as it is, and simpler ones made of it."""
 
@@ -198,9 +204,9 @@ class _Work:
         options = {name: getattr(self.plan.settings(), name) for name in ("batch_size", "precision", "score")}
         self.judge: Callable[[nn.Module], Any] = lambda network: evaluate(network, self.data, self.task, **options)
         self.judged = self.judge(self.network)
-        names = list(self.data.val.names)
-        pattern, noun = (self.plan.groups, "group of images") if self.plan.groups else known_pattern(self.plan.data)
-        self.groups = groups_of(names, pattern, noun=noun)
+        names = [str(name) for name in self.data.val.names]
+        classes = self.plan.task == "classification"
+        self.groups = groups_of_data(names, self.plan.data, self.plan.groups, classes=classes)
 
     def _inputs(self, samples: Any, images: int) -> dict[str, list["Tensor"]]:
         """What goes into each block for some samples, evenly spread, batch by batch."""
@@ -218,7 +224,13 @@ class _Work:
         return seen
 
     def make(self, to: str) -> Made:
-        """A simpler network."""
+        """A simpler network; what is drawn on the way is the trial's seed's."""
+        from lookfar.study.build import drawn_apart
+
+        with drawn_apart(self.seed):
+            return self._make(to)
+
+    def _make(self, to: str) -> Made:
         if to == "none":
             candidate, blocks, errors = Candidate("baseline"), [], None
         else:
@@ -228,7 +240,7 @@ class _Work:
             blocks, errors = self._blocks(to)
         network, names = self._with(candidate, blocks)
         if self.label_steps and names:
-            self._train(network, names)
+            self._train(network, names, to)
         return Made(to, network, candidate, tuple(names), self.judge(network), errors)
 
     def judge_all(self, made: Sequence[Made]) -> tuple[Tried, ...]:
@@ -265,6 +277,8 @@ class _Work:
                     new = others["fitted"] = simplifying.with_masks(average, fitted)
             if self.steps:
                 new = copy.deepcopy(new)
+                for parameter in _kept(new, to):
+                    parameter.requires_grad_(False)
                 simplifying.distil(new, old, inputs, self.steps)
                 others["distilled"] = new
             blocks.append(new)
@@ -284,16 +298,23 @@ class _Work:
             network.get_submodule(name).load_state_dict(block.state_dict())
         return network.eval(), names
 
-    def _train(self, network: "nn.Module", names: Sequence[str]) -> None:
-        """Train new blocks with labels; all else stays, and statistics of norms too."""
+    def _train(self, network: "nn.Module", names: Sequence[str], to: str) -> None:
+        """Train new blocks with labels, weighed and drawn as the trial's; all else stays, statistics of norms too."""
         import torch
 
-        parameters = [p for name in names for p in network.get_submodule(name).parameters() if p.requires_grad]
+        from lookfar.training.optimization import set_random_state
+
+        settings = self.plan.settings()
+        weights = None if settings.class_weights is None else torch.tensor(settings.class_weights)
+        blocks = [network.get_submodule(name) for name in names]
+        kept = {id(parameter) for block in blocks for parameter in _kept(block, to)}
+        parameters = [p for block in blocks for p in block.parameters() if p.requires_grad and id(p) not in kept]
         optimizer = torch.optim.Adam(parameters, 1e-3)
         for step in range(self.label_steps):
+            set_random_state(self.seed, step)
             optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / self.label_steps)
-            inputs, targets = self.data.batch(self.seed, step, self.plan.settings().batch_size)
-            total, count = self.task.learn(network, inputs, targets, None)
+            inputs, targets = self.data.batch(self.seed, step, settings.batch_size)
+            total, count = self.task.learn(network, inputs, targets, weights)
             optimizer.zero_grad()
             (total / count.clamp(min=1e-6)).backward()
             optimizer.step()

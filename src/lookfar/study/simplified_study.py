@@ -125,7 +125,7 @@ def _fill(origin: Origin, made: Made, what: Mapping[str, Any], place: Path) -> d
     if made.names and read_if_whole(baseline / "result.json").get("status") == "done":
         _keep(baseline, place, plan, "baseline")
         networks["baseline"] = load_trial(baseline, data=origin.data).network
-    config = {**origin.config, "plan": plan.to_dict(), "candidate": after, "seed": 0}
+    config = _as_seed_0({**origin.config, "plan": plan.to_dict(), "candidate": after})
     note = f"made of {before} seed {origin.seed} by `lookfar simplify`, not trained as a trial"
     network = copy.deepcopy(made.network)
     folder = write_trial(
@@ -151,10 +151,15 @@ def _keep(trial: Path, place: Path, plan: Plan, candidate: str) -> None:
     """A copy of a trial without its checkpoints, as seed 0 of the new study."""
     folder = trial_folder(place, candidate, 0)
     shutil.copytree(trial, folder, ignore=shutil.ignore_patterns("step-*", ".*", "tensorboard"))
-    config = {**read_json(trial / "config.json"), "plan": plan.to_dict(), "seed": 0}
+    config = _as_seed_0({**read_json(trial / "config.json"), "plan": plan.to_dict()})
     write_json(folder / "config.json", config)
     result = read_json(trial / "result.json")
     write_json(folder / "result.json", {**result, "trained_with": decisive(config)})
+
+
+def _as_seed_0(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a trial that is the new study's only seed: the seed that its network was drawn under stays known."""
+    return {**config, "seed": 0, "initial_seed": config.get("initial_seed", config["seed"])}
 
 
 def _numbers(origin: Origin, network: "nn.Module", names: Sequence[str], judged: Any, ms: float) -> dict[str, Any]:

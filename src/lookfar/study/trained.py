@@ -92,6 +92,29 @@ def _surround(network: Any, data: "Data") -> None:
     network.class_names, network.palette = tuple(data.classes), ()
 
 
+def trial_in(folder: str | Path) -> Path | None:
+    """The folder of a trial: this one, a study's only one, or what ``lookfar simplify`` made; None where it is neither.
+
+    Raises:
+        ValueError: A study with another number of trials than one.
+    """
+    folder = Path(folder)
+    if simple := read_json(folder / SIMPLIFIED):
+        return folder / simple["trial"]
+    if (folder / "study.yaml").is_file():
+        trials = _trials_of(folder)
+        if len(trials) == 1:
+            return trials[0]
+        such = f", such as {trials[0]}" if trials else ""
+        raise ValueError(f"{folder} is a study with {len(trials)} trials: give one of them{such}")
+    # a network that was saved by itself has a config.json too
+    return folder if (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file() else None
+
+
+def _trials_of(study: Path) -> list[Path]:
+    return sorted(path.parent for path in study.glob("trials/*/*/config.json"))
+
+
 def find_trial(trials: Sequence[Trial], candidate: str, seed: int) -> Path:
     """The folder of a finished trial, from what a user calls its candidate.
 
@@ -146,11 +169,11 @@ def _called(candidate: str, names: Sequence[str]) -> str:
 
 def _config_of(folder: Path) -> dict[str, Any]:
     if (folder / "study.yaml").is_file():
-        trials = sorted(path.parent for path in folder.glob("trials/*/*/config.json"))
+        trials = _trials_of(folder)
         such = f", such as {trials[0]}" if trials else ""
         raise ValueError(f"{folder} is a study: give one of its trials{such}, or study.load(...).network(...)")
     config = read_json(folder / "config.json")
-    if not config:
+    if "plan" not in config:
         raise FileNotFoundError(f"no trial in {folder}: want a folder STUDY/trials/CANDIDATE/SEED")
     return config
 

@@ -3,11 +3,11 @@
 import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lookfar._warnings import warnings_as_lines
 from lookfar.use.evaluating import evaluate
 from lookfar.use.files import predict_files
 from lookfar.use.opening import Opened, open_network
@@ -181,14 +181,8 @@ def _reduced(opened: Opened, reading: dict[str, Any]) -> tuple[dict[str, Any], l
 
 
 def _opened(network: str, **options: Any) -> Opened:
-    """What loading has to say in a line each, without where in the code it was said."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
-        opened = open_network(network, **options)
-    for warning in said:
-        if issubclass(warning.category, UserWarning):
-            print(f"lookfar: {warning.message}", file=sys.stderr)
-    return opened
+    with warnings_as_lines():
+        return open_network(network, **options)
 
 
 @contextlib.contextmanager

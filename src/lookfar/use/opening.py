@@ -42,8 +42,13 @@ class Opened:
     @property
     def peak(self) -> float | None:
         """What is white in images that do not hold bytes, as the trial's data had it; None where they held bytes."""
-        peak = None if self.data is None else getattr(self.data.train, "peak", None)
-        return None if peak == BYTE else peak
+        return None if self.data is None else peak_of(self.data)
+
+
+def peak_of(data: "Data") -> float | None:
+    """What is white in images like those of a data set that do not hold bytes; None where it held bytes."""
+    peak = getattr(data.train, "peak", None)
+    return None if peak == BYTE else peak
 
 
 def open_network(
@@ -69,11 +74,12 @@ def open_network(
     ('sky', 'building')
     """
     from lookfar.networks import from_checkpoint, from_pretrained
+    from lookfar.study.trained import trial_in
 
     text, path = str(source), Path(source)
     if weights is not None:
         return _described(_of_name(text, num_classes, weights), text, Path(weights).name)
-    if (folder := _trial_in(path)) is not None:
+    if (folder := trial_in(path)) is not None:
         return _of_trial(folder, text, data)
     if path.is_dir():
         return _described(from_pretrained(path), text)
@@ -117,17 +123,6 @@ def _near(text: str) -> str:
 
     near = difflib.get_close_matches(text, filter(_is_name, list_networks()), n=2)
     return f". Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _trial_in(path: Path) -> Path | None:
-    """The folder of a trial; of a study's only one."""
-    if (path / "study.yaml").is_file():
-        trials = sorted(found.parent for found in path.glob("trials/*/*/config.json"))
-        if len(trials) == 1:
-            return trials[0]
-        such = f", such as {trials[0]}" if trials else ""
-        raise ValueError(f"{path} is a study with {len(trials)} trials: give one of them{such}")
-    return path if (path / "config.json").is_file() and not (path / "model.safetensors").is_file() else None
 
 
 def _of_trial(folder: Path, text: str, data: str | None) -> Opened:
