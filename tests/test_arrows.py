@@ -35,7 +35,15 @@ MAY_IMPORT = {
     },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
-FREE = {"_tables", "_options", "_modes", "_arrays", "_overview", "_warnings"}  # import nothing of ours but each other
+FREE = {
+    "_tables",
+    "_options",
+    "_modes",
+    "_arrays",
+    "_overview",
+    "_warnings",
+    "_notebooks",
+}  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "scipy", "typer", "rich", "jinja2"}
 NEVER = {
     "ops": HEAVY,
