@@ -82,6 +82,7 @@ def said_by_config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[
         if within is not None:
             found["within"] = within
     if test:
+        found.setdefault("within", None)  # a pipeline without such a step takes images as they are
         found["reduce_zero_label"] = _zero_is_no_class(config)
     cfg = model.get("test_cfg") or config.get("test_cfg")
     if isinstance(cfg, Mapping) and cfg.get("mode") in ("whole", "slide"):
