@@ -1,4 +1,4 @@
-"""Peak memory of predicting one image whole, the process and its weights included, each network in a process of its own.
+"""Peak memory of predicting one image whole, process and weights included, each network in a process of its own.
 
     python benchmarks/predicting.py [--size 1024x2048] [NAME ...]
 
