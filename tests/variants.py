@@ -52,11 +52,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "double_attention": [
         {"nodes": 3, "inner_channels": 5, "norm_layer": nn.BatchNorm2d},
-        {"dims": 3, "share_query_key": True, "normalization": "double"},
+        {"dims": 3, "share_query_key": True, "normalization": "double", "heads": 2},
         {"dims": 1},
     ],
     "channel_attention": [{"similarity": "most", "scale": True}, {"dims": 1}, {"dims": 3}],
-    "glore": [{"normalize": True, "dims": 1}, {"reasoning": False}, {"dims": 3, "norm_layer": nn.BatchNorm2d}],
+    "glore": [
+        {"normalize": True, "dims": 1, "heads": 2},
+        {"reasoning": False},
+        {"dims": 3, "norm_layer": nn.BatchNorm2d},
+    ],
     "compact_generalized_nonlocal": [
         {"groups": 4, "scale": True, "norm_layer": nn.BatchNorm2d, "share_query_key": True},
         {"groups": 2, "mode": "gaussian", "gamma": 0.1, "decay": True},
@@ -151,7 +155,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "latent_gnn": [
         {"nodes": (3, 5), "graph_convolution": True, "normalize": True},
         {"nodes": 4, "symmetric": True, "reasoning": False},
-        {"dims": 1, "nodes": 4},
+        {"dims": 1, "nodes": 4, "heads": 2},
         {"dims": 3, "nodes": 4, "normalize": True},
     ],
     "local_attention": [
@@ -204,7 +208,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "external_attention": [
         {"bases": 5, "normalization": "softmax", "final_act": True, "zero_init": False},
-        {"dims": 1, "bases": 5},
+        {"dims": 1, "bases": 5, "heads": 2},
         {"dims": 3, "bases": 5},
     ],
     "multi_head_external": [

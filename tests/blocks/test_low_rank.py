@@ -1,9 +1,12 @@
 """Heads against plain loops over them, the middle step switched off, and other normalisations of low-rank blocks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from samples import assert_same, randomise
+from samples import assert_all_same, assert_same, inert, pull, randomise
 from torch import Tensor, nn
 
 from lookfar import create_block
@@ -205,3 +208,98 @@ def test_latent_nodes_that_do_not_meet_send_back_what_they_gathered(options: dic
         part = (u.flatten(2) @ a.transpose(1, 2) @ e).unflatten(2, (4, 3))
         parts.append(m.convolve[n](part).relu() if len(m.convolve) else part)
     assert_same("y", m(x), x + m.gamma * m.project(torch.cat(parts, 1)))
+
+
+def double_attention_of_heads(m: Any, x: Tensor) -> Tensor:
+    """Each image and head by itself, as the equations have it."""
+    images = []
+    for image in x.flatten(2):  # (C, N)
+        A, B, V = (
+            (layer.weight.flatten(1) @ image + layer.bias[:, None]).chunk(m.heads, 0)
+            for layer in (m.value, m.key or m.query, m.query)
+        )
+        if m.normalization == "double":
+            gathering = [b.softmax(0) / (1e-9 + b.softmax(0).sum(1, keepdim=True)) for b in B]
+        else:
+            gathering = [b.softmax(1) for b in B]
+        given = torch.cat([a @ g.T @ v.softmax(0) for a, g, v in zip(A, gathering, V)])
+        images.append(m.project.weight.flatten(1) @ given + m.project.bias[:, None])
+    return x + torch.stack(images).view_as(x)
+
+
+def glore_of_heads(m: Any, x: Tensor) -> Tensor:
+    images = []
+    for image in x.flatten(2):
+        states = (m.value.weight.flatten(1) @ image + m.value.bias[:, None]).chunk(m.heads)
+        maps = (m.assign.weight.flatten(1) @ image + m.assign.bias[:, None]).chunk(m.heads)
+        given = []
+        graph = (t.chunk(m.heads) for t in (m.mix_nodes.weight, m.mix_nodes.bias, m.mix_states.weight))
+        for s, p, nodes, bias, mix in zip(states, maps, *graph):
+            v = s @ p.T / (p.shape[1] if m.normalize else 1)
+            given.append(mix @ (v + v @ nodes.T + bias).relu() @ p)
+        images.append(m.project.weight.flatten(1) @ torch.cat(given))
+    return x + m.norm(torch.stack(images).view_as(x))
+
+
+def latent_gnn_of_heads(m: Any, x: Tensor) -> Tensor:
+    def unit(t: Tensor, axis: int) -> Tensor:
+        return t / t.norm(dim=axis, keepdim=True).clamp_min(1e-12)
+
+    def features(layer: nn.Module) -> list[Tensor]:
+        return [unit(part, 1) for part in layer(x).flatten(2).chunk(m.heads, 1)]
+
+    def weights(layer: nn.Module, u: list[Tensor], axis: int) -> list[Tensor]:
+        return [
+            unit(a, axis) for a in layer(torch.cat(u, 1).unflatten(2, x.shape[2:])).relu().flatten(2).chunk(m.heads, 1)
+        ]
+
+    u, v = features(m.value), features(m.value if m.symmetric else m.back)
+    parts = []
+    for n, to_nodes in enumerate(m.to_nodes):
+        A = weights(to_nodes, u, 1 if m.symmetric else 2)
+        E = A if m.symmetric else weights(m.to_positions[n], v, 1)
+        for a, e, own in zip(A, E, u):
+            L = a @ own.transpose(1, 2)
+            S = (unit(L, 2) @ unit(L, 2).transpose(1, 2)).softmax(2)
+            parts.append((S @ L).transpose(1, 2) @ e)
+    return x + m.gamma * m.project(torch.cat(parts, 1).unflatten(2, x.shape[2:]))
+
+
+def external_attention_of_heads(m: Any, x: Tensor) -> Tensor:
+    found = []
+    for part in m.embed(x).flatten(2).chunk(m.heads, 1):  # (B, C/h, N)
+        a = (m.key.weight @ part).softmax(2)
+        found.append(m.value.weight @ (a / (1e-9 + a.sum(1, keepdim=True))))
+    return x + m.norm(m.project(torch.cat(found, 1).view_as(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "by_hand"),
+    [
+        ("double_attention", {"heads": 2, "nodes": 6, "inner_channels": 4}, double_attention_of_heads),
+        ("double_attention", {"heads": 2, "normalization": "double", "share_query_key": True, "nodes": 8},
+         double_attention_of_heads),
+        ("glore", {"heads": 2, "nodes": 6, "inner_channels": 4}, glore_of_heads),
+        ("glore", {"heads": 4, "nodes": 4, "normalize": True}, glore_of_heads),
+        ("latent_gnn", {"heads": 2, "nodes": (6, 4), "reduction": 2}, latent_gnn_of_heads),
+        ("latent_gnn", {"heads": 4, "nodes": 8, "reduction": 1, "symmetric": True}, latent_gnn_of_heads),
+        ("external_attention", {"heads": 2, "bases": 5}, external_attention_of_heads),
+        ("external_attention", {"heads": 8, "bases": 3}, external_attention_of_heads),
+    ],
+)  # fmt: skip
+def test_heads_are_blocks_side_by_side(name: str, options: dict[str, Any], by_hand: Callable[..., Tensor]) -> None:
+    m = build(name, **options)
+    names = [n for n, _ in m.named_parameters() if n not in inert(m)]
+    for size in ((2, 7, 5), (1, 1, 3)):
+        x = torch.randn(size[0], 8, *size[1:], dtype=torch.float64, requires_grad=True)
+        found = []
+        for y in (m(x), by_hand(m, x)):
+            grads = torch.autograd.grad(pull([y]), [x, *(m.get_parameter(n) for n in names)])
+            found.append(dict(zip(["y", "dx", *names], [y, *grads])))
+        assert_all_same(name, *found)
+
+
+@pytest.mark.parametrize("name", ["double_attention", "glore", "latent_gnn", "external_attention"])
+def test_heads_that_do_not_divide_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"heads must divide .*, got 3"):
+        create_block(name, 16, heads=3)

@@ -126,6 +126,21 @@ def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
     return y + shift.to(t.dtype)[:, None] if bias and shift is not None else y
 
 
+def in_heads(layer: nn.Module, t: Tensor, heads: int) -> Tensor:
+    """Each head's share of what ``layer`` gives for its share of K descriptors: ``(B, C, K) -> (B, h, D/h, K/h)``.
+
+    In the precision of ``t``, without the layer's bias.
+    """
+    weight = cast(Tensor, layer.weight).flatten(1).to(t.dtype).unflatten(0, (heads, -1))
+    return torch.einsum("hdc,bchk->bhdk", weight, t.unflatten(2, (heads, -1)))
+
+
+def out_of_heads(layer: nn.Module, t: Tensor) -> Tensor:
+    """What ``layer`` gives for each head's descriptors, its share of the input: ``(B, h, D/h, K/h) -> (B, C, K)``."""
+    weight = cast(Tensor, layer.weight).flatten(1).to(t.dtype).unflatten(1, (t.shape[1], -1))
+    return torch.einsum("chd,bhdk->bchk", weight, t).flatten(2)
+
+
 def projection(
     form: Form, out_channels: int, channels: int, *, zero_init: bool, dims: Dims = 2, **dd: Any
 ) -> nn.Module | None:

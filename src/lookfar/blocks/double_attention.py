@@ -11,9 +11,21 @@ from typing import Literal
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Placement, added, norm_of, normed, pointwise, zero_
-from lookfar.ops._layout import match_format
+from lookfar.blocks._layers import (
+    CONV,
+    Dims,
+    Placement,
+    added,
+    in_heads,
+    norm_of,
+    normed,
+    out_of_heads,
+    pointwise,
+    zero_,
+)
+from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
 
@@ -51,14 +63,16 @@ _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
 class DoubleAttention(nn.Module):
     """Every position takes its own convex mixture of K descriptors that attention gathered over the whole map.
 
-    y = x + W_o (A softmax_N(B)^T) softmax_K(V), with A, B, V 1x1 convolutions of x.
+    y = x + W_o (A softmax_N(B)^T) softmax_K(V), with A, B, V 1x1 convolutions of x; with heads each has its share of
+    the rows of A, B and V, and W_o takes what all of them distribute.
 
     The bag is convolved instead of the map, exactly: features and mixtures of D channels are never made for N
     positions. There is no middle step to switch off: with one between the descriptors it would be GloRe.
 
     Args:
-        inner_channels: D, channels of a descriptor; a quarter of ``channels`` by default.
-        nodes: K, descriptors in the bag; a quarter of ``channels`` by default.
+        inner_channels: D, channels of a descriptor, of all heads together; a quarter of ``channels`` by default.
+        nodes: K, descriptors in the bag, of all heads together; a quarter of ``channels`` by default.
+        heads: Bags side by side, each with its share of the descriptors and of their channels; the authors have one.
         share_query_key: One projection for both attentions.
         normalization: Of the gathering maps, over the positions: ``softmax`` as published, ``double`` (softmax over
             the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided by N).
@@ -67,7 +81,7 @@ class DoubleAttention(nn.Module):
     Shape: ``(B, C, *S) -> (B, C, *S)``
 
     Raises:
-        ValueError: An unknown ``normalization``.
+        ValueError: An unknown ``normalization``, heads that do not divide descriptors and their channels.
 
     Example:
         >>> import torch
@@ -83,6 +97,7 @@ class DoubleAttention(nn.Module):
         *,
         inner_channels: int | None = None,
         nodes: int | None = None,
+        heads: int = 1,
         share_query_key: bool = False,
         normalization: Normalization = "softmax",
         dims: Dims = 2,
@@ -94,6 +109,8 @@ class DoubleAttention(nn.Module):
         conv = CONV[dims]
         inner = inner_channels or max(channels // 4, 1)
         nodes = nodes or max(channels // 4, 1)
+        divides("heads", heads, inner_channels=inner, nodes=nodes)
+        self.heads = heads
         self.value = conv(channels, inner, 1, **dd)
         self.key = None if share_query_key else conv(channels, nodes, 1, **dd)
         self.query = conv(channels, nodes, 1, **dd)
@@ -123,31 +140,35 @@ class DoubleAttention(nn.Module):
         gathering, mixture = self._maps(x)
         with without_autocast(x):
             bag = widened(x.flatten(2)) @ gathering.transpose(1, 2)  # (B, C, K): gathered before it is convolved
-            bag = pointwise(self.value, bag, bias=False)
-            bag = bag + self._bias(bag)[:, None] * gathering.sum(2)[:, None]
-            bag = pointwise(self.project, bag, bias=False)
+            bag = in_heads(self.value, bag, self.heads)  # (B, h, D/h, K/h)
+            bias, sums = (t.unflatten(-1, (self.heads, -1)) for t in (self._bias(bag), gathering.sum(2)))
+            bag = out_of_heads(self.project, bag + bias[:, :, None] * sums[:, :, None])  # (B, C, K)
             return self._finish_map(x, bag @ mixture)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, 1, Q, N)`` of rank K, a mixture of the gathering maps; under softmax rows sum to one."""
-        gathering, mixture = self._maps(x)
+        """Weights ``(B, h, Q, N)`` of rank K/h, a mixture of the gathering maps; under softmax rows sum to one."""
+        gathering, mixture = (t.unflatten(1, (self.heads, -1)) for t in self._maps(x))
         chosen = mixture if queries is None else mixture[..., queries]
-        return (chosen.transpose(1, 2) @ gathering)[:, None]
+        return chosen.transpose(2, 3) @ gathering
 
     def values(self, x: Tensor) -> Tensor:
-        """Features ``(B, 1, N, D)``."""
-        return self.value(x).flatten(2).transpose(1, 2)[:, None]
+        """Features ``(B, h, N, D/h)``."""
+        return to_tokens(self.value(x), self.heads)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The output from the weighted sums ``(B, 1, N, D)``."""
+        """The output from the weighted sums ``(B, h, N, D/h)``."""
         with without_autocast(x):
-            return self._finish_map(x, pointwise(self.project, mixed[:, 0].transpose(1, 2), bias=False))
+            return self._finish_map(x, pointwise(self.project, mixed.transpose(2, 3).flatten(1, 2), bias=False))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gathering maps (B, K, N), normalised over N, and mixtures (B, K, N), softmax over K."""
+        """Gathering maps (B, K, N), normalised over N, and mixtures (B, K, N), softmax over a head's share of K."""
         query = widened(self.query(x).flatten(2))
         key = query if self.key is None else widened(self.key(x).flatten(2))
-        return _NORMALIZE[self.normalization](key), query.softmax(1)
+        # a head's maps are apart only where they are normalised against each other
+        key, query = (t.unflatten(1, (self.heads, -1)).flatten(0, 1) for t in (key, query))  # (B h, K/h, N)
+        gathering, mixture = _NORMALIZE[self.normalization](key), query.softmax(1)
+        joined = [t.unflatten(0, (-1, self.heads)).flatten(1, 2) for t in (gathering, mixture)]
+        return joined[0], joined[1]
 
     def _bias(self, like: Tensor) -> Tensor:
         assert self.value.bias is not None

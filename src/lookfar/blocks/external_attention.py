@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, Dims, Norm, Placement, ReadLinear, added, norm_of, normed
-from lookfar.ops._layout import to_map
+from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops.external_attention import Normalization, external_attention
 
 
@@ -44,12 +45,14 @@ from lookfar.ops.external_attention import Normalization, external_attention
 class ExternalAttention(nn.Module):
     """Adds to every position a mixture of S learned value rows, chosen by its similarity to S learned keys.
 
-    y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b)
+    y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b); with heads each looks
+    with its share of W x + b into the same memories, whose rows are then as short, and P takes what all of them found.
 
     There is no middle step to switch off: the slots are parameters and do not meet.
 
     Args:
         bases: Number S of memory slots.
+        heads: Attentions side by side, each on its share of the channels; all share the memories, as in EAMLP.
         normalization: Of the similarities: ``double`` as published, ``softmax`` over slots (the paper's ablation),
             ``l1`` over slots, ``sigmoid``, ``none``.
         norm_layer: Normalisation after the last convolution.
@@ -59,7 +62,7 @@ class ExternalAttention(nn.Module):
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
 
     Raises:
-        ValueError: An unknown ``normalization``.
+        ValueError: An unknown ``normalization``, heads that do not divide the channels.
 
     Example:
         >>> block = ExternalAttention(16)
@@ -73,6 +76,7 @@ class ExternalAttention(nn.Module):
         channels: int,
         *,
         bases: int = 64,
+        heads: int = 1,
         normalization: Normalization = "double",
         norm_layer: Norm = nn.BatchNorm2d,
         final_act: bool = False,
@@ -81,11 +85,13 @@ class ExternalAttention(nn.Module):
         **dd: Unpack[Placement],
     ) -> None:
         super().__init__()
+        divides("heads", heads, channels=channels)
+        self.heads = heads
         self.normalization: Normalization = normalization
         self.final_act = final_act
         self.embed = CONV[dims](channels, channels, 1, **dd)
-        self.key = ReadLinear(channels, bases, bias=False, **dd)
-        self.value = ReadLinear(bases, channels, bias=False, **dd)
+        self.key = ReadLinear(channels // heads, bases, bias=False, **dd)
+        self.value = ReadLinear(bases, channels // heads, bias=False, **dd)
         self.project = CONV[dims](channels, channels, 1, bias=False, **dd)
         self.norm = norm_of(norm_layer, dims)(channels, **dd)
         for layer, fan in ((self.embed, channels), (self.key, bases), (self.project, channels)):
@@ -101,13 +107,23 @@ class ExternalAttention(nn.Module):
         return ("embed.bias",) if self.normalization == "double" else ()
 
     def forward(self, x: Tensor) -> Tensor:
+        y = added(self, x, normed(self.norm, self._merged(x) if self.heads == 1 else self._of_heads(x)))
+        return y.relu() if self.final_act else y
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """One head: memories and convolutions are one matrix before, one behind."""
         W, P = self.embed.weight.flatten(1), self.project.weight.flatten(1)
         # the bias goes in where it cancels, too: a parameter outside the graph stops DDP
         key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view
         mixed = external_attention(tokens, key, (P @ self.value.weight).T, bias=bias, normalization=self.normalization)
-        y = added(self, x, normed(self.norm, to_map(mixed, x)))
-        return y.relu() if self.final_act else y
+        return to_map(mixed, x)
+
+    def _of_heads(self, x: Tensor) -> Tensor:
+        """Merged, each head would read all channels: several look into the memories with what they share of W x."""
+        tokens = to_tokens(self.embed(x), self.heads)
+        mixed = external_attention(tokens, self.key.weight, self.value.weight.T, normalization=self.normalization)
+        return self.project(to_map(mixed, x))
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published weights belong to the unit with its final ReLU, which is switched on."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import (
     BATCH_NORM,
@@ -17,9 +18,10 @@ from lookfar.blocks._layers import (
     Placement,
     ReadLinear,
     added,
+    in_heads,
     norm_of,
     normed,
-    pointwise,
+    out_of_heads,
     zero_,
 )
 from lookfar.ops._layout import match_format
@@ -55,20 +57,25 @@ from lookfar.ops._precision import widened, without_autocast
 class GloRe(nn.Module):
     """Reasons between K nodes that learned signed maps P gather from the whole map and give back to it.
 
-    V = (W_s x) P^T; U = V + V A^T + a; y = x + norm(W_e W_g ReLU(U) P)
+    V = (W_s x) P^T; U = V + V A^T + a; y = x + norm(W_e W_g ReLU(U) P). With heads each has its share of the rows of
+    W_s and P and a graph of its own, and W_e takes what all of them give back.
 
     States are summed before they are projected and extended before they are given back, which is exact and halves the
     work: no map of states is made.
 
     Args:
-        nodes: K; a quarter of ``channels`` by default.
-        inner_channels: State channels of a node; ``2 * nodes`` by default, as in the authors' code.
+        nodes: K, of all heads together; a quarter of ``channels`` by default.
+        inner_channels: State channels, of all heads together; ``2 * nodes`` by default, as in the authors' code.
+        heads: Graphs side by side, each with its share of the nodes and of their states; the authors have one.
         normalize: Divide the sums over positions by N; wanted wherever the input size is not fixed.
         reasoning: The graph step. Without it the unit is a dot-product non-local operation with tied embeddings.
         norm_layer: Last normalisation; BatchNorm with eps 1e-4 by default.
         zero_init: Start as the identity (weight and bias of the last normalisation 0), as the authors' networks do.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
+
+    Raises:
+        ValueError: Heads that do not divide nodes and states.
 
     Example:
         >>> import torch
@@ -84,6 +91,7 @@ class GloRe(nn.Module):
         *,
         nodes: int | None = None,
         inner_channels: int | None = None,
+        heads: int = 1,
         normalize: bool = False,
         reasoning: bool = True,
         dims: Dims = 2,
@@ -95,12 +103,13 @@ class GloRe(nn.Module):
         conv = CONV[dims]
         nodes = nodes or max(channels // 4, 1)
         inner = inner_channels or 2 * nodes
-        self.normalize, self.reasoning = normalize, reasoning
+        divides("heads", heads, nodes=nodes, inner_channels=inner)
+        self.heads, self.normalize, self.reasoning = heads, normalize, reasoning
         self.value = conv(channels, inner, 1, **dd)
         self.assign = conv(channels, nodes, 1, **dd)
         if reasoning:
-            self.mix_nodes = ReadLinear(nodes, nodes, **dd)
-            self.mix_states = ReadLinear(inner, inner, bias=False, **dd)
+            self.mix_nodes = ReadLinear(nodes // heads, nodes, **dd)  # a head's rows after those of the one before
+            self.mix_states = ReadLinear(inner // heads, inner, bias=False, **dd)
         self.project = conv(inner, channels, 1, bias=False, **dd)
         self.norm = (
             norm_of(norm_layer, dims)(channels, **dd) if norm_layer else BATCH_NORM[dims](channels, eps=1e-4, **dd)
@@ -116,11 +125,10 @@ class GloRe(nn.Module):
         maps = self.assign(x).flatten(2)  # (B, K, N)
         with without_autocast(x):
             maps = widened(maps)
-            states = self._gather(widened(x.flatten(2)), maps)  # (B, D, K)
+            states = self._gather(widened(x.flatten(2)), maps)
             if self.reasoning:
-                mixed = states @ self.mix_nodes.weight.T.to(states.dtype) + self.mix_nodes.bias.to(states.dtype)
-                states = pointwise(self.mix_states, (states + mixed).relu())
-            y = (pointwise(self.project, states) @ maps).unflatten(2, x.shape[2:])
+                states = self._reason(states)
+            y = (out_of_heads(self.project, states) @ maps).unflatten(2, x.shape[2:])
         return match_format(added(self, x, normed(self.norm, y.to(x.dtype))), x)
 
     def maps(self, x: Tensor) -> Tensor:
@@ -128,9 +136,17 @@ class GloRe(nn.Module):
         return self.assign(x).flatten(2)
 
     def _gather(self, x: Tensor, maps: Tensor) -> Tensor:
-        """States ``(B, D, K)`` of the nodes: W_s (x P^T) + b_s (sum_j P_j)^T."""
+        """States ``(B, h, D/h, K/h)`` of the nodes: W_s (x P^T) + b_s (sum_j P_j)^T."""
         # dividing the maps first keeps the sums small in half precision
         maps = maps / max(x.shape[2], 1) if self.normalize else maps
         assert self.value.bias is not None
-        bias = self.value.bias.to(x.dtype)[:, None] * maps.sum(2)[:, None]
-        return pointwise(self.value, x @ maps.transpose(1, 2), bias=False) + bias
+        bias, sums = (t.unflatten(-1, (self.heads, -1)) for t in (self.value.bias.to(x.dtype), maps.sum(2)))
+        return in_heads(self.value, x @ maps.transpose(1, 2), self.heads) + bias[:, :, None] * sums[:, :, None]
+
+    def _reason(self, states: Tensor) -> Tensor:
+        """The graph step: W_g ReLU(V + V A^T + a), in each head."""
+        weights, bias = self.mix_nodes.weight.to(states.dtype), self.mix_nodes.bias.to(states.dtype)
+        weights, bias = weights.unflatten(0, (self.heads, -1)), bias.unflatten(0, (self.heads, 1, -1))
+        mixed = states @ weights.transpose(1, 2) + bias
+        last = self.mix_states.weight.to(states.dtype).unflatten(0, (self.heads, -1))
+        return last @ (states + mixed).relu()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar._options import divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Dims, Placement, added, gate, gated
 from lookfar.ops._layout import match_format
@@ -45,10 +46,12 @@ from lookfar.ops._precision import widened, without_autocast
 class LatentGNN(nn.Module):
     """Sends what positions hold to K latent nodes, lets the nodes attend to each other, and sends it back.
 
-    L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels])
+    L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels]). With heads each has its
+    share of the nodes and of the channels of u, and everything is normalised and attends within a head.
 
     Args:
-        nodes: Latent nodes of each kernel; as many kernels as numbers.
+        nodes: Latent nodes of each kernel, of all heads together; as many kernels as numbers.
+        heads: Graphs side by side, each with its share of the nodes and channels; the authors have one.
         reduction: r; the graph works on ``channels // reduction`` channels.
         symmetric: One map of features and one of weights serve both directions.
         graph_convolution: A 1x1 convolution with norm and ReLU on what comes back of each kernel.
@@ -59,6 +62,9 @@ class LatentGNN(nn.Module):
         zero_init: Start as the identity (gamma 0), as the authors do; else gamma starts at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``
+
+    Raises:
+        ValueError: Heads that do not divide the nodes of every kernel and the channels of the graph.
 
     Example:
         >>> block = LatentGNN(16)
@@ -72,6 +78,7 @@ class LatentGNN(nn.Module):
         channels: int,
         *,
         nodes: int | Sequence[int] = 100,
+        heads: int = 1,
         reduction: int = 4,
         symmetric: bool = False,
         graph_convolution: bool = False,
@@ -85,7 +92,8 @@ class LatentGNN(nn.Module):
         super().__init__()
         nodes = (nodes,) if isinstance(nodes, int) else tuple(nodes)
         inner = max(channels // reduction, 1)
-        self.normalize, self.reasoning, self.symmetric = normalize, reasoning, symmetric
+        divides("heads", heads, graph_channels=inner, **{f"nodes[{n}]": d for n, d in enumerate(nodes)})
+        self.heads, self.normalize, self.reasoning, self.symmetric = heads, normalize, reasoning, symmetric
 
         def layer(before: int, after: int) -> ConvNorm:
             return ConvNorm(before, after, bias=False, norm_layer=norm_layer, dims=dims, **dd)
@@ -119,35 +127,46 @@ class LatentGNN(nn.Module):
         parts = []
         for n, (a, e) in enumerate(sides):
             with without_autocast(x):
-                gathered = a @ u.transpose(1, 2)
+                gathered = a @ u.transpose(1, 2)  # (B h, d/h, c/h)
                 if self.normalize:
                     gathered = gathered / max(u.shape[2], 1) ** (1.0 if self.symmetric else 0.5)
-                part = (self._reason(gathered).transpose(1, 2) @ e).unflatten(2, x.shape[2:])
-            part = part.to(x.dtype)
+                part = self._reason(gathered).transpose(1, 2) @ e
+            part = self._joined(part).unflatten(2, x.shape[2:]).to(x.dtype)
             parts.append(self.convolve[n](part).relu() if len(self.convolve) else part)
         y = self.project(torch.cat(parts, 1))
         return match_format(added(self, x, gated(self.gamma, y).to(x.dtype)), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """How much each node takes of each position, ``(B, K, N)``, the nodes of all kernels one after the other."""
-        return torch.cat([a for a, _ in self._sides(x)[1]], 1)
+        return torch.cat([self._joined(a) for a, _ in self._sides(x)[1]], 1)
 
     def _sides(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Features u (B, c, N) and, of each kernel, the weights into the nodes and back, (B, d, N) both."""
-        u = _unit(self.value(x), 1)
-        v = u if self.back is None else _unit(self.back(x), 1)
+        """Features u (B h, c/h, N) and, of each kernel, the weights into the nodes and back, (B h, d/h, N) both."""
+        u = self._parted(self.value(x))
+        v = u if self.back is None else self._parted(self.back(x))
+
+        def weights(layer: nn.Module, t: Tensor, axis: int) -> Tensor:
+            return self._parted(layer(self._joined(t).unflatten(2, x.shape[2:]).to(x.dtype)).relu(), axis)
+
         sides = []
         for n, to_nodes in enumerate(self.to_nodes):
-            a = to_nodes(u.to(x.dtype)).relu().flatten(2)
             if self.symmetric:
-                a = e = _unit(a, 1)
+                a = e = weights(to_nodes, u, 1)
             else:
-                a, e = _unit(a, 2), _unit(self.to_positions[n](v.to(x.dtype)).relu().flatten(2), 1)
+                a, e = weights(to_nodes, u, 2), weights(self.to_positions[n], v, 1)
             sides.append((a, e))
-        return u.flatten(2), sides
+        return u, sides
+
+    def _parted(self, t: Tensor, axis: int = 1) -> Tensor:
+        """Heads as further images, of length one along ``axis``: ``(B, C, *S) -> (B h, C/h, N)``."""
+        return _unit(t.flatten(2).unflatten(1, (self.heads, -1)).flatten(0, 1), axis)
+
+    def _joined(self, t: Tensor) -> Tensor:
+        """``(B h, C/h, N) -> (B, C, N)``."""
+        return t.unflatten(0, (-1, self.heads)).flatten(1, 2)
 
     def _reason(self, nodes: Tensor) -> Tensor:
-        """Attention among the nodes ``(B, d, c)``: softmax of their cosines."""
+        """Attention among the nodes ``(B h, d/h, c/h)``: softmax of their cosines."""
         if not self.reasoning:
             return nodes
         direction = F.normalize(nodes, dim=2, eps=1e-12)
