@@ -54,6 +54,17 @@ $(VENV)-oracles/.made: $(VENV)/.dev tests/oracles/requirements.txt
 	@$(call install,$(VENV)-oracles) --no-deps -r tests/oracles/requirements.txt
 	@touch $@
 
+$(VENV)-docs/.made: $(VENV)/.user
+	@echo "Installing mkdocs into $(VENV)-docs …"
+	@rm -rf $(VENV)-docs
+	@$(BIN)/python -m venv $(if $(UV),--without-pip) $(VENV)-docs
+	@echo "import site; site.addsitedir('$$($(call site,$(VENV)))')" > "$$($(call site,$(VENV)-docs))/beside.pth"
+	@$(BIN)/python -c "from importlib.metadata import requires; \
+	    print(*[one.split(';')[0] for one in requires('lookfar') if 'docs' in one.partition(';')[2]], sep='\n')" \
+	    > $(VENV)-docs/requirements.txt
+	@$(call install,$(VENV)-docs) -r $(VENV)-docs/requirements.txt
+	@touch $@
+
 demo: $(VENV)/.user ## Compare blocks on scenes:lookup; about 6 minutes on two cores
 	@$(BIN)/lookfar study --data scenes:lookup --blocks global_context,nonlocal --seeds 3 --out runs/lookup
 
@@ -108,8 +119,11 @@ blocks-docs: $(VENV)/.user ## Write the README's count of blocks, docs/blocks an
 api: $(VENV)/.dev ## Write tests/api.txt, the list of public names and signatures
 	@$(BIN)/python tests/api.py
 
+docs: $(VENV)-docs/.made ## Write the documents as a site into site/; a broken link or an unknown name is an error
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -q --strict
+
 versions: ## Write into the README which versions the two test commands last passed on
 	@$(BIN)/python tests/versions.py $(VENV)-oldest/.passed $(VENV)/.passed
 
 clean: ## Remove environments and caches (never runs/)
-	@rm -rf $(VENV) $(VENV)-oldest $(VENV)-oracles $(VENV)-wheel .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(VENV)-oldest $(VENV)-oracles $(VENV)-docs $(VENV)-wheel .pytest_cache .ruff_cache build dist site

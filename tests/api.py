@@ -61,6 +61,8 @@ def signature(value: Any) -> str:
         )
         for parameter in found.parameters.values()
     ]
+    # the order of what is given by name is nobody's concern
+    parameters.sort(key=lambda p: (p.kind, p.name if p.kind is inspect.Parameter.KEYWORD_ONLY else ""))
     return str(found.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
 
 
