@@ -80,7 +80,7 @@ def plan() -> str:
             "# The plan file",
             "",
             "A study is described by one flat YAML file. `lookfar study plan.yaml` runs it, and options of the command",
-            "replace its entries. The study's folder keeps the plan as `study.yaml`, with every default filled in. `null`",
+            "replace its entries. The study's folder keeps the plan as `study.yaml`, all defaults filled in. `null`",
             "stands for a default that depends on the data or the network; the copy in the folder says what it was.",
             "",
             "```yaml",
