@@ -107,6 +107,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "object_contextual": [
         {"heads": 2, "subsample": 2, "inverse_temperature": 2.0, "out_channels": 6},
+        {"regions": "learned", "heads": 2},
+        {"regions": "learned", "nodes": 3, "dilations": (1, 2), "reasoning": False},
         {"dilations": (1, 2), "bias": False, "reasoning": False},
         {"dims": 1, "subsample": 2},
         {"dims": 3, "subsample": 2},

@@ -210,6 +210,32 @@ def test_latent_nodes_that_do_not_meet_send_back_what_they_gathered(options: dic
     assert_same("y", m(x), x + m.gamma * m.project(torch.cat(parts, 1)))
 
 
+@pytest.mark.parametrize("options", [{"heads": 2}, {"reasoning": False}, {"dilations": (1, 2)}], ids=str)
+def test_learned_regions_are_those_of_the_logits_that_they_make(options: dict[str, Any]) -> None:
+    m, x = build("object_contextual", regions="learned", nodes=3, **options), maps().requires_grad_()
+    given = build("object_contextual", **options)
+    given.load_state_dict({k: v for k, v in m.state_dict().items() if not k.startswith("guess")})
+    asked = x if given.first is None else given.first(x)
+    names = [name for name, _ in given.named_parameters()]
+    found = []
+    for module, y in ((m, m(x)), (given, given(x, m.guess(asked)))):
+        wanted = [x, m.guess.weight, *(module.get_parameter(name) for name in names)]
+        found.append(dict(zip(["y", "dx", "guess", *names], [y, *torch.autograd.grad(pull([y]), wanted)])))
+    assert_all_same("learned", *found)
+    assert_same("maps", m.maps(x), given.maps(x, m.guess(asked)))
+
+
+def test_regions_are_said_once() -> None:
+    learned, published = create_block("ocr", 8, regions="learned"), create_block("ocr", 8)
+    x = maps().float()
+    with pytest.raises(ValueError, match="takes the map alone, got logits"):
+        learned(x, x)
+    with pytest.raises(ValueError, match="want logits"):
+        published(x)
+    with pytest.raises(ValueError, match=r"nodes is for regions='learned'.*got nodes=4"):
+        create_block("ocr", 8, nodes=4)
+
+
 def double_attention_of_heads(m: Any, x: Tensor) -> Tensor:
     """Each image and head by itself, as the equations have it."""
     images = []

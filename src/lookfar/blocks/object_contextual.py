@@ -5,7 +5,8 @@ logits, not probabilities; they are not detached, the second loss trains the fir
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from typing_extensions import Unpack
 from lookfar._options import Positive, Share, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import (
+    CONV,
     DROPOUT,
     ConvNorm,
     Dims,
@@ -105,6 +107,9 @@ class ObjectContextual(nn.Module):
         inner_channels: D, of queries, keys and values; by default half of
             ``channels``, with ``dilations`` half of a branch.
         heads: Parallel attentions over the regions.
+        regions: Where the first guess comes from: ``logits`` of classes beside the map, as published, or ``learned``, a
+            1x1 convolution of the map; the block then takes the map alone, and keeps its shape.
+        nodes: K of ``learned`` regions; a quarter of ``channels`` by default.
         reasoning: The relation of positions and regions; off, every position takes the regions by the first guess
             itself, softmax_k(l_kn), and there are no queries and keys.
         subsample: Stride of the max-pooling of the queries; the context is resized back.
@@ -115,12 +120,13 @@ class ObjectContextual(nn.Module):
         dropout: Of the last map, in training.
         norm_layer: After every convolution; None for none.
 
-    Shape: ``(B, C, *S), (B, K, *S) -> (B, out_channels, *S)``, the second are the raw logits of K classes; one, two or
-        three axes by ``dims``
+    Shape: ``(B, C, *S), (B, K, *S) -> (B, out_channels, *S)``, the second are the raw logits of K classes; with
+        ``learned`` regions ``(B, C, *S) -> (B, out_channels, *S)``; one, two or three axes by ``dims``
 
     Raises:
         ValueError: Heads that do not divide the inner channels; an unknown ``normalization``; without ``reasoning``
-            several heads, ``subsample`` or another normalisation, which have no meaning there.
+            several heads, ``subsample`` or another normalisation, which have no meaning there; ``nodes`` where logits
+            give the regions; logits where the regions are learned, or none where they are not.
 
     Example:
         >>> block = ObjectContextual(16)
@@ -137,6 +143,8 @@ class ObjectContextual(nn.Module):
         inner_channels: int | None = None,
         out_channels: int | None = None,
         heads: int = 1,
+        regions: Literal["logits", "learned"] = "logits",
+        nodes: int | None = None,
         subsample: int = 1,
         normalization: Normalization = "softmax",
         reasoning: bool = True,
@@ -156,6 +164,8 @@ class ObjectContextual(nn.Module):
         divides("heads", heads, inner_channels=inner)
         if not reasoning and (heads > 1 or subsample > 1 or normalization != "softmax"):
             raise ValueError(f"without reasoning no attention has {heads=}, {subsample=} or {normalization=}")
+        if nodes is not None and regions == "logits":
+            raise ValueError(f"nodes is for regions='learned': the logits say how many there are, got {nodes=}")
         self.channels, self.heads, self.subsample = channels, heads, subsample
         self.inverse_temperature = inverse_temperature
         self.normalization: Normalization = normalization
@@ -170,6 +180,9 @@ class ObjectContextual(nn.Module):
             self._add_branches(channels, width, dilations, **layers)
         self.fuse = ConvNorm(width * (2 if dilations is None else 2 + len(dilations)), out, **layers)
         self.dropout = DROPOUT[dims](dropout)
+        # a bias is the same at all positions: the softmax over them cancels it, that over the regions does not
+        learned = partial(CONV[dims], width, nodes or max(channels // 4, 1), 1, bias=not reasoning, **dd)
+        self.guess = learned() if regions == "learned" else None
 
     def _add_branches(self, channels: int, width: int, dilations: Sequence[int], **layers: Any) -> None:
         """Convolutions beside the relation, which then works on a narrowed map."""
@@ -179,17 +192,16 @@ class ObjectContextual(nn.Module):
         self.first = ConvNorm(channels, width, 3, **layers)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
-        """Random features and logits of five classes."""
-        return torch.randn(batch, self.channels, *size), torch.randn(batch, 5, *size)
+        """Random features and, where they are wanted, logits of five classes."""
+        x = torch.randn(batch, self.channels, *size)
+        return (x, torch.randn(batch, 5, *size)) if self.guess is None else (x,)
 
-    def forward(self, x: Tensor, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, logits: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``labels`` ``(B, H, W)`` in place of both guesses give the ideal regions, and each position its own.
 
         All positions whose label is none of the K classes make up one region more, as in the authors' code.
         """
-        if logits.shape[2:] != x.shape[2:]:
-            raise ValueError(f"features and logits lie on one grid, got {tuple(x.shape)} and {tuple(logits.shape)}")
-        pixels = x if self.first is None else self.first(x)
+        pixels, logits = self._first_guess(x, logits)
         if labels is None:
             regions = self.regions(pixels, logits)
             return self.distribute(x, pixels, regions, None if self.query is not None else _shares(logits))
@@ -235,12 +247,25 @@ class ObjectContextual(nn.Module):
             context = resized(context, pixels.shape[2:])
         return context
 
-    def maps(self, x: Tensor, logits: Tensor) -> Tensor:
+    def maps(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """Weights of the positions over the regions, ``(B, h, N, K)``."""
+        pixels, logits = self._first_guess(x, logits)
         if self.query is None:
             return _shares(logits)
-        pixels = x if self.first is None else self.first(x)
         return self._attention(max_pool(pixels, self.subsample), self.regions(pixels, logits))
+
+    def _first_guess(self, x: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The map that asks and gives the regions, and the logits (B, K, *S) that say what belongs to each."""
+        pixels = x if self.first is None else self.first(x)
+        if self.guess is not None:
+            if logits is not None:
+                raise ValueError("regions='learned' takes the map alone, got logits beside it")
+            return pixels, self.guess(pixels)
+        if logits is None:
+            raise ValueError("want logits (B, K, *S) of K classes beside the map, or a block of regions='learned'")
+        if logits.shape[2:] != x.shape[2:]:
+            raise ValueError(f"features and logits lie on one grid, got {tuple(x.shape)} and {tuple(logits.shape)}")
+        return pixels, logits
 
     def _as_map(self, regions: Tensor) -> Tensor:
         """``(B, C, K)`` as a map of K positions with as many axes as the block's maps."""
