@@ -33,6 +33,10 @@ MAY_IMPORT = {
         *("insight", "use", "study", "training", "tasks", "data", "diagnostics", "cost", "weights", "networks"),
         *("insertion", "blocks", "ops"),
     },
+    "scan": {
+        *("scan", "study", "training", "tasks", "data", "diagnostics", "networks", "weights", "insertion", "blocks"),
+        "ops",
+    },
 }
 ANYTHING = {"cli", "explorer", "__init__", "__main__"}
 FREE = {

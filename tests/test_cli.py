@@ -118,6 +118,7 @@ COMMANDS = {
     "train": ["--network", "small", "--data", "nowhere", "--out", "seen"],
     "explore": ["nowhere"],
     "simplify": ["nowhere", "--out", "there"],
+    "scan": ["nowhere", "--blocks", "squeeze_excitation"],
     "claims": ["c99"],
     "inspect": ["nowhere"],
     "export": ["nowhere.pth", "--out", "there.onnx"],

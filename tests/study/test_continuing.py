@@ -12,7 +12,7 @@ from lookfar import cli
 from lookfar.study import Plan, load
 from lookfar.study import run as run_study
 from lookfar.study._files import read_json
-from lookfar.study.preflight import _controls
+from lookfar.study.preflight import controls_for
 
 PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
 
@@ -252,18 +252,18 @@ def test_controls_stay_as_they_are_when_a_study_grows():
     def smallest_267(name, size):
         return max(size, 267)
 
-    first = _controls({"nonlocal": 8480, "cbam": 400}, smallest_267, {})
+    first = controls_for({"nonlocal": 8480, "cbam": 400}, smallest_267, {})
     assert first == {"control": 400, "control(parameters=8480)": 8480}
     again = {"cbam": 400, "nonlocal": 8480}
-    assert _controls(again, smallest_267, first) == first
+    assert controls_for(again, smallest_267, first) == first
     # one of half to twice a control's size has its control, others get one of their own
     near = {"channel_attention": 201, "double_attention": 5000, "criss_cross": 16000}
-    assert _controls(again | near, smallest_267, first) == first
+    assert controls_for(again | near, smallest_267, first) == first
     far = again | {"channel_attention": 1, "criss_cross": 1700, "cbam@layer2": 400}
-    grown = _controls(far, smallest_267, first)
+    grown = controls_for(far, smallest_267, first)
     new = {"control(parameters=1)": 1, "control(parameters=1700)": 1700, "control(parameters=400)@layer2": 400}
     assert grown == first | new
-    assert _controls(far, smallest_267, grown) == grown
+    assert controls_for(far, smallest_267, grown) == grown
 
 
 def test_the_folder_is_the_plan_of_what_grows(fake, capsys, monkeypatch):

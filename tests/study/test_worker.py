@@ -9,7 +9,7 @@ from lookfar.insertion import insertions
 from lookfar.study.build import build_host, open_plan_data, put_in
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import Plan
-from lookfar.study.preflight import _controls, preflight
+from lookfar.study.preflight import controls_for, preflight
 from lookfar.study.worker import why
 from lookfar.training import TrainingError
 
@@ -94,15 +94,15 @@ def test_every_size_of_a_place_has_its_control():
         "nonlocal": 8480, "global_context": 653, "cbam": 1300, "channel_attention": 1, "criss_cross": 400,
         "squeeze_excitation@layer2": 5, "double_attention@layer2": 600,
     }  # fmt: skip
-    assert _controls(blocks, smallest_267, {}) == {
+    assert controls_for(blocks, smallest_267, {}) == {
         "control": 1,  # and 400
         "control(parameters=653)": 653,  # and 1300
         "control(parameters=8480)": 8480,
         "control(parameters=5)@layer2": 5,
         "control(parameters=600)@layer2": 600,
     }
-    assert _controls({"nonlocal": 8432}, smallest_267, {}) == {"control": 8432}
-    assert list(_controls({"nonlocal@layer2": 8432}, smallest_267, {})) == ["control(parameters=8432)@layer2"]
+    assert controls_for({"nonlocal": 8432}, smallest_267, {}) == {"control": 8432}
+    assert list(controls_for({"nonlocal@layer2": 8432}, smallest_267, {})) == ["control(parameters=8432)@layer2"]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # commands stand in the help in the order of their import
-from lookfar.cli import blocks, networks, study, insight  # isort: skip
+from lookfar.cli import blocks, networks, study, scan, insight  # isort: skip
 from lookfar.cli._app import app
 from lookfar.cli._messages import usage, user_error
 
-__all__ = ["app", "blocks", "insight", "main", "networks", "study"]
+__all__ = ["app", "blocks", "insight", "main", "networks", "scan", "study"]
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def preflight(
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
     layers = {str(c) for c in candidates if c.replaces}  # the control of a layer is the baseline's convolution
     blocks = {name: size for name, size in sizes.items() if name != "baseline" and name not in layers}
-    wanted = _controls(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
+    wanted = controls_for(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
     sizes |= {name: added(Candidate.parse(name), size) for name, size in wanted.items()}
     plan = replace(plan, controls=tuple(wanted))
     parameters = {name: sizes[name] for name in plan.candidates}
@@ -185,7 +185,7 @@ def _refuse_other_labels(plan: Plan, task: "Task", data: "Data") -> None:
     )
 
 
-def _controls(
+def controls_for(
     blocks: Mapping[str, int], parameters_of: Callable[[str, int], int], kept: Mapping[str, int]
 ) -> dict[str, int]:
     """The controls of a study and the number of parameters that each aims at.
