@@ -5,7 +5,7 @@ import torch
 
 from lookfar.data import MemorySamples, open_data, target_of
 from lookfar.data._worlds import COLOURS, MATCHES, RED, WORLDS
-from lookfar.data.scenes import INK, Scenes, load_digits, make_scenes
+from lookfar.data.scenes import INK, Clouds, Scenes, load_digits, make_scenes
 
 
 def test_digits_are_disjoint_and_complete():
@@ -146,23 +146,44 @@ def test_a_match_scene_is_called_by_the_squares_of_its_digits_colour(split):
 @pytest.mark.parametrize("task", [name for name, world in WORLDS.items() if world.target == "class"])
 def test_open_scenes_with_one_label(task):
     data = open_data(f"scenes:{task}")
-    assert (data.target, len(data.train), len(data.val), data.in_chans) == ("class", 6000, 600, 3)
+    bands = 2 if task == "points" else 3
+    assert (data.target, len(data.train), len(data.val), data.in_chans) == ("class", 6000, 600, bands)
     image, label = data.val[3]
-    assert (image.shape, image.dtype) == ((3, *data.size), torch.uint8)
+    assert (image.shape, image.dtype) == ((bands, *data.size), torch.uint8)
     assert (label.shape, label.dtype) == ((), torch.int64)
     images, labels = data.batch(0, 0, 64)
-    assert (images.shape, labels.shape, labels.dtype) == ((64, 3, *data.size), (64,), torch.int64)
-    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=0.1, rtol=0)
+    assert (images.shape, labels.shape, labels.dtype) == ((64, bands, *data.size), (64,), torch.int64)
+    torch.testing.assert_close(images.transpose(0, 1).flatten(1).mean(1), torch.zeros(bands), atol=0.1, rtol=0)
     for samples in (data.train, data.val):
         assert isinstance(samples, MemorySamples)
         assert set(samples.targets.tolist()) == set(range(len(data.classes)))
 
 
+def test_half_the_points_of_a_cloud_lie_on_the_ink_of_its_digit():
+    """In any order, and of no other digit of the split so many."""
+    scenes, (images, labels) = Clouds("val", 40, 3), load_digits("val")
+    inked = images > 0
+    for i in range(40):
+        points, label = scenes[i]
+        across, down = (points.long() * 8) // 256
+        on_ink = inked[:, down, across].sum(1)
+        assert int(on_ink[labels == label].max()) >= 48
+        shown = scenes.picture(i)[0].nonzero()
+        assert {(int(y), int(x)) for y, x in shown} == {(int(y), int(x)) for x, y in (points.long() // 4).T}
+    # a position in the cloud says nothing: the first half lies on ink as often as the second
+    many = Clouds("val", 400, 0)
+    density = torch.zeros(8, 8)
+    for half in (slice(0, 48), slice(48, 96)):
+        across, down = ((many.inputs[..., half].long() * 8) // 256).unbind(1)
+        density += (1 if half.start else -1) * torch.bincount((down * 8 + across).flatten(), minlength=64).view(8, 8)
+    assert density.abs().sum() / (400 * 96) < 0.08
+
+
 def test_what_is_labelled():
-    targets = {"cue": "mask", "lookup": "mask", "red": "class", "match": "class"}
+    targets = {"cue": "mask", "lookup": "mask", "red": "class", "match": "class", "points": "class"}
     assert {name: target_of(f"scenes:{name}") for name in WORLDS} == targets
     assert open_data("scenes:cue").target == "mask"
-    with pytest.raises(ValueError, match="scenes:cue or scenes:lookup or scenes:red or scenes:match"):
+    with pytest.raises(ValueError, match="scenes:cue or scenes:lookup or scenes:red or scenes:match or scenes:points"):
         target_of("scenes:lokup")
 
 

@@ -196,13 +196,14 @@ def test_the_control_starts_as_the_identity_and_learns():
     assert [name for name, p in block.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("channels", [16, 64, 256])
-def test_no_width_is_nearer_to_the_parameters(channels):
+@pytest.mark.parametrize("form", [{}, {"dims": 1}, {"dims": 3}, {"dims": 1, "kernel_size": 1}], ids=str)
+@pytest.mark.parametrize("channels", [16, 256])
+def test_no_width_is_nearer_to_the_parameters(channels, form):
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
     for parameters in (0, 100, 8_000, 8_320, 130_000):
-        got = control_of(channels, parameters)
+        got = control_of(channels, parameters, **form)
         width = got.mix.out_channels
-        others = [ConvControl(channels, w) for w in (width - 1, width + 1) if w > 0]
+        others = [ConvControl(channels, w, **form) for w in (width - 1, width + 1) if w > 0]
         assert all(abs(count(got) - parameters) <= abs(count(o) - parameters) for o in others)

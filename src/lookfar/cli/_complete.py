@@ -3,7 +3,17 @@
 from lookfar._overview import catalogue
 
 # of the embedded scenes, of layouts with a word before their path, and of what timm's networks call their stages
-DATA = ("scenes:lookup", "scenes:cue", "scenes:match", "scenes:red", "classify:", "camvid:", "voc:", "cifar10:")
+DATA = (
+    "scenes:lookup",
+    "scenes:cue",
+    "scenes:match",
+    "scenes:red",
+    "scenes:points",
+    "classify:",
+    "camvid:",
+    "voc:",
+    "cifar10:",
+)
 PLACES = ("layer1", "layer2", "layer3", "layer4", "stages.0", "stages.1", "stages.2", "stages.3")
 
 

@@ -176,7 +176,7 @@ def train(
         float | None,
         typer.Option(
             metavar="RATE",
-            help="Highest learning rate. [default: 0.01 with a preset, otherwise 0.001; 0.003 for small and patch]",
+            help="Highest learning rate. [default: 0.01 with a preset, otherwise 0.001; 0.003 for small]",
             rich_help_panel="Training",
         ),
     ] = None,

@@ -111,7 +111,7 @@ def open_data(
         given = (size or own, val, also_val, in_chans, tuple(ignore), tuple(labels), classes, exif, download)
         if (*given, crop_pct, flip) != (own, None, None, 3, (), (), None, None, False, None, True):
             raise ValueError(
-                f"{spec} is embedded as it is: {own[0]}×{own[1]}, 3 bands, its own validation; want no such option"
+                f"{spec} is embedded as it is: {WORLDS[scenes].things} with their own validation; want no such option"
             )
         return open_scenes(scenes, spec)
     kind, path = _kind_and_path(spec, root)

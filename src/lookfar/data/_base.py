@@ -92,6 +92,7 @@ class Data:
         augment: Random change of a training sample.
         threads: Decode and augment in a pool of threads, one batch ahead.
         also_val: A second set to judge by, used for nothing else; None without one.
+        ordered: Whether positions that lie side by side belong together; those of a cloud's points do not.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Data:
     augment: Augment = keep
     threads: bool = False
     also_val: Samples | None = None
+    ordered: bool = True
     _ahead: dict[Any, list[Future[Sample]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,4 +26,5 @@ EMBEDDED = {
     "scenes:cue": Usual("small", 1200, 32),
     "scenes:red": Usual("small", 500, 32),
     "scenes:match": Usual("patch", 400, 256),
+    "scenes:points": Usual("points", 600, 64),
 }

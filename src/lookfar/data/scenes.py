@@ -18,6 +18,8 @@ In the others the scene has one label:
 - ``match``: squares in four of six colours, no, two, four and six of them, and three digits in one of these colours.
   How many squares have the colour of the digits? A sum over single cells cannot tell; attention by query compares, and
   so, later, do layers behind a block that shows all cells the digits' colour. For the host ``patch``.
+- ``points``: no picture but a cloud of 96 points in any order, 48 of them on the ink of a digit. Layers that see one
+  point at a time cannot know which are. For the host ``points``.
 
 Why they are as they are says ``_worlds.py``.
 
@@ -33,7 +35,7 @@ import torch
 from torch import Tensor
 
 from lookfar.data._base import Data, MemorySamples
-from lookfar.data._worlds import GRID, WORLDS, Plan
+from lookfar.data._worlds import CLUTTER, GRID, INK_POINTS, WORLDS, Plan
 
 Split = Literal["train", "val"]
 
@@ -60,12 +62,16 @@ def load_digits(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def make_scenes(kind: str, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scenes ``(S, 3, H, W)``, uint8, and their labels; the same for the same arguments.
+    """Scenes ``(S, 3, H, W)``, or clouds ``(S, 2, N)``, uint8, and their labels; the same for the same arguments.
 
     Labels are ``(S, H, W)``, uint8, or ``(S,)``, int64, where the scene has one.
     """
-    scenes = Scenes(kind, split, count, seed)
+    scenes = _make(kind, split, count, seed)
     return scenes.inputs, scenes.targets
+
+
+def _make(kind: str, split: Split, count: int, seed: int) -> MemorySamples:
+    return Scenes(kind, split, count, seed) if WORLDS[kind].plan else Clouds(split, count, seed)
 
 
 class Scenes(MemorySamples):
@@ -78,6 +84,7 @@ class Scenes(MemorySamples):
 
     def __init__(self, kind: str, split: Split, count: int, seed: int) -> None:
         world, generator = WORLDS[kind], torch.Generator().manual_seed(seed)
+        assert world.plan is not None
         self.plan = world.plan(load_digits(split)[1], count, generator)
         images, masks = _draw(self.plan, load_digits(split)[0], world.cell, generator)
         labels = masks if world.target == "mask" else self.plan.label
@@ -115,6 +122,30 @@ class Scenes(MemorySamples):
         return asked, held
 
 
+class Clouds(MemorySamples):
+    """Digits as points: ``(S, 2, N)`` uint8, across and down, in random order, half of them where there is ink."""
+
+    def __init__(self, split: Split, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        images, labels = load_digits(split)
+        chosen = torch.randint(len(images), (count,), generator=generator)
+        ink, side = images[chosen].flatten(1).float(), images.shape[-1]
+        pixel = torch.multinomial(ink, INK_POINTS, replacement=True, generator=generator)
+        corner = torch.stack([pixel % side, pixel // side], 1)
+        digit = (corner + torch.rand(count, 2, INK_POINTS, generator=generator)) / side
+        points = torch.cat([digit, torch.rand(count, 2, CLUTTER, generator=generator)], 2)
+        order = torch.rand(count, 1, points.shape[2], generator=generator).argsort(2)
+        points = (points * 256).byte().gather(2, order.expand_as(points))
+        super().__init__(points, labels[chosen].long(), [f"{split}_{i:04d}" for i in range(count)])
+
+    def picture(self, index: int) -> Tensor:
+        """What a report shows of a cloud: ``(1, 64, 64)`` uint8, a pixel a point."""
+        across, down = self.inputs[index].long() // 4
+        shown = torch.zeros(1, 64, 64, dtype=torch.uint8)
+        shown[0, down, across] = 255
+        return shown
+
+
 def _draw(plan: Plan, digits: Tensor, cell: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     count, larger, rim = len(plan.cell), cell // digits.shape[-1], round(cell * MARGIN)
     ink = (digits.repeat_interleave(larger, -1).repeat_interleave(larger, -2)).float() / 16
@@ -147,21 +178,22 @@ def _tile(cells: Tensor) -> Tensor:
 def open_scenes(kind: str, name: str) -> Data:
     """The data set ``scenes:KIND``: 6000 scenes for training, 600 for validation, the same for everybody."""
     world = WORLDS[kind]
-    train, val = (Scenes(kind, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
+    train, val = (_make(kind, split, count, seed) for seed, (split, count) in enumerate(COUNTS.items()))
     bands = train.inputs[:1000].float().div(255).transpose(0, 1).flatten(1)
     return Data(
         name=name,
         train=train,
         val=val,
         classes=list(world.classes),
-        in_chans=3,
+        in_chans=world.bands,
         size=world.size,
         mean=tuple(bands.mean(1).tolist()),
         std=tuple(bands.std(1).tolist()),
         question=world.question,
         target=world.target,
+        ordered=world.plan is not None,
         facts=[
-            f"{len(train)} train, {len(val)} val scenes of {world.size[0]}×{world.size[1]}; {len(world.classes)} "
-            f"classes; digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
+            f"{len(train)} train, {len(val)} val {world.things}; {len(world.classes)} classes; "
+            f"digits disjoint ({len(load_digits('train')[0])} train, {len(load_digits('val')[0])} val)."
         ],
     )

@@ -3,7 +3,8 @@
 One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a side:
 
     index (n,), name (n,)             which validation images
-    image (n, C, h, w) uint8          as read, before normalisation; of clips the middle frame
+    image (n, C, h, w) uint8          as read, before normalisation; of clips the middle frame; or what the samples'
+                                      ``picture(index)`` draws
     truth, prediction (n, h, w) uint8, (n,) int64 labels, or (n,) words, as the task shows them
     asks, holds (n, h, w) uint8       where data know answers: that of question q > 0 stands where holds is q; 0 is none
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
@@ -77,7 +78,7 @@ def collect_samples(
     record: dict[str, list[Any]] = {}
     common: dict[str, Any] = {}
     seen: list[Tensor] = []
-    answers = getattr(data.val, "answer", None)
+    answers, drawn = (getattr(data.val, what, None) for what in ("answer", "picture"))
     words = {key: np.array(getattr(data.val, key, "")) for key in ("asking", "sought")}
     with modes_restored(network), ExitStack() as hooks:
         if block is not None:
@@ -91,7 +92,7 @@ def collect_samples(
             row: dict[str, Any] = {
                 "index": index,
                 "name": str(data.val.names[index]),
-                "image": _shrink(_picture(image).float()).round().byte().numpy(),
+                "image": _shrink((_picture(image) if drawn is None else drawn(index)).float()).round().byte().numpy(),
                 **{name: _kept(part) for name, part in zip(("truth", "prediction"), shown)},
             }
             answer = None if answers is None else answers(index)

@@ -13,12 +13,15 @@ from lookfar.blocks._own import CLASSES, Target, parameters_of, with_classes
 from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, build_attention_backbone
 from lookfar.networks.own import logits_of, places_that_give_maps, try_out, wrong_output
 from lookfar.networks.patch import PatchBackbone
+from lookfar.networks.points import PointBackbone
 from lookfar.networks.segmentation import SmallBackbone, check_timm_name, last_map, load_backbone, timm_model
 
-# hosts of ours, which need no timm: what builds the backbone, of 64 channels in the end, and where blocks go
-EMBEDDED: dict[str, tuple[type[nn.Module], str]] = {
-    "small": (SmallBackbone, "layer4"),
-    "patch": (PatchBackbone, "layer2"),
+# hosts of ours, which need no timm: what builds the backbone, of 64 channels in the end, where blocks go, and how many
+# axes what it sees has
+EMBEDDED: dict[str, tuple[type[nn.Module], str, int]] = {
+    "small": (SmallBackbone, "layer4", 2),
+    "patch": (PatchBackbone, "layer2", 2),
+    "points": (PointBackbone, "layer2", 1),
 }
 
 
@@ -105,7 +108,7 @@ def build_classifier(
 
     Args:
         host: ``"small"``, the embedded convnet of stride 8; ``"patch"``, which sees cells of 8x8 pixels and no relation
-            between them; or the name of a timm model.
+            between them; ``"points"``, which sees the points of a cloud one by one; or the name of a timm model.
         classes: Number of classes K.
         in_chans: Bands of the images; timm adapts pretrained first layers.
         size: Height and width of the images, for networks that are made for one size (ViT, Swin).
@@ -127,15 +130,19 @@ def build_classifier(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if pretrained and weights is not None:
         raise ValueError("pretrained and weights exclude each other: both say what the backbone starts from")
+    if size is not None and len(size) != (EMBEDDED[host][2] if host in EMBEDDED else 2):
+        wanted = "'points'" if len(size) == 1 else "one for images, such as resnet18"
+        raise ValueError(f"the host {host!r} does not take inputs of size {tuple(size)}: want {wanted}")
     if host in EMBEDDED:
         if pretrained:
             raise ValueError(f"the host {host!r} has no pretrained weights; give weights=FILE or a timm host")
         if output_stride not in (None, 8):
             raise ValueError(f"the host {host!r} has output stride 8, got {output_stride}")
-        build, place = EMBEDDED[host]
+        build, place, axes = EMBEDDED[host]
         backbone: nn.Module = build(in_chans)
-        stages = {name: f"backbone.{name}" for name, _ in backbone.named_children()}
-        network = Classifier(backbone, 64, classes, place=f"backbone.{place}", stages=stages)
+        stages = {name: f"backbone.{name}" for name, _ in backbone.named_children() if name.startswith("layer")}
+        mean = axes == 2  # the maximum over points is no mean
+        network = Classifier(backbone, 64, classes, place=f"backbone.{place}", stages=stages, pooled=mean)
     else:
         backbone = _timm_features(host, in_chans, size, output_stride, pretrained)
         channels = _channels(backbone, host, in_chans, size)

@@ -170,7 +170,8 @@ def put_in(
     options = dict(candidate.options)
     block: Any = candidate.name
     if candidate.name == "control":
-        block = partial(control_of, parameters=options.pop("parameters", control_parameters))
+        size: dict[str, Any] = {"dims": len(data.size), "kernel_size": 3 if data.ordered else 1}
+        block = partial(control_of, parameters=options.pop("parameters", control_parameters), **size)
     if candidate.own is not None:
         # its options are its own, also one that insert() would take for itself
         source = source_for(plan.sources, candidate.own.where, study)
