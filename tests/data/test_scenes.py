@@ -39,9 +39,10 @@ def test_scenes_depend_on_seed_alone(task):
 
 
 def cells(image):
-    """``(C, 4 h, 4 h) -> (16, C, h, h)``."""
-    C, h = image.shape[0], image.shape[-1] // 4
-    return image.reshape(C, 4, h, 4, h).permute(1, 3, 0, 2, 4).reshape(16, C, h, h)
+    """``(C, n h, n h) -> (n n, C, h, h)``."""
+    C, n = image.shape[0], 5 if image.shape[-1] == 40 else 4
+    h = image.shape[-1] // n
+    return image.reshape(C, n, h, n, h).permute(1, 3, 0, 2, 4).reshape(n * n, C, h, h)
 
 
 def read_scene(image, digits, labels):
@@ -124,13 +125,13 @@ def test_a_red_scene_is_called_what_its_red_digit_shows():
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_match_scene_is_called_by_the_squares_of_its_digits_colour(split):
-    scenes = Scenes("match", split, 60, 3)
+    scenes, lines = Scenes("match", split, 60, 3), set()
     for i in range(60):
         image, label = scenes[i]
         things = [thing for thing in read_scene(image, *load_digits(split)) if thing[0] is not None]
         squares = [colour for what, colour, _ in things if what == "square"]
         (colour,) = {colour for what, colour, _ in things if what != "square"}
-        assert len(things) - len(squares) == 3
+        assert len(things) - len(squares) == 5
         assert squares.count(colour) == MATCHES[int(label)]
         # in whichever order, the numbers of squares are those of every scene: they alone say nothing
         assert sorted(squares.count(c) for c in {*squares, colour}) == [*MATCHES][label > 0 :]
@@ -138,9 +139,23 @@ def test_a_match_scene_is_called_by_the_squares_of_its_digits_colour(split):
         assert answer is not None
         asks, holds = (cells(part[None]).flatten(1) for part in answer)
         assert (asks == asks[:, :1]).all()
-        assert (int(asks[:, 0].sum()), int(holds[:, 0].sum())) == (MATCHES[int(label)], 3 if label else 0)
+        assert (int(asks[:, 0].sum()), int(holds[:, 0].sum())) == (MATCHES[int(label)], 5 if label else 0)
+        places = {
+            divmod(k, 5): what
+            for k, (what, *_) in enumerate(read_scene(image, *load_digits(split)))
+            if what is not None
+        }
+        apart = [
+            max(abs(y - v), abs(x - u))
+            for (y, x), what in places.items()
+            for (v, u), other in places.items()
+            if what == "square" != other
+        ]
+        assert min(apart) == 3  # no window of 3x3 cells, not even one between them, holds a digit and a square
+        lines.add(tuple(place for place, what in places.items() if what != "square"))
+    assert len(lines) == 4
     counts = make_scenes("match", split, 2000, 0)[1].bincount()
-    assert counts.min() > 420
+    assert counts.min() > 580
 
 
 @pytest.mark.parametrize("task", [name for name, world in WORLDS.items() if world.target == "class"])

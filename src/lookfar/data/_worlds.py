@@ -14,15 +14,15 @@ that are not kept, and what it taught (accuracies on new scenes, chance in brack
    block and .22 with a non-local one after 500 steps of 32 [.21]): colours are compared instead.
 5. While attention is still even, the gradient of the similarity of i and j is a sixteenth of (value of j - mean value)
    times the gradient at i. What survives the mean over scenes are pairs whose number goes with the label, by their
-   covariance. One digit and none to four of eight squares: the variance of the number is 2, and attention was found in
-   some seeds only (non-local: .96, .95, .53 [.2]). None, two, four or six: it is 5, and three digits make three times
-   as many pairs. At a learning rate of .003 one seed of two still stayed at .35 [.25] in 400 steps; at .006 each of ten
-   found it (``docs/tasks.md``). None, four or eight squares are easier still, but then 3x3 convolutions reach .98
-   [.33], and the world would not tell a neighbourhood from the scene.
-6. Each scene has the same numbers of squares, on other colours: who sees the numbers alone has to
-   guess; the digits' colour must meet them.
-7. A summary can do it too: it shows the digits' colour to all squares, and the layers behind compare, more slowly. So
-   ``match`` tells who compares cells from who does not; it needs no query.
+   covariance: the variance of the number of squares, times the digits. One digit and none to four squares: 2, and
+   attention was found in some seeds only (non-local: .96, .95, .53 [.2]). Three digits, none to six: 15, and two seeds
+   of ten still stayed behind, at .35 and, with twice the learning rate, at .63 [.25]. Five digits, none, three or
+   seven: 41.
+6. Each scene has the same numbers of squares, on other colours: who sees the numbers alone has to guess; the digits'
+   colour must meet them. Two empty lines keep digits and squares apart: scattered over a grid of 4x4 cells, so that
+   most are neighbours, 3x3 convolutions reached .71 [.25], and with one empty line, which sees both sides, .82 [.33].
+7. A summary can do it too: it shows the digits' colour to all squares, and the layers behind compare. So ``match``
+   tells who looks across the scene from who does not; whether that takes a query it does not say.
 8. Three digits in three colours, and how many of them find squares, was no better: global context reached .57 and
    non-local .53 and .67 [.25]. What the mean colours tell of that is learned first, and is where the blocks stayed.
 9. ``points``: of as many parameters, attention is 27 points better than layers that see one point at a time
@@ -39,14 +39,14 @@ from torch import Tensor
 GRID = 4
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float32)
 WHITE, RED = torch.ones(3), COLOURS[0]
-MATCHES, MATCHING = (0, 2, 4, 6), 3  # squares of each of four colours, and digits, all in one of these colours
+MATCHES, MATCHING = (0, 3, 7), 5  # squares of each of three colours, and digits, all in one of these colours
 INK_POINTS, CLUTTER = 48, 48  # of a cloud
 
 
 class Plan(NamedTuple):
     """What stands in the cells of scenes; ``(S, K)``: K things a scene."""
 
-    cell: Tensor  # 0 to 15, row by row
+    cell: Tensor  # of the grid, row by row
     digit: Tensor  # index into load_digits(split), -1 is a filled square
     colour: Tensor  # (S, K, 3)
     label: Tensor  # of the pixels of each thing that have ink; (S,) where the scene itself is labelled
@@ -84,14 +84,22 @@ def plan_red(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
 
 
 def plan_match(labels: Tensor, count: int, generator: torch.Generator) -> Plan:
-    """No, two, four and six squares in four colours, in any order, and three digits, all in one of these colours."""
+    """A line of digits in one of three colours, two empty lines, two of squares: no, three and seven in these colours.
+
+    The line of the digits is any outer one, a row or a column.
+    """
     digit = _of_class(torch.randint(10, (count, MATCHING), generator=generator), labels, generator)
     used = _shuffled(count, len(COLOURS), generator)[:, : len(MATCHES)]
     squares = used.repeat_interleave(torch.tensor(MATCHES), 1)
     label = torch.randint(len(MATCHES), (count,), generator=generator)
     of_digits = used.gather(1, label[:, None]).expand(-1, MATCHING)
+    side = MATCHING  # of the grid
+    far = 3 * side + _shuffled(count, 2 * side, generator)
+    cell = torch.cat([torch.arange(side).expand(count, -1), far], 1)
+    below, beside = (torch.rand(2, count, 1, generator=generator) < 0.5).unbind()
+    cell = torch.where(below, side**2 - 1 - cell, cell)
     return Plan(
-        _cells(count, MATCHING + sum(MATCHES), generator),
+        torch.where(beside, cell % side * side + cell // side, cell),
         torch.cat([digit, torch.full_like(squares, -1)], 1),
         COLOURS[torch.cat([of_digits, squares], 1)],
         label,
@@ -125,6 +133,7 @@ class World:
         question: One or two sentences that say what is to be learned.
         target: Whether each pixel is labelled, ``mask``, or each scene, ``class``.
         cell: Pixels of a cell's side: 16, or 8, the digits' own.
+        grid: Cells of a scene's side.
         asking: What asks a question in a scene, in words; empty where no place does.
         sought: What holds its answer.
     """
@@ -134,13 +143,14 @@ class World:
     question: str
     target: Literal["mask", "class"] = "mask"
     cell: int = 16
+    grid: int = GRID
     asking: str = ""
     sought: str = ""
 
     @property
     def size(self) -> tuple[int, ...]:
         """Of a scene, in pixels, or in points."""
-        return (self.cell * GRID, self.cell * GRID) if self.plan else (INK_POINTS + CLUTTER,)
+        return (self.cell * self.grid, self.cell * self.grid) if self.plan else (INK_POINTS + CLUTTER,)
 
     @property
     def things(self) -> str:
@@ -179,9 +189,11 @@ WORLDS = {
     "match": World(
         plan_match,
         tuple(f"{squares} squares" for squares in MATCHES),
-        "Say how many squares have the colour of the digits. No sum over single cells can tell; comparing cells can.",
+        "Say how many squares have the colour of the digits. Neither single cells nor a neighbourhood can tell; "
+        "comparing cells can.",
         target="class",
         cell=8,
+        grid=MATCHING,
         asking="like-coloured square",
         sought="digit",
     ),

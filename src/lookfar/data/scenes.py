@@ -1,6 +1,6 @@
 """Embedded data: small colour scenes of real handwritten digits whose labels need information from far away.
 
-A scene is a 4x4 grid of cells of 16x16 pixels, or of 8x8 in ``match``. In two worlds every pixel has a label, and what
+A scene is a 4x4 grid of cells of 16x16 pixels, in ``match`` 5x5 of 8x8. In two worlds every pixel has a label, and what
 it must be called depends on another cell, so a network that looks at a neighbourhood has to guess:
 
 - ``cue``: nine digits, one of them red. Of the eight others four show the class of the red one and are called ``same``,
@@ -15,9 +15,10 @@ In the others the scene has one label:
 
 - ``red``: nine digits, one of them red, which names the scene. A cell knows by itself whether it counts, and pooling
   brings its word to the end: no block is needed.
-- ``match``: squares in four of six colours, no, two, four and six of them, and three digits in one of these colours.
-  How many squares have the colour of the digits? A sum over single cells cannot tell; attention by query compares, and
-  so, later, do layers behind a block that shows all cells the digits' colour. For the host ``patch``.
+- ``match``: a line of five digits in one of three colours and, beyond two empty lines, ten squares: no, three and seven
+  in these colours. How many squares have the colour of the digits? Neither a sum over single cells can tell nor a
+  neighbourhood; attention by query compares, and so do layers behind a block that shows all cells the digits' colour.
+  For the host ``patch``.
 - ``points``: no picture but a cloud of 96 points in any order, 48 of them on the ink of a digit. Layers that see one
   point at a time cannot know which are. For the host ``points``.
 
@@ -27,6 +28,7 @@ Digits of the validation scenes never occur in training. The digits are describe
 """
 
 import functools
+import math
 from importlib.resources import files
 from typing import Literal
 
@@ -35,7 +37,7 @@ import torch
 from torch import Tensor
 
 from lookfar.data._base import Data, MemorySamples
-from lookfar.data._worlds import CLUTTER, GRID, INK_POINTS, WORLDS, Plan
+from lookfar.data._worlds import CLUTTER, INK_POINTS, WORLDS, Plan, World
 
 Split = Literal["train", "val"]
 
@@ -86,10 +88,10 @@ class Scenes(MemorySamples):
         world, generator = WORLDS[kind], torch.Generator().manual_seed(seed)
         assert world.plan is not None
         self.plan = world.plan(load_digits(split)[1], count, generator)
-        images, masks = _draw(self.plan, load_digits(split)[0], world.cell, generator)
+        images, masks = _draw(self.plan, load_digits(split)[0], world, generator)
         labels = masks if world.target == "mask" else self.plan.label
         super().__init__(images, labels, [f"{split}_{i:04d}" for i in range(count)])
-        self.cell, self.asking, self.sought = world.cell, world.asking, world.sought
+        self.world, self.asking, self.sought = world, world.asking, world.sought
 
     def answer(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Which question each pixel asks and to which each holds the answer; None where no place asks.
@@ -105,7 +107,7 @@ class Scenes(MemorySamples):
             return None
         cell, digit = self.plan.cell[index], self.plan.digit[index]
         things = len(cell)
-        maps = torch.zeros(2, GRID * GRID, 1, self.cell, self.cell, dtype=torch.uint8)
+        maps = torch.zeros(2, self.world.grid**2, 1, self.world.cell, self.world.cell, dtype=torch.uint8)
         if self.plan.label.dim() == 1:  # match: the squares that count ask for the digits
             number = torch.ones(things, dtype=torch.uint8)
             asks = (digit < 0) & (self.plan.colour[index] == self.plan.colour[index, 0]).all(1)
@@ -146,21 +148,22 @@ class Clouds(MemorySamples):
         return shown
 
 
-def _draw(plan: Plan, digits: Tensor, cell: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw(plan: Plan, digits: Tensor, world: World, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    cell, cells = world.cell, world.grid**2
     count, larger, rim = len(plan.cell), cell // digits.shape[-1], round(cell * MARGIN)
     ink = (digits.repeat_interleave(larger, -1).repeat_interleave(larger, -2)).float() / 16
     square = torch.zeros(1, cell, cell)
     square[:, rim : cell - rim, rim : cell - rim] = 1
     stamps = torch.cat([ink, square])  # index -1 is the square
-    images = torch.empty(count, 3, cell * GRID, cell * GRID, dtype=torch.uint8)
-    masks = torch.empty(count, cell * GRID, cell * GRID, dtype=torch.uint8)
+    images = torch.empty(count, 3, *world.size, dtype=torch.uint8)
+    masks = torch.empty(count, *world.size, dtype=torch.uint8)
     label = plan.label if plan.label.dim() == 2 else plan.label[:, None].expand(plan.cell.shape)
     for part in torch.arange(count).split(500):  # floats of all scenes at once would be half a gigabyte
         rows = torch.arange(len(part))[:, None]
         stamp = stamps[plan.digit[part]]  # (S, K, cell, cell)
-        image = torch.zeros(len(part), GRID * GRID, 3, cell, cell)
+        image = torch.zeros(len(part), cells, 3, cell, cell)
         image[rows, plan.cell[part]] = plan.colour[part][..., None, None] * stamp[:, :, None]
-        mask = torch.zeros(len(part), GRID * GRID, cell, cell, dtype=torch.uint8)
+        mask = torch.zeros(len(part), cells, cell, cell, dtype=torch.uint8)
         mask[rows, plan.cell[part]] = ((stamp * 16 >= INK) * label[part][..., None, None]).to(torch.uint8)
         image = _tile(image)
         noisy = image + NOISE * torch.randn(image.shape, generator=generator)
@@ -170,9 +173,10 @@ def _draw(plan: Plan, digits: Tensor, cell: int, generator: torch.Generator) -> 
 
 
 def _tile(cells: Tensor) -> Tensor:
-    """``(S, 16, C, h, h) -> (S, C, 4 h, 4 h)``."""
-    S, _, C, h, _ = cells.shape
-    return cells.reshape(S, GRID, GRID, C, h, h).permute(0, 3, 1, 4, 2, 5).reshape(S, C, GRID * h, GRID * h)
+    """``(S, n n, C, h, h) -> (S, C, n h, n h)``."""
+    S, N, C, h, _ = cells.shape
+    n = math.isqrt(N)
+    return cells.reshape(S, n, n, C, h, h).permute(0, 3, 1, 4, 2, 5).reshape(S, C, n * h, n * h)
 
 
 def open_scenes(kind: str, name: str) -> Data:
