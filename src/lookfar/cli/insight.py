@@ -27,7 +27,10 @@ def explore(
 
 @command()
 def simplify(
-    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's folder: STUDY/trials/CANDIDATE/SEED.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TRIAL|NETWORK", help="A trial, or with --data a network's file, address or folder."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the new network; nothing is overwritten.")],
     to: Annotated[
         str,
@@ -45,21 +48,25 @@ def simplify(
     ] = False,
     margin: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="How many points of the score may be lost. [default: the plan's]"),
+        typer.Option(metavar="POINTS", help="How many points of the score may be lost. [default: the plan's, or 0.5]"),
     ] = None,
     images: Annotated[int, typer.Option(metavar="N", help="Training images to fit the new block on, at most.")] = 64,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Where the data are now, if they have moved.")
+        str | None,
+        typer.Option(metavar="DATA", help="Labelled data that judge a network; or where a trial's data are now."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size that a network sees of them. [default: by the data]")
     ] = None,
 ) -> None:
     """Replace a block by a cheaper one, or by none, if the score allows it; exit with 1 if it does not.
 
     Example: lookfar simplify runs/red/trials/nonlocal/0 --out runs/red-simple
     """
-    from lookfar.study.simplified import simplify_command
+    from lookfar.insight.simplifying import simplify_command
 
     options = {"to": to, "steps": steps, "label_steps": label_steps, "force": force, "margin": margin, "images": images}
-    raise SystemExit(simplify_command(trial, out, data=data, **options))
+    raise SystemExit(simplify_command(target, out, data=data, size=size, **options))
 
 
 @command()

@@ -18,7 +18,7 @@ from lookfar.networks.creating import create_network
 from lookfar.networks.mmsegmentation import arguments_of
 from lookfar.networks.published import SegmentationNetwork
 from lookfar.networks.recognising import seen_in
-from lookfar.networks.saving import read_folder
+from lookfar.networks.saving import exchange, read_folder
 from lookfar.networks.surroundings import ASSUMED, INFERENCE, PREPROCESSING, said_by_config, said_by_name, surround
 from lookfar.networks.tokens_to_token import VISION_TRANSFORMERS, scale_of
 from lookfar.networks.zoo import network_of, said_by, table
@@ -143,8 +143,11 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Segme
     'sky'
     """
     config, weights = read_folder(source, revision=revision)
+    exchanged = config.pop("exchanged", {})
     try:
         network = create_network(**config)
+        for name, how in exchanged.items():
+            exchange(network, name, how)
     except TypeError as error:  # an option that this version does not know
         raise ValueError(f"{source}: {error}") from None
     load(network, weights)

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from lookfar.blocks import create_block
 from lookfar.networks.preprocessing import Inference, Preprocessing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -18,9 +20,12 @@ class Saved:
 
     Attributes:
         config: The arguments of :func:`lookfar.networks.create_network` that it was made of; None where it was not.
+        exchanged: What :func:`exchange` has put in the place of blocks since: by their names ``block``, ``channels``
+            and ``options``, or None for nothing.
     """
 
     config: Mapping[str, Any] | None = None
+    exchanged: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and configuration, preprocessing and classes among it; the folder is made.
@@ -37,7 +42,7 @@ class Saved:
 
         if self.config is None:
             raise ValueError(f"this {type(self).__name__} was not made by create_network: save its state_dict()")
-        text = _written(self.config)
+        text = _written({**self.config, **({"exchanged": dict(self.exchanged)} if self.exchanged else {})})
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -55,6 +60,34 @@ class Saved:
             self.save_pretrained(folder)
             api.create_repo(name, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+
+def exchange(network: Any, name: str, how: Mapping[str, Any] | None) -> nn.Module:
+    """Put another block, or none, in the place of one of a network's own; the new module, with fresh weights.
+
+    The network says so when it is saved, and is found again as it is now.
+
+    Args:
+        network: Of ours, changed in place.
+        name: Of the block's module.
+        how: ``block``, ``channels`` and ``options`` of the new one; None for nothing.
+
+    Raises:
+        ValueError: No such module, or no such block.
+
+    >>> from lookfar.networks import create_network
+    >>> network = create_network("nonlocal", 3, backbone="resnet18")
+    >>> exchange(network, "head.paths.0.block", None)
+    Identity()
+    """
+    home, _, last = name.rpartition(".")
+    if last not in dict(network.get_submodule(home).named_children()):
+        raise ValueError(f"{type(network).__name__} has no module {name!r}")
+    new = nn.Identity() if how is None else create_block(how["block"], how["channels"], **how["options"])
+    like = next(network.parameters())
+    network.get_submodule(home).add_module(last, new.to(like.device, like.dtype).train(network.training))
+    network.exchanged = {**network.exchanged, name: how}
+    return new
 
 
 def read_folder(source: str | Path, *, revision: str | None = None) -> tuple[dict[str, Any], Path]:

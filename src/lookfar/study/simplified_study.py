@@ -9,7 +9,7 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +92,21 @@ def write_study(origin: Origin, made: Made, what: Mapping[str, Any], out: Path) 
         what: Of how it was made and judged: steps, loss, margin, verdict, groups.
         out: The folder, which is not there, or empty.
     """
+    return write_whole(out, lambda place: _fill(origin, made, what, place))
+
+
+def write_whole(out: Path, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Fill a folder that is there in full or not at all; what ``fill`` gives.
+
+    Args:
+        out: The folder, which is not there, or empty.
+        fill: Makes the folder that it is given.
+    """
     place = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(place, ignore_errors=True)
     try:
-        facts = _fill(origin, made, what, place)
+        facts = fill(place)
+        out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             out.rmdir()  # empty
         place.replace(out)
@@ -139,9 +150,9 @@ def _fill(origin: Origin, made: Made, what: Mapping[str, Any], place: Path) -> d
         "to": made.to,
         **what,
         "images": len(origin.data.val),
-        "errors": None if made.errors is None else _errors(made.errors),
-        "before": _numbers(origin, origin.network, origin.names, origin.judged, times[before].ms),
-        "after": _numbers(origin, made.network, made.names, made.judged, times[after].ms),
+        "errors": errors_in(made),
+        "before": numbers(origin.network, origin.names, origin.judged, times[before].ms, origin.data, origin.task),
+        "after": numbers(made.network, made.names, made.judged, times[after].ms, origin.data, origin.task),
     }
     write_json(place / SIMPLIFIED, facts)
     return facts
@@ -162,16 +173,18 @@ def _as_seed_0(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "seed": 0, "initial_seed": config.get("initial_seed", config["seed"])}
 
 
-def _numbers(origin: Origin, network: "nn.Module", names: Sequence[str], judged: Any, ms: float) -> dict[str, Any]:
+def numbers(
+    network: "nn.Module", names: Sequence[str], judged: "Judged", ms: float, data: "Data", task: "Task"
+) -> dict[str, Any]:
     """Score and cost of a network, measured here and now."""
     from lookfar.cost import measure_network
     from lookfar.study.worker import block_memory
 
-    example = origin.data.example()
+    example = data.example()
     cost = measure_network(network, example, repeats=1)
-    facts = origin.task.facts(judged)
+    facts = task.facts(judged)
     return {
-        "score": float(origin.task.score(facts, _ones(facts))[0]),
+        "score": float(task.score(facts, _ones(facts))[0]),
         "parameters": cost.parameters,
         "flops": cost.flops,
         "ms": ms,
@@ -224,7 +237,11 @@ def _ones(facts: "np.ndarray") -> "np.ndarray":
     return np.ones((1, len(facts)))
 
 
-def _errors(errors: "Errors") -> dict[str, float | None]:
+def errors_in(made: Made) -> dict[str, float | None] | None:
+    """Errors of what a new block adds; None without one."""
+    if made.errors is None:
+        return None
+    errors = made.errors
     known = {"floor": errors.floor, "mean map": errors.mean_map, **errors.of}
     return {name: value if math.isfinite(value) else None for name, value in known.items()}
 

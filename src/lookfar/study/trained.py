@@ -50,8 +50,7 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
         ValueError: The trial is not finished, its weights are damaged, or the data have other classes.
     """
     folder = Path(folder)
-    simple = read_json(folder / SIMPLIFIED)
-    folder = Path(folder, simple["trial"]) if simple else folder
+    folder = Path(folder, read_json(folder / SIMPLIFIED).get("trial", ""))
     config = _config_of(folder)
     plan, study = Plan.from_dict(config["plan"]), folder.resolve().parents[2]
     state = read_state(folder, plan.find_task(study))
@@ -99,8 +98,8 @@ def trial_in(folder: str | Path) -> Path | None:
         ValueError: A study with another number of trials than one.
     """
     folder = Path(folder)
-    if simple := read_json(folder / SIMPLIFIED):
-        return folder / simple["trial"]
+    if simple := read_json(folder / SIMPLIFIED).get("trial"):  # of a network there is none
+        return folder / simple
     if (folder / "study.yaml").is_file():
         trials = _trials_of(folder)
         if len(trials) == 1:
