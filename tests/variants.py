@@ -223,10 +223,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "projections": "around", "normalization": "none"},
     ],
     "token_stage": [
-        {"attention": "external", "heads": 2, "bases": 5, "mlp_ratio": 2.0, "act_layer": nn.SiLU},
-        {"attention": "external", "out_channels": 6, "bases": 5},
+        {"mixer": "external", "heads": 2, "bases": 5, "mlp_ratio": 2.0, "act_layer": nn.SiLU},
+        {"mixer": "external", "out_channels": 6, "bases": 5},
         {"out_channels": 6, "bias": True, "normalization": "double"},
-        {"attention": "performer", "out_channels": 6, "norm_layer": TokenBatchNorm},
+        {"mixer": "performer", "out_channels": 6, "norm_layer": TokenBatchNorm},
+        {"mixer": "nonlocal(mode=gaussian, norm_layer=None)", "heads": 2},
+        {"mixer": "hamburger(gradient=full)", "heads": 2, "bases": 3},
     ],
     "performer": [{"heads": 2, "out_channels": 6, "features": 5, "bias": False}],
     "offset_attention": [

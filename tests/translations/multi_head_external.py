@@ -43,7 +43,7 @@ def block(case: Case) -> nn.Module:
     return create_block(
         "token_stage",
         dim,
-        attention="external",
+        mixer="external",
         heads=case.args["num_heads"],
         mlp_ratio=case.args.get("mlp_ratio", 4.0),
         bases=case.state["attn.linear_0.weight"].shape[0],
@@ -57,7 +57,7 @@ def stage(case: Case) -> nn.Module:
     return create_block(
         "token_stage",
         case.args["dim"],
-        attention="external",
+        mixer="external",
         out_channels=case.args["in_dim"],
         mlp_ratio=case.args.get("mlp_ratio", 1.0),
         bases=case.state["attn.linear_1.weight"].shape[0],

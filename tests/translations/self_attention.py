@@ -61,7 +61,7 @@ def stage(case: Case) -> nn.Module:
 @translates("Token_performer", T2T)
 def performer(case: Case) -> nn.Module:
     a = case.args
-    return create_block("token_stage", a["dim"], attention="performer", out_channels=a["in_dim"], mlp_ratio=1.0)
+    return create_block("token_stage", a["dim"], mixer="performer", out_channels=a["in_dim"], mlp_ratio=1.0)
 
 
 @translates("T2T_ViT", T2T)

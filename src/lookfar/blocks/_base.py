@@ -98,6 +98,7 @@ _TRANSLATIONS = {
     "norm_cfg": "norm_layer (a class, as in norm_layer=nn.BatchNorm2d)",
     "bn_layer": "norm_layer (a class, as in norm_layer=nn.BatchNorm2d)",
     "window_size": "kernel_size",
+    "attention": "mixer",
 }
 
 M = TypeVar("M", bound=type[nn.Module])

@@ -4,16 +4,19 @@ Traps: where a stage changes the width, what is added is not its input but the v
 (EAMLP); its scale is that of the input's width.
 """
 
+import math
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar._options import Positive, largest_divisor
-from lookfar.blocks._base import block
+from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import Norm, Placement
+from lookfar.blocks._mixers import create_mixer, from_grid, to_grid
 from lookfar.blocks._token_norm import token_norm
 from lookfar.blocks.multi_head_external import MultiHeadExternal
 from lookfar.blocks.performer import Performer
@@ -57,13 +60,20 @@ class TokenStage(nn.Module):
 
     u = x + mixer(LN(x)); y = u + MLP(LN(u)); with ``out_channels`` u = skip + mixer(LN(x))
 
+    A mixer may be any block that keeps the shape of a map: the tokens are laid on their grid, and what the block adds
+    stands alone, without its own sum and gate. There is then no class token: what is built of such stages pools. Mixers
+    with batch statistics or running bases (``hamburger``, ``external_attention``, ``expectation_maximization``) take
+    those of the grids they were trained on; that of ``expectation_maximization`` moves its bases by a running mean, and
+    with its default ``gradient`` its first convolution never learns.
+
     Args:
         channels: Channels C of the tokens.
         out_channels: Width of the output, for a stage that changes it; the skip then comes from within the attention.
-        attention: ``self`` (:class:`SelfAttention`), ``external`` (:class:`MultiHeadExternal`) or ``performer``
-            (:class:`Performer`).
+        mixer: ``self`` (:class:`SelfAttention`), ``external`` (:class:`MultiHeadExternal`), ``performer``
+            (:class:`Performer`), ``none``, or a block of maps with options or without (``hamburger``,
+            ``nonlocal(mode=gaussian)``); it gets those of the options below that are given.
         heads: Heads of the attention; by default 1 where the width changes, else 8, as published, or the largest
-            divisor of the width below it.
+            divisor of the width below it. A block of maps has its own.
         normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default;
             ``performer`` has its own.
         mlp_ratio: Width of the perceptron's middle, times that of its ends.
@@ -75,10 +85,13 @@ class TokenStage(nn.Module):
             ``lookfar.blocks.TokenBatchNorm``.
         act_layer: Activation in the perceptron.
 
-    Shape: ``(B, N, C) -> (B, N, out_channels or C)``
+    Shape: ``(B, N, C) -> (B, N, out_channels or C)``; with a block of maps the N tokens are a square grid, or that of
+        ``forward(x, size=(H, W))``
 
     Raises:
-        ValueError: An unknown ``attention``, heads that do not divide the width, a norm that is not for tokens.
+        ValueError: An unknown ``mixer``, heads that do not divide the width, a norm that is not for tokens, a block of
+            maps where the width changes.
+        TypeError: An option that the block of maps does not have.
 
     Example:
         >>> block = TokenStage(16)
@@ -91,7 +104,7 @@ class TokenStage(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
-        attention: Literal["self", "external", "performer"] = "self",
+        mixer: str = "self",
         heads: int | None = None,
         normalization: Normalization | None = None,
         mlp_ratio: Positive = 4.0,
@@ -107,30 +120,44 @@ class TokenStage(nn.Module):
         self.channels, self.changes_width = channels, out_channels is not None
         out, heads = out_channels or channels, 1 if heads is None and self.changes_width else heads
         self.norm1 = token_norm(norm_layer, channels, **dd)
-        self.mixer: SelfAttention | MultiHeadExternal | Performer
-        if attention == "performer":
+        self.mixer: nn.Module
+        if mixer == "performer":
             if normalization is not None or scale is not None:
-                raise ValueError("attention='performer' has neither normalization nor scale: its features decide")
+                raise ValueError("mixer='performer' has neither normalization nor scale: its features decide")
             heads = largest_divisor(8, out) if heads is None else heads
             self.mixer = Performer(channels, heads=heads, out_channels=out, bias=bias is not False, **dd)
-        elif attention == "self":
+        elif mixer == "self":
             self.mixer = SelfAttention(
                 channels, heads=heads, out_channels=out, bias=bool(bias), scale=scale,
                 normalization=normalization or "softmax", **dd,
             )  # fmt: skip
-        else:
-            self.attends = "maps"
+        elif mixer == "external":
             self.mixer = MultiHeadExternal(
                 channels, heads=heads, out_channels=out, key_bias=not self.changes_width,
                 expansion=expansion or (1 if self.changes_width else 4),
                 bases=bases or (128 if self.changes_width else 64),
                 normalization=normalization or "double", **dd,
             )  # fmt: skip
+        else:
+            if self.changes_width:
+                raise ValueError(f"{mixer=} keeps the width: out_channels is for self, external and performer")
+            more = {"normalization": normalization, "bias": bias, "scale": scale, "expansion": expansion}
+            self.mixer = create_mixer(mixer, channels, heads=heads, bases=bases, **more, **dd)
         self.norm2 = token_norm(norm_layer, out, **dd)
         hidden = int(out * mlp_ratio)
         self.mlp = nn.Sequential(
             OrderedDict(fc1=nn.Linear(out, hidden, **dd), act=act_layer(), fc2=nn.Linear(hidden, out, **dd))
         )
+
+    @property
+    def attends(self) -> str:
+        """What the mixer has: weights over tokens, maps, or none; it may have been replaced."""
+        if (own := getattr(self.mixer, "attends", None)) is not None:
+            return own
+        try:
+            return block_info(self.mixer).attends
+        except ValueError:  # none, or a module that is no block of ours
+            return "none"
 
     @property
     def inert_parameters(self) -> tuple[str, ...]:
@@ -143,50 +170,66 @@ class TokenStage(nn.Module):
         return (*inner, "norm1.bias") if getattr(self.norm1, "bias", None) is not None else tuple(inner)
 
     def sample_inputs(self, size: tuple[int, ...], *, batch: int = 2) -> tuple[Tensor, ...]:
-        """Tokens, one a position of a map of ``size``."""
-        return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
+        """Tokens, one a position of a map of ``size``; those of a square grid where the mixer works on one."""
+        N = torch.Size(size).numel()
+        return (torch.randn(batch, math.isqrt(N) ** 2 if self._on_grid else N, self.channels),)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """``size`` is that of the grid of the tokens, for mixers that work on one."""
         normed = self.norm1(x)
-        if not isinstance(self.mixer, MultiHeadExternal):
+        if self._on_grid:
+            return self._perceptron(x + from_grid(self.mixer(to_grid(normed, size))).to(x.dtype))
+        if isinstance(self.mixer, SelfAttention | Performer):
             mixed, values = self.mixer.mix(normed)
             skip = merge_heads(values).to(x.dtype) if self.changes_width else x
             return self._perceptron(skip + self.mixer.finish(normed, mixed))
         if not self.changes_width:
             return self._perceptron(x + self.mixer(normed))
-        u = self.mixer.embed(normed)
-        return self._perceptron(u + self.mixer.mix(u))
+        external = cast(MultiHeadExternal, self.mixer)
+        u = external.embed(normed)
+        return self._perceptron(u + external.mix(u))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Weights ``(B, h, Q, N)`` of self-attention for the tokens ``queries`` (Q,), for all when None."""
-        return self._self_attention().attention(self.norm1(x), queries)
+        """Weights ``(B, h, Q, N)`` of the mixer for the tokens ``queries`` (Q,), for all when None."""
+        return self._mixer_of("weights").attention(self._mixed(x), queries)
 
     def values(self, x: Tensor) -> Tensor:
-        """What self-attention mixes, ``(B, h, N, D)``."""
-        return self._self_attention().values(self.norm1(x))
+        """What the mixer mixes, ``(B, h, N, D)``."""
+        return self._mixer_of("weights").values(self._mixed(x))
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the input and the weighted sums ``(B, h, N, D)``."""
-        normed = self.norm1(x)
-        skip = merge_heads(self._self_attention().values(normed)).to(x.dtype) if self.changes_width else x
-        return self._perceptron(skip + self._self_attention().finish(normed, mixed))
+        mixer, normed = self._mixer_of("weights"), self._mixed(x)
+        skip = merge_heads(mixer.values(normed)).to(x.dtype) if self.changes_width else x
+        y = mixer.finish(normed, mixed)
+        return self._perceptron(skip + (from_grid(y).to(x.dtype) if self._on_grid else y))
 
     def maps(self, x: Tensor) -> Tensor:
-        """External attention's weights over its slots, ``(B, h, S, N)``."""
-        if not isinstance(self.mixer, MultiHeadExternal):
-            raise ValueError('self-attention has weights over tokens: ask attention(x), or build attention="external"')
-        return self.mixer.maps(self.norm1(x))
+        """Maps of the mixer; of external attention the weights over its slots, ``(B, h, S, N)``."""
+        return self._mixer_of("maps").maps(self._mixed(x))
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those of the attention."""
         inner = {k.removeprefix("mixer."): v for k, v in state.items() if k.startswith("mixer.")}
         rest = {k: v for k, v in state.items() if not k.startswith("mixer.")}
-        return rest | {f"mixer.{k}": v for k, v in self.mixer.from_authors(inner).items()}
+        convert = getattr(self.mixer, "from_authors", lambda state: state)
+        return rest | {f"mixer.{k}": v for k, v in convert(inner).items()}
 
     def _perceptron(self, u: Tensor) -> Tensor:
         return u + self.mlp(self.norm2(u))
 
-    def _self_attention(self) -> SelfAttention | Performer:
-        if isinstance(self.mixer, MultiHeadExternal):
-            raise ValueError("external attention has no weights over tokens: ask maps(x) for those over its slots")
+    @property
+    def _on_grid(self) -> bool:
+        """Whether the mixer is a block of maps."""
+        return not isinstance(self.mixer, SelfAttention | MultiHeadExternal | Performer)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """What the mixer takes: the normalised tokens, or their map."""
+        return to_grid(self.norm1(x)) if self._on_grid else self.norm1(x)
+
+    def _mixer_of(self, wanted: Literal["weights", "maps"]) -> Any:
+        """The mixer, if it has weights over tokens, or maps."""
+        if self.attends != wanted:
+            ask = {"weights": ": ask attention(x)", "maps": ": ask maps(x)"}.get(self.attends, "")
+            raise ValueError(f"{type(self.mixer).__name__} has no {wanted} over tokens{ask}")
         return self.mixer

@@ -47,7 +47,7 @@ class Splits(nn.Module):
 
     def __init__(self, channels: int, inner: int, stage: Stage, in_chans: int) -> None:
         super().__init__()
-        make: dict[str, Any] = {"out_channels": inner, "attention": stage, "mlp_ratio": 1.0}
+        make: dict[str, Any] = {"out_channels": inner, "mixer": stage, "mlp_ratio": 1.0}
         self.attention1 = create_block("token_stage", 49 * in_chans, **make)
         self.attention2 = create_block("token_stage", 9 * inner, **make)
         self.project = nn.Conv2d(inner, channels, 3, 2, 1)
@@ -113,7 +113,7 @@ class TokensToToken(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         table = _sinusoids(1 + math.prod(self.grid_size), channels)
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        options: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "attention": attention, "scale": scale}
+        options: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "mixer": attention, "scale": scale}
         self.blocks = nn.ModuleList(create_block("token_stage", channels, **options) for _ in range(depth))
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
