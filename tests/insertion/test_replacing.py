@@ -241,3 +241,14 @@ def test_a_layer_in_a_layer_is_switched_off_and_on_again() -> None:
         assert torch.equal(network(x), before)
     assert torch.equal(network(x), with_layers)
     assert {name: id(module) for name, module in network.named_modules()} == {n: id(m) for n, m in modules.items()}
+
+
+def test_a_context_block_without_its_sum_is_a_layer() -> None:
+    net = host("resnet18")
+    before = run(net)
+    assert replace(net, "nonlocal(residual=False)", "layer4.0.conv2", example=images(), heads=2) == ["layer4.0.conv2"]
+    assert not torch.equal(run(net)[0], before[0])
+    with pytest.raises(ValueError, match="has out_channels=512, and nonlocal has no such option"):  # it keeps width
+        replace(net, "nonlocal", "layer4.0.conv1", residual=False, example=images())
+    remove(net)
+    assert torch.equal(run(net)[0], before[0])

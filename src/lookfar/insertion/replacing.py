@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks import BlockInfo, block_info, list_blocks
+from lookfar.blocks._mixers import NoMixer, alone, is_layer
 from lookfar.blocks._token_norm import takes_channels_first
 from lookfar.insertion.building import known_block, path_of, random_like
 from lookfar.insertion.dry_run import Call, example_inputs, only_tensor, recorded, run, untouched, watched
@@ -44,11 +45,16 @@ def replace(
     >>> remove(net)
     ['layer4.0.conv2', 'layer4.1.conv2']
 
+    A block of kind context with ``residual=False`` is such a layer too, one that keeps width and size. Where a host
+    keeps a place for a mixer of tokens (``mixer="none"`` of ``token_stage``, the host ``vit_small_mixer``), every block
+    of maps stands there without its sum.
+
     Args:
         network: Any module whose forward calls the named convolutions.
-        block: Name of a block of kind ``layer``, with options or without (``"stand_alone(heads=4)"``); a class that
-            takes channels first, or its address (``"my.py:MyLayer"``), which is given ``out_channels``, ``stride`` and
-            the rest where its constructor names them. In the place of a norm: a class of norms that takes the width.
+        block: Name of a block of kind ``layer``, or of kind ``context`` with ``residual=False``, with options or
+            without (``"stand_alone(heads=4)"``); a class that takes channels first, or its address
+            (``"my.py:MyLayer"``), which is given ``out_channels``, ``stride`` and the rest where its constructor names
+            them. In the place of a norm: a class of norms that takes the width.
         at: Names of convolutions or globs in which ``*`` does not cross dots: ``"layer*.*.conv2"``.
         example: An input for trying the network, as for :func:`insert`.
         **options: The layer's own options.
@@ -68,11 +74,13 @@ def replace(
     if isinstance(block, str):
         block, written = named_block(block, options)
         options = {**written, **options}
-    info = _layer_of(block)
+    info = _known(block)
     present = insertions(network)
     hidden = [one.module for one in present if one.record.replaced is None]
     places = find_modules(network, at, hidden)
+    given = {}
     for place in places:
+        given[place] = _options_at(network.get_submodule(place), info, options)
         _refuse_place(network, place, info)
     inputs = example_inputs(network, example)
     with recorded(network, places) as (calls, _):
@@ -81,7 +89,7 @@ def replace(
     order = 1 + max((one.record.order for one in present), default=0)
     layers: dict[str, nn.Module] = {}
     for number, place in enumerate(places, order):
-        layers[place] = _build(block, info, network.get_submodule(place), place, calls[place], options)
+        layers[place] = _build(block, info, network.get_submodule(place), place, calls[place], given[place])
         layers[place].inserted.order = number  # type: ignore[union-attr]
     done: list[str] = []
     try:
@@ -100,21 +108,34 @@ def replace(
     return places
 
 
-def _layer_of(block: Any) -> BlockInfo | None:
-    """The facts of a layer; None for a class that is not ours.
+def _known(block: Any) -> BlockInfo | None:
+    """The facts of a block; None for a class that is not ours.
 
     Raises:
-        ValueError: The block is of another kind, or a module that is already built.
+        ValueError: A module that is already built.
     """
     if isinstance(block, nn.Module):
         raise ValueError(f"replace takes a name or a class, got a {type(block).__name__} that is built already")
-    info = known_block(block)
-    if info is not None and info.kind != "layer":
-        raise ValueError(
-            f"{info.name} is of kind {info.kind}: only blocks of kind layer stand in the place of a convolution "
-            f"({', '.join(list_blocks(kind='layer'))}); lookfar.insert puts others behind a module"
-        )
-    return info
+    return known_block(block)
+
+
+def _options_at(old: nn.Module, info: BlockInfo | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a block in the place of ``old``: where a mixer belongs, it has no sum of its own.
+
+    Raises:
+        ValueError: The block is none that can stand there.
+    """
+    if info is None:
+        return options
+    if isinstance(old, NoMixer):
+        return {**alone(info.name)[1], **options}
+    if is_layer(info, options):
+        return options
+    sums = "; with residual=False it is such a layer" if "residual" in info.options else ""
+    raise ValueError(
+        f"{info.name} is of kind {info.kind}: only blocks of kind layer stand in the place of a convolution "
+        f"({', '.join(list_blocks(kind='layer'))}){sums}; lookfar.insert puts others behind a module"
+    )
 
 
 def _refuse_place(network: nn.Module, place: str, info: BlockInfo | None) -> None:
@@ -124,7 +145,7 @@ def _refuse_place(network: nn.Module, place: str, info: BlockInfo | None) -> Non
     if getattr(module, "inserted", None) is not None:
         raise ValueError(f"{what} that replace has put there: bring the convolution back first, lookfar.remove")
     norm = info is None and is_norm(module) and all(isinstance(m, nn.Identity) for m in module.children())
-    if not isinstance(module, nn.Conv2d) and not norm:
+    if not isinstance(module, nn.Conv2d | NoMixer) and not norm:
         inside = [f"{place}.{name}" for name, one in module.named_modules() if isinstance(one, nn.Conv2d)]
         norms = "" if info is not None else ", and a class of norms the place of a norm"
         hint = f". Convolutions in it: {', '.join(inside[:4])}" if inside else ""

@@ -15,6 +15,7 @@ from lookfar.networks.own import logits_of, places_that_give_maps, try_out, wron
 from lookfar.networks.patch import PatchBackbone
 from lookfar.networks.points import PointBackbone
 from lookfar.networks.segmentation import SmallBackbone, check_timm_name, last_map, load_backbone, timm_model
+from lookfar.networks.vit_small_mixer import VitSmallMixer
 
 # hosts of ours, which need no timm: what builds the backbone, of 64 channels in the end, where blocks go, and how many
 # axes what it sees has
@@ -22,6 +23,7 @@ EMBEDDED: dict[str, tuple[type[nn.Module], str, int]] = {
     "small": (SmallBackbone, "layer4", 2),
     "patch": (PatchBackbone, "layer2", 2),
     "points": (PointBackbone, "layer2", 1),
+    "vit_small_mixer": (VitSmallMixer, "blocks.*.mixer", 2),
 }
 
 
@@ -108,7 +110,8 @@ def build_classifier(
 
     Args:
         host: ``"small"``, the embedded convnet of stride 8; ``"patch"``, which sees cells of 8x8 pixels and no relation
-            between them; ``"points"``, which sees the points of a cloud one by one; or the name of a timm model.
+            between them; ``"points"``, which sees the points of a cloud one by one; ``"vit_small_mixer"``, a
+            transformer with places for mixers; or the name of a timm model.
         classes: Number of classes K.
         in_chans: Bands of the images; timm adapts pretrained first layers.
         size: Height and width of the images, for networks that are made for one size (ViT, Swin).

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, added
 
 
 class ConvControl(nn.Module):
@@ -18,6 +18,7 @@ class ConvControl(nn.Module):
         width: Channels between the convolutions; :func:`control_of` finds it from a number of parameters.
         dims: Axes of the maps.
         kernel_size: Of the convolution in the middle; 1 where positions have no neighbours, as the points of a cloud.
+        residual: Add the input; off, the branch alone, its last BN as it comes: a mixer of tokens.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``
     """
@@ -29,6 +30,7 @@ class ConvControl(nn.Module):
         *,
         dims: Dims = 2,
         kernel_size: int = 3,
+        residual: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -41,12 +43,14 @@ class ConvControl(nn.Module):
         self.expand = CONV[dims](width, channels, 1, bias=False, **dd)
         self.norm = BATCH_NORM[dims](channels, **dd)
         self.act = nn.ReLU()
-        nn.init.zeros_(self.norm.weight)
+        self.residual = residual
+        if residual:
+            nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.reduce(x))  # (B, width, *S)
         y = self.act(self.mix(y))
-        return x + self.norm(self.expand(y))
+        return added(self, x, self.norm(self.expand(y)))
 
 
 def control_of(
@@ -55,6 +59,7 @@ def control_of(
     *,
     dims: Dims = 2,
     kernel_size: int = 3,
+    residual: bool = True,
     device: Any = None,
     dtype: Any = None,
 ) -> ConvControl:
@@ -77,4 +82,5 @@ def control_of(
     root = math.sqrt(max(half**2 + (parameters - 2 * channels) / mixing, 0.0)) - half
     widths = [max(math.floor(root), 1), max(math.ceil(root), 1)]
     width = min(widths, key=lambda w: abs(count(w) - parameters))
-    return ConvControl(channels, width, dims=dims, kernel_size=kernel_size, device=device, dtype=dtype)
+    options: dict[str, Any] = {"dims": dims, "kernel_size": kernel_size, "residual": residual}
+    return ConvControl(channels, width, **options, device=device, dtype=dtype)

@@ -66,10 +66,12 @@ def ablate(network: "nn.Module", names: Sequence[str], data: "Data", task: "Task
 
 
 def replaces(network: "nn.Module", names: Sequence[str]) -> bool:
-    """Whether blocks stand in the place of what was there before, so that nothing is left without them."""
+    """Whether blocks stand in the place of convolutions, with which the network without them is compared."""
+    from lookfar.blocks._mixers import NoMixer
     from lookfar.insertion import insertions
 
-    return any(one.name in names and one.record.replaced is not None for one in insertions(network))
+    gone = (one.record.replaced for one in insertions(network) if one.name in names)
+    return any(module is not None and not isinstance(module, NoMixer) for module in gone)
 
 
 def has_ablations(trial: Path, plan: "Plan") -> bool:

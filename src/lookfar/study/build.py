@@ -125,6 +125,14 @@ def find_place(network: nn.Module, name: str) -> str:
     return name
 
 
+def takes_mixers(network: nn.Module, place: str) -> bool:
+    """Whether a host keeps the modules at ``place`` for mixers of its tokens, and has none there."""
+    from lookfar.blocks._mixers import NoMixer
+    from lookfar.insertion.places import find_modules
+
+    return all(isinstance(network.get_submodule(name), NoMixer) for name in find_modules(network, place))
+
+
 def added_parameters(network: nn.Module, names: list[str]) -> int:
     """How many more the network has by the modules of :func:`put_in`; fewer where it is negative."""
     from lookfar.insertion import insertions
@@ -146,7 +154,7 @@ def put_in(
     control_parameters: int,
     study: Path | None = None,
 ) -> list[str]:
-    """Insert a candidate into its host; a layer takes the place of convolutions.
+    """Insert a candidate into its host; a layer takes the place of convolutions, a mixer one that is kept for it.
 
     Args:
         network: As :func:`build_host` gives it.
@@ -162,6 +170,7 @@ def put_in(
     """
     from lookfar.blocks._own import find_own
     from lookfar.insertion import insert, replace
+    from lookfar.insertion.places import find_modules
     from lookfar.networks import control_of
 
     if candidate.name == "baseline":
@@ -169,15 +178,17 @@ def put_in(
     place = find_place(network, candidate.place or plan.place or default_place(network))
     options = dict(candidate.options)
     block: Any = candidate.name
+    mixes = takes_mixers(network, place)
     if candidate.name == "control":
-        size: dict[str, Any] = {"dims": len(data.size), "kernel_size": 3 if data.ordered else 1}
-        block = partial(control_of, parameters=options.pop("parameters", control_parameters), **size)
+        parameters = options.pop("parameters", control_parameters) // len(find_modules(network, place))
+        kind: dict[str, Any] = {"dims": len(data.size), "kernel_size": 3 if data.ordered else 1, "residual": not mixes}
+        block = partial(control_of, parameters=parameters, **kind)
     if candidate.own is not None:
         # its options are its own, also one that insert() would take for itself
         source = source_for(plan.sources, candidate.own.where, study)
         block, options = find_own(candidate.own, source=source).constructor, {}
     with drawn_apart(_BLOCK_SEED + seed):
-        put = replace if candidate.replaces else insert
+        put = replace if mixes or candidate.replaces else insert
         names = put(network, block, at=place, example=data.example(2), **options)
     if candidate.own is not None:
         for name in names:

@@ -84,8 +84,10 @@ class Candidate:
     def replaces(self) -> bool:
         """Whether it is a layer, which takes the place of a convolution: that one is then its control."""
         from lookfar.blocks import block_info
+        from lookfar.blocks._mixers import is_layer
 
-        return self.name not in REFERENCES and self.own is None and block_info(self.name).kind == "layer"
+        known = self.name not in REFERENCES and self.own is None
+        return known and is_layer(block_info(self.name), dict(self.options))
 
     @property
     def slug(self) -> str:

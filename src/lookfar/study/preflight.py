@@ -83,6 +83,7 @@ def preflight(
         map_at,
         open_plan_data,
         put_in,
+        takes_mixers,
         weights_digest,
     )
     from lookfar.study.promises import check_block, check_host, check_task
@@ -138,7 +139,8 @@ def preflight(
             place = find_place(host, candidate.place or str(plan.place))
             note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
-    layers = {str(c) for c in candidates if c.replaces}  # the control of a layer is the baseline's convolution
+    # the control of a layer is the baseline's convolution
+    layers = {str(c) for c in candidates if c.replaces and not takes_mixers(host, c.place or str(plan.place))}
     blocks = {name: size for name, size in sizes.items() if name != "baseline" and name not in layers}
     wanted = controls_for(blocks, lambda name, size: added(Candidate.parse(name), size), controls or {})
     sizes |= {name: added(Candidate.parse(name), size) for name, size in wanted.items()}
@@ -221,11 +223,13 @@ def controls_for(
 
 def _refuse_other_kinds(candidate: Candidate) -> None:
     from lookfar.blocks import block_info
+    from lookfar.blocks._mixers import is_layer
 
     if candidate.name in ("baseline", "control") or candidate.own is not None:
         return
-    kind = block_info(candidate.name).kind
-    if kind not in ("context", "layer"):
+    info = block_info(candidate.name)
+    kind = info.kind
+    if kind not in ("context", "layer") and not is_layer(info, dict(candidate.options)):
         raise ValueError(
             f"{candidate.name} is of kind {kind}: a study compares blocks that keep the shape of a feature map "
             "(`lookfar blocks --kind context`), and layers in the place of convolutions (--kind layer)"
