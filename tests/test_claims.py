@@ -1,11 +1,16 @@
 """Claims of papers come out as docs/claims.md says, and the page has them all."""
 
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lookfar.claims import EXACT, LARGE, SMALL, claim_of, document, run_claim
+from lookfar.claims.trained import plans_of
+from lookfar.study import Plan
+from lookfar.study.candidates import Candidate
 
 PAGE = (Path(__file__).parents[1] / "docs/claims.md").read_text(encoding="utf-8")
 WORDS = {
@@ -35,17 +40,54 @@ def test_the_page_is_what_the_command_writes():
     for name in EXACT:
         claim = claim_of(name)
         assert all(text in PAGE for text in (claim.says, claim.source, claim.refuted_by))
-    head, tail = document({}).split("| --- | --- | --- | --- | --- |\n")
+    head, tail = document({}).split("| --- | --- | --- | --- | --- |\n", 1)
     assert PAGE.startswith(head)
     assert PAGE.endswith(tail)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("c1", "a small training"), ("c7", "more than a CPU"), ("c99", "claim must be")]
+    ("name", "message"), [("c1", "`lookfar claims c1` says which"), ("c7", "more than a CPU"), ("c99", "claim must be")]
 )
 def test_what_no_command_decides(name, message):
     with pytest.raises(ValueError, match=message):
         run_claim(name)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_plans_of_trainings_can_be_run(name):
+    plans = plans_of(name)
+    assert plans
+    for path in plans:
+        plan = Plan.load(path)
+        assert [str(Candidate.parse(block)) for block in plan.blocks]
+        assert plan.seeds == 3
+
+
+def test_a_claim_that_takes_trainings_says_which_and_where_results_stand(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("claims", "c6")
+    assert code == 0
+    *_, command, outcome = out.splitlines()
+    assert shlex.split(command)[:2] == ["lookfar", "study"]
+    assert Path(shlex.split(command)[2]) == plans_of("c6")[0]
+    assert shlex.split(command)[3:] == ["--out", "runs/claims/c6"]
+    assert outcome.strip() == "not run"
+
+
+def test_what_trainings_say_is_what_their_study_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/claims/c6").mkdir(parents=True)
+    (tmp_path / "runs/claims/c6/study.yaml").touch()
+    found = SimpleNamespace(
+        complete=False,
+        trials=[SimpleNamespace(status="done"), SimpleNamespace(status="missing")],
+        conclusions=SimpleNamespace(sentences=["Which is best is open."]),
+        summaries=[SimpleNamespace(candidate="nonlocal", told="off: without it"), SimpleNamespace(told=None)],
+    )
+    monkeypatch.setattr("lookfar.study.load", lambda folder: found)
+    assert "| not finished: 1 of 2 trials are done |" in document({})
+    found.complete = True
+    assert "| Which is best is open. nonlocal: off: without it |" in document({})
 
 
 def test_a_page_of_some_is_not_written(run, tmp_path):
