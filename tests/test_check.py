@@ -230,7 +230,7 @@ def test_files_that_fail_to_import(run, tmp_path):
         ("import nothing_of_this_name\n", "ModuleNotFoundError"),
         ("x = 1\ndef f(:\n", "line 2: SyntaxError"),
         ("x = 1\n\nx.y\n", "line 3: AttributeError"),
-        ("class Block: pass\n", "is a class, but no torch.nn.Module"),
+        ("class Block: pass\n", "is a class, but not a torch.nn.Module"),
         ("import sys\nsys.exit(0)\n", "it called sys.exit(0)"),
         ("Block = lambda channels: channels\n", "gives int, want a torch.nn.Module"),
     ):

@@ -129,7 +129,7 @@ def test_subfolders_links_and_what_systems_leave_behind(tmp_path):
     assert (data.classes, len(data.train)) == (["cat", "dog"], 8)
     assert {"cat/clip 1/é.JPG", "dog/link.webp"} < {*data.train.names}
     assert "1 image of train in sub-folders of the class folders." in data.facts
-    assert "files of train that are no images, not read: .txt 1." in data.facts
+    assert "files of train that are not images, not read: .txt 1." in data.facts
 
 
 def test_names_that_are_no_text(tmp_path):

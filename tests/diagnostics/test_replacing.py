@@ -155,7 +155,7 @@ def test_a_saturated_softmax_sees_all_keys():
 
 
 def test_no_terms_without_a_softmax_of_dot_products():
-    with pytest.raises(ValueError, match="no unary map: criss_cross: its weights are no softmax of dot products"):
+    with pytest.raises(ValueError, match="no unary map: criss_cross: its weights are not a softmax of dot products"):
         replacing.replay_term(made("criss_cross"), torch.randn(1, 8, 5, 4, dtype=torch.float64), "unary")
 
 

@@ -143,4 +143,4 @@ def test_what_cannot_become_one_map_says_why(name, options, reason):
 
 
 def test_a_layer_that_is_no_block():
-    assert S.why_not_simple(nn.ReLU()).startswith("ReLU is no block of the registry")
+    assert S.why_not_simple(nn.ReLU()).startswith("ReLU is not a block of the registry")

@@ -150,7 +150,7 @@ def test_weights_that_are_no_distribution_say_so(options, reason):
     for name in ("similarity", "cosine_distance", "output_residual", "effective_rank", "distance_uniform"):
         assert found[name].plain.isfinite().all()
         assert not found[name].reason
-    assert found["unary_share"].reason == "its weights are no softmax of dot products of queries and keys"
+    assert found["unary_share"].reason == "its weights are not a softmax of dot products of queries and keys"
     assert reason in str(found)
 
 

@@ -163,7 +163,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         lookfar.load(narrow, tmp_path / "none.safetensors")
     (tmp_path / "text").write_text("weights")
-    with pytest.raises(ValueError, match=r"is no file of lookfar.save"):
+    with pytest.raises(ValueError, match=r"was not written by lookfar.save"):
         lookfar.load(narrow, tmp_path / "text")
     from safetensors.torch import save_file
 

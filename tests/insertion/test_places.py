@@ -118,7 +118,7 @@ def test_blocks_that_do_not_fit() -> None:
         insert(net, "position_attention", at="layer3", example=images(), bins=2)
     with pytest.raises(ValueError, match="position must be last, every or branch, got 'first'"):
         insert(net, Identical, at="layer3", example=images(), position="first")
-    with pytest.raises(ValueError, match=r"layer3.1.conv1 \(Conv2d\) is no stage of several blocks"):
+    with pytest.raises(ValueError, match=r"layer3.1.conv1 \(Conv2d\) is not a stage of several blocks"):
         insert(net, Identical, at="layer3.1.conv1", example=images(), position="every")
     with pytest.raises(ValueError, match="no inserted block is called 'layer9'; inserted blocks: there are none"):
         remove(net, "layer9")

@@ -152,7 +152,7 @@ def test_a_network_of_ones_own(run, home):
         (["empty"], "empty holds no config.json with model.safetensors"),
         (["elsewhere"], "no trial in elsewhere"),
         (["absent"], "no network absent"),
-        (["study", "--weights", "absent.pth"], "weights are for the name of a network, study is none"),
+        (["study", "--weights", "absent.pth"], "weights go with the name of a network; study is not one"),
         (["study", "--size", "12x16"], "a trial sees its data at 24×32: --size is for images"),
         (["--network", "own.py:build", "--data", "scenes:lookup", "--size", "32x32"], "embedded as it is: 64×64"),
         (["--network", "own.py:broken", "data/val/images"], "broken cannot be judged"),

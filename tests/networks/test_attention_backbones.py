@@ -183,7 +183,7 @@ def test_what_has_no_weights_or_no_such_option_says_so() -> None:
         create_network("lr_net26", stem="attention")
     with pytest.raises(TypeError, match=r"t2t_vit_7 has no option 'stem'. It takes: in_chans, size, scale"):
         create_network("t2t_vit_7", stem="conv")
-    with pytest.raises(ValueError, match="t2t_vit_7 is no head on a backbone and has no width"):
+    with pytest.raises(ValueError, match="t2t_vit_7 is not a head on a backbone and has no width"):
         create_network("t2t_vit_7", width=3)
     with pytest.raises(ValueError, match="has dilation=2, and attention_augmented has no such option"):
         create_network("aa_resnet50", output_stride=8)

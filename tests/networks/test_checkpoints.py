@@ -219,7 +219,7 @@ def test_a_configuration_is_never_run(tmp_path: Path) -> None:
     text = config_of(case) + f"import os\nos.mkdir({str(mark)!r})\n"
     assert recognise({"state_dict": case.state, "meta": {"config": text}}).arguments["name"] == "danet"
     inside = text.replace("depth=50", f"depth=os.mkdir({str(mark)!r})")
-    with pytest.raises(ValueError, match=r"would have to be run: model\.backbone\.depth=os\.mkdir\("):
+    with pytest.raises(ValueError, match=r"would have to be executed: model\.backbone\.depth=os\.mkdir\("):
         recognise({"state_dict": case.state, "meta": {"config": inside}})
     assert not mark.exists()
     with pytest.raises(ValueError, match="the configuration cannot be read"):
@@ -298,10 +298,10 @@ def hrnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ("change", "message"),
     [
         (hrnet, "its backbone is an HRNet, which is not built here: ResNets are"),
-        (lambda s: {k: v for k, v in s.items() if "layer3.1" not in k}, "backbone is no ResNet that is built here"),
+        (lambda s: {k: v for k, v in s.items() if "layer3.1" not in k}, "backbone is not a ResNet that can be built here"),
         (lambda s: {**s, "decode_head.c1_bottleneck.conv.weight": torch.zeros(1)}, r"its head is DeepLabV3\+, which"),
         (lambda s: {k: v for k, v in s.items() if "conv_cat" not in k}, "its head is none that is built here: it hol"),
-        (lambda s: {k.replace("backbone", "encoder"): v for k, v in s.items()}, "backbone is no ResNet"),
+        (lambda s: {k.replace("backbone", "encoder"): v for k, v in s.items()}, "backbone is not a ResNet"),
         (lambda s: {"features.0.weight": torch.zeros(2, 3)}, "no network of ours has such names: features"),
         (lambda s: {k: v for k, v in s.items() if "layer2.1.bn1" not in k},
          r"the weights of fcn_r18-d8_512x512\.pth do not fit SegmentationNetwork: missing: backbone\.layer2\.1\.bn1"),

@@ -248,7 +248,7 @@ class TestCGNet:
         # (105.65, 103.37, 99.66) from (R, G, B): the mean as the authors have it, in the other order
         image = torch.tensor([105.65, 103.37, 99.66])[:, None, None]
         assert network.preprocessing(image).abs().max() == 0
-        with pytest.raises(ValueError, match="cgnet is no head on a backbone and has no align_corners"):
+        with pytest.raises(ValueError, match="cgnet is not a head on a backbone and has no align_corners"):
             create_network("cgnet", 3, align_corners=True)
         with pytest.raises(ValueError, match="num_classes is 12, but 11 classes are named"):
             create_network("cgnet_camvid", 12)

@@ -138,7 +138,7 @@ def test_the_command_tells_all_and_ends_with_a_study(run, home):
     ("arguments", "said"),
     [
         ([".", "--blocks", ""], "name at least one block"),
-        ([".", "--blocks", "nonlocal@layer3,nonlocal", "--places", "layer3"], "the same candidate twice"),
+        ([".", "--blocks", "nonlocal@layer3,nonlocal", "--places", "layer3"], "the same candidate is named twice"),
         ([".", "--blocks", "stand_alone"], "takes the place of a convolution"),
         ([".", "--blocks", "control"], "compared in any case"),
         ([".", "--blocks", "nonlocal", "--places", "layer9"], "layer9"),

@@ -192,7 +192,7 @@ def test_a_configuration_that_nobody_knows_stays_lost(fake):
     path = out / "trials/control/1/config.json"
     told(trained_with="0")(path.with_name("result.json"))
     path.unlink()
-    with pytest.raises(ValueError, match="trials/control/1 says nowhere how it was trained"):
+    with pytest.raises(ValueError, match="trials/control/1 does not say how it was trained"):
         run_study(PLAN, out, quiet=True)
 
 

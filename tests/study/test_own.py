@@ -80,7 +80,7 @@ def test_names_are_short_in_sentences_and_safe_and_apart_in_folders():
         ("own_block.py", ValueError, "Write own_block.py:CLASS. It has: MyBlock, Unused"),
         ("own_block.py::MyBlock", ValueError, "want FILE.py:CLASS"),
         ("own_block.ipynb:MyBlock", ValueError, "is a notebook"),
-        ("own_block.py:NoModule", ValueError, "is a class, but no torch.nn.Module"),
+        ("own_block.py:NoModule", ValueError, "is a class, but not a torch.nn.Module"),
         ("own_block.py:MyBlock(redction=2)", TypeError, "Did you mean reduction?"),
         ("own_block.py:MyBlock(reduction=[)", ValueError, "cannot read"),
         (

@@ -217,8 +217,8 @@ def test_it_is_judged_at_one_size_and_without_weights_of_classes(study):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("own_task.py:NoTask", ValueError, "own_task.py:NoTask is no task: want a class that inherits from"),
-        ("own_task.py:Regresion", ValueError, "own_task.py:Regresion is no task"),
+        ("own_task.py:NoTask", ValueError, "own_task.py:NoTask is not a task: want a class that inherits from"),
+        ("own_task.py:Regresion", ValueError, "own_task.py:Regresion is not a task"),
         ("own_task.py:Silent", ValueError, "own_task.py:Silent does not say metric and words"),
         ("own_task.py", ValueError, "which class of own_task.py"),
         ("missing.py:Task", FileNotFoundError, "missing.py"),

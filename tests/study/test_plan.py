@@ -146,14 +146,14 @@ def test_refuses_what_it_cannot_read(entry, message):
 def test_refuses_what_is_no_plan(tmp_path, text):
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"study.yaml is no"):
+    with pytest.raises(ValueError, match=r"study.yaml is not"):
         Plan.load(path)
     with pytest.raises(FileNotFoundError, match="no plan at"):
         Plan.load(tmp_path / "other.yaml")
 
 
 def test_refuses_the_same_candidate_twice():
-    with pytest.raises(ValueError, match="position_attention: the same candidate twice"):
+    with pytest.raises(ValueError, match="position_attention: the same candidate is named twice"):
         Plan("scenes:lookup", ("pam", "position_attention")).resolved()
 
 
@@ -171,17 +171,17 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b i
         (f"data: x\nblocks: cbam\n{DEEP}\n", "is flat"),
         ("data: x\nblocks: cbam\nseeds: 1000000000\n", "seeds must be an integer from 1 to 1000, got 1000000000"),
         (f"data: x\nblocks: cbam\nsteps: {'9' * 400}\n", "steps must be a whole number"),
-        (f"data: x\nblocks: cbam\nsteps: {'9' * 9000}\n", "no YAML of a plan"),
+        (f"data: x\nblocks: cbam\nsteps: {'9' * 9000}\n", "not the YAML of a plan"),
         ("data: x\nblocks: cbam\nsteps: 0x" + "f" * 9000 + "\n", "steps must be a whole number"),
         ("data: x\nblocks: cbam\nlr: 1e9999\n", "lr must be"),
         (f"data: x\nblocks: {','.join(['cbam'] * 3000)}\n", "blocks must be at most 500, got 3001"),
         (f"data: x\nblocks: cbam\n{'x' * 500}: 1\n", "has an entry 'xxx"),
-        ("data: x\nblocks: cbam\nsteps: 4\nsteps: 40\n", "'steps' is there twice"),
-        ("data: x\nblocks: cbam\n? [a, b]\n: 1\n", "no YAML of a plan"),
-        ("data: x\nblocks: cbam\nsteps: !!python/object/apply:os.system [ls]\n", "no YAML of a plan"),
+        ("data: x\nblocks: cbam\nsteps: 4\nsteps: 40\n", "'steps' is named twice"),
+        ("data: x\nblocks: cbam\n? [a, b]\n: 1\n", "not the YAML of a plan"),
+        ("data: x\nblocks: cbam\nsteps: !!python/object/apply:os.system [ls]\n", "not the YAML of a plan"),
         ("data: x\nblocks: cbam\nsize: {a: 1}\n", "size must be height and width"),
         ("data: x\nblocks: cbam\nsteps: 2020-01-01\n", "steps must be a whole number"),
-        ("\xff\xfe", "no YAML of a plan"),
+        ("\xff\xfe", "not the YAML of a plan"),
     ],
     ids=range(18),
 )

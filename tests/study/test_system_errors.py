@@ -146,6 +146,6 @@ def test_a_finished_trial_without_its_configuration_is_not_gone_on_with(fake, sp
     path.unlink()
     if spoil != "unlink":
         path.write_text({"empty": "", "list": "[]", "other": "{}"}[spoil])
-    with pytest.raises(ValueError, match="trials/control/1 says nowhere how it was trained"):
+    with pytest.raises(ValueError, match="trials/control/1 does not say how it was trained"):
         run_study(PLAN, out, quiet=True)
     assert load(out).complete

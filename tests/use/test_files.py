@@ -130,7 +130,7 @@ def test_nothing_of_another_image_is_written_over(tmp_path, opened):
     predict_files(opened, [tmp_path / "a/x.png"], out)
     predict_files(opened, [tmp_path / "a/x.png"], out)
     before = (out / "x_labels.png").read_bytes()
-    with pytest.raises(ValueError, match=r"x_labels\.png is there already and of .*a/x\.png: give another folder for"):
+    with pytest.raises(ValueError, match=r"x_labels\.png exists already and of .*a/x\.png: give another folder for"):
         predict_files(opened, [tmp_path / "b/x.png"], out)
     (out / "predictions.jsonl").unlink()
     with pytest.raises(ValueError, match="not of this command"):
@@ -140,7 +140,7 @@ def test_nothing_of_another_image_is_written_over(tmp_path, opened):
     own.parent.mkdir()
     Image.fromarray(COLOUR).save(own)
     Image.fromarray(COLOUR).save(tmp_path / "c/y.png")
-    with pytest.raises(ValueError, match=r"y_overlay\.jpg is there already and not of this command"):
+    with pytest.raises(ValueError, match=r"y_overlay\.jpg exists already and not of this command"):
         predict_files(opened, [tmp_path / "c/y.png", own], tmp_path / "c")
 
 
@@ -187,7 +187,7 @@ def test_weights_for_a_name(tmp_path, opened):
         open_network("cgnet", num_classes=3, weights=tmp_path / "w.pth")
     with pytest.raises(ValueError, match="the name of a network without weights"):
         open_network("danet_resnet50_d8")
-    with pytest.raises(ValueError, match="weights are for the name of a network, nowhere is none"):
+    with pytest.raises(ValueError, match="weights go with the name of a network; nowhere is not one"):
         open_network("nowhere", weights=tmp_path / "w.pth")
 
 
@@ -237,6 +237,6 @@ def test_wide_numbers_are_white_where_the_data_of_the_trial_were(opened, tmp_pat
 def test_classes_of_others_stay(opened, tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "x.png")
     (tmp_path / "classes.txt").write_text("n01440764 tench\n")
-    with pytest.raises(ValueError, match=r"classes.txt is there already and has other classes"):
+    with pytest.raises(ValueError, match=r"classes.txt exists already and has other classes"):
         predict_files(opened, [tmp_path / "x.png"], tmp_path)
     assert (tmp_path / "classes.txt").read_text() == "n01440764 tench\n"

@@ -207,7 +207,7 @@ def find_own(address: Address, more: Mapping[str, Any] | None = None, *, source:
     if isinstance(make, nn.Module):
         raise ValueError(f"{where}:{name} is a module that is built already: give its class, {type(make).__name__}")
     if isinstance(make, type) and not issubclass(make, nn.Module):
-        raise ValueError(f"{where}:{name} is a class, but no torch.nn.Module.{_classes_of(module, name)}")
+        raise ValueError(f"{where}:{name} is a class, but not a torch.nn.Module.{_classes_of(module, name)}")
     given = {**address.options, **(more or {})}
     _check_options(name, make, given)
     return Target(name, make, given, _channels_argument(make, given))

@@ -143,7 +143,7 @@ def _kind_and_path(spec: str, root: str | Path | None = None) -> tuple[str, Path
     path = Path(root or ".", Path(spec).expanduser()) if plain else path
     if not path.exists():
         if plain and spec in KINDS:
-            raise FileNotFoundError(f"{spec} is where? Want {spec}:PATH")
+            raise FileNotFoundError(f"{spec} needs a path: {spec}:PATH")
         raise FileNotFoundError(
             f"no data called {cut(shown(spec), 40)!r}{_nearest(spec)}; want a folder, scenes:lookup, or one of "
             f"{', '.join([*KINDS][2:])} with :PATH"

@@ -240,7 +240,7 @@ class _Reader:
         of_masks = [name for name in self.folders if name.lower() in _OF_MASKS]
         if len({name.lower() in _MASKS for name in of_masks}) == 2:
             raise ValueError(
-                f"{cut(shown(str(train)), 80)} holds images and masks ({listed(of_masks, 50)}), which are no classes. "
+                f"{cut(shown(str(train)), 80)} holds images and masks ({listed(of_masks, 50)}), which are not classes. "
                 "Want folder:PATH, or a folder for each class"
             )
         if len(self.folders) < 2:
@@ -278,7 +278,7 @@ class _Reader:
             self.notes.append(f"{counted(deep, 'image')} of {where} in sub-folders of the class folders.")
         if unread:
             kinds = ", ".join(f"{shown(kind)} {grouped(count)}" for kind, count in unread.most_common(5))
-            self.notes.append(f"files of {where} that are no images, not read: {kinds}.")
+            self.notes.append(f"files of {where} that are not images, not read: {kinds}.")
         if loose := [path for path in sorted(folder.iterdir()) if _is_image(path)]:
             names = listed([shown(path.name) for path in loose], 50)
             if len(loose) > len(files):

@@ -33,7 +33,7 @@ class Ablations:
     """What came of every image, by what the block did without; as text, a table of changed predictions.
 
     Attributes:
-        block: Registered name, or the class of a module that is no block of the registry; of several all names.
+        block: Registered name, or the class of a module that is not a block of the registry; of several all names.
         counts: ``(images, 3)`` by kind: predictions, those that differ from the full network's, and of these those that
             also differ from it when the block is off.
         kept: What ``judge`` made of every image, by kind; empty without one.
@@ -199,7 +199,7 @@ def _names(network: nn.Module, block: str | Sequence[str] | None) -> list[str]:
         if name not in there:
             find_block(network, name)  # says what there is
     if not names:
-        raise ValueError("want the name of a block at least, got none")
+        raise ValueError("name at least one block, got none")
     return names
 
 

@@ -23,7 +23,7 @@ from lookfar.diagnostics.maps import inner_block, query_size, why_no_maps
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention_weights
 
-NO_DOT_PRODUCT = "its weights are no softmax of dot products of queries and keys"
+NO_DOT_PRODUCT = "its weights are not a softmax of dot products of queries and keys"
 
 
 @dataclass(frozen=True)

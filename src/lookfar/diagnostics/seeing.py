@@ -153,7 +153,7 @@ def _seen(
     elif not reason and isinstance(block, TokenAttention):
         return _seen_tokens(name, block, inputs[-1], of_image, sizes)
     elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
-        reason = "its input is no feature map (B, C, H, W)"
+        reason = "its input is not a feature map (B, C, H, W)"
     if reason:
         return Seen(name, known, block, of_image, reason=reason)
     x = inputs[-1]

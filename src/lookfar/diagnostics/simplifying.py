@@ -36,17 +36,17 @@ def why_not_simple(module: nn.Module) -> str:
     >>> why_not_simple(create_block("criss_cross", 16))
     'criss_cross cannot become one map: nonlocal, disentangled_nonlocal and position_attention can'
     >>> why_not_simple(create_block("nonlocal", 16, mode="dot_product"))
-    "nonlocal: its weights are no softmax (normalization='none')"
+    "nonlocal: its weights are not a softmax (normalization='none')"
     """
     try:
         block: Any = inner_block(module)
     except ValueError:
-        return f"{type(module).__name__} is no block of the registry: {', '.join(SIMPLIFIED)} can become one map"
+        return f"{type(module).__name__} is not a block of the registry: {', '.join(SIMPLIFIED)} can become one map"
     name = block_info(block).name
     if name not in SIMPLIFIED:
         return f"{name} cannot become one map: {', '.join(SIMPLIFIED[:-1])} and {SIMPLIFIED[-1]} can"
     if block.normalization != "softmax" and getattr(block, "terms", "") != "unary":
-        return f"{name}: its weights are no softmax (normalization={block.normalization!r})"
+        return f"{name}: its weights are not a softmax (normalization={block.normalization!r})"
     if block.subsample > 1 and block.subsample_order == "after":
         return f"{name}: keys and values are pooled after their convolutions, which one pooled vector cannot be"
     if block.norm is not None and getattr(block.norm, "running_mean", None) is None:

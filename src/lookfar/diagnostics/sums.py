@@ -16,8 +16,8 @@ from torch import Tensor
 
 SUMS_TO_ONE = 1e-3  # how far the sum of a row may be from 1 in half precision
 
-BOTH_SIGNS = "weights of both signs are no distribution"
-OTHER_SUMS = "weights that do not sum to 1 are no distribution"
+BOTH_SIGNS = "weights of both signs are not a distribution"
+OTHER_SUMS = "weights that do not sum to 1 are not a distribution"
 NOT_FINITE = "weights that are not finite"
 OF_NO_MAP = ("distance_uniform", "label_chance", "boundary_chance")  # what maps are compared with
 

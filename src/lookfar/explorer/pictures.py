@@ -56,7 +56,7 @@ def read_picture(name: str, content: bytes) -> Picture:
 
     >>> read_picture("notes.txt", b"no image")
     Traceback (most recent call last):
-    ValueError: notes.txt is no image that is read here: want PNG, JPEG, WEBP, BMP, TIFF or GIF
+    ValueError: notes.txt is not an image that can be read here: want PNG, JPEG, WEBP, BMP, TIFF or GIF
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -77,6 +77,6 @@ def read_picture(name: str, content: bytes) -> Picture:
             )
     except (UnidentifiedImageError, Image.DecompressionBombError):
         wanted = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ValueError(f"{name} is no image that is read here: want {wanted}") from None
+        raise ValueError(f"{name} is not an image that can be read here: want {wanted}") from None
     except (OSError, SyntaxError, EOFError):  # Pillow's words for a damaged file
         raise ValueError(f"{name} is damaged: it cannot be decoded") from None

@@ -127,7 +127,7 @@ def load(host: nn.Module, path: str | Path, *, blocks: Blocks | None = None) -> 
             metadata = json.loads((file.metadata() or {}).get("lookfar", "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no file of lookfar.save: {error}") from error
+        raise ValueError(f"{path} was not written by lookfar.save: {error}") from error
     if not metadata or metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} does not say what was inserted, as lookfar.save writes it: insert by hand, then load_state_dict; "

@@ -161,7 +161,9 @@ def _places(
         stage = network.get_submodule(name)
         inside = branch_ends(stage) if position == "branch" else blocks_of(stage, hidden)
         if not inside:
-            raise ValueError(f"{name} ({type(stage).__name__}) is no stage of several blocks: position='last' fits it")
+            raise ValueError(
+                f"{name} ({type(stage).__name__}) is not a stage of several blocks: position='last' fits it"
+            )
         places |= {f"{name}.{own}": name for own in inside}
     return places
 

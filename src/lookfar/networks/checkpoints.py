@@ -222,7 +222,7 @@ def _configured(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
         return {}
     for part in ("backbone", "decode_head", "auxiliary_head"):
         if (unread := unread_in(model.get(part), f"model.{part}")) is not None:
-            raise ValueError(f"its configuration would have to be run: {unread[0]}={unread[1]}")
+            raise ValueError(f"its configuration would have to be executed: {unread[0]}={unread[1]}")
     found = arguments_of(model)
     if found["name"] != name:
         raise ValueError(f"its configuration is of {found['name']}, its weights are of {name}")

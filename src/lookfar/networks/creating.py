@@ -229,7 +229,7 @@ def _of_no_head(name: str, given: Mapping[str, Any], own: Collection[str]) -> No
     """Refuse what a network does not have that is no head on a backbone."""
     defaults = {what: p.default for what, p in inspect.signature(create_network).parameters.items()}
     if other := [what for what, value in given.items() if what not in own and value != defaults[what]]:
-        raise ValueError(f"{name} is no head on a backbone and has no {other[0]}")
+        raise ValueError(f"{name} is not a head on a backbone and has no {other[0]}")
 
 
 def _block(name: str) -> str | None:

@@ -231,7 +231,7 @@ def framed(block: str) -> Plan:
     """
     info = block_info(block)
     if info.kind != "context":
-        raise ValueError(f"{info.name} is no block that keeps the shape of a map: it cannot be a head")
+        raise ValueError(f"{info.name} is not a block that keeps the shape of a map: it cannot be a head")
     return Plan(info.title, info.paper, _around(info.name), concat=True, keys=())
 
 

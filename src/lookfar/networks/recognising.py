@@ -125,7 +125,9 @@ def _backbone(state: State) -> dict[str, Any]:
     bottleneck = "layer1.0.conv3.weight" in state
     depth = _DEPTHS.get((*counts, bottleneck))
     if depth is None or "layer1.0.conv1.weight" not in state:
-        raise ValueError(f"its backbone is no ResNet that is built here: {some_prefixes(state) or 'it has no keys'}")
+        raise ValueError(
+            f"its backbone is not a ResNet that can be built here: {some_prefixes(state) or 'it has no keys'}"
+        )
     deep = "conv1.0.weight" in state
     stem = state.get("conv1.0.weight" if deep else "conv1.weight")
     if stem is None or "layer2.0.downsample.2.weight" in state:

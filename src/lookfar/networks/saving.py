@@ -102,13 +102,13 @@ def read_folder(source: str | Path, *, revision: str | None = None) -> tuple[dic
         folder = _downloaded(str(source), revision)
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{source} holds no {CONFIG} with {WEIGHTS}: want what save_pretrained wrote")
+        raise ValueError(f"{source} holds no {CONFIG} with {WEIGHTS}: want a folder that save_pretrained wrote")
     try:
         config = _read(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError):
         config = None
     if not isinstance(config, dict) or "name" not in config:
-        raise ValueError(f"{path} is no configuration of a network of ours")
+        raise ValueError(f"{path} is not a configuration of one of our networks")
     return config, folder / WEIGHTS
 
 

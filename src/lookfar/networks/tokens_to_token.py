@@ -284,7 +284,7 @@ def seen_in_tokens(state: State) -> dict[str, Any] | None:
     bands = state[f"{first}norm1.weight" if f"{first}norm1.weight" in state else f"{first}ln1.weight"].shape[0] // 49
     N, channels = table.shape[1] - 1, table.shape[2]
     if math.isqrt(N) ** 2 != N:
-        raise ValueError(f"its positions are of {N} tokens, which are no square grid")
+        raise ValueError(f"its positions are of {N} tokens, which do not form a square grid")
     body = "encoder" if any(key.startswith("encoder.") for key in state) else "blocks"
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(f"{body}."))
     hidden = next(v for k, v in state.items() if k in (f"{body}.0.mlp.fc1.weight", f"{body}.0.ffn.layers.0.0.weight"))

@@ -230,7 +230,7 @@ class _Work:
         found = [replace(one, place=find_place(self.network, str(one.place))) for one in found]
         names = [str(one) for one in found]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)}: the same candidate twice")
+            raise ValueError(f"{', '.join(twice)}: the same candidate is named twice")
         if not names:
             raise ValueError("name at least one block, as in --blocks nonlocal,global_context")
         sizes = {name: self._parameters(name) for name in names}

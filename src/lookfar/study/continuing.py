@@ -64,7 +64,7 @@ def begun_trials(study: Path, *, strict: bool = True) -> list[Begun]:
             if not strict:
                 continue
             raise ValueError(
-                f"{where} says nowhere how it was trained: put its config.json back, or delete the folder"
+                f"{where} does not say how it was trained: put its config.json back, or delete the folder"
             ) from None
         if trial_folder(study, one.candidate, one.seed) != folder:
             raise ValueError(f"{where} holds {one}, which belongs elsewhere: move it back")

@@ -206,7 +206,7 @@ class Plan:
         choice("norm", self.norm, (None, "batch"))
         names = [str(Candidate.parse(text)) for text in self.blocks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)}: the same candidate twice")
+            raise ValueError(f"{', '.join(twice)}: the same candidate is named twice")
         names = [name for name in names if not is_reference(name)]
         from lookfar.data import EMBEDDED, usual
 

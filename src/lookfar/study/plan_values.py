@@ -27,16 +27,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     with path.open("rb") as file:
         content = file.read(PLAN_BYTES + 1)
     if len(content) > PLAN_BYTES:
-        raise ValueError(f"{where} is no plan: it has more than {PLAN_BYTES // 1000} kB")
+        raise ValueError(f"{where} is not a plan: it has more than {PLAN_BYTES // 1000} kB")
     try:
         values = _flat(content.decode())
     except (
         yaml.YAMLError,
         ValueError,
     ) as error:  # an integer of 5000 digits and bytes that are no text are ValueErrors
-        raise ValueError(f"{where} is no YAML of a plan: {shorten(' '.join(str(error).split()), 120)}") from None
+        raise ValueError(f"{where} is not the YAML of a plan: {shorten(' '.join(str(error).split()), 120)}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is no plan: want lines of `name: value`, as in `data: scenes:lookup`")
+        raise ValueError(f"{where} is not a plan: want lines of `name: value`, as in `data: scenes:lookup`")
     return values
 
 
@@ -62,7 +62,7 @@ def _flat(text: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = [key.value for key, _ in node.value]
             if twice := next((name for name in names if names.count(name) > 1), None):
-                raise ValueError(f"{twice!r} is there twice")
+                raise ValueError(f"{twice!r} is named twice")
             return super().construct_mapping(node, deep)
 
     loader = Loader(text)

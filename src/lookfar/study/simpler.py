@@ -131,7 +131,7 @@ class Work:
             raise ValueError(reason)
         every = [options_of(module) for module in modules]
         if any(options != every[0] for options in every):
-            raise ValueError(f"{called} stands at {len(every)} places of different width: one at a time, please")
+            raise ValueError(f"{called} stands at {len(every)} places of different width: name one at a time")
         self.options = {name: value for name, value in every[0].items() if name != "dims"}
         self.inputs = self._inputs(data.train, images)
         self.unseen = self._inputs(data.val, min(images, 32))

@@ -111,7 +111,7 @@ def refuse(out: Path, to: To, steps: int) -> None:
         ValueError: One of these.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: give another --out, nothing is overwritten")
+        raise ValueError(f"{out} exists already: give another --out, nothing is overwritten")
     if to == "global_context" and not steps:
         raise ValueError("global_context has a norm and a ReLU inside, so it is learned, not copied: give --steps 300")
 

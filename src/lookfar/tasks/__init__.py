@@ -55,7 +55,7 @@ def find_task(text: str, source: "Source | None" = None, **options: Any) -> Task
     for part in address.name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"{address} is no task: want a class that inherits from lookfar.tasks.Task")
+        raise ValueError(f"{address} is not a task: want a class that inherits from lookfar.tasks.Task")
     if missing := [what for what in ("metric", "words") if not hasattr(found, what)]:
         raise ValueError(f"{address} does not say {' and '.join(missing)}: lookfar.tasks.Task says what these are")
     return _made(found, {**address.options, **options})

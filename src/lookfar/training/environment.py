@@ -41,7 +41,7 @@ def launch(settings: Settings) -> "Fabric":
             devices = int(os.environ["LOCAL_WORLD_SIZE"])
             nodes = int(os.environ["WORLD_SIZE"]) // devices
         if settings.precision == "16-mixed" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-            raise ValueError("precision 16-mixed needs a GPU, and none is here; want bf16-mixed or 32-true")
+            raise ValueError("precision 16-mixed needs a GPU, and there is none here; want bf16-mixed or 32-true")
         try:
             fabric = Fabric(
                 accelerator=settings.accelerator,

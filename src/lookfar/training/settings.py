@@ -89,5 +89,5 @@ class Settings:
                 "precision",
                 self.precision,
                 [p for p in PRECISIONS if p != "16-mixed"],
-                why="there is no such thing on a CPU",
+                why="a CPU cannot do it",
             )

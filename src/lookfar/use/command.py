@@ -90,7 +90,7 @@ def evaluate_command(
             raise ValueError(f"{given[0]} is as the trial's plan has it; --val reads other data")
         judged = opened.data
     elif data is None:
-        raise ValueError(f"on what is {network} to be judged? --data PATH says it")
+        raise ValueError(f"evaluating {network} needs data: give --data PATH")
     else:
         white = {} if opened.peak is None else {"white": opened.peak}
         reading, notes = _reduced(opened, {**_as_trained(opened), **{k: v for k, v in reading.items() if v}})

@@ -47,7 +47,7 @@ def predict_files(
     classes = "".join(lines)
     _refuse_others(names, out)
     if (known := out / "classes.txt").exists() and known.read_text(encoding="utf-8", errors="replace") != classes:
-        raise ValueError(f"{known} is there already and has other classes: give another folder")
+        raise ValueError(f"{known} exists already and has other classes: give another folder")
     out.mkdir(parents=True, exist_ok=True)
     save(legend(opened.classes, opened.palette), out / "legend.png")
     (out / "classes.txt").write_text(classes, encoding="utf-8")
@@ -114,4 +114,4 @@ def _refuse_others(names: dict[Path, str], out: Path) -> None:
         for result in (out / f"{name}_labels.png", out / f"{name}_overlay.jpg"):
             if result.exists() and known.get(name) != str(path.resolve()):
                 of = f"of {known[name]}" if name in known else "not of this command"
-                raise ValueError(f"{result} is there already and {of}: give another folder for {path}")
+                raise ValueError(f"{result} exists already and {of}: give another folder for {path}")

@@ -100,7 +100,7 @@ def _of_name(name: str, num_classes: int | None, weights: str | Path) -> Any:
     from lookfar.weights import load
 
     if not _is_name(name):
-        raise ValueError(f"weights are for the name of a network, {name} is none{_near(name)}")
+        raise ValueError(f"weights go with the name of a network; {name} is not one{_near(name)}")
     network = create_network(name, num_classes)
     load(network, Path(weights))
     if network.preprocessing == Preprocessing():
