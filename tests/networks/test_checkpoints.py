@@ -298,7 +298,7 @@ def hrnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ("change", "message"),
     [
         (hrnet, "its backbone is an HRNet, which is not built here: ResNets are"),
-        (lambda s: {k: v for k, v in s.items() if "layer3.1" not in k}, "backbone is not a ResNet that can be built here"),
+        (lambda s: {k: v for k, v in s.items() if "layer3.1" not in k}, "backbone is not a ResNet that can be built"),
         (lambda s: {**s, "decode_head.c1_bottleneck.conv.weight": torch.zeros(1)}, r"its head is DeepLabV3\+, which"),
         (lambda s: {k: v for k, v in s.items() if "conv_cat" not in k}, "its head is none that is built here: it hol"),
         (lambda s: {k.replace("backbone", "encoder"): v for k, v in s.items()}, "backbone is not a ResNet"),
