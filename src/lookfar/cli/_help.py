@@ -91,7 +91,7 @@ def explained(param: Any) -> str:
     if param.required and param.param_type_name != "argument":
         return f"{said} [required]"
     default = param.default
-    if is_switch(param) or default in (None, (), []) or callable(default):
+    if is_switch(param) or default in (None, "", (), []) or callable(default):
         return said  # what fits the data or the network says so in its own words
     return f"{said} [default: {default}]"
 

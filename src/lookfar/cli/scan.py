@@ -65,7 +65,9 @@ def scan(
     ] = None,
     output_stride: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Stride of its last feature map: 8, 16 or 32.", rich_help_panel=NETWORK),
+        typer.Option(
+            metavar="N", help="Stride of its last map: 8, 16 or 32. [default: a study's]", rich_help_panel=NETWORK
+        ),
     ] = None,
     host_steps: Annotated[
         int | None,
