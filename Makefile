@@ -111,7 +111,7 @@ format: $(VENV)/.dev ## Put the code into the house style
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 insertion-table: $(VENV)/.dev ## Ask every block what may be done to a network with it, and write the table of docs/insertion.md
-	@$(BIN)/python tests/insertion/matrix.py --jobs 2
+	@$(BIN)/python tests/insertion/matrix.py --jobs 2 $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 blocks-docs: $(VENV)/.user ## Write the README's count of blocks, docs/blocks and the list of `lookfar blocks` from the code
 	@$(BIN)/python -m lookfar.blocks._catalogue

@@ -1,26 +1,16 @@
-"""The questions of `make insertion-table`, for four blocks of each family; the command asks them of every block."""
+"""The questions of `make insertion-table`, for four blocks; the command asks them of every block."""
 
 import pytest
-from insertion.matrix import POSITIONS, QUESTIONS, TOGETHER, ask
+from insertion.matrix import POSITIONS, QUESTIONS, SLOW, TOGETHER, ask, cells_of, table
 
-from lookfar.blocks import block_info, list_blocks
-
-FAMILIES = sorted({block_info(name).family for name in list_blocks(kind="context")})
-OF_EACH = [
-    name
-    for family in FAMILIES
-    for name in [name for name in list_blocks(kind="context") if block_info(name).family == family][:4]
-]
 BLOCKS = ("nonlocal", "criss_cross", "squeeze_excitation", "expectation_maximization")
 PAIRS = [(block, position) for block in BLOCKS for position in POSITIONS]
-APART = {"checkpointed", "onnx", "exported"}  # asked of fewer: seconds each
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("block", sorted({*OF_EACH, *BLOCKS}))
-@pytest.mark.parametrize("question", [question for question in QUESTIONS if question not in APART | TOGETHER.keys()])
+@pytest.mark.parametrize(("block", "position"), PAIRS)
+@pytest.mark.parametrize("question", [question for question in QUESTIONS if question not in {*SLOW, *TOGETHER}])
 def test_question(question: str, block: str, position: str) -> None:
     ask(question, block, position)
 
@@ -35,8 +25,19 @@ def test_question_to_other_processes(question: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("block", "position"), [("nonlocal", "last"), ("squeeze_excitation", "branch")])
-@pytest.mark.parametrize("question", sorted(APART))
+@pytest.mark.parametrize("question", sorted(SLOW))
 def test_slow_question(question: str, block: str, position: str) -> None:
     if question == "onnx":
         pytest.importorskip("onnxruntime", reason="ONNX needs `pip install lookfar[onnx]`")
     ask(question, block, position)
+
+
+def test_columns_that_are_not_asked_stay():
+    every = dict.fromkeys(QUESTIONS, "yes")
+    whole = table({f"{block}@{position}": {**every, "onnx": "no way"} for block, position in PAIRS})
+    quick = {question: "yes" for question in QUESTIONS if question not in SLOW}
+    again = table({f"{block}@{position}": quick for block, position in PAIRS}, cells_of(whole))
+    assert again == whole.split("\n\n")[0]
+    quick["fx"] = "ValueError"
+    changed = table({f"{block}@{position}": quick for block, position in PAIRS}, cells_of(whole))
+    assert changed.split("\n\n")[0] != again

@@ -34,8 +34,8 @@ def test_a_measured_step_says_how_long_a_trial_takes(monkeypatch):
     data, threads = tiny_data(), torch.get_num_threads()
     found = timing.expected_seconds(["a", "b"], lambda name: Slow(0.05 if name == "a" else 0.1), PLAN, data)
     # 100 steps, and 3 times 10 images in batches of 4
-    assert 5.3 < found["a"] < 12
-    assert found["b"] > 1.4 * found["a"]
+    assert found["a"] > 5.3  # and more on a busy machine
+    assert found["b"] > 10.6
     assert torch.get_num_threads() == threads
     nothing = [replace(PLAN, steps=10), replace(PLAN, accelerator="cuda"), replace(PLAN, devices=2)]
     assert all(timing.expected_seconds(["a"], lambda _: Slow(0), plan, data) == {} for plan in nothing)
