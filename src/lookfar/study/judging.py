@@ -19,7 +19,7 @@ from lookfar.study.measured import measure
 from lookfar.study.prospects import once
 from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.told import Told
-from lookfar.study.verdicts import Terms, against_control, judge, off_and_constant, trained_once, which_is_best
+from lookfar.study.verdicts import SHORT, Terms, against_control, judge, off_and_constant, trained_once, which_is_best
 from lookfar.study.words import points, thousands
 from lookfar.tasks import Task
 
@@ -251,7 +251,8 @@ def _came_in(name: str, done: Sequence[Trial], reach: float | None) -> str:
         return f"did not come in under {len(out)} of {len(added)} seeds: it added less than 2 % to its input at the end"
     most = max(out)
     added_at_most = f" (at the end it added {100 * most:.1f} % to its input)" if most >= 0.001 else ""
-    short = f"; the learning rates of all steps sum up to {reach:.2g} alone" if reach is not None and reach < 1 else ""
+    low = reach is not None and reach < SHORT
+    short = f"; the learning rates of all steps sum up to {reach:.2g} alone" if low else ""
     return f"never came in{added_at_most}: {ABOUT_THE_GATE}{short}"
 
 

@@ -10,6 +10,7 @@ from lookfar._tables import shorten
 from lookfar.study.candidates import Candidate
 from lookfar.study.groups import groups_of
 from lookfar.study.plan import Plan
+from lookfar.study.verdicts import SHORT
 
 if TYPE_CHECKING:
     from lookfar.data import Data
@@ -106,7 +107,7 @@ def preflight(
     task.check_batch((plan.batch_size or 1) // plan.devices)
     check_host(plan, data)
     reach = learning_rate_sum(plan.settings())
-    if reach < 1 and plan.blocks:
+    if reach < SHORT and plan.blocks:
         how = "" if plan.optimizer == "adamw" else ", times its gradient"
         note(
             f"The learning rates of all steps sum up to {reach:.2g}: a factor that starts at 0 and lets a block in "

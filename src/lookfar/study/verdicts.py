@@ -11,6 +11,7 @@ from lookfar.study.prospects import Needed, Once, seeds_needed
 from lookfar.study.words import ends, percent, plus_minus, points, signed, signed_plus_minus
 from lookfar.tasks import Words
 
+SHORT = 0.5  # learning rates that sum up to less may be too little for gates: in ``scenes:match`` .6 is enough
 FEW_GROUPS = 4  # up to here the interval of seeds alone is reported beside the whole one
 
 Word = Literal[
