@@ -38,6 +38,7 @@ NUMBERS = "tests/diagnostics/test_statistics.py"
 SAMPLES = "tests/diagnostics/test_samples.py"
 WEIGHTS = "tests/weights/test_names.py"
 GOLDENS = "tests/test_goldens.py"
+SCAN = "tests/scan/test_scan.py"
 CLASSIFIED = "tests/test_classification.py"
 CLASSIFIERS = "tests/networks/test_classification.py"
 UNCHANGED = "tests/insertion/test_unchanged.py"
@@ -422,4 +423,14 @@ MUTANTS = [
            "tests/study/test_ladder.py", "each rung of a ladder is a comparison by itself"),
     Mutant("insight/two_steps.py", "other.diagonal(dim1=1, dim2=2).fill_(-torch.inf)", "pass",
            "tests/insight/test_two_steps.py", "the own position counts twice in a cross"),
+    Mutant("insight/subjects.py", "same = not images and (data is None or _names(shown) == theirs)", "same = True",
+           "tests/insight/test_inspect.py", "a plan's pattern groups images of other names"),
+    Mutant("scan/features.py", "register_forward_hook(see, prepend=True)", "register_forward_hook(see)", SCAN,
+           "a block is applied twice to what is cached behind it"),
+    Mutant("scan/features.py", "torch.allclose(got, wanted, atol=1e-5)", "True", SCAN,
+           "a network that skips past a place is fed zeros"),
+    Mutant("scan/scanning.py", "if group < end)", "if group <= end)", SCAN,
+           "what seeds do not tell from nothing leads to a study"),
+    Mutant("study/simpler.py", 'if to == "average" and mask is not None', 'if to == "none" and mask is not None',
+           "tests/study/test_simplified.py", "an average that is taught becomes one map for all queries"),
 ]  # fmt: skip

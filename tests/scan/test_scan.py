@@ -126,7 +126,7 @@ def test_the_command_tells_all_and_ends_with_a_study(run, home):
     assert "no forecast of a training" in out
     *_, last = out.splitlines()
     assert shlex.split(last)[:2] == ["lookfar", "study"]
-    assert shlex.split(last)[3:] == ["--blocks", "nonlocal@backbone.layer4"]
+    assert shlex.split(last)[3:] == ["--blocks", "nonlocal@backbone.layer4", "--seeds", "3"]
     assert Path(shlex.split(last)[2]).resolve() == home
     held = json.loads((home / "there/scan.json").read_text())
     assert {row["candidate"] for row in held["rows"]} >= {"nothing", "nonlocal@backbone.layer4"}
@@ -172,4 +172,5 @@ def test_leaders_are_blocks_that_are_better_than_nothing():
         return Scan(Path(), Path(), "", "", rows, 0.1, 1, 1, 1, 1, None).leaders
 
     assert of(("control", 1), ("a@x", 1), ("b@x", 1), ("c@x", 2), ("nothing", 3), ("d@x", 4)) == ("a@x", "c@x")
+    assert of(("a@x", 1), ("nothing", 2), ("b@x", 2)) == ("a@x",)
     assert of(("nothing", 1), ("a@x", 2), ("b@x", 3)) == ("a@x",)

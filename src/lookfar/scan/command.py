@@ -109,7 +109,7 @@ def lines_of(found: Scan) -> str:
     if found.leaders:
         blocks = ",".join(found.leaders)
         lines += ["", "Next, leaders and the control in full trainings:"]
-        lines.append(f"  lookfar study {shlex.quote(str(found.study))} --blocks {shlex.quote(blocks)}")
+        lines.append(f"  lookfar study {shlex.quote(str(found.study))} --blocks {shlex.quote(blocks)} --seeds 3")
     return "\n".join(lines)
 
 
