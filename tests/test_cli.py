@@ -241,7 +241,7 @@ def test_cost_as_json(run):
 
 def test_cost_grows(run, monkeypatch):
     small = functools.partial(growth, sizes=[(16, 16), (24, 24), (32, 32)])
-    monkeypatch.setattr("lookfar.cost.tables.growth", small)
+    monkeypatch.setattr("lookfar.cost.printing.growth", small)
     code, out, _ = run("cost", "position_attention", "--size", "6x5", "--channels", "8", "--grow")
     lines = out.splitlines()
     assert code == 0

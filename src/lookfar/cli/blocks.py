@@ -82,7 +82,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Measure parameters, FLOPs, time and peak memory of blocks. Example: lookfar cost criss_cross --size 97x97"""
-    from lookfar.cost.tables import print_costs
+    from lookfar.cost.printing import print_costs
 
     print_costs(names, size, channels=channels, grow=grow, backward=backward, device=device, as_json=as_json)
 
