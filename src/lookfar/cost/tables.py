@@ -19,7 +19,7 @@ def cost_table(costs: Sequence[Any]) -> Shown:
 
 
 def growth_table(grown: Any) -> Shown:
-    """The points of a :class:`~lookfar.cost.Growth` and its exponents beside the formulas that the block declares, as text."""
+    """The points of a ``Growth`` and its exponents beside the formulas that the block declares, as text."""
     rows = [(by_size(p.size), math.prod(p.size), p.flops / 1e9, p.latency_ms, p.memory_mb) for p in grown.points]
     heads, lines = ["size", "N", "GFLOP", "time ms", "memory MB"], []
     conditions = f"{grown.name}: {_conditions(grown.points[0])}"
