@@ -133,8 +133,8 @@ def counted() -> str:
     by_code = sum(not info.verified[0].startswith("equations") for info in infos)
     line = (
         f"{len(infos)} blocks: {by_code} give the same numbers as their authors' code or its best-known port, "
-        f"gradients included; the other {len(infos) - by_code}, without published code, the same as a float64 loop over "
-        "their equations."
+        f"gradients included; the other {len(infos) - by_code}, without published code, the same as a float64 loop "
+        "over their equations."
     )
     return textwrap.fill(line, 120)
 
