@@ -43,6 +43,7 @@ CLASSIFIED = "tests/test_classification.py"
 CLASSIFIERS = "tests/networks/test_classification.py"
 UNCHANGED = "tests/insertion/test_unchanged.py"
 START = "tests/insertion/test_start.py"
+IN_PLACE = "tests/insertion/test_replacing.py"
 OWN = "tests/study/test_own.py"
 TRAINED = "tests/study/test_trained.py"
 APART = "tests/test_check_apart.py"
@@ -317,6 +318,14 @@ MUTANTS = [
     Mutant("insertion/files.py", "for order, step in enumerate(steps, 1):",
            "for order, step in enumerate(steps[::-1], 1):", "tests/insertion/test_files.py",
            "blocks are replayed in the other order"),
+    Mutant("insertion/replacing.py", "        for place in done:\n            detach(network, place)\n", "",
+           f"{IN_PLACE} -k twice", "a layer that was refused stays"),
+    Mutant("insertion/replacing.py", "if value != plain[option] and option not in known:", "if False:",
+           f"{IN_PLACE} -k depthwise", "a dilation that the layer has not is forgotten"),
+    Mutant("insertion/replacing.py", "_one_number(getattr(conv, option)) for option in plain",
+           "plain[option] for option in plain", f"{IN_PLACE} -k stride", "stride and dilation are those of no one"),
+    Mutant("insertion/replacing.py", "return {**alone(info.name)[1], **options}", "return options",
+           "tests/networks/test_vit_small_mixer.py -k stands", "a mixer keeps its sum"),
     Mutant("insertion/building.py", "x = random_like(like, device=like.device)", "x = like", START,
            "whether a block is gated depends on the host's features"),
     Mutant("insertion/inserting.py", "if one.calls != len(slot.calls)", "if one.calls < 1",

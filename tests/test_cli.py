@@ -83,6 +83,8 @@ def test_help_loads_nothing_heavy():
         (["cost", "position_attention", "--size", "0x64"], "positive whole numbers"),
         (["cost", "position_attention", "--channels", "0"], "channels must be a positive integer, got 0"),
         (["cost", "position_attention", "--device", "tpu"], "'cpu' or 'cuda'"),
+        (["cost", "nonlocal", "--host", "resnet18"], "--host and --at belong together"),
+        (["cost", "nonlocal", "--host", "small", "--at", "layer4", "--grow"], "--grow is for a block by itself"),
         (["blocks", "criss_croß"], "Did you mean criss_cross?"),
         (["blocks", "--kind", "contxt"], "there are context, layer"),
         (["blocks", "--family", "none"], "there are pairwise, global"),

@@ -131,6 +131,19 @@ def test_what_is_called_twice_or_not_at_all_stays() -> None:
         replace(net, "stand_alone", at=["never", "twice"], example=x)
     assert type(net.twice) is nn.Conv2d
 
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if isinstance(self.conv, nn.Conv2d) else self.conv(self.conv(x))
+
+    moody = Moody()
+    with pytest.raises(ValueError, match="the layer at conv is called 2 times"):
+        replace(moody, "stand_alone(heads=1)", at="conv", example=x)
+    assert type(moody.conv) is nn.Conv2d
+
 
 def test_flags_buffers_and_random_state_are_untouched() -> None:
     net = host("resnet18").train()

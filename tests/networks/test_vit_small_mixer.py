@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from lookfar.data import open_data
 from lookfar.insertion import insertions, load, remove, replace, save
+from lookfar.insertion.replacing import takes_mixers
 from lookfar.networks import build_classifier
 from lookfar.networks.control import ConvControl
 from lookfar.networks.vit_small_mixer import VitSmallMixer
 from lookfar.study.ablations import replaces
-from lookfar.study.build import added_parameters, put_in, takes_mixers
+from lookfar.study.build import added_parameters, put_in
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import Plan
 

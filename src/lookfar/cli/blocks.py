@@ -79,9 +79,27 @@ def cost(
         bool, typer.Option("--backward", help="Measure the forward and the backward pass, as in training.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")] = "cpu",
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Measure this network (small, resnet18) as it is, then with each block in it."
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="Where a block goes in the host; a layer replaces the convolutions: 'layer3.*.conv2'."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Measure parameters, FLOPs, time and peak memory of blocks. Example: lookfar cost criss_cross --size 97x97"""
+    if host is not None or at is not None:
+        from lookfar.study.costs import print_costs_in
+
+        others = {"--channels": channels is not None, "--grow": grow, "--device": device != "cpu"}
+        print_costs_in(host, names, at, size, others=others, backward=backward, as_json=as_json)
+        return
     from lookfar.cost.printing import print_costs
 
     print_costs(names, size, channels=channels, grow=grow, backward=backward, device=device, as_json=as_json)

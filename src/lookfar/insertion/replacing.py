@@ -108,6 +108,11 @@ def replace(
     return places
 
 
+def takes_mixers(network: nn.Module, at: str) -> bool:
+    """Whether a network keeps the modules at a place for mixers of its tokens, and has none there."""
+    return all(isinstance(network.get_submodule(name), NoMixer) for name in find_modules(network, at))
+
+
 def _known(block: Any) -> BlockInfo | None:
     """The facts of a block; None for a class that is not ours.
 

@@ -39,6 +39,12 @@ _OTHERS = {
     "fcs.": "PointRend",
     "aspp_modules.1.depthwise_conv.": "DeepLabV3 with separable convolutions",
 }
+# parameters of layers by leaderj1001 that compute something else than the papers -> what is built of the papers' layer
+_PORTS = {
+    ("rel_h", "query_conv.weight"): ("Stand-Alone-Self-Attention", "sasa_resnet26"),
+    ("emb_mix", "query_conv.weight"): ("Stand-Alone-Self-Attention", "sasa_resnet26"),
+    ("qkv_conv.weight", "attn_out.weight"): ("Attention-Augmented-Conv2d", "aa_resnet50"),
+}
 _DEPTHS: dict[tuple[int, ...], int] = {
     (2, 2, 2, 2, False): 18,
     (3, 4, 6, 3, False): 34,
@@ -67,6 +73,7 @@ def seen_in(state: State) -> dict[str, Any]:
         return _cgnet(state)
     if (tokens := seen_in_tokens(state)) is not None:
         return tokens
+    _refuse_ports(state)
     if (release := release_of(state)) is not None:
         backbone, head, aside = release.split(state)
         return {"name": release.name, **_authors_head(release.name, head, aside), **_backbone(backbone)}
@@ -74,6 +81,17 @@ def seen_in(state: State) -> dict[str, Any]:
         raise ValueError(f"no network of ours has such names: {some_prefixes(state)}")
     part = {k.removeprefix("backbone."): value for k, value in state.items() if k.startswith("backbone.")}
     return _head(state) | _backbone(from_mmseg(part))
+
+
+def _refuse_ports(state: State) -> None:
+    """Raise a ValueError for layers that have a paper's name and another mathematics."""
+    for marks, (port, network) in _PORTS.items():
+        layers = [{key.removesuffix(mark) for key in state if f".{key}".endswith(f".{mark}")} for mark in marks]
+        if set.intersection(*layers):
+            raise ValueError(
+                f"its layers are those of leaderj1001/{port}, which compute something else than the paper: "
+                f"their weights have no place in {network}"
+            )
 
 
 def _cgnet(state: State) -> dict[str, Any]:

@@ -125,14 +125,6 @@ def find_place(network: nn.Module, name: str) -> str:
     return name
 
 
-def takes_mixers(network: nn.Module, place: str) -> bool:
-    """Whether a host keeps the modules at ``place`` for mixers of its tokens, and has none there."""
-    from lookfar.blocks._mixers import NoMixer
-    from lookfar.insertion.places import find_modules
-
-    return all(isinstance(network.get_submodule(name), NoMixer) for name in find_modules(network, place))
-
-
 def added_parameters(network: nn.Module, names: list[str]) -> int:
     """How many more the network has by the modules of :func:`put_in`; fewer where it is negative."""
     from lookfar.insertion import insertions
@@ -171,6 +163,7 @@ def put_in(
     from lookfar.blocks._own import find_own
     from lookfar.insertion import insert, replace
     from lookfar.insertion.places import find_modules
+    from lookfar.insertion.replacing import takes_mixers
     from lookfar.networks import control_of
 
     if candidate.name == "baseline":

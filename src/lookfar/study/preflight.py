@@ -76,6 +76,7 @@ def preflight(
         _refuse_other_kinds(candidate)
 
     from lookfar.data.fingerprint import fingerprint
+    from lookfar.insertion.replacing import takes_mixers
     from lookfar.study.build import (
         added_parameters,
         build_host,
@@ -84,7 +85,6 @@ def preflight(
         map_at,
         open_plan_data,
         put_in,
-        takes_mixers,
         weights_digest,
     )
     from lookfar.study.promises import check_block, check_host, check_task
