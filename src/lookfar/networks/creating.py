@@ -13,7 +13,7 @@ from lookfar.networks.attention_backbones import ATTENTION_BACKBONES, build_atte
 from lookfar.networks.backbones import build_backbone
 from lookfar.networks.cgnet import CAMVID, CGNet
 from lookfar.networks.heads import Head
-from lookfar.networks.plans import AUXILIARY, HEADS, framed
+from lookfar.networks.plans import AUXILIARY, HEADS, can_be_framed, framed
 from lookfar.networks.preprocessing import Inference, Preprocessing
 from lookfar.networks.published import SegmentationNetwork
 
@@ -167,7 +167,7 @@ def list_networks(pattern: str | None = None) -> list[str]:
     >>> list_networks("danet*")
     ['danet', 'danet_resnet101_d8', 'danet_resnet18_d8', 'danet_resnet50_d8']
     """
-    framed_blocks = set(list_blocks(kind="context")) - HEADS.keys()
+    framed_blocks = set(filter(can_be_framed, list_blocks())) - HEADS.keys()
     names = [
         *HEADS,
         *ATTENTION_BACKBONES,
@@ -235,7 +235,7 @@ def _of_no_head(name: str, given: Mapping[str, Any], own: Collection[str]) -> No
 def _block(name: str) -> str | None:
     """Canonical name of the block that may be a head."""
     try:
-        return info.name if (info := block_info(name)).kind == "context" else None
+        return info.name if can_be_framed((info := block_info(name)).name) else None
     except ValueError:
         return None
 

@@ -223,6 +223,15 @@ HEADS: dict[str, Plan] = {
 }  # fmt: skip
 
 
+# heads by their kind that keep the shape of their map all the same, and what they take where its size is free
+_SHAPE_KEPT: dict[str, Mapping[str, Any]] = {"symbolic_graph_reasoning": {"normalize": True}}
+
+
+def can_be_framed(block: str) -> bool:
+    """Whether a block keeps the shape of a map, so that it can stand between the convolutions of a head."""
+    return block_info(block).kind == "context" or block in _SHAPE_KEPT
+
+
 def framed(block: str) -> Plan:
     """FCN's frame around a block that keeps the shape, as non-local networks have it: convolution, block, convolution.
 
@@ -230,9 +239,10 @@ def framed(block: str) -> Plan:
     'glore'
     """
     info = block_info(block)
-    if info.kind != "context":
+    if not can_be_framed(info.name):
         raise ValueError(f"{info.name} is not a block that keeps the shape of a map: it cannot be a head")
-    return Plan(info.title, info.paper, _around(info.name), concat=True, keys=())
+    around = _around(info.name, **_SHAPE_KEPT.get(info.name, {}))
+    return Plan(info.title, info.paper, around, concat=True, keys=())
 
 
 # the head that trains the stage before the last one: a convolution and a classifier
