@@ -89,6 +89,14 @@ def test_augmented_maps_follow_the_size_of_the_input() -> None:
     assert [network.get_submodule(f"layer{n}.0.conv2").pool for n in (2, 3, 4)] == [2, 1, 1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sasa_resnet26", "lr_net26", "aa_resnet34", "t2t_vit_7", "t2t_vit_t_14", "eamlp_7"])
+def test_images_of_the_paper_and_of_another_size_run(name: str) -> None:
+    network = sketch(name).eval()
+    for size in ((224, 224), (160, 256)):
+        assert network(torch.empty(1, 3, *size, device="meta")).shape == (1, 1000)
+
+
 @pytest.mark.parametrize("name", ["sasa_resnet26", "lr_net26", "aa_resnet34", "t2t_vit_7", "eamlp_7"])
 def test_they_train_and_have_timms_interface(name: str) -> None:
     torch.manual_seed(0)

@@ -167,7 +167,7 @@ def study(
         float | None,
         typer.Option(
             metavar="RATE",
-            help="Highest learning rate. [default: 0.001; 0.003 for small, patch and points]",
+            help="Highest learning rate. [default: 0.001; 0.003 for small, patch, points and vit_small_mixer]",
             rich_help_panel=TRAINING,
         ),
     ] = None,

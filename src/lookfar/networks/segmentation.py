@@ -174,7 +174,7 @@ def check_timm_name(host: str) -> None:
     if not timm.is_model(host.split(".")[0]):
         near = difflib.get_close_matches(host, ["small", *ATTENTION_BACKBONES, *timm.list_models()], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        if host in ("patch", "points"):
+        if host in ("patch", "points", "vit_small_mixer"):
             hint = f" {host!r} is for classification alone."
         raise ValueError(f"no host is called {host!r}: want 'small' or a name of timm.list_models().{hint}")
 

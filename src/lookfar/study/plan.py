@@ -221,7 +221,7 @@ class Plan:
             "host": of_data.host,
             "output_stride": None if self._task == "classification" else 8 if small or _is_published(self.host) else 16,
             "batch_size": of_data.batch_size,
-            "lr": 3e-3 if host in ("small", "patch", "points") else 1e-3,
+            "lr": 3e-3 if host in ("small", "patch", "points", "vit_small_mixer") else 1e-3,
             "backbone_lr_factor": 0.3 if started else 1.0,
             "accelerator": _accelerator(),  # never "auto": the same plan means the same device
             "eval_every": max(steps // 8, 1),
