@@ -168,7 +168,9 @@ def test_thin_plain_stem() -> None:
     assert network.eval()(torch.randn(1, 3, 33, 40)).shape == (1, 5, 33, 40)
 
 
-@pytest.mark.parametrize("name", ["glore", "cgnl", "a2net", "beyond_grids", "dgmn", "latentgnn", "hamnet", "ocnet", "sgr"])
+@pytest.mark.parametrize(
+    "name", ["glore", "cgnl", "a2net", "beyond_grids", "dgmn", "latentgnn", "hamnet", "ocnet", "sgr"]
+)
 def test_further_blocks_as_heads(name: str) -> None:
     """In FCN's frame, but for HamNet and OCNet; the loss reaches every parameter that learns."""
     network = thin(name, auxiliary=False)
