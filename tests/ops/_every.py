@@ -65,6 +65,9 @@ CASES = {
     "embedded_gaussian, equal widths": Case(
         *pair("embedded_gaussian"), {"q": (1, 6, 4), "k": (1, 17, 4), "v": (1, 17, 4)}
     ),
+    "embedded_gaussian, narrow queries": Case(
+        *pair("embedded_gaussian", scale=0.7), {"q": (2, 6, 3), "k": (2, 7, 3), "v": (2, 7, 60)}
+    ),
     "dot_product": Case(*pair("dot_product"), TOKENS),
     **{
         f"concatenation {n}": Case(*pair("concatenation", normalization=n), {"a": (1, 6), "b": (1, 5), "v": (1, 5, 3)})

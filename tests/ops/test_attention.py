@@ -28,6 +28,7 @@ from lookfar.ops import (
 from lookfar.ops._blockwise import attention_with_lse, merge, over_queries
 
 blockwise = importlib.import_module("lookfar.ops._blockwise")
+tiles = importlib.import_module("lookfar.ops._tiles")
 gaussian_module = importlib.import_module("lookfar.ops.embedded_gaussian")
 dot_module = importlib.import_module("lookfar.ops.dot_product")
 
@@ -49,8 +50,10 @@ def tokens(size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Te
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a few queries at the sizes of the tests."""
+    """Blocks of a few queries, tiles of some keys at the sizes of the tests."""
     monkeypatch.setitem(blockwise.BUDGET, "cpu", 1000)
+    monkeypatch.setitem(tiles.LIMITS, "rows", 9)
+    monkeypatch.setitem(tiles.LIMITS, "keys", 20)
 
 
 @each_dtype
@@ -61,6 +64,35 @@ def test_embedded_gaussian(path, size, dtype, small_blocks):
         return gaussian_module.PATHS[path](q, k, v, 0.7)
 
     assert_same_with_grads(fast, partial(embedded_gaussian_reference, scale=0.7), *tokens(size, dtype), names="q k v")
+
+
+@pytest.mark.parametrize("where", ["first", "last", "all"])
+def test_tiles_of_keys_that_are_masked(where, small_blocks):
+    """Logits of minus infinity: in the first tile, which then has no largest, in the last, in all."""
+    q, k, v = tokens((1, 2, 11, 50, 1, 30))
+    q = q.abs()
+    k[:, :, {"first": slice(0, 25), "last": slice(40, None), "all": slice(None)}[where]] = -torch.inf
+    got, want = gaussian_module.PATHS["tiles"](q, k, v, 1.0), embedded_gaussian_reference(q, k, v)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert_same("y", got.nan_to_num(), want.nan_to_num())
+
+
+def test_a_tile_with_larger_logits_than_those_before(small_blocks):
+    q, k, v = tokens((1, 1, 20, 60, 2, 30))
+    k = k * torch.linspace(1, 200, 60, dtype=k.dtype)[:, None]  # e^1000 overflows
+    fast = partial(gaussian_module.PATHS["tiles"], scale=1.0)
+    assert_same_with_grads(fast, embedded_gaussian_reference, q, k, v, names="q k v")
+
+
+@pytest.mark.parametrize(
+    ("widths", "path"), [((32, 256), "tiles"), ((64, 512), "tiles"), ((256, 128), "tiles"), ((128, 128), "fused")]
+)
+def test_tiles_are_for_widths_that_differ(widths, path, monkeypatch):
+    called = []
+    for name in gaussian_module.PATHS:
+        monkeypatch.setitem(gaussian_module.PATHS, name, lambda *_, name=name: called.append(name))
+    embedded_gaussian(*tokens((1, 1, 5, 6, *widths), torch.float32))
+    assert called == [path]
 
 
 @each_dtype

@@ -11,7 +11,7 @@ from ops._every import CASES, Case
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lookfar.ops import _bilinear, _blockwise
+from lookfar.ops import _bilinear, _blockwise, _tiles
 
 criss_cross = importlib.import_module("lookfar.ops.criss_cross")
 
@@ -26,6 +26,8 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even small inputs are worked on in several blocks."""
     monkeypatch.setitem(_blockwise.BUDGET, "cpu", 20)
     monkeypatch.setitem(_bilinear.LIMIT, "cpu", 20)
+    monkeypatch.setitem(_tiles.LIMITS, "rows", 4)
+    monkeypatch.setitem(_tiles.LIMITS, "keys", 5)
     monkeypatch.setattr(criss_cross, "_limit", lambda t: 20)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops import _tiles
 from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._precision import widened, without_autocast
@@ -108,17 +109,57 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return _After.apply(y[..., :E], placeholder[..., :E])  # type: ignore[return-value]
 
 
+class _Tiled(torch.autograd.Function):
+    """:mod:`lookfar.ops._tiles` as one operation; a backward pass that is itself differentiated is the plain one's."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        y, lse = _tiles.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
+        ctx.save_for_backward(q, k, v, y, lse)
+        ctx.scale = scale
+        return y.unflatten(0, q.shape[:2]).clone()  # the caller may change it in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        q, k, v, y, lse = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if needs_graph():
+            f = functools.partial(embedded_gaussian_reference, scale=ctx.scale)
+            return *gradients(f, (q, k, v), wanted, grads[0]), None
+        dy = grads[0].flatten(0, 1)
+        found = _tiles.backward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), y, lse, dy, ctx.scale, wanted)
+        return *(g if g is None else g.view(t.shape) for g, t in zip(found, (q, k, v))), None
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    if traced():
+        return _sdpa(q, k, v, scale)
+    if under_transform() or has_tangent(q, k, v) or not q.numel() or not k.numel() or not v.numel():
+        return embedded_gaussian_reference(q, k, v, scale=scale)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return _Tiled.apply(q, k, v, scale)  # type: ignore[return-value]
+    y, _ = _tiles.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
+    return y.unflatten(0, q.shape[:2])
+
+
+def _tiles_are_faster(q: Tensor, v: Tensor) -> bool:
+    """Where the fused kernel, which fills up the narrower of queries and values, takes longer: as measured."""
+    D, E = q.shape[-1], v.shape[-1]
+    return q.is_cpu and q.dtype in (torch.float32, torch.float64) and 1.9 * max(D, E) > D + E + 50
+
+
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return over_queries(lambda q, k, v: embedded_gaussian_reference(q, k, v, scale=scale), q, k, v, keys=k.shape[-2])
 
 
-PATHS = {"fused": _fused, "blockwise": _blockwise}  # tests go through each
+PATHS = {"fused": _fused, "tiles": _tiled, "blockwise": _blockwise}  # tests go through each
 
 
 def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """Softmax attention of N queries to M keys: :func:`embedded_gaussian_reference` without its N x M weights.
 
-    Fused kernels where there are any, blocks of queries elsewhere. Second derivatives work, but hold the weights.
+    Fused kernels where there are any, blocks of queries elsewhere, and on a CPU tiles of queries and keys where widths
+    differ much. Second derivatives work, but hold the weights.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
     >>> embedded_gaussian(q, k, v)
@@ -131,5 +172,6 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
     """
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
-    fused = not (q.is_cuda and q.dtype == torch.float64)  # CUDA has no fused kernel for float64
-    return PATHS["fused" if fused else "blockwise"](q, k, v, scale)
+    if q.is_cuda and q.dtype == torch.float64:  # CUDA has no fused kernel for it
+        return PATHS["blockwise"](q, k, v, scale)
+    return PATHS["tiles" if _tiles_are_faster(q, v) else "fused"](q, k, v, scale)

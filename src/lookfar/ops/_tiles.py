@@ -1,0 +1,102 @@
+"""Softmax attention on a CPU, a tile of queries and keys at a time, with its own gradient.
+
+A tile of weights stays in the processor's cache, and nothing is filled up where queries and values differ in width, as
+torch's fused kernel for CPUs does. Forward keeps each query's largest logit so far and scales what was summed before
+when a larger one comes; backward computes the weights again from the logarithm of their sum.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# of a tile: 0.5 MiB of weights in float32; threads share the work of a tile
+LIMITS = {"rows": 384, "keys": 384}
+
+
+def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
+    """Heads and queries that are worked on together: several heads where one does not fill a tile."""
+    G, N = q.shape[:2]
+    most = LIMITS["rows"] * torch.get_num_threads()
+    rows = min(N, most)
+    heads = max(most * LIMITS["keys"] // (rows * keys), 1) if rows == N and keys <= LIMITS["keys"] else 1
+    for g in range(0, G, heads):
+        for i in range(0, N, rows):
+            yield slice(g, min(g + heads, G)), slice(i, min(i + rows, N))
+
+
+def _parts(keys: int) -> list[slice]:
+    width = LIMITS["keys"]
+    return [slice(j, min(j + width, keys)) for j in range(0, keys, width)]
+
+
+def _buffer(q: Tensor, keys: int) -> Tensor:
+    heads, rows = next(_blocks(q, keys))
+    return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * min(keys, LIMITS["keys"]))
+
+
+def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
+    """Part of the buffer for the products of ``(heads, rows, _)`` and ``(heads, keys, _)``."""
+    shape = (*some.shape[:2], keys.shape[1])
+    return buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps ``(G, N, 1)``."""
+    (G, N), M = q.shape[:2], k.shape[1]
+    y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
+    buffer, least = _buffer(q, M), torch.finfo(q.dtype).min
+    for at in _blocks(q, M):
+        some, mixed, top, total = q[at], y[at], None, None
+        for j in _parts(M):
+            keys = k[at[0], j]
+            s = _tile(buffer, some, keys)
+            torch.baddbmm(s, some, keys.transpose(1, 2), beta=0, alpha=scale, out=s)
+            largest = s.amax(-1, keepdim=True).clamp_min_(least)  # of logits that are all -inf there is none
+            if top is None or total is None:
+                top = largest
+                total = s.sub_(top).exp_().sum(-1, keepdim=True)
+                torch.bmm(s, v[at[0], j], out=mixed)
+                continue
+            largest = torch.maximum(largest, top)
+            shrink = top.sub_(largest).exp_()
+            top = largest
+            total.mul_(shrink).add_(s.sub_(top).exp_().sum(-1, keepdim=True))
+            mixed.mul_(shrink).baddbmm_(s, v[at[0], j])
+        assert top is not None
+        assert total is not None
+        mixed.div_(total)
+        torch.add(top, total.log_(), out=lse[at])
+    return y, lse
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k and v that are wanted, from the output y and its gradient.
+
+    With P the weights and S the logits: dv = P^T dy, dP = dy v^T, dS = P (dP - dy . y), dq = dS k, dk = dS^T q.
+    """
+    M = k.shape[1]
+    dq, dk, dv = (torch.zeros_like(t) if w else None for t, w in zip((q, k, v), wanted))
+    weights, others = _buffer(q, M), _buffer(q, M)
+    for at in _blocks(q, M):
+        some, grad = q[at], dy[at].contiguous()
+        mean = (grad * y[at]).sum(-1, keepdim=True)
+        shift = lse[at].neg()
+        for j in _parts(M):
+            here = (at[0], j)
+            keys = k[here]
+            p = _tile(weights, some, keys)
+            torch.baddbmm(shift, some, keys.transpose(1, 2), alpha=scale, out=p).exp_()
+            if dv is not None:
+                dv[here].baddbmm_(p.transpose(1, 2), grad)
+            if dq is None and dk is None:
+                continue
+            ds = _tile(others, some, keys)
+            torch.bmm(grad, v[here].transpose(1, 2), out=ds).sub_(mean).mul_(p)
+            if dq is not None:
+                dq[at].baddbmm_(ds, keys, alpha=scale)
+            if dk is not None:
+                dk[here].baddbmm_(ds.transpose(1, 2), some, alpha=scale)
+    return dq, dk, dv
