@@ -85,7 +85,7 @@ def scores(folder: Path, plan: Plan, candidate: str) -> list[float]:
 
 def write(args: argparse.Namespace) -> None:
     """The page below its mark, and what the command says of itself."""
-    lines, rhos = [], {}
+    lines, rhos, pairs = [], {}, 0
     for data in args.data:
         folder = folder_of(args.folder, data)
         plan = plan_of(data, args.seeds)
@@ -115,6 +115,7 @@ def write(args: argparse.Namespace) -> None:
         if len(both) < ENOUGH:
             lines += ["", f"Too few pairs for a rank correlation: {ENOUGH} are wanted."]
             continue
+        pairs += len(both)
         rhos[data] = rho, draws = correlated([(a, b) for _, a, b, _ in both])
         low, high = np.nanpercentile(draws, [2.5, 97.5])
         word = "a weak guide" if rho < STRONG else "a guide"
@@ -125,7 +126,7 @@ def write(args: argparse.Namespace) -> None:
         together = np.nanmean([draws for _, draws in rhos.values()], 0)
         low, high = np.nanpercentile(together, [2.5, 97.5])
         rho = float(np.mean([rho for rho, _ in rhos.values()]))
-        known = {"rho": rho, "low": low, "high": high, "pairs": len(BLOCKS) * 2 * len(rhos), "data": list(rhos)}
+        known = {"rho": rho, "low": low, "high": high, "pairs": pairs, "data": list(rhos)}
         FILE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 

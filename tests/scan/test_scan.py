@@ -15,6 +15,7 @@ from torch import nn
 
 from lookfar import insert
 from lookfar.insertion import insertions
+from lookfar.networks import build_network
 from lookfar.scan import Row, Scan, scan
 from lookfar.scan.features import behind
 from lookfar.scan.separating import grouped, least_difference
@@ -63,6 +64,12 @@ def test_a_network_that_reads_more_is_not_cut():
     wanted = network(images)
     assert behind(network, "second", images) is None
     assert network(images).equal(wanted)
+
+
+def test_what_gives_several_maps_before_a_place_need_not_run():
+    images, network = torch.randn(2, 3, 32, 40), build_network("resnet18", classes=3, output_stride=16).eval()
+    wanted, given = network(images), network.head(network.backbone(images)[-1])
+    torch.testing.assert_close(behind(network, "head.act", images)(given), wanted)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,10 @@ def lines_of(found: Scan) -> str:
     lines += [f"{row.candidate} was left out: {row.reason}." for row in found.rows if not row.scores]
     if found.leaders:
         blocks = ",".join(found.leaders)
-        lines += ["", "Next, leaders and the control in full trainings:"]
+        end = next(row.group for row in found.rows if row.candidate == NOTHING)
+        better = any(row.candidate in found.leaders and row.group < end for row in found.rows)
+        why = "Next, the leaders" if better else "No block is told from nothing by more than its seeds. The best"
+        lines += ["", f"{why} and the control in full trainings:"]
         lines.append(f"  lookfar study {shlex.quote(str(found.study))} --blocks {shlex.quote(blocks)} --seeds 3")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from lookfar.data._base import Sample, Samples, keep
 from lookfar.diagnostics._undisturbed import undisturbed
 
 BATCH = 32
+Shapes = tuple[int, ...] | list[tuple[int, ...]]  # of a tensor, or of a list of them, without the batch
 
 
 class Behind(nn.Module):
@@ -26,13 +27,13 @@ class Behind(nn.Module):
     Args:
         network: Some of its modules no longer do what they did.
         spot: Name of the module.
-        before: Modules that need not run -> the shape of what they give for an image.
+        before: Modules that need not run -> the shapes of what they give for an image.
         image: Shape of an image.
 
     Shape: what the module gives ``(B, ...)`` to what the network gives
     """
 
-    def __init__(self, network: nn.Module, spot: str, before: dict[str, tuple[int, ...]], image: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, spot: str, before: dict[str, Shapes], image: Sequence[int]) -> None:
         super().__init__()
         self.network, self.image = network, tuple(image)
         self._given = torch.empty(0)
@@ -40,8 +41,10 @@ class Behind(nn.Module):
         for name, shape in before.items():
             network.get_submodule(name).forward = lambda *_, shape=shape, **__: self._zeros(shape)
 
-    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
-        return self._given.new_zeros(len(self._given), *shape)
+    def _zeros(self, shapes: Shapes) -> Any:
+        if isinstance(shapes, list):
+            return [self._zeros(shape) for shape in shapes]
+        return self._given.new_zeros(len(self._given), *shapes)
 
     def forward(self, given: Tensor) -> Tensor:
         self._given = given
@@ -73,9 +76,7 @@ def behind(network: nn.Module, spot: str, images: Tensor) -> Behind | None:
     return None
 
 
-def _watched(
-    network: nn.Module, spot: str, images: Tensor
-) -> tuple[Tensor, Tensor | None, dict[str, tuple[int, ...]] | None]:
+def _watched(network: nn.Module, spot: str, images: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Shapes] | None]:
     """What a network gives, what the module gives, and the modules that are over when it begins; None without such."""
     over: dict[str, Any] = {}  # name -> what it gave, until the module begins
     again: set[str] = set()
@@ -102,10 +103,18 @@ def _watched(
         if not any(parent in over for parent in _parents(name)) and not name.startswith(f"{spot}.")
     }
     still = {name for name in outermost if any(one == name or one.startswith(f"{name}.") for one in again)}
-    shapes = {name: output for name, output in outermost.items() if name not in still}
-    if any(not isinstance(output, Tensor) or len(output) != len(images) for output in shapes.values()):
-        return wanted, None, None
-    return wanted, calls[0].clone(), {name: tuple(output.shape[1:]) for name, output in shapes.items()}
+    shapes = {name: _shapes(output, len(images)) for name, output in outermost.items() if name not in still}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    return wanted, calls[0].clone(), known if len(known) == len(shapes) else None
+
+
+def _shapes(output: Any, batch: int) -> Shapes | None:
+    """Of a tensor or a list of tensors; None for anything else."""
+    if isinstance(output, Tensor):
+        return tuple(output.shape[1:]) if output.dim() and len(output) == batch else None
+    parts = [_shapes(one, batch) for one in output] if isinstance(output, list | tuple) else [None]
+    found = [shape for shape in parts if isinstance(shape, tuple)]
+    return found if len(found) == len(parts) else None
 
 
 def _parents(name: str) -> Iterator[str]:
