@@ -21,6 +21,7 @@ from lookfar.study import Plan
 from lookfar.study._files import read_json, write_json, write_text
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import trial_folder
+from lookfar.study.words import signed, three
 from lookfar.study.worker import run_trial
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,7 @@ def write(args: argparse.Namespace) -> None:
             "",
             markdown_table(
                 ["block and place", "in the scan", "group", "in full"],
-                [[name, f"{a:+.1f}", group, f"{b:+.1f}"] for name, a, b, group in sorted(both, key=lambda r: -r[1])],
+                [[name, signed(a), group, signed(b)] for name, a, b, group in sorted(both, key=lambda r: -r[1])],
             ),
         ]
         if len(both) < ENOUGH:
@@ -118,8 +119,9 @@ def write(args: argparse.Namespace) -> None:
         pairs += len(both)
         rhos[data] = rho, draws = correlated([(a, b) for _, a, b, _ in both])
         low, high = np.nanpercentile(draws, [2.5, 97.5])
-        word = "a weak guide" if rho < STRONG else "a guide"
-        lines += ["", f"Spearman's rho {rho:.2f}, 95 % {low:.2f} to {high:.2f} over pairs drawn again: {word}."]
+        word = "a weak guide" if rho < STRONG else "which may be a weak guide" if low < STRONG else "a guide"
+        ends = f"{three(round(low, 2))} to {three(round(high, 2))}"
+        lines += ["", f"Spearman's rho {rho:.2f}, 95 % {ends} over pairs drawn again: {word}."]
     head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
     write_text(PAGE, head + MARK + "\n".join(lines) + "\n")
     if rhos:

@@ -43,8 +43,8 @@ def warning(known: Guide | None) -> str:
 
     >>> warning(None)[:11]
     'Weak guide:'
-    >>> warning(Guide(0.8, 0.7, 0.9, 16, ("scenes:lookup",)))[:30]
-    'Order of scans and of full tra'
+    >>> warning(Guide(0.8, 0.7, 0.9, 16, ("scenes:lookup",)))[:45]
+    'Order of scans and of full trainings: rho 0.8'
     """
     if known is None:
         return "Weak guide: how scans order what full trainings order was not measured."
@@ -54,4 +54,5 @@ def warning(known: Guide | None) -> str:
     )
     if known.rho < STRONG:
         return f"Weak guide: orders of scans and of full trainings agree with {said}."
-    return f"Order of scans and of full trainings: {said}."
+    doubt = f"; it may be a weak guide, since the interval reaches below {STRONG}" if known.low < STRONG else ""
+    return f"Order of scans and of full trainings: {said}{doubt}."
