@@ -104,7 +104,7 @@ class TokenStage(nn.Module):
         channels: int,
         *,
         out_channels: int | None = None,
-        mixer: str = "self",
+        mixer: Literal["self", "external", "performer", "none"] | str = "self",
         heads: int | None = None,
         normalization: Normalization | None = None,
         mlp_ratio: Positive = 4.0,
