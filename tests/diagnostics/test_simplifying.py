@@ -78,6 +78,17 @@ def test_average_is_the_plain_average_of_values():
 
 
 @torch.no_grad()
+def test_a_block_without_its_sum_becomes_one_without():
+    whole, alone = grown("nonlocal", heads=2), create_block("nonlocal", 16, heads=2, residual=False).eval()
+    alone.load_state_dict(whole.state_dict())
+    batches = inputs_of(whole)
+    assert torch.allclose(S.average_of(alone)(batches[0]), S.average_of(whole)(batches[0]) - batches[0], atol=1e-5)
+    errors = [S.errors_of(block, {"average": S.average_of(block)}, batches) for block in (alone, whole)]
+    assert errors[0].floor == pytest.approx(errors[1].floor, abs=1e-5)
+    assert errors[0].of["average"] == pytest.approx(errors[1].of["average"], abs=1e-5)
+
+
+@torch.no_grad()
 def test_masks_of_the_fit_are_nearer_than_those_of_the_start():
     """Images of the fit: cross-entropy to their mean maps; and no block with one vector is nearer than the floor."""
     block = grown("nonlocal", needs_query=True)

@@ -1,12 +1,14 @@
 """The host for mixers: nothing mixes but what is put into its places, and a study puts everything there alone."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lookfar.data import open_data
+from lookfar.diagnostics import ablations
 from lookfar.insertion import insertions, load, remove, replace, save
 from lookfar.insertion.replacing import takes_mixers
 from lookfar.networks import build_classifier
@@ -58,6 +60,16 @@ def test_a_mixer_stands_in_its_place_without_its_sum(host: nn.Module, tmp_path) 
     assert torch.equal(net(images), before)
     with pytest.raises(ValueError, match="is of kind upsampler: a mixer keeps the shape"):
         replace(net, "carafe", PLACES, example=images)
+
+
+@torch.no_grad()
+def test_without_its_mixer_a_network_is_the_floor(host: nn.Module) -> None:
+    net, images = copy.deepcopy(host), torch.randn(3, 3, 32, 32)
+    names = replace(net, "nonlocal(norm_layer=None)", PLACES, example=images)
+    logits: dict[str, Any] = {"judge": lambda output, labels, numbers: output, "predict": lambda output: output}
+    found = ablations(net, names, images, kinds=["off", "mean"], **logits)
+    assert torch.equal(torch.stack([*found.kept["off"]]), host(images))
+    assert not torch.equal(torch.stack([*found.kept["mean"]]), host(images))
 
 
 def test_a_study_puts_all_candidates_there(host: nn.Module) -> None:

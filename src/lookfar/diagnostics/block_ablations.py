@@ -19,7 +19,7 @@ from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.maps import inner_block, why_no_maps
-from lookfar.diagnostics.replacing import is_branch
+from lookfar.diagnostics.replacing import is_branch, stands_for_none
 
 KINDS = ("full", "mean", "uniform", "other", "pairwise", "unary", "constant", "off")
 REPLACED = "it stands in the place of a convolution, and nothing is left without it"
@@ -181,6 +181,8 @@ def is_layer(module: nn.Module) -> bool:
     >>> is_layer(create_block("local_relation", 16)), is_layer(create_block("nonlocal", 16))
     (True, False)
     """
+    if stands_for_none(module):
+        return False
     if getattr(getattr(module, "inserted", None), "replaced", None) is not None:
         return True
     try:

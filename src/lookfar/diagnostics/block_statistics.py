@@ -229,11 +229,11 @@ def of_batch(
     if reason := why_no_maps(module):
         raise ValueError(f"no attention maps: {reason}")
     block: Any = inner_block(module)
-    info, y = block_info(block), (block if is_branch(block) else module)(x)
+    info, y = block_info(block), (block if is_branch(module) else module)(x)
     same = isinstance(y, Tensor) and y.shape[2:] == x.shape[2:] == query_size(block, x.shape[2:])
     if info.kind == "tokens" or not same:
         raise ValueError(f"{info.name}: want a block whose queries are the positions of its input")
-    weights, contribution, unweighted = _weights(x, y, x.new_zeros(()) if is_branch(block) else x)
+    weights, contribution, unweighted = _weights(x, y, x.new_zeros(()) if is_branch(module) else x)
     values: Tensor = block.values(x)
     places, no_places = _places(block, x, values.shape[2], labels, ignore)
     sums, parts, N = MapSums(weights, values), decompose(module, x), x[0, 0].numel()

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks import block_info
+from lookfar.blocks._layers import keeps_input
+from lookfar.blocks._mixers import NoMixer
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.maps import inner_block, query_size, why_no_maps
 from lookfar.ops.attention import attention
@@ -135,8 +137,18 @@ class Seen:
 
 
 def is_branch(block: nn.Module) -> bool:
-    """Whether what a module gives is added elsewhere, as that of a transformer's attention is."""
-    return getattr(inner_block(block), "branch", False) if _is_block(block) else False
+    """Whether what a module gives is added elsewhere, as that of a transformer's attention or of a mixer is."""
+    if stands_for_none(block):
+        return True
+    if not _is_block(block):
+        return False
+    inner = inner_block(block)
+    return getattr(inner, "branch", False) or (inner is block and not keeps_input(block))  # a gate adds around it
+
+
+def stands_for_none(module: nn.Module) -> bool:
+    """Whether a module stands where the network keeps a place for a mixer: without it nothing is added there."""
+    return isinstance(getattr(getattr(module, "inserted", None), "replaced", None), NoMixer)
 
 
 def added(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:

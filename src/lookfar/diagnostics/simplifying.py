@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks import block_info
+from lookfar.blocks._layers import keeps_input
 from lookfar.blocks._projections import QueryKeyValue
 from lookfar.blocks.disentangled_nonlocal import DisentangledNonLocal
 from lookfar.blocks.global_context import SimplifiedNonLocal
 from lookfar.diagnostics.maps import inner_block
-from lookfar.diagnostics.replacing import mean_weights, replay_mean
+from lookfar.diagnostics.replacing import is_branch, mean_weights, replay_mean
 from lookfar.ops._layout import to_tokens
 
 SIMPLIFIED = ("nonlocal", "disentangled_nonlocal", "position_attention")
@@ -108,8 +109,9 @@ def options_of(module: nn.Module) -> dict[str, Any]:
         "project_bias": block.norm is None and getattr(block.project, "bias", None) is not None,
         "norm_layer": block.norm is not None,
         "dims": block.dims,
+        "residual": keeps_input(block),
     }
-    defaults = {"heads": 1, "subsample": 1, "project_bias": False, "norm_layer": False, "dims": 2}
+    defaults = {"heads": 1, "subsample": 1, "project_bias": False, "norm_layer": False, "dims": 2, "residual": True}
     return {name: value for name, value in options.items() if value != defaults.get(name)}
 
 
@@ -196,7 +198,7 @@ def distil(simple: nn.Module, module: nn.Module, inputs: Sequence[Tensor], steps
         lr: The first learning rate.
     """
     with torch.no_grad():
-        added = [module(x) - x for x in inputs]
+        added = [module(x) - _sum_of(module, x) for x in inputs]
     power = sum(float(a.square().sum()) for a in added) / sum(a.numel() for a in added)
     optimizer = torch.optim.Adam([p for p in simple.parameters() if p.requires_grad], lr)
     with torch.enable_grad():
@@ -204,7 +206,7 @@ def distil(simple: nn.Module, module: nn.Module, inputs: Sequence[Tensor], steps
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             x, wanted = inputs[step % len(inputs)], added[step % len(inputs)]
             optimizer.zero_grad()
-            ((simple(x) - x - wanted).square().mean() / max(power, 1e-30)).backward()
+            ((simple(x) - _sum_of(module, x) - wanted).square().mean() / max(power, 1e-30)).backward()
             optimizer.step()
 
 
@@ -223,6 +225,11 @@ class Errors:
     of: dict[str, float]
 
 
+def _sum_of(module: nn.Module, x: Tensor) -> Tensor:
+    """What is in a block's output beside what it adds: its input, or nothing."""
+    return x.new_zeros(()) if is_branch(module) else x
+
+
 @torch.no_grad()
 def errors_of(module: nn.Module, others: dict[str, nn.Module], inputs: Sequence[Tensor]) -> Errors:
     """How far other blocks are from a block on some inputs, and how near any block with one vector could come.
@@ -235,10 +242,11 @@ def errors_of(module: nn.Module, others: dict[str, nn.Module], inputs: Sequence[
     total: dict[str, float] = dict.fromkeys(("power", "floor", "mean_map", *others), 0.0)
     block = inner_block(module)
     for x in inputs:
-        added = (module(x) - x).double()
+        own = _sum_of(module, x)
+        added = (module(x) - own).double()
         axes = tuple(range(2, x.dim()))
-        found = {"floor": added.mean(axes, keepdim=True), "mean_map": replay_mean(block, x) - x}
-        found |= {name: other(x) - x for name, other in others.items()}
+        found = {"floor": added.mean(axes, keepdim=True), "mean_map": replay_mean(block, x) - own}
+        found |= {name: other(x) - own for name, other in others.items()}
         total["power"] += float(added.square().sum())
         for name, of in found.items():
             total[name] += float((of - added).square().sum())
