@@ -21,7 +21,7 @@ from lookfar.study import Plan
 from lookfar.study._files import read_json, write_json, write_text
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import trial_folder
-from lookfar.study.words import signed, three
+from lookfar.study.words import signed
 from lookfar.study.worker import run_trial
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def write(args: argparse.Namespace) -> None:
         rhos[data] = rho, draws = correlated([(a, b) for _, a, b, _ in both])
         low, high = np.nanpercentile(draws, [2.5, 97.5])
         word = "a weak guide" if rho < STRONG else "which may be a weak guide" if low < STRONG else "a guide"
-        ends = f"{three(round(low, 2))} to {three(round(high, 2))}"
+        ends = f"{low:.2f} to {high:.2f}".replace("-", "\N{MINUS SIGN}")
         lines += ["", f"Spearman's rho {rho:.2f}, 95 % {ends} over pairs drawn again: {word}."]
     head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
     write_text(PAGE, head + MARK + "\n".join(lines) + "\n")

@@ -50,10 +50,10 @@ def simplify_command(target: str, out: Path, *, data: str | None, size: str | No
     def say(line: str) -> None:
         print(line, flush=True)
 
-    if trial_in(target) is not None:
+    if (trial := trial_in(target)) is not None:
         if size is not None:
             raise ValueError("a trial is judged at the size that it was trained at: --size is for other networks")
-        found = simplify(target, out, data=data, **options, say=say)
+        found = simplify(trial, out, data=data, **options, say=say)
         task: Task | None = Plan.load(out / "study.yaml").find_task(out) if found.folder is not None else None
     else:
         with warnings_as_lines():
