@@ -19,7 +19,7 @@ install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -
 site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .PHONY: bench demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format \
-    blocks-docs insertion-table api versions docs clean help
+    blocks-docs insertion-table api versions docs notebooks clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -118,6 +118,9 @@ blocks-docs: $(VENV)/.user ## Write the README's count of blocks, docs/blocks an
 
 api: $(VENV)/.dev ## Write tests/api.txt, the list of public names and signatures
 	@$(BIN)/python tests/api.py
+
+notebooks: $(VENV)/.dev ## Run the notebooks of examples/ in full, some ten minutes, and keep what they print and draw
+	@$(BIN)/python tests/notebooks.py
 
 docs: $(VENV)-docs/.made ## Write the documents as a site into site/; a broken link or an unknown name is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -q --strict

@@ -23,6 +23,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for page, path in FROM_ROOT.items():
         files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
     files.append(File.generated(config, "commands.md", content=commands()))
     files.append(File.generated(config, "plan.md", content=plan()))
     return files
@@ -37,7 +39,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         target = posixpath.normpath(posixpath.join(folder, found[2]))
         if re.match(r"[a-z]+:", found[2]):
             return found[0]
-        there = ELSEWHERE.get(target) or posixpath.relpath(target, "docs")
+        there = target if target.startswith("examples/") else posixpath.relpath(target, "docs")
+        there = ELSEWHERE.get(target, there)
         return found[1] + posixpath.relpath(there, posixpath.dirname(path) or ".")
 
     return LINK.sub(link, markdown)

@@ -68,14 +68,14 @@ class AsymmetricNonlocal(QueryKeyValue):
         low_channels: Channels of the second input of ``forward``, from which keys and values come; C by default.
         inner_channels: D of queries and keys; half of ``channels`` by default.
         value_channels: Channels of the values; D by default.
-        out_channels: Of the published module; ``channels`` by default.
+        out_channels: Channels of the published module; ``channels`` by default.
         heads: Parallel attentions.
         mode: ``pyramid`` (APNB: within a map, ends in a ReLU) or ``fusion`` (AFNB: of two maps, no ReLU).
         share_query_key: One projection for queries and keys; by default as published: in ``pyramid`` alone.
         projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and
             ReLU as the keys' has, whose result is queries and, pooled, keys and values.
         bins: Regions along each axis of the pyramid's levels.
-        bias: Of the convolutions that a norm follows.
+        bias: Biases of the convolutions that a norm follows.
         norm_layer: After the convolutions of queries, keys and the fusion; None for none.
 
     Shape: ``(B, C, H, W) -> (B, C, H, W)``, with a second input ``(B, low_channels, H', W')`` if it is given

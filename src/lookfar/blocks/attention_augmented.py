@@ -53,15 +53,15 @@ class AttentionAugmented(nn.Module):
         channels: Channels C of the input.
         out_channels: Channels O of the output, E of which are the attention's; as many as the input has when None.
         kernel_size: Odd extent of the convolution.
-        stride: Of the convolution; the attention sees the map average-pooled by it.
+        stride: Stride of the convolution; the attention sees the map average-pooled by it.
         key_channels: Width D of queries and keys, all heads together; a fifth of the output, at least 20 a head, when
             None.
         value_channels: Width E of the values, all heads together; a tenth of the output, at least 1 a head, when None.
             0 leaves the convolution alone, O the attention alone.
         heads: Groups of channels that attend by themselves; None is the published 8, or one a channel where there are
             fewer.
-        normalization: Of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and without
-            ``relative`` also ``double``.
+        normalization: Normalisation of the similarities: ``softmax`` as published, ``l1``, ``sigmoid``, ``none``, and
+            without ``relative`` also ``double``.
         relative: Embed relative positions, one table for all heads.
         size: Height and width of the map that the layer gives, for which the tables are made; interpolated elsewhere.
         pool: Stride of a 3x3 average pool before the attention, whose output is enlarged again, bilinearly; the paper

@@ -44,7 +44,7 @@ class Carafe(nn.Module):
         kernel_size: Odd extent k of the window, in the small map (``up_kernel``).
         groups: Groups G of channels with kernels of their own (``up_group``).
         encoder_kernel: Odd extent e of the convolution that predicts the kernels.
-        encoder_dilation: Its dilation.
+        encoder_dilation: Dilation of that convolution.
         compressed_channels: Width D of the map that it sees.
 
     Shape: ``(B, C, H, W) -> (B, C, sH, sW)``

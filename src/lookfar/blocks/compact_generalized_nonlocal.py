@@ -56,8 +56,8 @@ class CompactGeneralizedNonlocal(nn.Module):
         groups: Groups of channels that are related among themselves; None is the published 8, or the largest divisor
             below it.
         mode: The kernel between entries: ``dot_product`` or ``gaussian`` (by its Taylor series).
-        order: Of the Taylor series; the authors' networks use 3.
-        gamma: Of the Gaussian.
+        order: Order of the Taylor series; the authors' networks use 3.
+        gamma: Width of the Gaussian.
         decay: The Gaussian of the paper, exp(-gamma (t_i - p_j)^2) up to ``order``; off, exp(-2 gamma) stands for its
             factors exp(-gamma t_i^2) and exp(-gamma p_j^2), as published.
         share_query_key: One projection for t and p.

@@ -102,8 +102,8 @@ class DisentangledNonLocal(QueryKeyValue):
         scale: Factor on the pairwise logits: True is 1/sqrt(D), False is 1; None is the variant's.
         temperature: Divisor of the pairwise logits; None is the variant's, 1 or 0.05.
         heads: Groups of channels that attend by themselves, each with its own mask; the authors have one.
-        normalization: Of the pairwise weights, what the mode has in ``nonlocal``; None is the published one. The unary
-            term is a softmax.
+        normalization: Normalisation of the pairwise weights, what the mode has in ``nonlocal``; None is the published
+            one. The unary term is a softmax.
         subsample: Stride of max-pooling x before keys, values and mask; 1 is off.
         norm_layer: Norm of what is added, a class or factory, or None.
         variant: Whose function: the ``authors``' or ``mmseg``'s.

@@ -74,8 +74,9 @@ class DoubleAttention(nn.Module):
         nodes: K, descriptors in the bag, of all heads together; a quarter of ``channels`` by default.
         heads: Bags side by side, each with its share of the descriptors and of their channels; the authors have one.
         share_query_key: One projection for both attentions.
-        normalization: Of the gathering maps, over the positions: ``softmax`` as published, ``double`` (softmax over
-            the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided by N).
+        normalization: Normalisation of the gathering maps, over the positions: ``softmax`` as published, ``double``
+            (softmax over the maps first, then each map divided by its sum), ``l1``, ``sigmoid`` and ``none`` (divided
+            by N).
         norm_layer: Normalisation after the output convolution, or None as in the equations.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``

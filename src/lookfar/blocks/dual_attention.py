@@ -186,11 +186,12 @@ class DualAttention(nn.Module):
     """Attention between positions beside attention between channels: x + gamma_p O_p(x) + gamma_c O_c(x).
 
     Args:
-        inner_channels: Of the positions' queries and keys, all heads together; ``channels // reduction`` when None.
+        inner_channels: Channels of the positions' queries and keys, all heads together; ``channels // reduction`` when
+            None.
         heads: Groups of channels in which positions attend by themselves; the authors have one.
-        normalization: Of the similarities between positions, as in ``position_attention``.
+        normalization: Normalisation of the similarities between positions, as in ``position_attention``.
         share_query_key: One projection for the positions' queries and keys.
-        projections: Of the position attention, as in ``position_attention``; the channels' has none.
+        projections: Those of the position attention, as in ``position_attention``; the channels' has none.
         zero_init: Start as the identity (both gammas 0), as the authors do; else they start at 1.
 
     Shape: ``(B, C, *S) -> (B, C, *S)``, one, two or three axes by ``dims``

@@ -53,8 +53,8 @@ class ExternalAttention(nn.Module):
     Args:
         bases: Number S of memory slots.
         heads: Attentions side by side, each on its share of the channels; all share the memories, as in EAMLP.
-        normalization: Of the similarities: ``double`` as published, ``softmax`` over slots (the paper's ablation),
-            ``l1`` over slots, ``sigmoid``, ``none``.
+        normalization: Normalisation of the similarities: ``double`` as published, ``softmax`` over slots (the paper's
+            ablation), ``l1`` over slots, ``sigmoid``, ``none``.
         norm_layer: Normalisation after the last convolution.
         final_act: End in a ReLU, as published.
         zero_init: Start as the identity (the normalisation's weight 0); else as the authors do.

@@ -156,7 +156,7 @@ class Interlaced(nn.Module):
         down_factor: (dh, dw), the size of a block and the step of a phase; a list of them for several grids.
         inner_channels: Channels of queries and keys; half of ``channels`` by default.
         value_channels: Channels of values; ``channels`` by default.
-        out_channels: Of the published module; ``channels`` by default.
+        out_channels: Channels of the published module; ``channels`` by default.
         value_bias: Bias of the values' convolutions.
         share_query_key: One projection for the queries and keys of an attention.
         projections: ``inside`` has queries, keys and values; ``around`` has one, the queries' two convolutions, whose

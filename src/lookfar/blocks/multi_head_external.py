@@ -51,8 +51,8 @@ class MultiHeadExternal(nn.Module):
         bases: Slots S of the memories, which all heads share.
         out_channels: Width of the output and, times ``expansion``, inside; C by default.
         key_bias: A bias on the similarities, as published; it cancels under ``double``.
-        normalization: Of the similarities: ``double`` as published, ``softmax`` over slots, ``l1``, ``sigmoid``,
-            ``none``.
+        normalization: Normalisation of the similarities: ``double`` as published, ``softmax`` over slots, ``l1``,
+            ``sigmoid``, ``none``.
 
     Shape: ``(B, N, C) -> (B, N, C)``
 

@@ -222,9 +222,9 @@ class ObjectContext(nn.Module):
             ``pyramid`` blocks along an axis, ``(1, 2, 3, 6)``; in ``asp`` strides, ``(2,)``.
         inner_channels: D, channels of queries and keys; half of ``channels`` (``asp``: of a branch) by default.
         value_channels: Channels of the values; by default D, in ``pyramid`` C, in ``asp`` as published in the variant.
-        out_channels: Of the published module; ``channels``, in ``asp`` always twice a branch's.
-        branch_channels: Of ``asp``; half of ``channels`` by default.
-        dilations: Of ``asp``.
+        out_channels: Channels of the published module; ``channels``, in ``asp`` always twice a branch's.
+        branch_channels: Channels of a branch of ``asp``; half of ``channels`` by default.
+        dilations: Dilations of ``asp``.
         variant: Whose code, see the differences.
         share_query_key: One projection for queries and keys; by default as published in the variant.
         projections: ``inside`` has queries, keys and values; ``around`` has one of D channels before W, with norm and

@@ -116,8 +116,8 @@ class ObjectContextual(nn.Module):
         inverse_temperature: Factor on the logits when regions are gathered.
         dilations: Put the context beside a 1x1 and dilated 3x3 convolutions instead of beside x (ASP-OCR).
         branch_channels: Channels of the 1x1 and of each dilated convolution; by default half of ``channels``.
-        bias: Of the convolutions.
-        dropout: Of the last map, in training.
+        bias: Biases of the convolutions.
+        dropout: Dropout on the last map, in training.
         norm_layer: After every convolution; None for none.
 
     Shape: ``(B, C, *S), (B, K, *S) -> (B, out_channels, *S)``, the second are the raw logits of K classes; with

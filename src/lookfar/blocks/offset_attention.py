@@ -134,7 +134,7 @@ class PointStage(nn.Module):
         recurrence: Number of layers L, each with its own weights.
         positions: Add a projection of the coordinates, the second input ``(B, N, 3)``, before every layer.
         reduction: Queries and keys of a layer have ``channels // reduction`` channels.
-        normalization: Of the layers' similarities, see :class:`OffsetAttention`.
+        normalization: Normalisation of the layers' similarities, see :class:`OffsetAttention`.
         norm_layer: Normalisation in embedding and layers.
 
     Shape: ``(B, C, N)[, (B, N, 3)] -> (B, L C, N)``

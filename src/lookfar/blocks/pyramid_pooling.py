@@ -53,7 +53,7 @@ class PyramidPooling(nn.Module):
     Args:
         bins: Regions along each axis, one number a scale.
         inner_channels: Channels of a scale; ``channels`` over the number of scales by default.
-        align_corners: Of the bilinear resizing of the bins.
+        align_corners: Align corners in the bilinear resizing of the bins.
         norm_layer: After the convolution of a scale; None for none.
         form: ``"block"`` keeps the shape; ``"published"`` gives x and the scales, ``(B, C + scales * D, H, W)``.
 

@@ -51,8 +51,9 @@ class SelfAttention(PairwiseAttention):
         out_channels: Width of queries, keys, values and output; C by default.
         bias: Give the projections to queries, keys and values a bias.
         scale: Factor on the similarities; (C / h)^-1/2 by default.
-        normalization: Of the similarities: ``softmax``; ``double``, softmax over the queries and then each query's
-            weights divided by their sum, which discounts keys that everybody likes; ``l1``, ``sigmoid``, ``none``.
+        normalization: Normalisation of the similarities: ``softmax``; ``double``, softmax over the queries and then
+            each query's weights divided by their sum, which discounts keys that everybody likes; ``l1``, ``sigmoid``,
+            ``none``.
         share_query_key: Queries are the keys, and their layer is one.
 
     Shape: ``(B, N, C) -> (B, N, C)``

@@ -74,8 +74,8 @@ class TokenStage(nn.Module):
             ``nonlocal(mode=gaussian)``); it gets those of the options below that are given.
         heads: Heads of the attention; by default 1 where the width changes, else 8, as published, or the largest
             divisor of the width below it. A block of maps has its own.
-        normalization: Of the similarities; ``softmax`` of self-attention, ``double`` of external attention by default;
-            ``performer`` has its own.
+        normalization: Normalisation of the similarities; ``softmax`` of self-attention, ``double`` of external
+            attention by default; ``performer`` has its own.
         mlp_ratio: Width of the perceptron's middle, times that of its ends.
         bias: Projections to queries, keys and values have a bias; by default those of ``performer`` have, as published.
         scale: Self-attention: factor on the similarities; (C / heads)^-1/2 by default.
