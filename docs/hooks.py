@@ -59,7 +59,7 @@ def commands() -> str:
     from lookfar.cli._help import page
 
     group = group_of(cli.app)
-    top = group.context_class(group, info_name="lookfar")
+    top = group.context_class(group, info_name="lookfar", help_option_names=["-h", "--help"])  # commands inherit them
     text = ["# Commands", "What `lookfar COMMAND --help` prints. `lookfar --install-completion` teaches your shell."]
     for name, command in group.commands.items():
         helped = page(command, group.context_class(command, info_name=name, parent=top), 88)
