@@ -104,7 +104,7 @@ def test_what_a_block_cannot_do_without_is_missing_with_its_reason():
     assert found.reasons["mean"] == "squeeze_excitation has no weights over positions"
     found = ablations(network_with("criss_cross")[0], None, x)
     assert set(found.counts) == {"full", "mean", "uniform", "other", "off"}
-    assert "no softmax of dot products" in found.reasons["unary"]
+    assert "not a softmax of dot products" in found.reasons["unary"]
     assert "no training images" in found.reasons["constant"]
     found = ablations(network_with("nonlocal")[0], None, x[:1])
     assert found.reasons["other"] == "image 0 is the only one of its size"

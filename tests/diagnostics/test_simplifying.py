@@ -139,11 +139,11 @@ def test_distillation_comes_nearer(name):
     ("name", "options", "reason"),
     [
         ("criss_cross", {}, "cannot become one map"),
-        ("nonlocal", {"mode": "dot_product"}, "no softmax"),
-        ("nonlocal", {"normalization": "sigmoid"}, "no softmax"),
+        ("nonlocal", {"mode": "dot_product"}, "not a softmax"),
+        ("nonlocal", {"normalization": "sigmoid"}, "not a softmax"),
         ("nonlocal", {"subsample": 2}, "pooled after their convolutions"),
         ("nonlocal", {"norm_layer": lambda channels, **dd: nn.GroupNorm(2, channels, **dd)}, "GroupNorm, want a Batch"),
-        ("position_attention", {"normalization": "double"}, "no softmax"),
+        ("position_attention", {"normalization": "double"}, "not a softmax"),
     ],
 )
 def test_what_cannot_become_one_map_says_why(name, options, reason):
