@@ -4,7 +4,7 @@ from lookfar._tables import table
 from lookfar.diagnostics.block_statistics import UNITS, Statistics
 from lookfar.insight.inspecting import ORDER, Inspected
 from lookfar.study.text import ABLATED
-from lookfar.study.words import counted, ends, points, signed
+from lookfar.study.words import capital, counted, ends, points, signed
 
 
 def lines_of(one: Inspected) -> list[str]:
@@ -14,7 +14,7 @@ def lines_of(one: Inspected) -> list[str]:
     head = f"{one.label} ({one.block}), {counted(len(subject.data.val), 'image')}{judged}"
     lines = [head, str(one.told)]
     if subject.note:
-        lines.append(f"{subject.note[0].upper()}{subject.note[1:]}.")
+        lines.append(f"{capital(subject.note)}.")
     if one.told.reason:
         return lines
     lines += ["", _ladder(one)]

@@ -32,6 +32,7 @@ from lookfar.study.text import ABLATED, ratio_words
 from lookfar.study.trained import how_to_load
 from lookfar.study.words import (
     WIDEST,
+    capital,
     counted,
     duration,
     ends,
@@ -194,7 +195,7 @@ class _View:
         self.ablated = ABLATED
         self.without = [s for s in results.summaries if s.without.known or s.candidate == "baseline"]
         reasons = [s.without.reason for s in self.without if not is_reference(s.candidate)]
-        self.no_maps = [f"{r[0].upper()}{r[1:]}" for r in dict.fromkeys(filter(None, reasons))]
+        self.no_maps = [capital(r) for r in dict.fromkeys(filter(None, reasons))]
         self.class_columns = sorted((s for s in results.summaries if s.done), key=lambda s: s.candidate != "baseline")
         every = self._classes()
         self.per_class = _most_different(every)

@@ -10,6 +10,7 @@ from lookfar.study.latency import Latency
 from lookfar.study.prospects import Once
 from lookfar.study.told import Told
 from lookfar.study.verdicts import Word
+from lookfar.study.words import capital
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,4 @@ class Summary:
     def said(self) -> str:
         """All that is concluded about it, the same on the terminal and in the report."""
         parts = [self.judged, self.trained_once and f"it {self.trained_once}", self.came_in and f"it {self.came_in}"]
-        return " ".join(
-            f"{part[0].upper() if at else part[0]}{part[1:]}." for at, part in enumerate(filter(None, parts))
-        )
+        return " ".join(f"{capital(part) if at else part}." for at, part in enumerate(filter(None, parts)))

@@ -9,7 +9,7 @@ from lookfar.study.judging import Conclusions
 from lookfar.study.latency import Latency
 from lookfar.study.prospects import failures_possible
 from lookfar.study.rows import Summary
-from lookfar.study.words import counted, percent, three, unit
+from lookfar.study.words import capital, counted, percent, three, unit
 from lookfar.tasks import Words
 
 NAMES = {"control": "control (conv)"}
@@ -129,7 +129,7 @@ def sentences(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
         if row.failed and row.done:
             parts.append(f"{row.failed} of {row.failed + row.done} trials failed ({row.reason}).")
         if not is_reference(row.candidate) and row.off_and_constant:
-            parts.append(f"{row.off_and_constant[0].upper()}{row.off_and_constant[1:]}.")
+            parts.append(f"{capital(row.off_and_constant)}.")
         if parts:
             lines.append(f"{NAMES.get(row.candidate, row.candidate)}: {' '.join(parts)}")
     return [*lines, *small_print(rows, conclusions)]

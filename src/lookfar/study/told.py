@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lookfar.study.rungs import SATURATED, Rung, Verdict, Word
-from lookfar.study.words import ends, join, signed, thousands
+from lookfar.study.words import capital, ends, join, signed, thousands
 
 # what stands in a block's place
 PLACES = {
@@ -105,7 +105,7 @@ class Told:
 
     def _missing(self) -> str:
         if self.reason:
-            return f"{self.reason[0].upper()}{self.reason[1:]}"
+            return capital(self.reason)
         missing = [PLACES[kind] for kind in self.verdict.missing]
         return f"Not measured: {join(missing)}" if missing else ""
 

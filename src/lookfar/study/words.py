@@ -142,3 +142,13 @@ def join(parts: Sequence[str]) -> str:
     'a, b and c'
     """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def capital(text: str) -> str:
+    """A text that begins a sentence; a block's name stays as it is written.
+
+    >>> capital("it has no maps"), capital("squeeze_excitation has no maps")
+    ('It has no maps', 'squeeze_excitation has no maps')
+    """
+    first = text.partition(" ")[0]
+    return text if "_" in first or "(" in first else f"{text[:1].upper()}{text[1:]}"
