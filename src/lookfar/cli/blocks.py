@@ -82,13 +82,16 @@ def cost(
     host: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Measure this network (small, resnet18) as it is, then with each block in it."
+            metavar="NAME",
+            help="Measure this network (small, resnet18) as it is, then with each block in it. [default: blocks alone]",
         ),
     ] = None,
     at: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE", help="Where a block goes in the host; a layer replaces the convolutions: 'layer3.*.conv2'."
+            metavar="PLACE",
+            help="Where a block goes in the host; a layer replaces convolutions, as in 'layer3.*.conv2'. "
+            "[default: by the host]",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
