@@ -91,7 +91,7 @@ def cost(
         typer.Option(
             metavar="PLACE",
             help="Where a block goes in the host; a layer replaces convolutions, as in 'layer3.*.conv2'. "
-            "[default: by the host]",
+            "[default: none; --host needs one]",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
