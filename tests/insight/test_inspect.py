@@ -154,7 +154,10 @@ def test_a_network_of_ones_own(run, home):
         (["absent"], "no network absent"),
         (["study", "--weights", "absent.pth"], "weights go with the name of a network; study is not one"),
         (["study", "--size", "12x16"], "a trial sees its data at 24×32: --size is for images"),
-        (["--network", "own.py:build", "--data", "scenes:lookup", "--size", "32x32"], "embedded as it is: scenes of 64×64"),
+        (
+            ["--network", "own.py:build", "--data", "scenes:lookup", "--size", "32x32"],
+            "embedded as it is: scenes of 64×64",
+        ),
         (["--network", "own.py:broken", "data/val/images"], "broken cannot be judged"),
         ([], "name a trial's folder"),
         (["study", "data/val/images", "--data", "data"], "not both"),
