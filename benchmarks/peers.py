@@ -10,8 +10,10 @@ docs/performance.md.
 """
 
 import argparse
+import copy
 import json
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,8 @@ from pairs import PAIRS, Pair
 from torch import Tensor, nn
 
 from lookfar._tables import markdown_table
-from lookfar.cost import keep_pages, measure_cost, measure_in_turn
+from lookfar.cost import keep_pages, measure_in_turn, peak_memory
+from lookfar.cost.measure import Inputs, caller
 
 ROOT = Path(__file__).parent.parent
 # what networks of stride 8 give for Cityscapes' crops, half a full frame, and ImageNet at stride 16
@@ -69,11 +72,12 @@ def measure(pair: Pair, size: tuple[int, int], channels: int, backward: bool, ch
     ours, peer = map(change, pair.create(channels))
     modules: dict[str, nn.Module] = {"ours": ours, "peer": peer}
     batch = 2 if backward else 1  # a BatchNorm behind a pooling to one position does not train on one
-    costs = [
-        measure_cost(module, channels, size, batch=batch, backward=backward, repeats=1) for module in modules.values()
-    ]
-    long = max(cost.latency_ms for cost in costs) > 500
     x = change(torch.randn(batch, channels, *size))
+    memory, begin = [], time.process_time()
+    for module in modules.values():
+        call = caller(copy.deepcopy(module).train(backward), Inputs((x,)), backward=backward)
+        memory.append(peak_memory(call, x.device))
+    long = time.process_time() - begin > 1
     times = measure_in_turn(modules, x, backward=backward, rounds=3 if long else 7, warm_up=not long, budget=0.5)
     return {
         "ours": pair.ours,
@@ -83,8 +87,8 @@ def measure(pair: Pair, size: tuple[int, int], channels: int, backward: bool, ch
         "passes": "both" if backward else "forward",
         "ms": times["ours"],
         "peer_ms": times["peer"],
-        "mb": costs[0].memory_mb,
-        "peer_mb": costs[1].memory_mb,
+        "mb": memory[0] / 1e6,
+        "peer_mb": memory[1] / 1e6,
     }
 
 
@@ -122,7 +126,8 @@ def rows(chosen: list[Pair], sizes: dict[tuple[int, int], int], args: argparse.N
 def document(found: list[Any], head: str) -> str:
     """docs/performance.md."""
     why = {(pair.ours, pair.peer): pair.why for pair in PAIRS}
-    parts, below = [], []
+    parts: list[str] = []
+    below: list[str] = []
     for (h, w), channels in SIZES.items():
         lines = []
         for row in found:
@@ -149,6 +154,9 @@ def document(found: list[Any], head: str) -> str:
                 below.append(
                     f"- `{row['ours']}` beside {row['peer']}, {h}×{w}, {row['passes']}: {numbers}{reach}. {reason}"
                 )
+        if not lines:
+            parts.append(f"## {h}×{w}, {channels} channels\n\nNot measured in this run.")
+            continue
         table = markdown_table(["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"], lines)
         parts.append(f"## {h}×{w}, {channels} channels\n\n{table}")
     ends = "\n".join(line.rstrip() for line in below) or "None."
@@ -184,18 +192,23 @@ def main() -> None:
     chosen = [p for p in PAIRS if not words or any(word in f"{p.ours} {p.peer}" for word in words)]
     wanted = [tuple(map(int, s.split("x"))) for s in args.sizes.split(",") if s]
     sizes = {size: channels for size, channels in SIZES.items() if not wanted or size in wanted}
-    found = list(rows(chosen, sizes, args))
     plain = args.dtype == "float32" and not args.channels_last
-    if not plain or (not args.update and (words or wanted)):
-        return
+    keep = plain and (args.update or not (words or wanted))
     file = ROOT / f"benchmarks/results/{args.device}.json"
-    if args.update and file.exists():
-        new = {_key(row): row for row in found}
-        old = {_key(row): row for row in json.loads(file.read_text())["rows"]}
-        order = [pair.ours + pair.peer for pair in PAIRS]
-        found = [row for row in {**old, **new}.values() if row["ours"] + row["peer"] in order]
-        found.sort(key=lambda row: order.index(row["ours"] + row["peer"]))
-    file.write_text(json.dumps({"machine": machine(args.device), "torch": torch.__version__, "rows": found}, indent=1))
+    old = json.loads(file.read_text())["rows"] if args.update and file.exists() else []
+    found = {_key(row): row for row in old}
+    for row in rows(chosen, sizes, args):
+        found[_key(row)] = row
+        if keep:  # as it goes: a run that is ended leaves its rows
+            write(file, list(found.values()), args)
+
+
+def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
+    """Both files, rows in the order of the pairs; those of pairs that are no more are left out."""
+    order = [pair.ours + pair.peer for pair in PAIRS]
+    found = [row for row in found if row["ours"] + row["peer"] in order]
+    found.sort(key=lambda row: order.index(row["ours"] + row["peer"]))
+    file.write_text(json.dumps({"machine": machine(args.device), "torch": torch.__version__, "rows": found}) + "\n")
     if args.device == "cpu":
         (ROOT / "docs/performance.md").write_text(document(found, heading(args)), encoding="utf-8")
 

@@ -21,10 +21,16 @@ from lookfar.ops._precision import widened
 
 Pooling = Literal["avg", "max", "lp", "lse"]
 
+
+def _largest(x: Tensor, dim: int) -> Tensor:
+    """Maxima; the gradient goes to one of equals, as in max pooling. Without one their places are not looked for."""
+    return x.max(dim).values if torch.is_grad_enabled() else x.amax(dim)
+
+
 # of (B, C, N); float32 at least, since N halves summed overflow
 _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: widened(x).mean(-1),
-    "max": lambda x: x.max(-1).values,  # the gradient goes to one of equals, as in max pooling
+    "max": lambda x: _largest(x, -1),
     "lp": lambda x: torch.linalg.vector_norm(widened(x), dim=-1),  # with gradient 0 at a dead channel, not NaN
     "lse": lambda x: widened(x).logsumexp(-1),
 }
@@ -118,5 +124,5 @@ class CBAM(nn.Module):
 
     def _positions(self, x: Tensor) -> Tensor:
         """``(B, 1, H, W)``."""
-        descriptor = torch.stack([x.max(1).values, widened(x).mean(1).to(x.dtype)], 1)  # (B, 2, H, W)
+        descriptor = torch.stack([_largest(x, 1), widened(x).mean(1).to(x.dtype)], 1)  # (B, 2, H, W)
         return normed(self.norm, self.spatial(descriptor)).sigmoid().to(x.dtype)

@@ -6,7 +6,7 @@ code of mmcv is wrong for query content and position without the position-only t
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -143,8 +143,12 @@ class GeneralizedAttention(QueryKeyValue):
         return {k: v for k, v in state.items() if k != "local_constraint_map"}
 
     def forward(self, x: Tensor) -> Tensor:
+        alone = not self.asks and self.columns is None and self.spatial_range is None
         with without_autocast(x):
-            y = self._mixed(x)
+            y = self._of_keys_alone(x) if alone else self._mixed(x)
+        if alone:  # one vector for all positions
+            y = self.project(y.flatten(1)[:, :, None, None].to(x.dtype))
+            return match_format(x + (self.gamma * y).to(x.dtype), x)
         return self.finish(x, y)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
@@ -207,8 +211,6 @@ class GeneralizedAttention(QueryKeyValue):
         q, r, k, v = self._tokens(x)
         N = q.shape[2]
         if self.columns is None and self.spatial_range is None:
-            if not self.asks:  # one map for all queries
-                return embedded_gaussian(q[:, :, :1], k, v).expand(-1, -1, N, -1)
             return embedded_gaussian(q, k, v)
         at, size = torch.arange(N, device=x.device)[:, None], x.shape[2:]
 
@@ -216,6 +218,23 @@ class GeneralizedAttention(QueryKeyValue):
             return self._weights(q, r, k, at[:, 0], size) @ v
 
         return over_queries(some, (q, r, at), k, v, keys=k.shape[2])
+
+    def _of_keys_alone(self, x: Tensor) -> Tensor:
+        """The weighted sums ``(B, h, d)`` where all queries have one map: what is linear acts on few vectors.
+
+        u . (W x) = (u W) . x is a product for each head and key, and sum_j a_j V x_j = V sum_j a_j x_j.
+        """
+        assert self.key_vector is not None
+        seen = widened(x[:, :, :: self.kv_stride, :: self.kv_stride])
+        of_values = self.value or self.embed
+        of_keys = of_values if self.value is None else self.key or self.query
+        keys, values = (
+            widened(cast(nn.Conv2d, layer).weight).reshape(self.heads, -1, x.shape[1]) for layer in (of_keys, of_values)
+        )  # (h, d, C)
+        asked = widened(self.key_vector).view(self.heads, 1, -1) @ keys
+        weights = F.conv2d(seen, asked.transpose(1, 2)[..., None]).flatten(2).softmax(-1)  # (B, h, M)
+        mean = weights @ seen.flatten(2).transpose(1, 2)  # (B, h, C)
+        return (values @ mean[..., None])[..., 0]
 
     def _weights(self, q: Tensor, r: Tensor, k: Tensor, at: Tensor, size: Any) -> Tensor:
         """``(B, h, Q, M)`` of the queries at the flat positions ``at`` of their grid."""

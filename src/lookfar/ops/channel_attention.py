@@ -21,7 +21,7 @@ def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
     """
     with without_autocast(x):
         x = widened(x)
-        return (scale * x @ x.transpose(-2, -1)).softmax(-1)
+        return (scale * (x @ x.transpose(-2, -1))).softmax(-1)  # scaled are C x C products, not the map
 
 
 def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
