@@ -186,6 +186,10 @@ def test_a_network_that_was_saved_is_looked_at_as_it_sees_images(home, run):
     assert list(subject.data.classes) == ["class 0", "class 1", "class 2"]
     image = subject.data.val[0][0]
     torch.testing.assert_close(subject.data.normalise(image[None]), subject.network.preprocessing(image[None]))
+    torch.save(subject.network.state_dict(), home / "ours.pth")
+    code, _, err = run("emanet_resnet18_d8", "data/val/images", "--weights", "ours.pth")
+    assert code == 2
+    assert "number of classes, got None: --data says it" in " ".join(err.split())
     code, _, err = run("ours", "--data", "data", "--json")
     assert code == 2
     assert "ours has 3 classes, the data have 2" in err

@@ -115,10 +115,22 @@ def find_subjects(
         return _of_study(path, images, data, size, margin)
     if weights is None and (trial := trial_in(path)) is not None:
         return [_of_trial(trial, images, data, size, margin)]
-    opened = open_network(target, weights=weights)
+    opened = open_network(target) if weights is None else _by_name(target, weights, data)
     network_there = opened.network.cpu()
     seen = _seen(images, data, size, _bands(network_there))
     return [_subject(path.stem, network_there, seen, data, margin, opened=opened)]
+
+
+def _by_name(name: str, weights: str, data: str | None) -> Opened:
+    """A network by its name, with as many classes as it says, or as the data have."""
+    try:
+        return open_network(name, weights=weights)
+    except ValueError as error:
+        if "number of classes" not in str(error):
+            raise
+        if data is None:
+            raise ValueError(f"{error}: --data says it, or leave the name out and give {weights} itself") from None
+    return open_network(name, weights=weights, num_classes=len(open_data(data).classes))
 
 
 def _bands(network: nn.Module) -> int:
