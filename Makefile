@@ -72,8 +72,8 @@ demo: $(VENV)/.user ## Compare blocks on scenes:lookup; about 6 minutes on two c
 demo-cue: $(VENV)/.user ## The same on scenes:cue
 	@$(BIN)/lookfar study --data scenes:cue --blocks 'global_context(reduction=4),nonlocal' --seeds 3 --out runs/cue
 
-demo-classify: $(VENV)/.user ## Compare blocks on scenes:match, where a scene has one label; about 6 minutes on two cores
-	@$(BIN)/lookfar study --data scenes:match --host patch --blocks nonlocal,global_context,squeeze_excitation \
+demo-classify: $(VENV)/.user ## Compare blocks on scenes:match, where a scene has one label; about 4 minutes on two cores
+	@$(BIN)/lookfar study --data scenes:match --blocks nonlocal,global_context,squeeze_excitation \
 	    --seeds 3 --out runs/match
 
 test: $(VENV)/.dev ## Run the whole test suite
