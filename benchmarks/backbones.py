@@ -1,15 +1,23 @@
 """The backbones of the family's papers: parameters and FLOPs, with ``--time`` also time and memory, as a table.
 
 python benchmarks/backbones.py [--size 224] [--time] [NAME ...]
+
+With ``--time`` and without names the table is also written to ``benchmarks/results/backbones-cpu.md``.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 import torch
+from blocks import machine
 
 from lookfar import create_network
 from lookfar.cost import count_flops, measure_network
 from lookfar.networks.attention_backbones import ATTENTION_BACKBONES
+
+ALL = [*ATTENTION_BACKBONES, "sasa_resnet26:attention"]
+RESULT = Path(__file__).parent / "results/backbones-cpu.md"
 
 
 def row(name: str, side: int, timed: bool) -> str:
@@ -32,15 +40,28 @@ def row(name: str, side: int, timed: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=[*ATTENTION_BACKBONES, "sasa_resnet26:attention"])
+    parser.add_argument("names", nargs="*", default=ALL)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--time", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     heads = ["network", "million parameters", "GFLOP", *(["forward, ms", "peak memory, MB"] if args.time else [])]
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    print("\n".join(lines))
     for name in args.names:
-        print(row(name, args.size, args.time), flush=True)
+        lines.append(row(name, args.size, args.time))
+        print(lines[-1], flush=True)
+    if args.time and args.names == ALL:
+        load = (
+            f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else "load unknown"
+        )
+        about = (
+            f"`python benchmarks/backbones.py --time`: {machine('cpu')}, one thread, {load}, torch {torch.__version__}, "
+            f"float32, one image of {args.size}×{args.size}. Time is the median of ten forward passes in evaluation, on a "
+            "busy machine longer; memory the peak beyond parameters and input (docs/cost.md)."
+        )
+        page = ["# Backbones of the family's papers, time and memory", "", about, "", *lines, ""]
+        RESULT.write_text("\n".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
