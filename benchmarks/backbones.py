@@ -56,9 +56,9 @@ def main() -> None:
             f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else "load unknown"
         )
         about = (
-            f"`python benchmarks/backbones.py --time`: {machine('cpu')}, one thread, {load}, torch {torch.__version__}, "
-            f"float32, one image of {args.size}×{args.size}. Time is the median of ten forward passes in evaluation, on a "
-            "busy machine longer; memory the peak beyond parameters and input (docs/cost.md)."
+            f"`python benchmarks/backbones.py --time`: {machine('cpu')}, one thread, {load}, torch {torch.__version__}"
+            f", float32, one image of {args.size}×{args.size}. Time is the median of ten forward passes in evaluation, on "
+            "a busy machine longer; memory the peak beyond parameters and input (docs/cost.md)."
         )
         page = ["# Backbones of the family's papers, time and memory", "", about, "", *lines, ""]
         RESULT.write_text("\n".join(page), encoding="utf-8")

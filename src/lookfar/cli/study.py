@@ -77,8 +77,8 @@ def study(
         str | None,
         typer.Option(
             metavar="NETWORK",
-            help="small, patch, points, a timm network such as resnet18, a name that `lookfar.list_networks()` gives, or "
-            "my.py:build. [default: resnet18; small or patch for the scenes that come along]",
+            help="small, patch, points, a timm network such as resnet18, a name that `lookfar.list_networks()` gives, "
+            "or my.py:build. [default: resnet18; small or patch for the scenes that come along]",
             rich_help_panel=NETWORK,
         ),
     ] = None,
