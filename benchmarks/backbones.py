@@ -57,7 +57,7 @@ def main() -> None:
         )
         about = (
             f"`python benchmarks/backbones.py --time`: {machine('cpu')}, one thread, {load}, torch {torch.__version__}"
-            f", float32, one image of {args.size}×{args.size}. Time is the median of ten forward passes in evaluation, on "
+            f", float32, one image of {args.size}×{args.size}. Time is the median of ten forward passes, on "
             "a busy machine longer; memory the peak beyond parameters and input (docs/cost.md)."
         )
         page = ["# Backbones of the family's papers, time and memory", "", about, "", *lines, ""]
