@@ -110,7 +110,7 @@ def lines_of(found: Scan) -> str:
         blocks = ",".join(found.leaders)
         end = next(row.group for row in found.rows if row.candidate == NOTHING)
         better = any(row.candidate in found.leaders and row.group < end for row in found.rows)
-        why = "Next, the leaders" if better else "No block is told from nothing by more than its seeds. The best"
+        why = "Next, the leaders" if better else "No block is better than nothing by more than seeds scatter. The best"
         lines += ["", f"{why} and the control in full trainings:"]
         lines.append(f"  lookfar study {shlex.quote(str(found.study))} --blocks {shlex.quote(blocks)} --seeds 3")
     return "\n".join(lines)
