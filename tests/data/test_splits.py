@@ -41,7 +41,7 @@ def test_test_validates_where_nothing_else_does_and_is_named(tmp_path, kind_firs
     put(*folders("test"), *"xy")
     data = open_data(str(tmp_path))
     assert list(data.val.names) == ["x", "y"]
-    assert said(data, "val is test: there is no other.")
+    assert said(data, "test is used for validation: there is no val.")
     put(*folders("val"), *"uvw")
     data = open_data(str(tmp_path))
     assert list(data.val.names) == ["u", "v", "w"]

@@ -155,7 +155,7 @@ def golden(kind: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 def test_files_of_the_authors_give_their_logits(kind: str, tmp_path: Path) -> None:
     state, images, want = golden(kind)
     torch.save({"epoch": 3, "state_dict_ema": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "t2t.pth.tar")
-    with pytest.warns(UserWarning, match=r"t2t.pth.tar does not say, and default is: scale=0.35"):
+    with pytest.warns(UserWarning, match=r"t2t.pth.tar does not say everything; assumed by default: scale=0.35"):
         network = from_checkpoint(tmp_path / "t2t.pth.tar", heads=3)
     assert network.recognised.arguments["depth"] == 2
     got = network.double()(images).detach()

@@ -91,7 +91,7 @@ def test_what_is_assumed_is_said_in_a_line(tmp_path: Path) -> None:
     case = case_of("danet")
     path = write(tmp_path / "weights.pth", case)
     said = "output_stride=8, align_corners=False, within=None, tiles=None, reduce_zero_label=False"
-    line = rf"^weights\.pth does not say, and default is: {said}$"
+    line = rf"^weights\.pth does not say everything; assumed by default: {said}$"
     with pytest.warns(UserWarning, match=line):
         from_checkpoint(path)
     with warnings.catch_warnings():

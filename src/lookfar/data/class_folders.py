@@ -136,7 +136,7 @@ def read_class_folders(root: Path, val: str | None = None, *, skip_bad: bool = F
     word = layout.word("val") or layout.word("test")
     if val is None and word is not None:
         source.val = reader.read(splits[word.lower()])
-        notes += [f"val is {word}: there is no other."] if word.lower() in SPLITS["test"] else []
+        notes += [f"{word} is used for validation: there is no val."] if word.lower() in SPLITS["test"] else []
     else:
         source.val, said = hold_out(source.train, val or VAL_SHARE, source.find)
         notes += said

@@ -81,7 +81,7 @@ def read_folder(root: Path, val: str | None = None) -> Source:
     elif (word := next((w for w in (*SPLITS["val"], *SPLITS["test"]) if w in {*splits, *layout.broken}), None)) is None:
         _take(source, *hold_out(source.train, VAL_SHARE, source.find))
     elif word in splits:
-        notes = [f"val is {word}: there is no other."] if word in SPLITS["test"] else []
+        notes = [f"{word} is used for validation: there is no val."] if word in SPLITS["test"] else []
         _take(source, splits[word], notes)
         used.add(word)
     elif word in SPLITS["val"]:

@@ -232,8 +232,8 @@ def _warn_of_twice(present: list[Any], new: list[_Slot]) -> None:
     again = [slot.place for slot in new if (slot.place, what(slot.module.inserted)) in have]
     if again:
         warnings.warn(
-            f"{block_name(new[0].module)} stands after {', '.join(again[:3])} already, and now twice: call "
-            "lookfar.remove(network) first if a cell was run again",
+            f"{block_name(new[0].module)} stands after {', '.join(again[:3])} twice now: if you ran a notebook cell "
+            "again, call lookfar.remove(network) first",
             stacklevel=3,
         )
 

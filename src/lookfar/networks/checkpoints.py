@@ -109,7 +109,7 @@ def from_checkpoint(
         raise ValueError(f"{path.name} has {K} classes, got num_classes={num_classes}: {cure}")
     if found.assumed:
         assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items())
-        warnings.warn(f"{path.name} does not say, and default is: {assumed}", stacklevel=2)
+        warnings.warn(f"{path.name} does not say everything; assumed by default: {assumed}", stacklevel=2)
     for line in found.differs:
         warnings.warn(f"{path.name}: {line}", stacklevel=2)
     arguments = {**found.arguments, "num_classes": num_classes or K}
