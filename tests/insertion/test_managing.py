@@ -16,7 +16,7 @@ def test_two_blocks_at_one_place_run_in_order_of_insertion() -> None:
     first = insert(net, "position_attention", at="layer3", example=images())
     wake(net)
     kept = run(net)
-    with pytest.warns(UserWarning, match="position_attention stands after layer3 twice now: if you ran a notebook cell"):
+    with pytest.warns(UserWarning, match="position_attention stands after layer3 twice now: if you ran"):
         second = insert(net, "position_attention", at="layer3", example=images())
     assert first + second == ["layer3.1.position_attention", "layer3.1.position_attention_2"]
     assert_equal(run(net), kept)
