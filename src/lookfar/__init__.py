@@ -15,6 +15,7 @@ _HOME = {
     "create_network": "lookfar.networks",
     "from_checkpoint": "lookfar.networks",
     "list_networks": "lookfar.networks",
+    "optimize": "lookfar.networks",
     "insert": "lookfar.insertion",
     "inflate": "lookfar.insertion",
     "remove": "lookfar.insertion",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from lookfar.cost import measure_cost
     from lookfar.diagnostics import look
     from lookfar.insertion import describe, inflate, insert, load, remove, replace, save
-    from lookfar.networks import create_network, from_checkpoint, list_networks
+    from lookfar.networks import create_network, from_checkpoint, list_networks, optimize
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from lookfar.networks.classification import (
 from lookfar.networks.control import ConvControl, control_of
 from lookfar.networks.creating import create_network, list_networks
 from lookfar.networks.exporting import Exported, export
+from lookfar.networks.optimizing import optimize
 from lookfar.networks.own import OwnHost, build_own
 from lookfar.networks.predicting import predict
 from lookfar.networks.preprocessing import Inference, Preprocessing
@@ -42,6 +43,7 @@ __all__ = [
     "from_checkpoint",
     "from_pretrained",
     "list_networks",
+    "optimize",
     "predict",
     "resolve_place",
 ]
