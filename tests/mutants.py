@@ -63,6 +63,8 @@ CONTINUING = "tests/study/test_continuing.py"
 MENDING = "tests/study/test_mending.py"
 REPORT = "tests/study/test_report.py"
 CLASSES = "tests/study/test_by_class.py"
+HELP = "tests/test_help.py"
+TABLES = "tests/test_tables.py"
 
 MUTANTS = [
     # ---- data ----
@@ -442,4 +444,16 @@ MUTANTS = [
            "what seeds do not tell from nothing leads to a study"),
     Mutant("study/simpler.py", 'if to == "average" and mask is not None', 'if to == "none" and mask is not None',
            "tests/study/test_simplified.py", "an average that is taught becomes one map for all queries"),
+    # ---- command line and notebooks ----
+    Mutant("cli/_help.py", 'return f"{said} [default: {default}]"', "return said", HELP, "defaults are not said"),
+    Mutant("cli/_help.py", "break_long_words=False", "break_long_words=True", HELP, "long words of the help are cut"),
+    Mutant("cli/_help.py", 'panel = getattr(param, "rich_help_panel", None) or "Options"', 'panel = "Options"', HELP,
+           "options are not grouped"),
+    Mutant("cli/_complete.py", 'f"{before}{comma}{name}"', "name", HELP,
+           "completing a list forgets what stands before"),
+    Mutant("_notebooks.py", "escape(cell_text(value))", "cell_text(value)", TABLES, "names are read as HTML"),
+    Mutant("_notebooks.py", '"right" if number else "left"', '"left" if number else "right"', TABLES,
+           "numbers stand left"),
+    Mutant("study/results.py", "pandas.DataFrame(self.rows()[table])", 'pandas.DataFrame(self.rows()["trials"])',
+           RESULTS, "every table as a data frame is that of the trials"),
 ]  # fmt: skip
