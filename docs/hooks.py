@@ -17,6 +17,14 @@ ELSEWHERE = {"README.md": "index.md", **{path: page for page, path in FROM_ROOT.
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 
 
+def on_config(config: Any) -> Any:
+    """Puts a page for each block into the menu."""
+    (blocks,) = (section["Blocks"] for section in config["nav"] if "Blocks" in section)
+    pages = sorted((ROOT / "docs/blocks").glob("*.md"))
+    blocks += [{path.stem: f"blocks/{path.name}"} for path in pages if path.stem != "index"]
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are not in this folder."""
     from mkdocs.structure.files import File
