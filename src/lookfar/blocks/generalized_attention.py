@@ -148,7 +148,7 @@ class GeneralizedAttention(QueryKeyValue):
             y = self._of_keys_alone(x) if alone else self._mixed(x)
         if alone:  # one vector for all positions
             y = self.project(y.flatten(1)[:, :, None, None].to(x.dtype))
-            return match_format(x + (self.gamma * y).to(x.dtype), x)
+            return match_format(added(self, x, gated(self.gamma, y).to(x.dtype)), x)
         return self.finish(x, y)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
