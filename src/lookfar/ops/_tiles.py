@@ -5,10 +5,13 @@ torch's fused kernel for CPUs does. Forward keeps each query's largest logit so 
 when a larger one comes; backward computes the weights again from the logarithm of their sum.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
 
 # of a tile: 0.5 MiB of weights in float32; threads share the work of a tile
 LIMITS = {"rows": 384, "keys": 384}
@@ -42,7 +45,8 @@ def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps ``(G, N, 1)``."""
+    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps to the base 2, ``(G, N, 1)``."""
+    scale = scale * LOG2_E
     (G, N), M = q.shape[:2], k.shape[1]
     y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
     buffer, least = _buffer(q, M), torch.finfo(q.dtype).min
@@ -55,18 +59,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
             largest = s.amax(-1, keepdim=True).clamp_min_(least)  # of logits that are all -inf there is none
             if top is None or total is None:
                 top = largest
-                total = s.sub_(top).exp_().sum(-1, keepdim=True)
+                total = s.sub_(top).exp2_().sum(-1, keepdim=True)
                 torch.bmm(s, v[at[0], j], out=mixed)
                 continue
             largest = torch.maximum(largest, top)
-            shrink = top.sub_(largest).exp_()
+            shrink = top.sub_(largest).exp2_()
             top = largest
-            total.mul_(shrink).add_(s.sub_(top).exp_().sum(-1, keepdim=True))
+            total.mul_(shrink).add_(s.sub_(top).exp2_().sum(-1, keepdim=True))
             mixed.mul_(shrink).baddbmm_(s, v[at[0], j])
         assert top is not None
         assert total is not None
         mixed.div_(total)
-        torch.add(top, total.log_(), out=lse[at])
+        torch.add(top, total.log2_(), out=lse[at])
     return y, lse
 
 
@@ -88,7 +92,7 @@ def backward(
             here = (at[0], j)
             keys = k[here]
             p = _tile(weights, some, keys)
-            torch.baddbmm(shift, some, keys.transpose(1, 2), alpha=scale, out=p).exp_()
+            torch.baddbmm(shift, some, keys.transpose(1, 2), alpha=scale * LOG2_E, out=p).exp2_()
             if dv is not None:
                 dv[here].baddbmm_(p.transpose(1, 2), grad)
             if dq is None and dk is None:
