@@ -18,7 +18,7 @@ install = $(if $(UV),$(UV) pip install -q --python $1/bin/python,$1/bin/python -
 # where an environment keeps its packages
 site = $1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: bench demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format \
+.PHONY: bench bench-gpu demo demo-cue demo-classify test test-oldest oracles test-oracles test-wheel mutations lint format \
     blocks-docs insertion-table api versions docs notebooks clean help
 
 help: ## Show what there is
@@ -100,6 +100,9 @@ test-oracles: $(VENV)-oracles/.made ## Compare networks with mmsegmentation's ow
 
 bench: $(VENV)-oracles/.made ## Time our blocks beside mmcv's, mmsegmentation's, timm's and plain PyTorch; writes docs/performance.md; half an hour
 	@$(VENV)-oracles/bin/python benchmarks/peers.py
+
+bench-gpu: $(VENV)/.dev ## Every context block on a GPU against the CPU, attention beside the card's rate; at most eight minutes
+	@$(BIN)/python benchmarks/gpu.py
 
 mutations: $(VENV)/.dev ## Plant faults in a copy of the code, one at a time, and see that the tests notice
 	@$(BIN)/python tests/mutations.py
