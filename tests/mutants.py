@@ -400,7 +400,7 @@ MUTANTS = [
            "predictions are half a pixel off at the size of the file"),
     Mutant("training/probes.py", ".float().square().sum()", ".float().norm()", LOOP,
            "shares of the gradient sum to more than 1"),
-    Mutant("study/explorer.py", 'query)) != labels', 'query)) == labels', REPORT,
+    Mutant("study/explorer.py", "gained &= before != labels", "gained &= before == labels", REPORT,
            "the explorer opens where the baseline is right too"),
     Mutant("study/explorer.py", "    if \"found\" in block:\n        known", "    if False:\n        known", REPORT,
            "the explorer opens where nothing is asked"),

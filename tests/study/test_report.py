@@ -239,6 +239,12 @@ def test_it_opens_where_the_block_is_right_and_the_baseline_wrong():
     nan = float("nan")
     asking = one_sample([0, 1, 1, 255], [0, 1, 1, 1], found=[nan, nan, 0.8, nan], found_chance=[nan, nan, 0.1, nan])
     assert explorer.opening(asking, baseline, 0)[1] == (0.75, 0.25)
+    # one answer for the whole image: what asks, else the middle
+    words = {"truth": np.array(["7"]), "prediction": np.array(["7"])}
+    assert explorer.opening(asking | words, baseline | words, 0)[1] == (0.75, 0.25)
+    assert explorer.opening(baseline | words, None, 0) == (0.0, (0.75, 0.25))
+    wrong = explorer.opening(asking | words | {"prediction": np.array(["3"])}, baseline | words, 0)
+    assert explorer.opening(asking | words, baseline | {"prediction": np.array(["3"])}, 0)[0] > wrong[0]
 
 
 def test_it_opens_with_the_image_that_tells_the_story_under_the_middle_seed(tmp_path):

@@ -160,15 +160,21 @@ def opening(block: Sample, baseline: Sample | None, image: int) -> tuple[float, 
     Returns:
         A number that is larger for better ones, and the query.
     """
-    truth, query = block["truth"][image], block["query"]
-    if not are_maps(block):  # one answer for the whole image: the query in the middle
+    query = block["query"]
+    if are_maps(block):
+        labels, got = (np.array(labels_near(block[what][image], query)) for what in ("truth", "prediction"))
+        known = labels != IGNORE
+        before = None if baseline is None else np.array(labels_near(baseline["prediction"][image], query))
+    elif "found" in block and np.isfinite(block["found_chance"][image]).any():  # one answer for the whole image
+        known = np.full(len(query), True)
+        labels, got = block["truth"][image], block["prediction"][image]
+        before = None if baseline is None else baseline["prediction"][image]
+    else:  # the query in the middle
         middle = query[len(query) // 2]
         return 0.0, (float(middle[0]), float(middle[1]))
-    labels, got = np.array(labels_near(truth, query)), np.array(labels_near(block["prediction"][image], query))
-    known = labels != IGNORE
     gained = known & (got == labels)
-    if baseline is not None:
-        gained &= np.array(labels_near(baseline["prediction"][image], query)) != labels
+    if before is not None:
+        gained &= before != labels
     if "found" in block:
         known &= np.isfinite(block["found_chance"][image])
         beyond = block["found"][image].mean(0) - block["found_chance"][image]
