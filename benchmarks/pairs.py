@@ -24,6 +24,27 @@ TESTS = Path(__file__).parent.parent / "tests"
 PACKAGES = ("mmcv", "mmseg", "timm")
 
 
+# why ours loses, where it does: by reading both, not by measurement
+SMALL = "On a small map nearly all time is the same convolutions, and ours copies tokens into their own layout first."
+WHY = {
+    "mmcv NonLocal2d": SMALL,
+    "timm NonLocalAttn": SMALL,
+    "mmcv NonLocal2d, gaussian": "At 14x14 all weights fit into the cache and one product is enough: tiles add passes.",
+    "mmcv NonLocal2d, dot product": SMALL,
+    "mmcv NonLocal2d, sub-sampled": "With a quarter of the keys the peer can store weights that ours computes again.",
+    "mmseg PAM": SMALL,
+    "mmseg DisentangledNonLocal2d": SMALL,
+    "mmcv CrissCrossAttention": SMALL,
+    "mmseg CAM": "The same products; in training torch adds up the map's three gradients out of place.",
+    "mmcv ContextBlock": "The same reads of the map; ours checks its input, some microseconds.",
+    "timm SEModule": "The same reads of the map; ours checks its input, some microseconds.",
+    "timm CbamModule": "The same reads of the map; the descriptors are stacked, some microseconds.",
+    "mmseg PPM": "Means of regions by products with matrices, which serve any size in exported programs.",
+    "mmseg EMAHead, inside": "Its ReLUs work in place.",
+    "mmseg Hamburger": "Its ReLUs work in place.",
+}
+
+
 @dataclass(frozen=True)
 class Pair:
     """A block of ours and its peer.
@@ -35,7 +56,6 @@ class Pair:
         options: Options of ours that go with the channels.
         translate: Makes our state dict of the peer's, where the block does not know its names.
         weights: How many matrices of N x N weights the peer holds for a map.
-        why: Why ours loses, where it does.
     """
 
     ours: str
@@ -44,7 +64,6 @@ class Pair:
     options: Callable[[int], dict[str, Any]] = lambda channels: {}
     translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state
     weights: float = 0
-    why: str = ""
 
     @property
     def missing(self) -> str:

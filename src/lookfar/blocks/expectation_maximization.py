@@ -17,7 +17,8 @@ from typing_extensions import Unpack
 from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, normed
-from lookfar.ops._layout import to_map
+from lookfar.ops._autograd import traced
+from lookfar.ops._layout import positions, to_map
 from lookfar.ops.expectation_maximization import (
     Gradient,
     Variant,
@@ -236,8 +237,11 @@ class ExpectationMaximization(nn.Module):
         return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(-2, -1)  # (B, h, N, C/h), a view
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """What EM runs on: with one head the convolution is merged into the bases, and the map stays as it is."""
-        if self.heads == 1:
+        """What EM runs on: with one head the convolution is merged into the bases, and the map stays as it is.
+
+        Merged it costs two products with the bases a step, which on a small map are more than the convolution.
+        """
+        if self.heads == 1 and (traced() or positions(x) > 2 * self._steps * self.bases.shape[2]):
             return self._heads(x), {"weight": self.embed.weight.flatten(1), "bias": self.embed.bias}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient != "none"):
             return self._heads(self.embed(x)), {}
