@@ -10,6 +10,7 @@ from lookfar.study.charts import Style
 from lookfar.study.explorer import explorer, looks, middle_seed, opening
 from lookfar.study.results import Results
 from lookfar.study.rows import Trial
+from lookfar.study.told import Told
 
 Sample = dict[str, Any]
 
@@ -122,6 +123,12 @@ def _said(sample: Sample, i: int) -> tuple[str, bool | None]:
     return said, said == str(sample["truth"][i]) if "exact" in sample else None
 
 
+def _looks(of_seed: Mapping[int, Sample] | None, told: Told | None) -> str:
+    """Where a block looks; nothing where there are no maps for the reason that the verdict has given."""
+    text = looks(of_seed) if of_seed else ""
+    return "" if told is not None and told.reason and text == f"No maps: {told.reason}." else text
+
+
 def study_gallery(results: Results, styles: Mapping[str, Style]) -> Gallery:
     """That of a study: it opens with the middle seed of the best block that has maps."""
     samples = _samples(results)
@@ -129,7 +136,7 @@ def study_gallery(results: Results, styles: Mapping[str, Style]) -> Gallery:
         {
             "name": row.candidate,
             "style": styles[row.candidate],
-            "text": looks(samples[row.candidate]) if row.candidate in samples else "",
+            "text": _looks(samples.get(row.candidate), row.told),
             "told": row.told,
         }
         for row in results.summaries
