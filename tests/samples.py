@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from variants import VARIANTS
 
+from lookfar._drawing import randomise
 from lookfar.blocks import BlockInfo, block_info, create_block, list_blocks, sample_inputs
-from lookfar.check.subject import pull, randomise, twin
+from lookfar.check.subject import pull, twin
 
 __all__ = [
     "Sample",

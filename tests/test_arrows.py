@@ -47,6 +47,7 @@ FREE = {
     "_overview",
     "_warnings",
     "_notebooks",
+    "_drawing",
 }  # import nothing of ours but each other
 HEAVY = {"timm", "torchvision", "lightning", "lightning_fabric", "scipy", "typer", "rich", "jinja2"}
 NEVER = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar import create_block, insert
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.cost import peak_memory
 from lookfar.diagnostics import ablations, replacing, statistics
 from lookfar.diagnostics.block_ablations import KINDS, REPLACED

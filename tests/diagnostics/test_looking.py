@@ -7,7 +7,7 @@ from torch import nn
 
 import lookfar
 from lookfar import create_block, insert, look
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.diagnostics import blocks_of
 from lookfar.diagnostics._undisturbed import inputs_of
 

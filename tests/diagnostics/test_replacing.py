@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from lookfar import create_block, insert
+from lookfar._drawing import randomise
 from lookfar.blocks import list_blocks
-from lookfar.check.subject import randomise
 from lookfar.diagnostics import decompose, replacing, why_no_maps
 
 SOME = [

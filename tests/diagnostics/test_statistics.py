@@ -13,7 +13,7 @@ from samples import Sample, samples
 from torch import Tensor, nn
 
 from lookfar import create_block, insert
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.cost import peak_memory
 from lookfar.diagnostics import Decomposition, ablations, block_statistics, decompose, labels_at, statistics
 from lookfar.diagnostics.block_ablations import KINDS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lookfar import create_block
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.insight.two_steps import two_step_map
 
 

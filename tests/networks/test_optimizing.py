@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar import create_block, insert, optimize
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 
 NORMS = nn.modules.batchnorm._BatchNorm
 

@@ -10,7 +10,7 @@ from tiny_run import Scaled, tiny_data, tiny_network
 from torch import nn
 
 from lookfar import insert
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.cost import measure_in_turn
 from lookfar.study import latency
 from lookfar.study.ablations import (

@@ -7,7 +7,7 @@ from tiny_run import tiny_data
 from torch import nn
 
 from lookfar import insert
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.data import MemorySamples
 from lookfar.diagnostics import ablations
 from lookfar.study.ablations import measure_ablations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
-from lookfar.check.subject import randomise
+from lookfar._drawing import randomise
 from lookfar.insertion.dry_run import example_inputs, untouched
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
