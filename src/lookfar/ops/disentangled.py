@@ -61,7 +61,9 @@ def unary_attention(logits: Tensor, v: Tensor) -> Tensor:
     tensor([[[[0.7500]]]])
     """
     with without_autocast(v):
-        return (unary_weights(logits) @ widened(v)).to(v.dtype)
+        # in this order the gradient of values that are a map lies as the map does
+        y = widened(v).transpose(-2, -1) @ unary_weights(logits).transpose(-2, -1)
+        return y.transpose(-2, -1).to(v.dtype)
 
 
 def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale: float = 1.0) -> Tensor:
