@@ -175,7 +175,8 @@ same weights, the same output and the same gradient before it was measured. Time
 cold caches, taken in turn with the peer's; `ms` is our fastest round, `time` the median over rounds of peer / ours, so
 above 1 is ours, `range` its least and largest. `memory` is the ratio of exact peak memories beyond parameters and input
 (docs/cost.md). `forward` is one image in evaluation, `both` a forward and a backward pass of two images in training. A
-peer whose weights of all pairs of positions would not fit into the memory has no row.
+peer whose weights of all pairs of positions would not fit into the memory has no row; other rows that are not here were
+not measured yet (`python benchmarks/peers.py --update --sizes 97x97` adds some).
 
 It has never run on a GPU: `make bench-gpu` is there for whoever has one."""
 
