@@ -46,7 +46,7 @@ def test_splits_with_a_folder_for_each_class(tmp_path, word, spec):
     assert (label.dtype, label.shape) == (torch.int64, ())
     assert (image.numpy() == noise(10, 8, 10, 3).transpose(2, 0, 1)).all()
     assert any("folder:PATH reads masks" in fact for fact in data.facts) == (spec == "{}")
-    assert any(f"val is {word}" in fact for fact in data.facts) == (word == "test")
+    assert any(f"{word} is used for validation" in fact for fact in data.facts) == (word == "test")
     images, labels = data.batch(0, 0, 4)
     assert (images.shape, labels.shape, labels.dtype) == ((4, 3, 8, 10), (4,), torch.int64)
 

@@ -132,8 +132,8 @@ def test_only_the_page_itself_is_answered(server):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no image", "no image that is read here"),
-        (b"", "no image that is read here"),
+        (b"no image", "is not an image that can be read here"),
+        (b"", "is not an image that can be read here"),
         (coded(picture().image)[:60], "damaged"),
         (coded(Image.fromarray(np.zeros((4, 4), np.uint16))), "more than 8 bits"),
         (coded(Image.new("1", (9000, 9000))), "more than 50 million"),

@@ -80,5 +80,5 @@ def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     told = json.loads(html.unescape(found[1]))
     assert told["images"] == 3
     assert told["hosts"] == [host]
-    assert "no image that is read here" in told["message"]
+    assert "is not an image that can be read here" in told["message"]
     assert told["read"].startswith("one, pixel")
