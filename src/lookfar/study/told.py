@@ -92,7 +92,9 @@ class Told:
         where = f" {self.where}" if self.where else ""
         if self.seeds == 1:
             return f" to this network{where}" if self.labels else where
-        alone = f" (by themselves {', '.join(self.by_seed)})" if {*self.by_seed} != {self.word} else ""
+        words, alone = {*self.by_seed}, ""
+        if words != {self.word}:
+            alone = f" (each by itself {words.pop()})" if len(words) == 1 else f" (by themselves {join(self.by_seed)})"
         return f" over {self.seeds} seeds{alone}{where}"
 
     def _warning(self) -> str:
