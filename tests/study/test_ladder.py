@@ -1,5 +1,7 @@
 """Which cheaper block would do: words by known intervals, by how often they are right, on networks that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -159,7 +161,10 @@ def test_seeds_tell_of_the_block_and_one_seed_of_its_network():
     told = tell(full, without, mean_score, groups, ALL, 0.5)
     assert told.word == "open"
     assert len(told.by_seed) == 3
-    assert f"over 3 seeds (by themselves {', '.join(told.by_seed)})" in str(told)
+    first, second, third = told.by_seed
+    assert f"over 3 seeds (by themselves {first}, {second} and {third})" in str(told)
+    assert "over 3 seeds (each by itself off)" in str(replace(told, by_seed=("off",) * 3))
+    assert "over 3 seeds," in str(replace(told, by_seed=("open",) * 3))
     one = {kind: {1: by_seed[1]} for kind, by_seed in without.items()}
     alone = tell(full, one, mean_score, groups, ALL, 0.5, entropy=0.01)
     assert (alone.seeds, alone.word) == (1, told.by_seed[1])
