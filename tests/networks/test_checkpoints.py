@@ -26,7 +26,7 @@ SHARED = Path(os.environ.get("LOOKFAR_SHARED", Path(__file__).parents[2] / "../s
 HERE = Path(__file__).parents[1] / "goldens/segmentors"
 MMSEG = [name for name, plan in HEADS.items() if any(keys.mark == "conv_seg." for keys in plan.keys)]
 # names without a data set do not tell what surrounds the network
-pytestmark = pytest.mark.filterwarnings("ignore:.*default is. within=None, tiles=None, reduce_zero_label=False$")
+pytestmark = pytest.mark.filterwarnings("ignore:.*by default. within=None, tiles=None, reduce_zero_label=False$")
 # settings of the thin vectors that no shape and no name tells
 SAID = {"psanet": {"mask_size": (9, 7), "mode": "both"}}
 
@@ -77,7 +77,7 @@ def assert_is(network: Any, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", [*MMSEG, "fcn_r18"])
-@pytest.mark.filterwarnings("ignore:.*default is")
+@pytest.mark.filterwarnings("ignore:.*assumed by default")
 def test_shapes_alone(name: str, tmp_path: Path) -> None:
     case = case_of(name)
     path = write(tmp_path / "weights.pth", case)
@@ -180,7 +180,7 @@ def test_the_files_name(tmp_path: Path) -> None:
     assert network.preprocessing == Preprocessing(within=(2049, 1025))
     assert network.inference == Inference((769, 769), (513, 513))
     path = write(tmp_path / "fcn_d6_r18-d16_512x512_mine.pth", case)
-    with pytest.warns(UserWarning, match="default is: within=None, tiles=None, reduce_zero_label=False$"):
+    with pytest.warns(UserWarning, match="by default: within=None, tiles=None, reduce_zero_label=False$"):
         network = from_checkpoint(path)
     assert not network.align_corners
     assert network.head.paths[0].before.conv.dilation == (6, 6)
