@@ -205,7 +205,7 @@ def test_sequences_and_videos():
     [
         (["nonlokal"], "Did you mean nonlocal"),
         (["nonlocal", "--option", "head=2"], "Did you mean heads?"),
-        ([FILE.with_name("faulti.py:Sound")], "faulty.py?"),
+        ([FILE.with_name("faulti.py:Sound")], "Did you mean tests/faulty.py"),
         ([FILE], "It has: Sound, SoftmaxOverBatch"),
         ([f"{FILE}:Sounds"], "Did you mean Sound?"),
         ([f"{FILE}:Sound(head=2)"], "Did you mean heads?"),

@@ -45,6 +45,8 @@ def dynamic(sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[dict[int, objec
         return None
     if "pool" in sample.options:  # a program refuses maps that are pooled to one position by itself
         return None
+    if getattr(sample.build(), "_on_grid", False):  # the square root of a number of tokens is fixed in a program
+        return None
     others = sample.inputs(sample.build(), sample.sizes[1])
     free = ([axis for axis, (n, m) in enumerate(zip(x.shape, y.shape)) if n != m] for x, y in zip(inputs, others))
     return tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free)

@@ -91,7 +91,7 @@ def test_what_cannot_be_written_or_read(tmp_path: Path, monkeypatch: pytest.Monk
         from_pretrained(tmp_path)
     network = create_network("cgnet", 3, depths=(2, 2))
     network.save_pretrained(tmp_path / "cgnet")
-    for text, message in (("[1]", "no configuration of a network"), ("{", "no configuration of a network"),
+    for text, message in (("[1]", "is not a configuration of one"), ("{", "is not a configuration of one"),
                           ('{"name": "cgnet", "num_classes": 3, "deep": 4}', "deep")):  # fmt: skip
         (tmp_path / "cgnet/config.json").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -322,7 +322,7 @@ def test_the_sum_of_learning_rates(schedule):
     [
         ({"optimizer": "adam"}, "optimizer must be adamw or sgd, got 'adam'. Did you mean adamw?"),
         ({"schedule": "step"}, "onecycle, cosine or poly, got 'step'"),
-        ({"precision": "16-mixed"}, "on a CPU"),
+        ({"precision": "16-mixed"}, "a CPU cannot do it"),
         ({"steps": 0}, "steps must be a positive integer, got 0"),
         ({"batch_size": 2.0}, "batch_size must be a positive integer, got 2.0"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),

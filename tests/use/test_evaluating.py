@@ -146,7 +146,7 @@ def test_the_command(opened, roads, photos, run, tmp_path):
         assert code == 2, wrong
         assert message in " ".join(err.split())
     code, out, err = run("evaluate", "--network", str(roads))
-    assert "--data PATH says it" in err
+    assert "give --data PATH" in err
 
 
 def test_predict_command(roads, photos, run, tmp_path):

@@ -67,6 +67,7 @@ class CrissCross(PairwiseAttention):
             choices that exclude each other.
 
     Example:
+        >>> import torch
         >>> block = CrissCross(16)
         >>> x = torch.randn(2, 16, 6, 5)
         >>> torch.equal(block(x), x)  # starts as the identity

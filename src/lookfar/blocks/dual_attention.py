@@ -55,6 +55,7 @@ class PositionAttention(PairwiseAttention):
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
 
     Example:
+        >>> import torch
         >>> block = PositionAttention(16)
         >>> x = torch.randn(2, 16, 6, 5)
         >>> torch.equal(block(x), x)  # starts as the identity
@@ -129,6 +130,7 @@ class ChannelAttention(nn.Module):
         ValueError: An unknown similarity.
 
     Example:
+        >>> import torch
         >>> block = ChannelAttention(16)
         >>> x = torch.randn(2, 16, 6, 5)
         >>> torch.equal(block(x), x)  # starts as the identity
@@ -200,6 +202,7 @@ class DualAttention(nn.Module):
         ValueError: ``heads`` does not divide ``channels``, an unknown choice, choices that exclude each other.
 
     Example:
+        >>> import torch
         >>> block = DualAttention(16)
         >>> x = torch.randn(2, 16, 6, 5)
         >>> torch.equal(block(x), x)  # starts as the identity

@@ -34,6 +34,7 @@ def measure_in_turn(
         warm_up: Before every turn; else before the first alone, where calls are long.
         budget: Seconds.
 
+    >>> import torch
     >>> found = measure_in_turn({"a": nn.Identity(), "b": nn.ReLU()}, torch.zeros(1, 3, 8, 8), rounds=2, calls=1)
     >>> {name: len(times) for name, times in found.items()}
     {'a': 2, 'b': 2}
