@@ -49,7 +49,7 @@ def test_commands_have_the_options_that_documents_use(command):
     _, name, *arguments = shlex.split(command)
     group = typer.main.get_command(cli.app)
     assert name in group.commands, f"{command}: no such command"
-    known = {option for parameter in group.commands[name].params for option in parameter.opts}
+    known = {option for p in group.commands[name].params for option in (*p.opts, *p.secondary_opts)}
     unknown = [a for a in arguments if a.startswith("--") and a not in known]
     assert not unknown, f"{command}: no such option"
 
