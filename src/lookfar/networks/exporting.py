@@ -219,7 +219,10 @@ def _difference(
             what = "its program"
             y = program(images)
         except Exception as error:
-            raise ValueError(f"{what} fails on {batch} images of {size[0]}x{size[1]}: {_first(error)}") from error
+            why = _first(error)
+            if "Guard failed" in why:  # something in the network was 1 for the example and is not here, or the reverse
+                why = "it is bound to what the example's size makes of its maps; give a larger size"
+            raise ValueError(f"{what} fails on {batch} images of {size[0]}x{size[1]}: {why}") from error
         if y.shape != want.shape:
             return math.inf
         off = ((y - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
