@@ -18,7 +18,7 @@ from lookfar.networks import Preprocessing, export, exporting
 from lookfar.networks.exporting import _difference
 from lookfar.networks.plans import HEADS
 
-NAMES = sorted({*HEADS, *list_blocks(kind="context"), "cgnet", "cgnet_camvid"} & {*list_networks()})
+NAMES = sorted({*HEADS, *list_blocks(), "cgnet", "cgnet_camvid"} & {*list_networks()})
 FORMATS = ("torch-export", "onnx")
 SLOW = "half a minute each: pytest --every"
 
