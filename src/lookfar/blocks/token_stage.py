@@ -24,6 +24,10 @@ from lookfar.blocks.self_attention import SelfAttention
 from lookfar.ops._layout import merge_heads
 from lookfar.ops.attention import Normalization
 
+# tuples: torch 2.8 does not compile unions of types
+_WEIGHING = (SelfAttention, Performer)
+_OF_TOKENS = (*_WEIGHING, MultiHeadExternal)
+
 
 @block(
     "token_stage",
@@ -179,7 +183,7 @@ class TokenStage(nn.Module):
         normed = self.norm1(x)
         if self._on_grid:
             return self._perceptron(x + from_grid(self.mixer(to_grid(normed, size))).to(x.dtype))
-        if isinstance(self.mixer, SelfAttention | Performer):
+        if isinstance(self.mixer, _WEIGHING):
             mixed, values = self.mixer.mix(normed)
             skip = merge_heads(values).to(x.dtype) if self.changes_width else x
             return self._perceptron(skip + self.mixer.finish(normed, mixed))
@@ -221,7 +225,7 @@ class TokenStage(nn.Module):
     @property
     def _on_grid(self) -> bool:
         """Whether the mixer is a block of maps."""
-        return not isinstance(self.mixer, SelfAttention | MultiHeadExternal | Performer)
+        return not isinstance(self.mixer, _OF_TOKENS)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """What the mixer takes: the normalised tokens, or their map."""
