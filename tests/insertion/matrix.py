@@ -371,8 +371,9 @@ def answers_to(asked: list[Asked], jobs: int) -> Iterator[tuple[Asked, str, floa
             yield running[done], *done.result()
 
 
-def table(answers: dict[str, dict[str, str]], known: dict[tuple[str, str], str] | None = None) -> str:
-    """A row a block; a cell is a yes where both positions say yes, and what is ``known`` where neither was asked."""
+def table(answers: dict[str, dict[str, str]], known: str = "") -> str:
+    """A row a block; a cell is a yes where both positions say yes, and as in a ``known`` table where neither was asked."""
+    before = cells_of(known)
     from lookfar._tables import markdown_table
 
     blocks = sorted({key.partition("@")[0] for key in answers})
@@ -386,7 +387,9 @@ def table(answers: dict[str, dict[str, str]], known: dict[tuple[str, str], str] 
                 where = " and ".join(position for position, one in wrong.items() if one == text)
                 notes.append(f"- `{block}` at `{where}`, {QUESTIONS[question][0]}: {text}")
             if all(text is None for text in given.values()):
-                cells.append((known or {}).get((f"`{block}`", QUESTIONS[question][0]), ""))
+                cells.append(before.get((f"`{block}`", title := QUESTIONS[question][0]), ""))
+                lines = (line for line in known.splitlines() if line.startswith(f"- `{block}` at "))
+                notes += [line for line in lines if f"`, {title}: " in line]
             else:
                 cells.append("no" if len(wrong) == 2 else f"not at {next(iter(wrong))}" if wrong else "yes")
         rows.append([f"`{block}`", *cells])
@@ -404,7 +407,7 @@ def write(answers: dict[str, dict[str, str]]) -> bool:
     """Whether the document's table is another now."""
     text = DOCUMENT.read_text(encoding="utf-8")
     before, found, after = text.split(BEGIN)[0], text.split(BEGIN)[1].split(END)[0], text.split(END)[1]
-    written = f"{before}{BEGIN}\n\n{table(answers, cells_of(found))}\n\n{END}{after}"
+    written = f"{before}{BEGIN}\n\n{table(answers, found)}\n\n{END}{after}"
     DOCUMENT.write_text(written, encoding="utf-8")
     return written != text
 
