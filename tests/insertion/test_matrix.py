@@ -33,7 +33,7 @@ def test_slow_question(question: str, block: str, position: str) -> None:
 
 
 def test_columns_that_are_not_asked_stay():
-    every = {question: "yes" for question in QUESTIONS}
+    every = dict.fromkeys(QUESTIONS, "yes")
     whole = table({f"{block}@{position}": {**every, "onnx": "no way"} for block, position in PAIRS})
     quick = {question: "yes" for question in QUESTIONS if question not in SLOW}
     assert "- `nonlocal` at `last and branch`, ONNX: no way" in whole
