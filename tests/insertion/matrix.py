@@ -372,7 +372,7 @@ def answers_to(asked: list[Asked], jobs: int) -> Iterator[tuple[Asked, str, floa
 
 
 def table(answers: dict[str, dict[str, str]], known: str = "") -> str:
-    """A row a block; a cell is a yes where both positions say yes, and that of a ``known`` table where none was asked."""
+    """A row a block; a cell is a yes where both positions say yes, that of a ``known`` table where none was asked."""
     before = cells_of(known)
     from lookfar._tables import markdown_table
 
