@@ -168,8 +168,8 @@ def test_every_network(name: str, format: Any, tmp_path: Path, request: pytest.F
     for parameter in network.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     size = (64, 80)
-    if name in ("interlaced", "isanet"):  # blocks of 8x8: one row of them, and torch.export fixes that it is one
-        with pytest.raises(ValueError, match="bound to what the example's size makes of its maps; give a larger size"):
+    if name in ("interlaced", "isanet"):  # whole blocks of 8x8, one row of them: torch.export fixes that they are
+        with pytest.raises(ValueError, match="bound to what the example's size makes of its maps; give another size"):
             export(network, tmp_path / "network", format="torch-export", size=size)
         size = (136, 144)
     done = export(network, tmp_path / "network", format=format, size=size)

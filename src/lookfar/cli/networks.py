@@ -237,7 +237,7 @@ def export(
         typer.Option(
             metavar="HxW", help="Size of the example input. Other sizes work too; if one does not, the command says so."
         ),
-    ] = "128x160",
+    ] = "136x144",
     weights: Annotated[Path | None, WEIGHTS] = None,
     classes: Annotated[int | None, NUM_CLASSES] = None,
 ) -> None:

@@ -56,7 +56,7 @@ def export(
     path: str | Path,
     *,
     format: Format = "onnx",
-    size: tuple[int, int] = (128, 160),
+    size: tuple[int, int] = (136, 144),
     in_chans: int | None = None,
     tolerance: float = 1e-3,
 ) -> Exported:
@@ -69,7 +69,8 @@ def export(
         network: Images in, logits of their size out, in eval.
         path: The file; one that is there is replaced.
         format: ``onnx`` for onnxruntime and its like, ``torch-export`` for ``torch.export.load(path).module()``.
-        size: Height and width of the example; only where :attr:`Exported.limits` says so does it matter.
+        size: Height and width of the example; only where :attr:`Exported.limits` says so does it matter, and to
+            interlaced attention, whose program is bound to an example of whole blocks: by default there are none.
         in_chans: Bands of the images; by default those that the network's first convolution takes.
         tolerance: The largest difference that passes, over the largest logit.
 
@@ -221,7 +222,7 @@ def _difference(
         except Exception as error:
             why = _first(error)
             if "Guard failed" in why:  # something in the network was 1 for the example and is not here, or the reverse
-                why = "it is bound to what the example's size makes of its maps; give a larger size"
+                why = "it is bound to what the example's size makes of its maps; give another size, such as 136x144"
             raise ValueError(f"{what} fails on {batch} images of {size[0]}x{size[1]}: {why}") from error
         if y.shape != want.shape:
             return math.inf
