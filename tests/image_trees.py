@@ -50,6 +50,18 @@ def make_tree(root, masks, *, val=None, classes=None, size=SIZE):
     return root
 
 
+def make_photos(root, *, train, val):
+    """So many pairs that can be learned: images 24 x 32 are brighter where their mask, of two classes, is 1."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for n in range(count):
+            mask = (np.arange(SIZE[0])[:, None] + np.arange(SIZE[1]) * (n % 3) > 30).astype(np.uint8)
+            image = (draw.integers(0, 100, (*SIZE, 3)) + 100 * mask[..., None]).astype(np.uint8)
+            save(root / part / "images" / f"{part}{n}.png", image)
+            save(root / part / "masks" / f"{part}{n}.png", mask)
+    return root
+
+
 def refusal(root, **options):
     """The message with which a folder is refused; three lines of 80 columns are enough for it."""
     with pytest.raises(ValueError) as caught:

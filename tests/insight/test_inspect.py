@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from image_trees import make_photos
 from PIL import Image
 
 from lookfar import create_network
@@ -46,15 +47,7 @@ def broken():
 def home(tmp_path_factory):
     """A study of three steps on pairs of images and masks, and a network of one's own."""
     home = tmp_path_factory.mktemp("inspect")
-    draw = np.random.default_rng(0)
-    for part, count in (("train", 4), ("val", 6)):
-        for kind in ("images", "masks"):
-            (home / "data" / part / kind).mkdir(parents=True)
-        for n in range(count):
-            mask = (np.arange(24)[:, None] + np.arange(32) * (n % 3) > 30).astype(np.uint8)
-            image = (draw.integers(0, 100, (24, 32, 3)) + 100 * mask[..., None]).astype(np.uint8)
-            Image.fromarray(image).save(home / "data" / part / "images" / f"{part}{n}.png")
-            Image.fromarray(mask).save(home / "data" / part / "masks" / f"{part}{n}.png")
+    make_photos(home / "data", train=4, val=6)
     plan = Plan(
         str(home / "data"), ("nonlocal", "squeeze_excitation"), seeds=1, steps=3, batch_size=2, host="small",
         accelerator="cpu", groups=r"val\d",

@@ -7,10 +7,9 @@ import math
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_trees import make_photos
 from torch import nn
 
 from lookfar import insert
@@ -76,15 +75,7 @@ def test_what_gives_several_maps_before_a_place_need_not_run():
 def home(tmp_path_factory):
     """A study's baseline of three steps on pairs of images and masks."""
     home = tmp_path_factory.mktemp("scan")
-    draw = np.random.default_rng(0)
-    for part, count in (("train", 6), ("val", 5)):
-        for kind in ("images", "masks"):
-            (home / "photos" / part / kind).mkdir(parents=True)
-        for n in range(count):
-            mask = (np.arange(24)[:, None] + np.arange(32) * (n % 3) > 30).astype(np.uint8)
-            image = (draw.integers(0, 100, (24, 32, 3)) + 100 * mask[..., None]).astype(np.uint8)
-            Image.fromarray(image).save(home / "photos" / part / "images" / f"{n}.png")
-            Image.fromarray(mask).save(home / "photos" / part / "masks" / f"{n}.png")
+    make_photos(home / "photos", train=6, val=5)
     plan = Plan(
         str(home / "photos"), ("nonlocal",), seeds=1, steps=3, batch_size=2, host="small", accelerator="cpu"
     ).resolved()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_trees import make_photos
 
 from lookfar.check import check_module
 from lookfar.insertion import insertions
@@ -39,15 +39,7 @@ def in_this_process(target, channels, size, *, only, classes=None):
 def home(tmp_path_factory):
     """A folder with data and files of the user's own, and two finished studies of three steps."""
     home = tmp_path_factory.mktemp("home")
-    draw = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for kind in ("images", "masks"):
-            (home / "photos" / part / kind).mkdir(parents=True)
-        for number in range(3):
-            mask = (np.arange(24)[:, None] + np.arange(32) * number > 30).astype(np.uint8)
-            image = (draw.integers(0, 100, (24, 32, 3)) + 100 * mask[..., None]).astype(np.uint8)
-            Image.fromarray(image).save(home / "photos" / part / "images" / f"{part}{number}.png")
-            Image.fromarray(mask).save(home / "photos" / part / "masks" / f"{part}{number}.png")
+    make_photos(home / "photos", train=3, val=3)
     for name in ("own_block.py", "own_helper.py"):
         shutil.copy(HERE / name, home / name)
     settings = {"data": "photos", "seeds": 1, "steps": 3, "batch_size": 2, "accelerator": "cpu"}
