@@ -23,7 +23,7 @@ def optimize(network: nn.Module, example: Any = None) -> nn.Module:
     """A copy in evaluation whose batch norms are folded into the convolutions before them.
 
     Pairs are found by a forward pass of a copy with random parameters: a norm is folded where its input is what a
-    convolution gave, both run once, and the outputs stay the same. For inference alone: the parameters have other names
+    convolution gave, and the outputs stay the same. For inference alone: the parameters have other names
     and no longer learn alike.
 
     Args:
@@ -66,21 +66,10 @@ def _followed(network: nn.Module, args: Any, kwargs: Any) -> tuple[list[tuple[st
     """Names of convolutions and of the norms that take their outputs, and what the network gives."""
     with _calls(network) as calls:
         want = _outputs(network, args, kwargs)
-    times: dict[str, int] = {}
-    for name, *_ in calls:
-        times[name] = times.get(name, 0) + 1
     modules = dict(network.named_modules(remove_duplicate=False))
     made = {id(y): name for name, _, y in calls if isinstance(modules[name], CONVS)}
-    readers: dict[int, int] = {}
-    for _, x, _ in calls:
-        readers[id(x)] = readers.get(id(x), 0) + 1
-    pairs = []
-    for name, x, _ in calls:
-        conv = made.get(id(x))
-        if conv is None or not isinstance(modules[name], NORMS) or readers[id(x)] > 1:
-            continue
-        if times[conv] == times[name] == 1 and modules[name].running_mean is not None:
-            pairs.append((conv, name))
+    found = [(made[id(x)], name) for name, x, _ in calls if id(x) in made and isinstance(modules[name], NORMS)]
+    pairs = [pair for pair in dict.fromkeys(found) if modules[pair[1]].running_mean is not None]
     return pairs, want
 
 
