@@ -14,7 +14,7 @@ from lookfar.data import MemorySamples
 from lookfar.diagnostics import ablations
 from lookfar.study.ablations import measure_ablations
 from lookfar.study.groups import groups_of
-from lookfar.study.ladder import tell, tell_changes
+from lookfar.study.ladder import tell, tell_changes, unlearned
 from lookfar.study.rungs import Rung, climb, rungs_for
 from lookfar.tasks import Segmentation
 from lookfar.training import evaluate
@@ -248,3 +248,23 @@ def test_changes_without_off_are_held_against_nothing():
     counts = {"other": np.array([[10.0, 3.0, 0.0]] * 4)}
     told = tell_changes(counts, groups_of(list("abcd"), "none"), ["other"], 0.5, reason="nothing is left without it")
     assert str(told) == "open: too little was measured. Nothing is left without it."
+
+
+def test_networks_that_learned_nothing_are_not_asked():
+    """Nothing costs them anything, which a verdict would take for a block that a plain average replaces."""
+    task, groups = Segmentation(), groups_of(list("abcdef"), "none")
+    commonest = np.array([[[90.0, 0], [90, 10], [100, 0]]] * 6)  # hits, truth, predicted
+    taught = np.array([[[90.0, 5], [90, 10], [95, 5]]] * 6)
+
+    def told(*networks):
+        full = dict(enumerate(networks))
+        without = dict.fromkeys(ALL, full)
+        return tell(full, without, task.score, groups, ALL, 0.5, unlearned=unlearned(task, full))
+
+    assert told(taught).word == told(taught, taught).word == "off"
+    assert str(told(commonest)) == (
+        "open: nothing was learned that a block could be needed for, the network does not beat always naming the "
+        "commonest class (45.0 % mIoU)."
+    )
+    assert "its 2 networks do not beat" in str(told(commonest, commonest))
+    assert told(commonest, taught).word == "off"  # on average they do

@@ -16,7 +16,7 @@ from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.maps import inner_block
 from lookfar.insight.subjects import Subject
 from lookfar.study.ablations import KINDS, Some, ablations_on
-from lookfar.study.ladder import tell, tell_changes
+from lookfar.study.ladder import tell, tell_changes, unlearned
 from lookfar.study.rungs import rungs_for
 from lookfar.study.told import Told
 
@@ -145,7 +145,7 @@ def _told(
     noun = f"points of {task.words.score}"
     told = tell(
         {0: facts["full"]}, without, task.score, subject.groups, asked, subject.margin,
-        higher=task.higher, noun=noun, **about,
+        higher=task.higher, noun=noun, unlearned=unlearned(task, {0: facts["full"]}), **about,
     )  # fmt: skip
     return told, scores, found.reasons
 

@@ -13,7 +13,7 @@ from lookfar.study.ablations import KINDS, Ablated
 from lookfar.study.candidates import is_reference, place_of, short_name
 from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
-from lookfar.study.ladder import tell
+from lookfar.study.ladder import tell, unlearned
 from lookfar.study.latency import Latency
 from lookfar.study.measured import measure
 from lookfar.study.prospects import once
@@ -190,6 +190,7 @@ def _told(
     return tell(
         full, without, task.score, groups, asked, terms.margin,
         higher=task.higher, noun=f"points of {terms.score}", entropy=min(entropies, default=None), reason=first.reason,
+        unlearned=unlearned(task, full),
     )  # fmt: skip
 
 

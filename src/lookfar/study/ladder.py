@@ -20,6 +20,8 @@ from lookfar.study.intervals import dunnett
 from lookfar.study.measured import Measured, Score, measure
 from lookfar.study.rungs import Rung, Verdict, Word, climb
 from lookfar.study.told import Told
+from lookfar.study.words import points
+from lookfar.tasks import Task
 
 CHANGED = 5.0  # per cent of the predictions that a block decides: a rung that changes fewer is equivalent
 POWER = 0.84  # standard errors beyond the interval, for four chances of five
@@ -42,6 +44,7 @@ def tell(
     noun: str = "points",
     entropy: float | None = None,
     reason: str = "",
+    unlearned: str = "",
 ) -> Told:
     """The verdict on a block from the facts of its networks' samples.
 
@@ -56,7 +59,10 @@ def tell(
         noun: What losses are counted in.
         entropy: How even its maps are.
         reason: Why maps could not be exchanged.
+        unlearned: By :func:`unlearned`; such networks lose nothing on any rung, which says nothing of the block.
     """
+    if unlearned:
+        return Told(climb([], asked), len(full), noun=noun, entropy=entropy, reason=reason, unlearned=unlearned)
     kinds = [kind for kind in asked if without.get(kind)]
     seeds = [seed for seed in full if kinds and all(seed in without[kind] for kind in kinds)]
     labels, where = _drawn(groups)
@@ -73,6 +79,19 @@ def tell(
     numbers = range(len(seeds))
     by_seed: tuple[Word, ...] = tuple(of([i]).word for i in numbers if len(seeds) > 1)
     return Told(of(numbers), len(seeds), by_seed, where, noun, entropy, reason)
+
+
+def unlearned(task: Task, full: Facts) -> str:
+    """Why networks cannot be asked what they need: they do no better than one that has learned nothing; else empty."""
+    facts = list(full.values())
+    least = task.blind(facts[0]) if facts else None
+    if least is None:
+        return ""
+    mean = float(np.mean([task.score(of, np.ones((1, len(of))))[0] for of in facts]))
+    if math.isnan(mean) or (mean > least if task.higher else mean < least):
+        return ""
+    who, words = "the network does" if len(facts) == 1 else f"its {len(facts)} networks do", task.words
+    return f"{who} not beat {words.blind} ({points(least)}{words.unit} {words.score})"
 
 
 def tell_changes(

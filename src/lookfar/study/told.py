@@ -29,6 +29,7 @@ class Told:
         entropy: How even the maps are, of ln M; None where it is not known.
         reason: Why maps could not be exchanged; empty where they could.
         labels: Whether losses are those of a score; else they are changed predictions.
+        unlearned: Why the networks were not asked at all; empty where they were.
     """
 
     verdict: Verdict
@@ -39,6 +40,7 @@ class Told:
     entropy: float | None = None
     reason: str = ""
     labels: bool = True
+    unlearned: str = ""
 
     @property
     def word(self) -> Word:
@@ -59,6 +61,8 @@ class Told:
 
     def _meaning(self) -> str:
         v = self.verdict
+        if self.unlearned:
+            return f"nothing was learned that a block could be needed for, {self.unlearned}"
         if v.word == "open":
             return _undecided(v.open) if v.open else "too little was measured"
         does, within = ("does as well", f", within {v.rung.margin:g}") if v.rung else ("", "")
@@ -108,7 +112,7 @@ class Told:
     def _missing(self) -> str:
         if self.reason:
             return capital(self.reason)
-        missing = [PLACES[kind] for kind in self.verdict.missing]
+        missing = [] if self.unlearned else [PLACES[kind] for kind in self.verdict.missing]
         return f"Not measured: {join(missing)}" if missing else ""
 
 
