@@ -5,14 +5,13 @@ python benchmarks/mixers.py runs/mixers [runs/mixer_weights ...]
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from lookfar._tables import markdown_table
 from lookfar.study._files import write_text
 from lookfar.study.candidates import Candidate
-from lookfar.study.results import load
-from lookfar.study.rows import Summary, Trial
+from lookfar.study.results import Results, load
+from lookfar.study.rows import Summary
 
 PAGE, MARK = Path(__file__).parents[1] / "docs/mixers.md", "<!-- from here on by benchmarks/mixers.py -->\n"
 CALLED = {"baseline": "no mixer (floor)", "control": "control: convolutions without their skip"}
@@ -31,31 +30,44 @@ def section(folder: Path) -> str:
     results = load(folder)
     plan = results.plan
     floor = results.summary("baseline").parameters or 0
-    heads = ["mixer", "heads", "parameters", "accuracy ± 95 %", "each seed", "against no mixer", "against convolutions"]
-    rows = [row(one, [t for t in results.trials if t.status == "done"], floor) for one in results.summaries]
-    body = f"{plan.data}, {plan.steps} steps of {plan.batch_size}, learning rate {plan.lr:g}"
-    norm = ", batch norms in place of the body's LayerNorms" if plan.norm == "batch" else ""
-    left = len(plan.trials) - sum(one.done for one in results.summaries)
-    missing = f" {left} of {len(plan.trials)} trainings are missing." if left else ""
+    usual = next((one.parameters for one in results.summaries if Candidate.parse(one.candidate).name == "nonlocal"), None)
+    heads = ["mixer", "heads", "parameters", "of self-attention's", "accuracy ± 95 %", "each seed", "against no mixer", "against convolutions"]
+    rows = [row(one, seeds_of(results, one), floor, (usual or floor) - floor) for one in results.summaries]
     return f"""## {folder.name}
 
-{body}{norm}.{missing} Parameters are those of the two mixers together; without them the network has {floor:,}.
+{ran(results)} Parameters are those of the two mixers together; without them the network has {floor:,}.
 
 {markdown_table([*heads, "seeds", "data"], rows)}
 """
 
 
-def row(one: Summary, trials: Sequence[Trial], floor: int) -> list[str]:
+def ran(results: Results) -> str:
+    """Data, budget, and what is missing of it."""
+    plan = results.plan
+    body = f"{plan.data}, {plan.steps} steps of {plan.batch_size}, learning rate {plan.lr:g}"
+    norm = ", batch norms in place of the body's LayerNorms" if plan.norm == "batch" else ""
+    left = len(plan.trials) - sum(one.done for one in results.summaries)
+    return f"{body}{norm}." + (f" {left} of {len(plan.trials)} trainings are missing." if left else "")
+
+
+def seeds_of(results: Results, one: Summary) -> str:
+    """The score of every seed."""
+    found = sorted((t.seed, t.score) for t in results.trials if t.candidate == one.candidate and t.status == "done")
+    return ", ".join(f"{score:.1f}" for _, score in found)
+
+
+def row(one: Summary, seeds: str, floor: int, usual: int) -> list[str]:
     candidate = Candidate.parse(one.candidate)
     options = dict(candidate.options)
     told = CALLED.get(candidate.name) or f"`{one.candidate}`"
-    seeds = sorted((t.seed, t.score) for t in trials if t.candidate == one.candidate)
+    own = None if one.parameters is None else one.parameters - floor
     return [
         told,
         str(options.get("heads", "")),
-        "–" if one.parameters is None else f"{one.parameters - floor:,}",
+        "–" if own is None else f"{own:,}",
+        "–" if own is None or not usual else f"{own / usual:.2f}",
         str(one.score) if one.score else "–",
-        ", ".join(f"{score:.1f}" for _, score in seeds),
+        seeds,
         str(one.difference) if one.difference else "–",
         str(one.over_control) if one.over_control else "–",
         str(one.done),
