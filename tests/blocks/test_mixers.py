@@ -55,3 +55,10 @@ def test_tokens_that_fill_no_grid_are_refused() -> None:
         m(x, size=(4, 4))
     with pytest.raises(ValueError, match="Hamburger has no weights over tokens: ask maps"):
         m.attention(x[:, :16])
+
+
+@pytest.mark.parametrize(("mixer", "gives"), [("glimpse", r"\(2, 256\)"), ("hard_attention", "Selection")])
+def test_layers_that_give_no_map_are_refused(mixer: str, gives: str) -> None:
+    m = create_block("token_stage", 16, mixer=mixer)
+    with pytest.raises(ValueError, match=rf"keeps the shape of a map: \w+ gives {gives} for \(2, 16, 4, 4\)"):
+        m(torch.randn(2, 16, 16))

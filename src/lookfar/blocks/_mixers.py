@@ -94,3 +94,17 @@ def to_grid(x: Tensor, size: Sequence[int] | None = None) -> Tensor:
 def from_grid(x: Tensor) -> Tensor:
     """A map ``(B, C, H, W)`` as tokens ``(B, N, C)``."""
     return x.flatten(2).transpose(1, 2)
+
+
+def mix(mixer: nn.Module, grid: Tensor) -> Tensor:
+    """What a mixer adds to a map, ``(B, C, H, W)``.
+
+    Raises:
+        ValueError: It gives no map of this shape.
+    """
+    mixed = mixer(grid)
+    if not isinstance(mixed, Tensor) or mixed.shape != grid.shape:
+        gives = tuple(mixed.shape) if isinstance(mixed, Tensor) else type(mixed).__name__
+        kind = type(mixer).__name__
+        raise ValueError(f"a mixer keeps the shape of a map: {kind} gives {gives} for {tuple(grid.shape)}")
+    return mixed

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 from lookfar._options import Positive, largest_divisor
 from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import Norm, Placement
-from lookfar.blocks._mixers import create_mixer, from_grid, to_grid
+from lookfar.blocks._mixers import create_mixer, from_grid, mix, to_grid
 from lookfar.blocks._token_norm import token_norm
 from lookfar.blocks.multi_head_external import MultiHeadExternal
 from lookfar.blocks.performer import Performer
@@ -182,7 +182,7 @@ class TokenStage(nn.Module):
         """``size`` is that of the grid of the tokens, for mixers that work on one."""
         normed = self.norm1(x)
         if self._on_grid:
-            return self._perceptron(x + from_grid(self.mixer(to_grid(normed, size))).to(x.dtype))
+            return self._perceptron(x + from_grid(mix(self.mixer, to_grid(normed, size))).to(x.dtype))
         if isinstance(self.mixer, _WEIGHING):
             mixed, values = self.mixer.mix(normed)
             skip = merge_heads(values).to(x.dtype) if self.changes_width else x
