@@ -30,7 +30,16 @@ def section(folder: Path) -> str:
     """One study: what it ran, and a row a layer."""
     results = load(folder)
     score = results.task.words.score
-    heads = ["layer", "parameters", "GFLOPs", "time", f"{score} ± 95 %", "each seed", "against the convolution", "verdict"]
+    heads = [
+        "layer",
+        "parameters",
+        "GFLOPs",
+        "time",
+        f"{score} ± 95 %",
+        "each seed",
+        "against the convolution",
+        "verdict",
+    ]
     rows = [row(one, seeds_of(results, one)) for one in results.summaries]
     return f"""## {folder.name}
 

@@ -30,8 +30,19 @@ def section(folder: Path) -> str:
     results = load(folder)
     plan = results.plan
     floor = results.summary("baseline").parameters or 0
-    usual = next((one.parameters for one in results.summaries if Candidate.parse(one.candidate).name == "nonlocal"), None)
-    heads = ["mixer", "heads", "parameters", "of self-attention's", "accuracy ± 95 %", "each seed", "against no mixer", "against convolutions"]
+    usual = next(
+        (one.parameters for one in results.summaries if Candidate.parse(one.candidate).name == "nonlocal"), None
+    )
+    heads = [
+        "mixer",
+        "heads",
+        "parameters",
+        "of self-attention's",
+        "accuracy ± 95 %",
+        "each seed",
+        "against no mixer",
+        "against convolutions",
+    ]
     rows = [row(one, seeds_of(results, one), floor, (usual or floor) - floor) for one in results.summaries]
     return f"""## {folder.name}
 
