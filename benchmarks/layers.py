@@ -43,8 +43,8 @@ def section(folder: Path) -> str:
     rows = [row(one, seeds_of(results, one)) for one in results.summaries]
     return f"""## {folder.name}
 
-The host {results.plan.host}; {ran(results)} Parameters and GFLOPs are the whole network's; time is one image's, in that of
-the network with its convolutions.
+The host {results.plan.host}; {ran(results)} Parameters and GFLOPs are the whole network's; time is one image's, over that
+of the network with its convolutions.
 
 {markdown_table([*heads, "data"], rows)}
 """

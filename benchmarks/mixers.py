@@ -28,7 +28,6 @@ def main() -> None:
 def section(folder: Path) -> str:
     """One study: what it ran, and a row a mixer."""
     results = load(folder)
-    plan = results.plan
     floor = results.summary("baseline").parameters or 0
     usual = next(
         (one.parameters for one in results.summaries if Candidate.parse(one.candidate).name == "nonlocal"), None
