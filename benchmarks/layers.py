@@ -30,23 +30,14 @@ def section(folder: Path) -> str:
     """One study: what it ran, and a row a layer."""
     results = load(folder)
     score = results.task.words.score
-    heads = [
-        "layer",
-        "parameters",
-        "GFLOPs",
-        "time",
-        f"{score} ± 95 %",
-        "each seed",
-        "against the convolution",
-        "verdict",
-    ]
+    heads = f"layer|parameters|GFLOPs|time|{score} ± 95 %|each seed|against the convolution|verdict"
     rows = [row(one, seeds_of(results, one)) for one in results.summaries]
     return f"""## {folder.name}
 
-The host {results.plan.host}; {ran(results)} Parameters and GFLOPs are the whole network's; time is one image's, over that
-of the network with its convolutions.
+The host {results.plan.host}; {ran(results)} Parameters and GFLOPs are the whole network's; its
+time on one image is given over that of the network with its convolutions.
 
-{markdown_table([*heads, "data"], rows)}
+{markdown_table([*heads.split("|"), "data"], rows)}
 """
 
 

@@ -32,22 +32,13 @@ def section(folder: Path) -> str:
     usual = next(
         (one.parameters for one in results.summaries if Candidate.parse(one.candidate).name == "nonlocal"), None
     )
-    heads = [
-        "mixer",
-        "heads",
-        "parameters",
-        "of self-attention's",
-        "accuracy ± 95 %",
-        "each seed",
-        "against no mixer",
-        "against convolutions",
-    ]
+    heads = "mixer|heads|parameters|of self-attention's|accuracy ± 95 %|each seed|against no mixer|against convolutions"
     rows = [row(one, seeds_of(results, one), floor, (usual or floor) - floor) for one in results.summaries]
     return f"""## {folder.name}
 
 {ran(results)} Parameters are those of the two mixers together; without them the network has {floor:,}.
 
-{markdown_table([*heads, "seeds", "data"], rows)}
+{markdown_table([*heads.split("|"), "seeds", "data"], rows)}
 """
 
 
