@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md", "security.md": "SECURITY.md"}
 ELSEWHERE = {"README.md": "index.md", **{path: page for page, path in FROM_ROOT.items()}}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
+FORMULA = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: Any) -> Any:
@@ -39,7 +40,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links as they are right in the repository become links of the site."""
+    """Links as they are right in the repository become links of the site, and formulas what browsers draw."""
     path = page.file.src_uri
     folder = posixpath.dirname(posixpath.join("docs", path)) if path not in FROM_ROOT else ""
 
@@ -51,7 +52,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         there = ELSEWHERE.get(target, there)
         return found[1] + posixpath.relpath(there, posixpath.dirname(path) or ".")
 
-    return LINK.sub(link, markdown)
+    return LINK.sub(link, FORMULA.sub(formula, markdown))
+
+
+def formula(found: re.Match[str]) -> str:
+    """A fence of LaTeX, which GitHub draws, as MathML, which browsers draw: one formula a line."""
+    from latex2mathml.converter import convert
+
+    text = re.sub(r"\\(begin|end)\{aligned\}", "", found[1])
+    rows = [row.replace("&", "").strip() for row in re.split(r"\\\\\n", text)]
+    return "\n".join(['<div class="math">', *(convert(row, display="block") for row in rows if row), "</div>"])
 
 
 def group_of(app: Any) -> Any:

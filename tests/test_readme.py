@@ -93,7 +93,7 @@ def test_links_between_files_work(path):
 def test_generated_documents_are_up_to_date():
     wanted = _catalogue.documents(ROOT)
     stale = [str(p.relative_to(ROOT)) for p, t in wanted.items() if not p.exists() or p.read_text("utf-8") != t]
-    gone = [p.name for p in (ROOT / "docs/blocks").glob("*.md") if p not in wanted]
+    gone = [p.name for p in (ROOT / "docs/blocks").glob("*.*") if p not in wanted]
     assert (stale, gone) == ([], []), "run `make blocks-docs`"
 
 
@@ -109,7 +109,11 @@ def test_generator_writes_what_differs_and_removes_what_is_gone(tmp_path):
     (tmp_path / "README.md").write_text(f"before\n{_catalogue.START}\nold\n{_catalogue.END}\nafter\n")
     (tmp_path / "docs/blocks").mkdir(parents=True)
     (tmp_path / "docs/blocks/no_block.md").write_text("gone")
-    assert len(_catalogue.write_documents(tmp_path)) == len(list_blocks()) + 4
+    changed = _catalogue.write_documents(tmp_path)
+    assert sum(path.suffix == ".md" for path in changed) == len(list_blocks()) + 3  # README, the index, what is gone
+    drawn = {path.stem for path in changed if path.suffix == ".svg"}
+    assert {"nonlocal", "cbam"} <= drawn
+    assert not {"asymmetric_nonlocal", "carafe"} & drawn  # keys that are no positions; another map
     written = (tmp_path / "README.md").read_text("utf-8")
     assert written.startswith("before\n")
     assert written.endswith("\nafter\n")

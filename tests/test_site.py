@@ -6,6 +6,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -98,6 +99,35 @@ def test_links_of_the_repository_become_those_of_the_site(page, link, want):
             src_uri = page
 
     assert HOOKS.on_page_markdown(link, Page, None, None) == want
+
+
+BLOCK_PAGES = sorted(path for path in (DOCS / "blocks").glob("*.md") if path.stem != "index")
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_PAGES])
+def test_formulas_of_a_block_become_mathml(path):
+    class Page:
+        class file:
+            src_uri = f"blocks/{path.name}"
+
+    text = path.read_text(encoding="utf-8")
+    drawn = HOOKS.on_page_markdown(text, Page, None, None)
+    found = re.findall(r"<math .*</math>", drawn)
+    assert found, "the page has no formula"
+    rows = re.search(r"^```math\n(?:\\begin.*\n)?((?:.*\n)*?)(?:\\end.*\n)?```$", text, re.MULTILINE)[1].splitlines()
+    assert len(found) == len(rows), "one formula a line"
+    assert "```math" not in drawn
+    for one in found:
+        root = ElementTree.fromstring(one)  # whole, and every & written out
+        assert "\\" not in one, "a command that the converter does not know"
+        assert len(list(root.iter())) > 5
+
+
+def test_a_formula_says_what_its_latex_does():
+    found = HOOKS.formula(re.match(r"(?s)```math\n(.*?)```", "```math\n\\frac{a}{b} = \\sum_j c_j\n```"))
+    names = [element.tag.partition("}")[2] for element in ElementTree.fromstring(found).iter()]
+    assert "mfrac" in names
+    assert {"munder", "msub"} & set(names)
 
 
 def test_what_the_engineer_reads_runs(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ class BlockInfo:
         differences: Where paper and authors' code differ, and which one is the default.
         author_keys: Regular expression of an author's parameter prefix -> our prefix, see :mod:`lookfar.weights`.
         cls: The class.
+        formula: What it computes in LaTeX, one string a line; the docstring says the same in plain characters.
     """
 
     name: str
@@ -64,6 +65,7 @@ class BlockInfo:
     differences: tuple[str, ...]
     author_keys: Mapping[str, str] = field(repr=False)
     cls: type[nn.Module] = field(repr=False)
+    formula: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -110,6 +112,7 @@ def block(
     title: str,
     paper: str,
     arxiv: str = "",
+    formula: tuple[str, ...] = (),
     family: Family,
     kind: Kind = "context",
     complexity: str,
@@ -129,7 +132,7 @@ def block(
                 raise ValueError(f"the block name {taken!r} is taken by {_BLOCKS[_ALIASES.get(taken, taken)].cls}")
         _BLOCKS[name] = BlockInfo(
             name, title, paper, arxiv, family, kind, complexity, memory, verified, attends, residual, aliases,
-            differences, dict(author_keys or {}), cls,
+            differences, dict(author_keys or {}), cls, formula,
         )  # fmt: skip
         _ALIASES.update(dict.fromkeys(aliases, name))
         cls.__init__ = _checked(cls.__init__, _BLOCKS[name])

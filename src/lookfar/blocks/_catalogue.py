@@ -1,6 +1,6 @@
 """What is known about blocks, made from their facts and docstrings: for the terminal, JSON and the documents.
 
-``python -m lookfar.blocks._catalogue`` writes the count of README.md, the pages of docs/blocks/ and the
+``python -m lookfar.blocks._catalogue`` writes the count of README.md, the pages and pictures of docs/blocks/ and the
 list that ``lookfar blocks`` prints.
 """
 
@@ -10,27 +10,40 @@ import json
 import re
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
-
-import torch
-from torch import Tensor, nn
 
 from lookfar import ops
 from lookfar._options import refused_by, words_of
 from lookfar._overview import FILE
 from lookfar._tables import markdown_table
-from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks, sample_inputs
+from lookfar.blocks._base import BlockInfo, Family, Kind, block_info, create_block, list_blocks
+from lookfar.blocks._pictures import Pattern, pattern_of
 from lookfar.blocks._texts import OPTIONS, args_of
 
 CHANNELS = 256  # parameters are given at this width
 START, END = "<!-- blocks: made by `make blocks-docs` -->", "<!-- end of blocks -->"
-HEIGHT, WIDTH = 8, 12  # of the map in the pictures
 _ATTENDS = {
     "weights": "weights over positions: `attention(x, queries)`, `values(x)` and `finish(x, mixed)`",
     "maps": "node or assignment maps: `maps(x)`",
     "none": "no weights over positions",
 }
+
+LETTERS = "index.md#letters"
+MEASURED = "../../benchmarks/results/blocks-cpu.md"
+_LETTERS = """
+- x is the input and y the output; x_i is the vector of C channels at position i. i asks, j is asked.
+- N positions of an H × W map, C channels, D channels of queries and keys, d those of one head, h heads, K bases, nodes,
+  classes or clusters, k the extent of a window; other letters are the block's own sizes.
+- q, k and v are queries, keys and values, each a linear map of x: a 1×1 convolution on maps. W and P, with or without
+  an index, are such maps too; P or W_o is the last one, which starts at zero where the block starts as the identity.
+- γ is a learned number that starts at zero, σ the sigmoid, ⊙ the product of entries, [a, b] channels side by side.
+- norm is a normalisation layer, act an activation, LN and BN are the layer's and the batch's normalisation. pool means
+  regions of the map, up resizes bilinearly, unit divides by the length.
+- double is double normalisation: softmax along one axis, then division by the sum along the other.
+- softmax_j runs over what j runs over.
+"""
 
 _FILTERS = "the classical filters bilateral, nonlocal_means and mean_shift are functions of lookfar.ops"
 _ASKED = (
@@ -86,9 +99,32 @@ def listed() -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def page(name: str, *, markdown: bool = False) -> str:
-    """All about one block, for the terminal or as Markdown: what it computes, options, cost, sources."""
+def page(name: str) -> str:
+    """All about one block, for the terminal."""
     info = block_info(name)
+    seen = pattern_of(info)
+    picture = [] if seen is None else [*_code(*seen.characters(), "", seen.words(), markdown=False, lang="text")]
+    return _page(info, picture[:-1], (), markdown=False).replace("`", "")
+
+
+def document(name: str, measured: Mapping[str, str]) -> tuple[str, Pattern | None]:
+    """All about one block as Markdown, and what its picture shows, for which the page has a place.
+
+    Args:
+        name: The block.
+        measured: What was measured of blocks, as Markdown; see :func:`measured_costs`.
+    """
+    info = block_info(name)
+    seen = pattern_of(info)
+    picture = [] if seen is None else [seen.words()]
+    if seen is not None and seen.marked:
+        picture = [f"![{seen.words()}]({info.name}.svg)", "", seen.words()]
+    costs = [measured[info.name]] if info.name in measured else []
+    return _page(info, picture, costs, markdown=True), seen
+
+
+def _page(info: BlockInfo, picture: Sequence[str], costs: Sequence[str], *, markdown: bool) -> str:
+    """What it computes, options, cost, sources."""
     heading = (lambda text: f"## {text}") if markdown else str.upper
     arxiv = f"arXiv:{info.arxiv}"
     if info.arxiv and markdown:
@@ -98,10 +134,19 @@ def page(name: str, *, markdown: bool = False) -> str:
         "",
         ", ".join([info.paper, *([arxiv] if info.arxiv else [])]),
         "",
-        *_paragraphs(_about(info), markdown=markdown),
+        *_paragraphs(_section(info), info.formula if markdown else (), markdown=markdown),
+        *([f"[What the letters mean]({LETTERS}).", ""] if markdown else []),
         heading("Use"),
         "",
-        *_code(f'lookfar.create_block("{info.name}", {CHANNELS})', *_insertion(info), markdown=markdown, lang="python"),
+        *_code(
+            *("import lookfar", ""),
+            f'lookfar.create_block("{info.name}", {CHANNELS})',
+            *_insertion(info),
+            markdown=markdown,
+            lang="python",
+        ),
+        f"Shape: {_inline(_joined(_section(info, 'Shape')))}",
+        "",
         heading("Options"),
         "",
         *_option_lines(info, markdown=markdown),
@@ -115,16 +160,16 @@ def page(name: str, *, markdown: bool = False) -> str:
             *([f"also called {', '.join(f'`{alias}`' for alias in info.aliases)}"] if info.aliases else []),
         ),
         "",
+        *[line for text in costs for line in (text, "")],
         heading("Verified against"),
         "",
         *_list(*(f"`{source}`" for source in info.verified)),
     ]
-    if picture := _picture(info):
-        lines += ["", heading("Who attends to whom"), "", *_code(*picture, markdown=markdown, lang="text")[:-1]]
+    if picture:
+        lines += ["", heading("Who attends to whom"), "", *picture]
     if info.differences:
         lines += ["", heading("Where paper and code differ"), "", *_list(*info.differences)]
-    text = "\n".join(lines) + "\n"
-    return text if markdown else text.replace("`", "")
+    return "\n".join(lines) + "\n"
 
 
 def counted() -> str:
@@ -149,8 +194,37 @@ def documents(root: Path) -> dict[Path, str]:
     written[root / "src" / "lookfar" / "blocks" / FILE.name] = listed()
     folder = root / "docs" / "blocks"
     written[folder / "index.md"] = _index()
-    written.update({folder / f"{name}.md": page(name, markdown=True) for name in list_blocks()})
+    costs = measured_costs(root)
+    for name in list_blocks():
+        written[folder / f"{name}.md"], seen = document(name, costs)
+        if seen is not None and seen.marked:
+            written[folder / f"{name}.svg"] = seen.svg()
     return written
+
+
+def measured_costs(root: Path) -> dict[str, str]:
+    """Of the blocks that benchmarks/blocks.py measured, what it found, as Markdown: block -> table."""
+    path = root / "benchmarks" / "results" / "blocks-cpu.md"
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    head, rule, *rows = (_cells(line) for line in text.splitlines() if line.startswith("|"))
+    ratios = [n for n, title in enumerate(head) if "ratio" in title]
+    how = text.split("\n\n")[1].partition(". Time")[0]
+    intro = f"Time and memory beside the plain definition, all weights and a product ([how]({MEASURED})), by {how}:"
+    found: dict[str, list[list[str]]] = {}
+    for row in rows:
+        found.setdefault(re.split(r"[`(]", row[0])[1], []).append(row)
+    return {name: f"{intro}\n\n{_without(ratios, [head, rule, *rows])}" for name, rows in found.items()}
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _without(columns: Sequence[int], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown, without some of its columns."""
+    return "\n".join(f"| {' | '.join(cell for n, cell in enumerate(row) if n not in columns)} |" for row in rows)
 
 
 def write_documents(root: Path) -> list[Path]:
@@ -160,59 +234,10 @@ def write_documents(root: Path) -> list[Path]:
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(wanted[path], encoding="utf-8")
-    gone = [path for path in (root / "docs" / "blocks").glob("*.md") if path not in wanted]
+    gone = [path for path in (root / "docs" / "blocks").glob("*.*") if path not in wanted]
     for path in gone:
         path.unlink()
     return changed + gone
-
-
-def _picture(info: BlockInfo) -> list[str]:
-    """The positions that one query of a small map gives weight to, found by asking the block itself."""
-    query = 3 * WIDTH + 4
-    if info.kind not in ("context", "layer", "head"):
-        return []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        module = create_block(info.name, 16).eval()
-        if info.attends != "weights":
-            return _reach(module, query)
-        two = module.attention(torch.randn(1, 16, HEIGHT, WIDTH), torch.tensor([query, query + 5]))  # pyright: ignore[reportCallIssue]
-    here, there = two.abs().mean(1)[0]
-    if len(here) != HEIGHT * WIDTH:
-        return [f"every position attends to {len(here)} pooled or strided keys of a {HEIGHT} x {WIDTH} map"]
-    same = bool(torch.allclose(here, there, atol=1e-7))
-    legend = "◎ ○ the query, with and without weight on itself; ■ weight, · none"
-    return [*_rows(here > 0, query), "", legend + ("; the same weights for every query" if same else "")]
-
-
-def _reach(module: nn.Module, query: int) -> list[str]:
-    """The positions whose features change the output at the query, tried one by one; none where no map comes out."""
-    module = module.double()
-    for parameter in module.parameters():  # behind a factor of zero nothing would reach anything
-        parameter.add_(0.3 * torch.randn_like(parameter))
-    x, *rest = (t.double() for t in sample_inputs(module, 16, (HEIGHT, WIDTH), batch=1))
-
-    def answer(x: Tensor) -> Tensor | None:
-        y = module(x, *rest)
-        y = y[0] if isinstance(y, tuple) else y
-        return y.flatten(2)[0, :, query] if y.shape[2:] == x.shape[2:] == (HEIGHT, WIDTH) else None
-
-    before = answer(x)
-    if before is None:
-        return []
-    reached = torch.zeros(HEIGHT * WIDTH, dtype=torch.bool)
-    for n in range(len(reached)):
-        changed = x.clone()
-        changed.flatten(2)[:, :, n] += 1  # a view
-        after = answer(changed)
-        reached[n] = after is not None and not torch.allclose(after, before, rtol=1e-9, atol=1e-12)
-    return [*_rows(reached, query), "", "◎ a position; ■ those whose features change what comes out there, · none"]
-
-
-def _rows(marked: Tensor, query: int) -> list[str]:
-    marks = ["■" if mark else "·" for mark in marked.tolist()]
-    marks[query] = "◎" if marked[query] else "○"
-    return [" ".join(marks[row * WIDTH : (row + 1) * WIDTH]) for row in range(HEIGHT)]
 
 
 def _index() -> str:
@@ -221,7 +246,7 @@ def _index() -> str:
         title = f"[{info.title}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.title
         costs = info.complexity, info.memory, parameters(info.name)
         rows.append((f"[`{info.name}`]({info.name}.md)", title, info.kind, info.family, *costs, _source(info)))
-    head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are the block's own sizes.\n\n"
+    head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are [below](#letters).\n\n"
     heads = [
         "block",
         "what",
@@ -236,7 +261,8 @@ def _index() -> str:
     shared = [(f"`{option}`", _inline(OPTIONS[option]), _with_option(option)) for option in _QUESTIONS]
     questions = markdown_table(["option", "what it asks", "blocks"], shared)
     head = f"{head}{table}\n\n## Exported\n\n{_EXPORTED}\n\n"
-    return f"{head}## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n"
+    letters = f"## Letters\n\nIn the formulas of the pages:\n{_LETTERS}"
+    return f"{head}## Questions that the field leaves open\n\n{_ASKED}\n\n{questions}\n\n{letters}"
 
 
 def _with_option(option: str) -> str:
@@ -271,26 +297,46 @@ def _name(value: Any) -> str:
     return getattr(value, "__name__", repr(value))
 
 
-def _about(info: BlockInfo) -> str:
-    """The paragraphs of the class docstring before its first section."""
-    return re.split(r"\n(?=(?:Args|Shape|Raises|Example|Attributes|Traps):)", inspect.getdoc(info.cls) or "")[0]
+def _section(info: BlockInfo, name: str = "") -> str:
+    """A section of the class docstring, or what stands before the first one."""
+    doc = inspect.getdoc(info.cls) or ""
+    about, *sections = re.split(r"\n(?=(?:Args|Shape|Raises|Example|Attributes|Traps):)", doc)
+    return next((s.partition(":")[2] for s in sections if s.startswith(f"{name}:")), "") if name else about
 
 
-def _paragraphs(text: str, *, markdown: bool) -> list[str]:
-    """Paragraphs of a docstring; those that are a formula stand as code, where Markdown leaves them alone."""
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _paragraphs(text: str, formula: Sequence[str], *, markdown: bool) -> list[str]:
+    """Paragraphs of a docstring. Those that are a formula stand as code, or give their place to ``formula``.
+
+    A formula that no paragraph gives its place to stands behind the first.
+    """
     lines: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        paragraph = paragraph.strip()
-        formula = re.match(r"\S+( \S+)? (=|<-) ", paragraph)
-        if formula:
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text.strip())]
+    written = [i for i, paragraph in enumerate(paragraphs) if re.match(r"\S+( \S+)? (=|<-) ", paragraph)]
+    place = (written or [1])[0]
+    for i, paragraph in enumerate([*paragraphs, ""]):
+        if i == place and formula:
+            lines += _math(formula)
+        if i in written and not formula:
             lines += _code(*(line.strip() for line in paragraph.splitlines()), markdown=markdown, lang="text")
-        else:
+        elif i not in written and paragraph:
             lines += [_inline(paragraph), ""]
     return lines
 
 
+def _math(formula: Sequence[str]) -> list[str]:
+    """Formulas one below the other, as GitHub draws them; docs/hooks.py draws them for the site."""
+    if len(formula) == 1:
+        return ["```math", *formula, "```", ""]
+    rows = [re.sub(r" (=|\\leftarrow|\\approx) ", r" &\1 ", row, count=1) for row in formula]
+    return ["```math", r"\begin{aligned}", *(rf"{row} \\" for row in rows), r"\end{aligned}", "```", ""]
+
+
 def _code(*lines: str, markdown: bool, lang: str) -> list[str]:
-    return [f"```{lang}", *lines, "```", ""] if markdown else [*(f"    {line}" for line in lines), ""]
+    return [f"```{lang}", *lines, "```", ""] if markdown else [*(f"    {line}".rstrip() for line in lines), ""]
 
 
 def _list(*lines: str) -> list[str]:

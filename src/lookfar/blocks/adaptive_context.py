@@ -81,6 +81,12 @@ _KEYS = {theirs: f"scales.0.{ours}" for theirs, ours in _LAYERS.items()} | {
     "adaptive_context",
     title="Adaptive pyramid context (APCNet)",
     paper="Adaptive Pyramid Context Network for Semantic Segmentation (CVPR 2019)",
+    formula=(
+        r"A_s = \sigma(W_s\,(X_s + g_s)), \quad X_s = \text{a narrowed } x, \quad g_s = \text{from the mean of } X_s",
+        r"Z_s = \text{ReLU}(\text{norm}(W'_s R_s A_s) + X_s),"
+        r" \quad R_s = \text{the means of the } s \times s \text{ regions, narrowed}",
+        r"y = x + P\,[Z_1, \ldots, Z_S]",
+    ),
     family="pyramid",
     complexity="N C D",
     memory="N D",

@@ -26,6 +26,10 @@ from lookfar.ops.attention import Normalization, attention_weights
     title="Asymmetric non-local (ANN)",
     paper="Asymmetric Non-local Neural Networks for Semantic Segmentation (ICCV 2019)",
     arxiv="1908.07678",
+    formula=(
+        r"y = x + P\,\text{act}(\text{norm}(W_f\,[\,W\,\text{softmax}(q k^\top / \sqrt{D})\,v,\; x\,]))",
+        r"k = \text{pool}(\text{ReLU}(\text{norm}(W_k\,\text{low}))), \quad v = W_v\,\text{pool}(\text{low})",
+    ),
     family="pyramid",
     complexity="N S C, S pooled keys",
     memory="N (S + C)",
@@ -61,8 +65,8 @@ class AsymmetricNonlocal(QueryKeyValue):
 
     y = x + P act(norm(W_f [W softmax(q k^T / sqrt(D)) v, x])), k = pool(ReLU(norm(W_k low))), v = W_v pool(low)
 
-    Values are pooled before they are projected, and both convolutions that follow act on the S keys: exact, and what
-    is left for the N positions is one product.
+    low is x, or a lower level. Values are pooled before they are projected, and both convolutions that follow act on
+    the S keys: exact, and what is left for the N positions is one product.
 
     Args:
         low_channels: Channels of the second input of ``forward``, from which keys and values come; C by default.

@@ -28,6 +28,11 @@ from lookfar.ops.relative_attention import WHY_NOT_DOUBLE, relative_attention, r
     title="Attention augmented convolution (AACN)",
     paper="Attention Augmented Convolutional Networks (ICCV 2019)",
     arxiv="1904.09925",
+    formula=(
+        r"y = [\,\text{conv}_{k \times k}(x),\; W_o\,o\,]",
+        r"o_i = \sum_j \text{softmax}_j\left(\frac{q_i^\top (k_j + \text{row}_{j_y - i_y} + \text{column}_{j_x"
+        r" - i_x})}{\sqrt{d}}\right) v_j",
+    ),
     family="pairwise",
     kind="layer",
     complexity="N^2 (D + E) + N C O k^2",

@@ -23,6 +23,10 @@ from lookfar.ops.neighborhood import rows_of_cells
     title="CARAFE: content-aware reassembly of features",
     paper="CARAFE: Content-Aware ReAssembly of FEatures (ICCV 2019)",
     arxiv="1905.02188",
+    formula=(
+        r"y_i = \sum_{j \in \text{window}(i')} w_{ij}\,x_j, \quad i' = \lfloor i / s \rfloor",
+        r"w_{ij} = \text{softmax}_j(\text{conv}_{e \times e}(W x))_{ij}",
+    ),
     family="local",
     kind="upsampler",
     complexity="N (C D + D e^2 s^2 k^2 + s^2 k^2 C)",
@@ -38,6 +42,8 @@ from lookfar.ops.neighborhood import rows_of_cells
 )
 class Carafe(nn.Module):
     """Enlarges a map by s; every output pixel is a weighted mean of the k x k window around its source pixel.
+
+    y_i = sum_{j in window(i')} w_ij x_j, i' = floor(i / s), w = softmax_j(conv_{e x e}(W x))
 
     Args:
         scale_factor: Whole factor s of height and width.

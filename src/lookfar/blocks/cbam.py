@@ -43,6 +43,10 @@ SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=0.01)  # the authors' momentu
     title="Convolutional block attention module (CBAM)",
     paper="CBAM: Convolutional Block Attention Module (ECCV 2018)",
     arxiv="1807.06521",
+    formula=(
+        r"x' = \sigma\left(\sum_{\text{pool}} \text{MLP}(\text{pool}(x))\right) \odot x",
+        r"y = \sigma(\text{BN}(\text{conv}([\,\text{max}_c\,x'_c,\; \text{mean}_c\,x'_c\,]))) \odot x'",
+    ),
     family="channel",
     complexity="N (C + k^2) + C^2 / r",
     memory="N C",

@@ -25,6 +25,12 @@ from lookfar.ops._precision import widened, without_autocast
     title="Compact generalized non-local (CGNL)",
     paper="Compact Generalized Non-local Network (NeurIPS 2018)",
     arxiv="1810.13125",
+    formula=(
+        r"u = \langle p, g \rangle\,t \quad \text{(dot product)}",
+        r"u = \sum_k w_k\,\langle p^k, g \rangle\,t^k, \quad w_k = \frac{(2\gamma)^k}{k!}\,e^{-2\gamma}"
+        r" \quad \text{(gaussian)}",
+        r"y = x + \text{norm}(z(u))",
+    ),
     family="low_rank",
     complexity="N C^2",
     memory="N C",
@@ -45,8 +51,10 @@ from lookfar.ops._precision import widened, without_autocast
 class CompactGeneralizedNonlocal(nn.Module):
     """Relates all entries of a map, positions and channels alike, through a kernel of low rank.
 
-    dot product: u = <p, g> t; gaussian: u = sum_k w_k <p^k, g> t^k, w_k = (2 gamma)^k / k! exp(-2 gamma);
-    y = x + norm(z(u)), all in groups of channels.
+    u = <p, g> t (dot product), or sum_k w_k <p^k, g> t^k, w_k = (2 gamma)^k / k! exp(-2 gamma) (gaussian);
+    y = x + norm(z(u))
+
+    t, p and g are 1x1 convolutions of x, z is the last one; all in groups of channels.
 
     There is no middle step to switch off: the one number that a group's entries give is all that they exchange.
 

@@ -27,6 +27,7 @@ ON_A_LINE = "on a line every position sees all others, which is position_attenti
     title="Criss-cross attention (CCNet)",
     paper="CCNet: Criss-Cross Attention for Semantic Segmentation (ICCV 2019, TPAMI 2020)",
     arxiv="1811.11721",
+    formula=(r"x_i \leftarrow x_i + \gamma \sum_{j \in \text{cross}(i)} \text{softmax}_j(q_i^\top k_j)\,v_j",),
     family="sparse",
     complexity="R N (H + W) C",
     memory="N C",
@@ -50,7 +51,9 @@ ON_A_LINE = "on a line every position sees all others, which is position_attenti
 class CrissCross(PairwiseAttention):
     """Adds to every position a learned share of what its row and column hold, weighted by similarity; R times.
 
-    x <- x + gamma sum_{j in cross(i)} softmax_j(q_i . k_j) v_j, with the same parameters in each of the R steps.
+    x <- x + gamma sum_{j in cross(i)} softmax_j(q_i . k_j) v_j
+
+    The R steps share their parameters.
 
     Args:
         reduction: Queries and keys have ``channels // reduction`` channels, all heads together.

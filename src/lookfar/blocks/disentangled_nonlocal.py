@@ -49,6 +49,10 @@ _AXES = {"channel": (-2,), "layer": (-2, -1), "batch": (0, -2, -1), "position": 
     title="Disentangled non-local block",
     paper="Disentangled Non-Local Neural Networks (ECCV 2020)",
     arxiv="2006.06668",
+    formula=(
+        r"y_i = x_i + \gamma \sum_j \text{softmax}_j((q_i - \bar{q})^\top (k_j - \bar{k}))\,v_j + \sum_j"
+        r" \text{softmax}_j(w^\top x_j)\,v_j",
+    ),
     family="pairwise",
     complexity="N M C",
     memory="N C",

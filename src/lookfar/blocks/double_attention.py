@@ -49,6 +49,10 @@ _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
     title="Double attention (A2-Nets)",
     paper="A^2-Nets: Double Attention Networks (NeurIPS 2018)",
     arxiv="1810.11579",
+    formula=(
+        r"y = x + W_o\,(A\,\text{softmax}_N(B)^\top)\,\text{softmax}_K(V)",
+        r"A = W_A\,x, \quad B = W_B\,x, \quad V = W_V\,x",
+    ),
     family="low_rank",
     complexity="N C K + K C D",
     memory="N K",
@@ -63,8 +67,9 @@ _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
 class DoubleAttention(nn.Module):
     """Every position takes its own convex mixture of K descriptors that attention gathered over the whole map.
 
-    y = x + W_o (A softmax_N(B)^T) softmax_K(V), with A, B, V 1x1 convolutions of x; with heads each has its share of
-    the rows of A, B and V, and W_o takes what all of them distribute.
+    y = x + W_o (A softmax_N(B)^T) softmax_K(V), with A, B, V 1x1 convolutions of x
+
+    With heads each has its share of the rows of A, B and V, and W_o takes what all of them distribute.
 
     The bag is convolved instead of the map, exactly: features and mixtures of D channels are never made for N
     positions. There is no middle step to switch off: with one between the descriptors it would be GloRe.

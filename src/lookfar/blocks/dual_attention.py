@@ -25,6 +25,7 @@ from lookfar.ops.channel_attention import channel_attention
     title="Position attention (DANet)",
     paper="Dual Attention Network for Scene Segmentation (CVPR 2019)",
     arxiv="1809.02983",
+    formula=(r"y_i = x_i + \gamma \sum_j \text{softmax}_j(q_i^\top k_j)\,v_j",),
     family="pairwise",
     complexity="N^2 C",
     memory="N C",
@@ -93,6 +94,7 @@ class PositionAttention(PairwiseAttention):
     title="Channel attention (DANet)",
     paper="Dual Attention Network for Scene Segmentation (CVPR 2019)",
     arxiv="1809.02983",
+    formula=(r"y_c = x_c + \gamma \sum_d \text{softmax}_d(-x_c^\top x_d)\,x_d",),
     family="channel",
     complexity="N C^2",
     memory="N C + C^2",
@@ -114,7 +116,9 @@ class PositionAttention(PairwiseAttention):
 class ChannelAttention(nn.Module):
     """Adds to every channel a learned share of the other channels, the less alike the more; no other parameter.
 
-    y_c = x_c + gamma sum_d softmax_d(-x_c . x_d) x_d, products summed over positions, or averaged (``scale``)
+    y_c = x_c + gamma sum_d softmax_d(-x_c . x_d) x_d
+
+    The products are summed over the positions, or averaged (``scale``).
 
     Args:
         channels: Channels C of input and output; any number is taken.
@@ -166,6 +170,11 @@ class ChannelAttention(nn.Module):
     title="Dual attention (DANet)",
     paper="Dual Attention Network for Scene Segmentation (CVPR 2019)",
     arxiv="1809.02983",
+    formula=(
+        r"y = x + \gamma_p\,O_p(x) + \gamma_c\,O_c(x)",
+        r"O_p(x)_i = \sum_j \text{softmax}_j(q_i^\top k_j)\,v_j \quad \text{over positions } j",
+        r"O_c(x)_c = \sum_d \text{softmax}_d(-x_c^\top x_d)\,x_d \quad \text{over channels } d",
+    ),
     family="pairwise",
     complexity="N^2 C + N C^2",
     memory="N C + C^2",
@@ -185,7 +194,9 @@ class ChannelAttention(nn.Module):
     },
 )
 class DualAttention(nn.Module):
-    """Attention between positions beside attention between channels: x + gamma_p O_p(x) + gamma_c O_c(x).
+    """Attention between positions beside attention between channels.
+
+    y = x + gamma_p O_p(x) + gamma_c O_c(x)
 
     Args:
         inner_channels: Channels of the positions' queries and keys, all heads together; ``channels // reduction`` when

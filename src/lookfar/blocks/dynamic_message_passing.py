@@ -100,6 +100,10 @@ class Step(nn.Module):
     title="Dynamic graph message passing (DGMN)",
     paper="Dynamic Graph Message Passing Networks (CVPR 2020)",
     arxiv="1908.06955",
+    formula=(
+        r"y = h + \sum_s \gamma_s\,m_s",
+        r"m_s(p) = \sum_{k=1}^{9} F_{sk}(p)\,h(p + d_s\,k + \text{walk}_{sk}(p))",
+    ),
     family="graph",
     complexity="9 S N C (9 G + 27)",
     memory="N (C + 9 S G)",
@@ -122,11 +126,12 @@ class Step(nn.Module):
 class DynamicMessagePassing(nn.Module):
     """Sends to each position what 3 x 3 samples at each of S dilations hold; it weighs and places them itself.
 
-    y = h + sum_s gamma_s m_s, m_s = sum_k F_sk h(p + d_s k + walk_sk), F one filter a group of channels
+    y = h + sum_s gamma_s m_s, m_s = sum_k F_sk h(p + d_s k + walk_sk)
 
-    The features h are x, or with ``reduction`` a narrower map of it whose result is widened and added to x. The weights
-    of :meth:`attention` are the filters spread bilinearly: one head for each dilation and group, signed where rigorous
-    filters have affinities. There is no middle step to switch off: messages go from position to position.
+    F holds one filter for each group of channels, and d_s is a dilation. The features h are x, or with ``reduction`` a
+    narrower map of it whose result is widened and added to x. The weights of :meth:`attention` are the filters spread
+    bilinearly: one head for each dilation and group, signed where rigorous filters have affinities. There is no middle
+    step to switch off: messages go from position to position.
 
     Args:
         groups: G, groups of channels with filters of their own; None is the published 4, or the largest divisor below.

@@ -35,6 +35,12 @@ SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=3e-4)  # the authors' momentu
     title="Expectation-maximization attention (EMANet)",
     paper="Expectation-Maximization Attention Networks for Semantic Segmentation (ICCV 2019)",
     arxiv="1907.13426",
+    formula=(
+        r"y = x + \text{BN}(P\,\text{ReLU}(r)), \quad r_n = \sum_k z_{nk}\,\mu_k",
+        r"z_{nk} = \text{softmax}_k(h_n^\top \mu_k),"
+        r" \quad \mu_k = \text{unit}\left(\frac{\sum_n z_{nk}\,h_n}{\sum_n z_{nk}}\right), \quad T \text{ times}",
+        r"h = W x + b",
+    ),
     family="low_rank",
     complexity="N C^2 + T N K C",
     memory="N C + N K",
@@ -67,11 +73,12 @@ SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=3e-4)  # the authors' momentu
 class ExpectationMaximization(nn.Module):
     """Adds to every position its mixture of K bases, fitted to the image by T steps of soft clustering.
 
-    y = x + BN(P relu(r)), r_n = sum_k z_nk mu_k, (z, mu) from T EM steps on h = W x + b that start at ``bases``.
+    y = x + BN(P relu(r)), r_n = sum_k z_nk mu_k, (z, mu) from T EM steps on h = W x + b
 
-    As published r is a constant to autograd: dr/dx = dr/dW = 0 exactly, x learns through the residual alone and W stays
-    as it was drawn. In training every forward pass moves ``bases`` (over all processes of a group). Activation
-    checkpointing would run it twice and give the gradient of moved bases: train without, or with ``momentum=0``.
+    The steps start at ``bases``. As published r is a constant to autograd: dr/dx = dr/dW = 0 exactly, x learns through
+    the residual alone and W stays as it was drawn. In training every forward pass moves ``bases`` (over all processes
+    of a group). Activation checkpointing would run it twice and give the gradient of moved bases: train without, or
+    with ``momentum=0``.
 
     Args:
         bases: Number K of bases.

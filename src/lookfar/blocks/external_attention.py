@@ -22,6 +22,9 @@ from lookfar.ops.external_attention import Normalization, external_attention
     title="External attention (EANet)",
     paper="Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks (TPAMI 2022)",
     arxiv="2105.02358",
+    formula=(
+        r"y = x + \text{BN}(P\,M_v\,a), \quad a = \text{double}(M_k\,(W x + b)) \text{, over positions, then slots}",
+    ),
     family="external",
     complexity="N C S + C^2 S",
     memory="N C + N S",
@@ -45,8 +48,10 @@ from lookfar.ops.external_attention import Normalization, external_attention
 class ExternalAttention(nn.Module):
     """Adds to every position a mixture of S learned value rows, chosen by its similarity to S learned keys.
 
-    y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b); with heads each looks
-    with its share of W x + b into the same memories, whose rows are then as short, and P takes what all of them found.
+    y = x + BN(P M_v a), a = double normalisation (over positions, then slots) of M_k (W x + b)
+
+    With heads each looks with its share of W x + b into the same memories, whose rows are then as short, and P takes
+    what all of them found.
 
     There is no middle step to switch off: the slots are parameters and do not meet.
 

@@ -28,6 +28,11 @@ Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean
     title="Feature denoising",
     paper="Feature Denoising for Improving Adversarial Robustness (CVPR 2019)",
     arxiv="1812.03411",
+    formula=(
+        r"y = x + \text{norm}(W f(x))",
+        r"f(x)_i = \sum_j \text{softmax}_j\left(\frac{q_i^\top k_j}{\sqrt{D}}\right) x_j \quad \text{(gaussian)}",
+        r"f(x)_i = \frac{1}{N} \sum_j (q_i^\top k_j)\,x_j \quad \text{(dot)}",
+    ),
     family="pairwise",
     complexity="gaussian N^2 C, dot N C^2, local N C (C + k^2)",
     memory="N C; median N C k^2",
@@ -52,12 +57,14 @@ Filter = Literal["gaussian", "dot", "bilateral_gaussian", "bilateral_dot", "mean
     },
 )
 class FeatureDenoising(PairwiseAttention):
-    """Adds a filtered map, its channels mixed: z = x + norm(W f(x)).
+    """Adds a filtered map, its channels mixed.
 
-    - ``gaussian``: f_i = sum_j softmax_j(q_i . k_j / sqrt(D)) x_j; ``dot``: 1/N sum_j (q_i . k_j) x_j
-    - ``bilateral_gaussian``, ``bilateral_dot``: the same over the k x k window around i
-    - ``mean``, ``median``: of that window, a channel at a time
-    - ``none``: x itself, the paper's control
+    y = x + norm(W f(x))
+    gaussian: f_i = sum_j softmax_j(q_i . k_j / sqrt(D)) x_j
+    dot: f_i = 1/N sum_j (q_i . k_j) x_j
+
+    ``bilateral_gaussian`` and ``bilateral_dot`` do the same over the k x k window around i. ``mean`` and ``median`` are
+    those of that window, a channel at a time, and ``none`` is x itself, the paper's control.
 
     Args:
         filter: See above.

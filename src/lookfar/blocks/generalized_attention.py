@@ -28,6 +28,10 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_w
     title="Generalized attention (four terms)",
     paper="An Empirical Study of Spatial Attention Mechanisms in Deep Networks (ICCV 2019)",
     arxiv="1904.05873",
+    formula=(
+        r"y_i = x_i + \gamma\,W \sum_j \text{softmax}_j(q_i^\top k_j + q_i^\top p_{ij} + u^\top k_j + r^\top"
+        r" p_{ij})\,v_j",
+    ),
     family="pairwise",
     complexity="N M C, M = N / kv_stride^2; key content alone M C",
     memory="N C",
@@ -54,8 +58,9 @@ from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_w
 class GeneralizedAttention(QueryKeyValue):
     """Attention whose energy is the sum of up to four terms, of contents and of relative positions.
 
-    y_i = x_i + gamma W sum_j softmax_j(q_i . k_j + q_i . p_ij + u . k_j + r . p_ij) v_j, p_ij a learned function of
-    the rows' distance plus one of the columns'
+    y_i = x_i + gamma W sum_j softmax_j(q_i . k_j + q_i . p_ij + u . k_j + r . p_ij) v_j
+
+    p_ij is a learned function of the rows' distance plus one of the columns'.
 
     Args:
         terms: Which of the four are on, in this order, as in ``"0011"``.

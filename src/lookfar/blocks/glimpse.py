@@ -17,6 +17,7 @@ from lookfar.ops.sampling import glimpse_sensor
     title="Glimpse (RAM)",
     paper="Recurrent Models of Visual Attention (NeurIPS 2014)",
     arxiv="1406.6247",
+    formula=(r"y = \text{ReLU}(W_3\,\text{ReLU}(W_1\,\rho(x, l) + b_1) + b_3 + W_4\,\text{ReLU}(W_2\,l + b_2) + b_4)",),
     family="where",
     kind="layer",
     complexity="K S^2 C",

@@ -33,6 +33,10 @@ from lookfar.ops._precision import widened, without_autocast
     title="Global reasoning unit (GloRe)",
     paper="Graph-Based Global Reasoning Networks (CVPR 2019)",
     arxiv="1811.12814",
+    formula=(
+        r"V = (W_s\,x)\,P^\top, \quad U = V + V A^\top + a",
+        r"y = x + \text{norm}(W_e\,W_g\,\text{ReLU}(U)\,P)",
+    ),
     family="graph",
     complexity="N C K",
     memory="N K",
@@ -57,8 +61,10 @@ from lookfar.ops._precision import widened, without_autocast
 class GloRe(nn.Module):
     """Reasons between K nodes that learned signed maps P gather from the whole map and give back to it.
 
-    V = (W_s x) P^T; U = V + V A^T + a; y = x + norm(W_e W_g ReLU(U) P). With heads each has its share of the rows of
-    W_s and P and a graph of its own, and W_e takes what all of them give back.
+    V = (W_s x) P^T; U = V + V A^T + a; y = x + norm(W_e W_g ReLU(U) P)
+
+    With heads each has its share of the rows of W_s and P and a graph of its own, and W_e takes what all of them give
+    back.
 
     States are summed before they are projected and extended before they are given back, which is exact and halves the
     work: no map of states is made.

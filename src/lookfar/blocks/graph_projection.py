@@ -65,6 +65,11 @@ class GraphUnit(nn.Module):
     "graph_projection",
     title="Graph projection (Beyond Grids)",
     paper="Beyond Grids: Learning Graph Representations for Visual Recognition (NeurIPS 2018)",
+    formula=(
+        r"q_{nv} = \text{softmax}_v\left(-\frac{1}{2} \left\| \frac{x_n - w_v}{\sigma_v} \right\|^2\right),"
+        r" \quad Z_v = \text{unit}\left(\frac{\sum_n q_{nv}\,(x_n - w_v) / \sigma_v}{\sum_n q_{nv}}\right)",
+        r"y = x + P\,(q\,\text{ReLU}(Z Z^\top Z G))",
+    ),
     family="graph",
     complexity="N K C",
     memory="N (C + K)",

@@ -156,6 +156,7 @@ def apply_to_factors(
     title="Hamburger (HamNet)",
     paper="Is Attention Better Than Matrix Decomposition? (ICLR 2021)",
     arxiv="2109.04553",
+    formula=(r"D C^\top \approx \text{ReLU}(W_l\,x), \quad y = x + \text{norm}(W_u\,D C^\top)",),
     family="low_rank",
     complexity="N C D + T N D K",
     memory="N (D + K)",

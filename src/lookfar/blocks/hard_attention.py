@@ -44,6 +44,12 @@ class Selection(NamedTuple):
     title="Hard and soft selection",
     paper="Recurrent Models of Visual Attention (NeurIPS 2014)",
     arxiv="1406.6247",
+    formula=(
+        r"\text{items, hard:} \quad y = x_l, \quad l \sim \text{softmax}(s), \quad s_n = w^\top \tanh(W x_n + b)",
+        r"\text{items, soft:} \quad y = \sum_n \text{softmax}_n(s)\,x_n",
+        r"\text{place, hard:} \quad y = \text{window}(x, l), \quad l \sim \mathcal{N}(\mu, \sigma^2)",
+        r"\text{place, soft:} \quad y = \text{window}(x, \mu), \text{ sampled with gradients to } \mu",
+    ),
     family="where",
     kind="layer",
     complexity="N C",
@@ -61,8 +67,8 @@ class Selection(NamedTuple):
 class HardAttention(nn.Module):
     """Selects from a map what a policy finds in it.
 
-    - ``items``, hard: x_l, l ~ softmax(s); soft: sum_n softmax(s)_n x_n, with s_n = w . tanh(W x_n + b)
-    - ``place``, hard: the window about l ~ N(mu, sigma^2); soft: the window sampled at mu, with gradients to mu
+    y = x_l, l ~ softmax(s) (items, hard), or y = sum_n softmax(s)_n x_n (items, soft), s_n = w . tanh(W x_n + b)
+    y = window at l ~ N(mu, sigma^2) (place, hard), or window sampled at mu, with gradients to mu (place, soft)
 
     Train what follows by its own loss, and a hard policy by ``lookfar.ops.reinforce_loss(selection.log_probability,
     reward, selection.baseline, entropy=selection.entropy)``, which is 0 in its gradient for the soft twins. Without the

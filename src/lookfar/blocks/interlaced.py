@@ -105,6 +105,7 @@ _MMSEG = {
     title="Interlaced sparse self-attention (ISA)",
     paper="Interlaced Sparse Self-Attention for Semantic Segmentation (2019; OCNet, IJCV 2021)",
     arxiv="1907.12273",
+    formula=(r"y = x + P\,\text{ReLU}(\text{norm}(W\,[\,x,\; \text{near}(\text{far}(x))\,]))",),
     family="sparse",
     complexity="N (N / P + P) C, P positions a block",
     memory="N C",

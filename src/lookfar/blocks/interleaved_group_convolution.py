@@ -20,6 +20,7 @@ from lookfar.ops._layout import match_format
     title="Interleaved group convolution (IGC)",
     paper="Interleaved Group Convolutions for Deep Neural Networks (ICCV 2017)",
     arxiv="1707.02725",
+    formula=(r"y = P\,W_d\,P^\top W_p\,x",),
     family="local",
     kind="layer",
     complexity="N (k^2 M C + L O)",
@@ -37,7 +38,9 @@ from lookfar.ops._layout import match_format
 class InterleavedGroupConvolution(nn.Module):
     """Replaces a k x k convolution by two sparse ones: a spatial one within L groups, a pointwise one across them.
 
-    y = P W_d P^T W_p x: W_p is a k x k convolution in L groups of M channels, P^T makes group m of the m-th channels of
+    y = P W_d P^T W_p x
+
+    W_p is a k x k convolution in L groups of M channels, P^T makes group m of the m-th channels of
     all L, W_d is a 1x1 convolution in those M groups, and P puts the channels back. L = 1 is nearly a regular
     convolution (a factor a channel follows it), L = C is a depthwise one and a full 1x1 convolution, as in Xception.
 

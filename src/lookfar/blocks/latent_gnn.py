@@ -23,6 +23,10 @@ from lookfar.ops._precision import widened, without_autocast
     title="Latent graph (LatentGNN)",
     paper="LatentGNN: Learning Efficient Non-local Relations for Visual Recognition (ICML 2019)",
     arxiv="1905.11634",
+    formula=(
+        r"L = A u^\top, \quad S = \text{softmax}(\cos(L, L)), \quad O = (S L)^\top E",
+        r"y = x + \gamma\,\text{project}([\,O_1, \ldots, O_{\text{kernels}}\,])",
+    ),
     family="graph",
     complexity="N C (C + K) / r",
     memory="N (C / r + K)",
@@ -46,8 +50,10 @@ from lookfar.ops._precision import widened, without_autocast
 class LatentGNN(nn.Module):
     """Sends what positions hold to K latent nodes, lets the nodes attend to each other, and sends it back.
 
-    L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels]). With heads each has its
-    share of the nodes and of the channels of u, and everything is normalised and attends within a head.
+    L = A u^T; S = softmax(cos(L, L)); O = (S L)^T E; y = x + gamma project([O_1 .. O_kernels])
+
+    A and E, normalised, say what goes into the nodes and back, u are the features. With heads each has its share of the
+    nodes and of the channels of u, and everything is normalised and attends within a head.
 
     Args:
         nodes: Latent nodes of each kernel, of all heads together; as many kernels as numbers.

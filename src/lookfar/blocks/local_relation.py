@@ -29,6 +29,10 @@ OUTSIDE = -100.0
     title="Local relation layer (LR-Net)",
     paper="Local Relation Networks for Image Recognition (ICCV 2019)",
     arxiv="1904.11491",
+    formula=(
+        r"y_i = W_{\text{out}} \left[ \sum_{j \in \text{window}(i)} \text{softmax}_j(s \cdot"
+        r" \text{sim}(q_{ig}, k_{jg}) + \text{prior}_g(j - i))\,x_{jg} \right]_g",
+    ),
     family="local",
     kind="layer",
     complexity="N k^2 (G + C)",
@@ -45,7 +49,9 @@ OUTSIDE = -100.0
 class LocalRelation(nn.Module):
     """Replaces a k x k convolution: each group of channels is summed with weights of its own, softmax over the window.
 
-    y = W_out [sum_{j in window(i)} softmax_j(s * sim(q_ig, k_jg) + prior_g(j - i)) x_jg]_g with scalar q and k a group
+    y = W_out [sum_{j in window(i)} softmax_j(s * sim(q_ig, k_jg) + prior_g(j - i)) x_jg]_g
+
+    A group g has one number each as query and key.
 
     Args:
         channels: Channels C of the input.

@@ -22,6 +22,10 @@ from lookfar.ops.external_attention import Normalization, external_attention_wei
     title="Multi-head external attention (EAMLP)",
     paper="Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks (TPAMI 2022)",
     arxiv="2105.02358",
+    formula=(
+        r"y = P\,[\,M_v\,a_1, \ldots, M_v\,a_h\,] + b",
+        r"a_t = \text{double}(M_k\,u_t) \text{, over tokens, then slots}, \quad u = W x",
+    ),
     family="external",
     kind="tokens",
     complexity="N C (C + S)",

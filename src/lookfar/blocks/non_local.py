@@ -43,6 +43,13 @@ _WHY_NOT = {
     title="Non-local block",
     paper="Non-local Neural Networks (CVPR 2018)",
     arxiv="1711.07971",
+    formula=(
+        r"z_i = x_i + \text{norm}\left(W_z\,\frac{1}{Z} \sum_j f(x_i, x_j)\,g(x_j)\right)",
+        r"f = \exp(x_i^\top x_j), \quad Z = \sum_j f \quad \text{(gaussian)}",
+        r"f = \exp(\text{scale} \cdot q_i^\top k_j), \quad Z = \sum_j f \quad \text{(embedded gaussian)}",
+        r"f = q_i^\top k_j, \quad Z = M \quad \text{(dot product)}",
+        r"f = \text{ReLU}(w^\top [\,q_i,\; k_j\,]), \quad Z = M \quad \text{(concatenation)}",
+    ),
     family="pairwise",
     complexity="gaussians N M C, dot_product (N + M) C^2, concatenation (N + M) (log M + C)",
     memory="N C",
@@ -88,12 +95,13 @@ _WHY_NOT = {
 class NonLocal(PairwiseAttention):
     """Adds to every position a weighted sum over all positions, weighted by a function of the two features.
 
-    z_i = x_i + norm(W_z 1/Z sum_j f(x_i, x_j) g(x_j)), where q, k, g are 1x1 convolutions and f is
+    z_i = x_i + norm(W_z 1/Z sum_j f(x_i, x_j) g(x_j))
+    gaussian: f = exp(x_i . x_j), Z = sum_j f
+    embedded_gaussian: f = exp(scale q_i . k_j), Z = sum_j f
+    dot_product: f = q_i . k_j, Z = M
+    concatenation: f = ReLU(w . [q_i, k_j]), Z = M
 
-    - ``gaussian``: exp(x_i . x_j), Z = sum_j f
-    - ``embedded_gaussian``: exp(scale q_i . k_j), Z = sum_j f
-    - ``dot_product``: q_i . k_j, Z = M
-    - ``concatenation``: ReLU(w . [q_i, k_j]), Z = M
+    q, k and g are 1x1 convolutions of x, j runs over M positions, and ``mode`` names f.
 
     Args:
         mode: The pairwise function f.

@@ -174,6 +174,7 @@ def _grids(mode: Mode, sizes: Sequence[int] | None, dims: Dims) -> tuple[int, ..
     title="Object context (OCNet)",
     paper="OCNet: Object Context Network for Scene Parsing (2018; IJCV 2021)",
     arxiv="1809.00916",
+    formula=(r"y = x + P\,\text{act}(\text{norm}(W_f\,[\,W\,\text{softmax}(q k^\top / \sqrt{D})\,v,\; x\,]))",),
     family="pairwise",
     complexity="N^2 C; pyramid N^2 C sum 1/n^2; asp N^2 C / 16 + N C^2",
     memory="N C",

@@ -40,6 +40,12 @@ _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
     title="Object-contextual representations (OCR)",
     paper="Object-Contextual Representations for Semantic Segmentation (ECCV 2020)",
     arxiv="1909.11065",
+    formula=(
+        r"r_k = \sum_n \text{softmax}_n(l_{kn})\,x_n",
+        r"c_n = \text{act}\left(\text{norm}\left(W_{\text{up}} \sum_k \text{softmax}_k\left(\frac{q_n^\top"
+        r" k_k}{\sqrt{D}}\right) v_k\right)\right), \quad k_k \text{ and } v_k \text{ from } r_k",
+        r"y_n = \text{act}(\text{norm}(W_f\,[\,c_n,\; x_n\,]))",
+    ),
     family="low_rank",
     kind="head",
     complexity="N K C, K classes",

@@ -33,6 +33,10 @@ _LAYERS = 16  # author_keys name so many; the authors have 4
     title="Offset attention (PCT)",
     paper=_PAPER,
     arxiv="2012.09688",
+    formula=(
+        r"y = x + \text{ReLU}(\text{BN}(P\,(x - A v) + b)), \quad"
+        r" A = \text{double}(q^\top k) \text{, over queries, then keys}",
+    ),
     family="pairwise",
     kind="tokens",
     complexity="N^2 C + N C^2",
@@ -109,6 +113,10 @@ class OffsetAttention(PairwiseAttention):
     title="Stage of offset attention (PCT)",
     paper=_PAPER,
     arxiv="2012.09688",
+    formula=(
+        r"y = [\,z_1, \ldots, z_L\,], \quad z_l = \text{layer}_l(z_{l-1} + \text{position}),"
+        r" \quad z_0 = \text{embed}(x)",
+    ),
     family="pairwise",
     kind="tokens",
     complexity="L N^2 C + L N C^2",

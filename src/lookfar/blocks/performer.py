@@ -22,6 +22,11 @@ from lookfar.ops.random_features import random_features, random_features_weights
     title="Performer attention of tokens (T2T-ViT)",
     paper="Rethinking Attention with Performers (ICLR 2021)",
     arxiv="2009.14794",
+    formula=(
+        r"y = P\,[\,A_1 v_1, \ldots, A_h v_h\,] + b",
+        r"A_{ij} = \frac{\phi(q_i)^\top \phi(k_j)}{\sum_l \phi(q_i)^\top \phi(k_l) + 10^{-8}},"
+        r" \quad \phi(x) = \frac{1}{\sqrt{m}} \exp(w x - \|x\|^2 / 2)",
+    ),
     family="pairwise",
     kind="tokens",
     complexity="N C (m + C)",

@@ -91,6 +91,11 @@ _MMSEG = {r"attention\.1": "first.mask", r"attention_p\.1": "second.mask"}
     "pointwise_spatial_attention",
     title="Point-wise spatial attention (PSANet)",
     paper="PSANet: Point-wise Spatial Attention Network for Scene Parsing (ECCV 2018)",
+    formula=(
+        r"y = x + P\,[\,x,\; \text{up}(\text{act}(\text{norm}(W\,[\,z,\; z'\,])))\,]",
+        r"z_j = \sum_i \text{softmax}_i(m_{i - j}^\top a_j)\,r_i \quad \text{(collect)}",
+        r"z'_j = \sum_i \text{softmax}_i({m'}_{j - i}^\top a'_i)\,r'_i \quad \text{(distribute)}",
+    ),
     family="pairwise",
     complexity="N^2 D",
     memory="N D",
@@ -134,9 +139,9 @@ class PointwiseSpatialAttention(nn.Module):
     """Weights over relative positions, predicted by each position from itself, no query meets a key.
 
     y = x + P [x, up(act(norm(W [z, z'])))], z_j = sum_i softmax_i(m_(i - j) . a_j) r_i (collect), and
-    z'_j = sum_i softmax_i(m'_(j - i) . a'_i) r'_i (distribute) on the shrunk map
+    z'_j = sum_i softmax_i(m'_(j - i) . a'_i) r'_i (distribute)
 
-    The map over all offsets, (2 H - 1)(2 W - 1) numbers a position, is never built.
+    Both are computed on a shrunk map. The map over all offsets, (2 H - 1)(2 W - 1) numbers a position, is never built.
 
     Args:
         inner_channels: D, of r and a; a quarter of ``channels`` by default.

@@ -23,6 +23,7 @@ from lookfar.ops.adaptive_average import adaptive_average
     title="Pyramid pooling (PSPNet)",
     paper="Pyramid Scene Parsing Network (CVPR 2017)",
     arxiv="1612.01105",
+    formula=(r"y = x + P\,[\,x,\; \text{up}(\text{ReLU}(\text{norm}(W_1\,\text{pool}_1(x)))),\; \ldots\,]",),
     family="pyramid",
     complexity="N C^2",
     memory="N C",
@@ -120,6 +121,11 @@ class AtrousConv(ConvNorm):
     title="Atrous spatial pyramid (DeepLabV3)",
     paper="Rethinking Atrous Convolution for Semantic Image Segmentation (2017)",
     arxiv="1706.05587",
+    formula=(
+        r"y = x + P\,\text{ReLU}(\text{norm}(W_f\,[\,z_0,\; z_1,\; z_d,\; \ldots\,]))",
+        r"z_0 = \text{ReLU}(\text{norm}(W_0\,\bar{x})), \quad z_1 = \text{ReLU}(\text{norm}(W_1\,x)),"
+        r" \quad z_d = \text{ReLU}(\text{norm}(W_d *_d x))",
+    ),
     family="pyramid",
     complexity="N C D",
     memory="N D",

@@ -23,6 +23,11 @@ from lookfar.ops._precision import widened, without_autocast
     title="Object relation module",
     paper="Relation Networks for Object Detection (CVPR 2018)",
     arxiv="1711.11575",
+    formula=(
+        r"y_m = x_m + \left[ \sum_j \text{softmax}_j\left(\frac{q_m^\top k_j}{\sqrt{d}} + \log \max(g_{mj},"
+        r" 10^{-6})\right) W_V\,x_j \right]_{\text{heads}}",
+        r"g_{mj} = \text{ReLU}(w_G^\top e(\text{box}_m, \text{box}_j))",
+    ),
     family="pairwise",
     kind="region",
     complexity="n^2 (C + h E)",

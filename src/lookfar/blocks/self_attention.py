@@ -22,6 +22,9 @@ from lookfar.ops.attention import Normalization, attention
     title="Self-attention of tokens (T2T-ViT)",
     paper="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet (ICCV 2021)",
     arxiv="2101.11986",
+    formula=(
+        r"y = P\,[\,A_1 v_1, \ldots, A_h v_h\,] + b, \quad A_t = \text{softmax}(\text{scale} \cdot q_t k_t^\top)",
+    ),
     family="pairwise",
     kind="tokens",
     complexity="N^2 C + N C^2",

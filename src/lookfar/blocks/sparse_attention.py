@@ -84,6 +84,9 @@ class _PatternAttention(_WindowedAttention):
     "atrous_attention",
     title="Atrous self-attention",
     paper=_NOTE,
+    formula=(
+        r"y_i = x_i + W_o \sum_{j:\, r \mid j - i} \text{softmax}_j\left(\frac{q_i^\top k_j}{\sqrt{d}}\right) v_j",
+    ),
     family="sparse",
     complexity="N^2 / r^2 C",
     memory="N C",
@@ -139,6 +142,10 @@ class AtrousAttention(_PatternAttention):
     title="Sparse self-attention (local and atrous)",
     paper=f"{_NOTE}; Generating Long Sequences with Sparse Transformers (2019)",
     arxiv="1904.10509",
+    formula=(
+        r"y_i = x_i + W_o \sum_{j \text{ near or } r \mid j - i} \text{softmax}_j\left(\frac{q_i^\top"
+        r" k_j}{\sqrt{d}}\right) v_j",
+    ),
     family="sparse",
     complexity="N (k^2 + N / r^2) C",
     memory="N (C + h k^2)",
@@ -153,8 +160,9 @@ class AtrousAttention(_PatternAttention):
 class SparseAttention(_PatternAttention):
     """Every position attends to its k x k window and to the positions of the whole map at distances that r divides.
 
-    y_i = x_i + W_o sum_{j near or r | j - i} softmax_j(q_i . k_j / sqrt(d)) v_j. With k = 2r - 1 two of them in a row
-    connect every pair of positions.
+    y_i = x_i + W_o sum_{j near or r | j - i} softmax_j(q_i . k_j / sqrt(d)) v_j
+
+    Two of them in a row connect every pair of positions if k = 2r - 1.
 
     Args:
         inner_channels: Width D of queries, keys and values; half of the channels when None.
@@ -201,6 +209,9 @@ class SparseAttention(_PatternAttention):
     title="Local self-attention",
     paper=f"{_NOTE}; clamped windows: Neighborhood Attention Transformer (CVPR 2023)",
     arxiv="2204.07143",
+    formula=(
+        r"y_i = x_i + W_o \sum_{j \in \text{window}(i)} \text{softmax}_j\left(\frac{q_i^\top k_j}{\sqrt{d}}\right) v_j",
+    ),
     family="local",
     complexity="N k^2 C",
     memory="N (C + h k^2)",

@@ -51,6 +51,7 @@ def _spline() -> tuple[tuple[float, ...], ...]:
     title="Spatial transformer (STN)",
     paper="Spatial Transformer Networks (NeurIPS 2015)",
     arxiv="1506.02025",
+    formula=(r"y = x + \gamma\,(\text{sample}(x, \theta) - x), \quad \theta = \text{identity} + f(x)",),
     family="where",
     complexity="N C",
     memory="N C",

@@ -20,6 +20,7 @@ from lookfar.ops._precision import widened
     title="Squeeze-and-excitation (SENet)",
     paper="Squeeze-and-Excitation Networks (CVPR 2018)",
     arxiv="1709.01507",
+    formula=(r"y = \sigma(W_2\,\text{ReLU}(W_1\,\text{mean}(x) + b_1) + b_2) \odot x",),
     family="channel",
     complexity="N C + C^2 / r",
     memory="N C",

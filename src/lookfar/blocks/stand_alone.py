@@ -43,6 +43,7 @@ def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
     title="Stand-alone self-attention (SASA)",
     paper=_PAPER,
     arxiv="1906.05909",
+    formula=(r"y_i = \sum_{j \in \text{window}(i)} \text{softmax}_j(q_i^\top k_j + q_i^\top r_{j - i})\,v_j",),
     family="local",
     kind="layer",
     complexity="N k^2 O",
@@ -62,7 +63,9 @@ def _projection(channels: int, out_channels: int, **dd: Any) -> nn.Conv2d:
 class StandAlone(QueryKeyValue):
     """Replaces a k x k convolution by attention to the window, with embeddings of the relative position.
 
-    y_i = sum_{j in window(i)} softmax_j(q_i . k_j + q_i . r_{j - i}) v_j, heads side by side
+    y_i = sum_{j in window(i)} softmax_j(q_i . k_j + q_i . r_{j - i}) v_j
+
+    Heads stand side by side.
 
     Args:
         channels: Channels C of the input.
@@ -163,6 +166,10 @@ class StandAlone(QueryKeyValue):
     title="Stand-alone attention stem (SASA)",
     paper=_PAPER,
     arxiv="1906.05909",
+    formula=(
+        r"y_i = \sum_{j \in \text{block}(i)} \text{softmax}_j(q_i^\top k_j)\,V_{p(j)}\,x_j",
+        r"V_p = \sum_m \text{softmax}_m((\text{row}_p + \text{col}_p)^\top \nu_m)\,V_m",
+    ),
     family="local",
     kind="layer",
     complexity="N k^2 O + k^2 M C O",

@@ -21,6 +21,10 @@ from lookfar.ops._precision import widened, without_autocast
     "symbolic_graph_reasoning",
     title="Symbolic graph reasoning (SGR)",
     paper="Symbolic Graph Reasoning Meets Convolutions (NeurIPS 2018)",
+    formula=(
+        r"V = \text{softmax}_k(X W_a), \quad H = \text{ReLU}(\hat{A}\,[\,\text{ReLU}(V^\top X W_{ps}),\; E\,]\,W_g)",
+        r"y = x + \gamma\,\text{ReLU}(P H W_{sp})",
+    ),
     family="graph",
     kind="head",
     complexity="N K C",

@@ -34,6 +34,11 @@ _OF_TOKENS = (*_WEIGHING, MultiHeadExternal)
     title="Token stage (T2T-ViT, EAMLP)",
     paper="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet (ICCV 2021)",
     arxiv="2101.11986",
+    formula=(
+        r"u = x + \text{mixer}(\text{LN}(x)),"
+        r" \quad \text{with another width: } u = \text{skip} + \text{mixer}(\text{LN}(x))",
+        r"y = u + \text{MLP}(\text{LN}(u))",
+    ),
     family="pairwise",
     kind="tokens",
     complexity="N^2 C + N C^2",
