@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "cost": {"cost", "blocks", "ops"},
     "check": {"check", "cost", "blocks", "ops"},
     "diagnostics": {"diagnostics", "insertion", "networks", "weights", "blocks", "ops"},
-    "claims": {"claims", "study", "cost", "insertion", "blocks", "ops"},
+    "claims": {"claims", "study", "training", "diagnostics", "cost", "insertion", "blocks", "ops"},
     "data": {"data"},
     "tasks": {"tasks", "networks", "data", "weights", "blocks", "ops"},
     "training": {"training", "tasks", "data", "insertion", "networks", "weights", "blocks", "ops"},

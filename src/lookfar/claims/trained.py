@@ -1,68 +1,141 @@
-"""Claims that small trainings say something of: what is asked, the plans of their studies, and what those said.
+"""Claims that small trainings decide: what is asked, the plans of their studies, and what those came to.
 
-A claim's plans are ``plans/NAME.yaml`` or ``plans/NAME-DATA.yaml``; the results of each stand in ``runs/claims``, in a
-folder of its name. Nothing is concluded here: a study's own sentences are repeated, beside what would refute the claim.
-Small scenes decide questions of small scenes.
+A claim's plans are ``plans/NAME.yaml`` or ``plans/NAME-DATA.yaml``. All plans on the same data share one study, in
+``runs/claims`` in a folder named after the data: what several claims ask about is trained once, and each claim reads
+its own candidates, with intervals of its own. Small scenes decide questions of small scenes.
 """
 
 import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lookfar.claims._claim import Claim
+from lookfar._tables import table
+from lookfar.claims._claim import Answer, Claim, Outcome, word_of
+from lookfar.claims.maps import COLUMNS, lifts, one_map, table_of
+from lookfar.claims.relations import Pair, Relation, answers, pairs
+
+if TYPE_CHECKING:
+    from lookfar.study import Results
+    from lookfar.study.plan import Plan
 
 PLANS, RUNS = Path(__file__).with_name("plans"), Path("runs/claims")
-SMALL = {
-    "c1": Claim(
-        "A trained non-local block's maps degenerate to one map for all queries.",
+SEEDS = 3
+TABLE = ("trained block", *COLUMNS)
+ANY_MACHINE = ("accelerator", "devices", "threads")  # entries of a plan that a claim does not ask about
+
+
+@dataclass(frozen=True)
+class Trained(Claim):
+    """A claim that studies decide.
+
+    Attributes:
+        asks: Candidates that stand to each other in some way, or what else is asked of the study of each plan.
+        some: Whether one part that holds is enough; else all are to hold.
+    """
+
+    asks: "Sequence[Pair] | Callable[[Results, Sequence[str]], list[Answer]]" = ()
+    some: bool = False
+
+
+def _than(relation: Relation, *named: tuple[str, str]) -> tuple[Pair, ...]:
+    return tuple(Pair(first, relation, second) for first, second in named)
+
+
+SMALL: dict[str, Trained] = {
+    "c1": Trained(
+        "In a trained non-local block one map for all queries of an image does as well as the queries' own.",
         "GCNet (1904.11492), analysis of trained non-local blocks",
-        "the study's verdict 'depends on its query'",
+        "a loss with the mean map, on the data of any plan, whose interval lies above zero and not below the margin",
+        one_map,
     ),
-    "c2": Claim(
-        "The unary term alone does better than both coupled, the pairwise alone worse, and each better than none.",
+    "c2": Trained(
+        "The unary term alone does better than both coupled, these better than the pairwise alone, and that better "
+        "than no block.",
         "Disentangled Non-Local Neural Networks (2006.06668): 79.3, 78.5, 77.5 and 75.8 mIoU on Cityscapes",
-        "another order of joint, pairwise, unary and baseline, with intervals apart",
+        "one of them better than the next by no more than the margin",
+        _than(
+            "better than",
+            ("disentangled_nonlocal(terms=unary)", "disentangled_nonlocal(terms=joint)"),
+            ("disentangled_nonlocal(terms=joint)", "disentangled_nonlocal(terms=pairwise)"),
+            ("disentangled_nonlocal(terms=pairwise)", "baseline"),
+        ),
     ),
-    "c5": Claim(
+    "c5": Trained(
         "The pairwise map lies on the query's own class, the unary map on borders of classes.",
         "Disentangled Non-Local Neural Networks (2006.06668), overlap of maps with categories and boundaries",
-        "label_lift of the pairwise or boundary_lift of the unary block at 1, by `lookfar inspect` of the study",
+        "weight of the pairwise map on the query's class, or of the unary map on borders, below chance",
+        lifts,
     ),
-    "c6": Claim(
+    "c6": Trained(
         "The four pairwise functions do alike.",
         "Non-local Neural Networks (1711.07971), instantiations",
-        "two of them further apart than the margin, with intervals apart",
+        "two of them further apart than the margin",
+        pairs(
+            "practically the same as",
+            *("nonlocal(mode=gaussian)", "nonlocal", "nonlocal(mode=dot_product)", "nonlocal(mode=concatenation)"),
+        ),
     ),
-    "c11": Claim(
-        "More EM iterations help up to about three.",
+    "c11": Trained(
+        "Three EM iterations do better than one and no worse than two, and six no better than three.",
         "Expectation-Maximization Attention (1907.13426), iterations in training",
-        "one iteration no worse than three, or six better",
+        "three better than one by no more than the margin, worse than two by more than it, or worse than six",
+        (
+            Pair("expectation_maximization(iterations=3)", "better than", "expectation_maximization(iterations=1)"),
+            Pair("expectation_maximization(iterations=3)", "no worse than", "expectation_maximization(iterations=2)"),
+            Pair("expectation_maximization(iterations=6)", "no better than", "expectation_maximization(iterations=3)"),
+        ),
     ),
-    "c12": Claim(
+    "c12": Trained(
         "One projection serves queries and keys as well as two.",
         "OCNet (1809.00916), whose queries and keys share one",
-        "the shared one worse by more than the margin",
+        "the shared one worse by more than the margin, in either block",
+        _than(
+            "no worse than",
+            ("nonlocal(share_query_key=True)", "nonlocal"),
+            ("position_attention(share_query_key=True)", "position_attention"),
+        ),
     ),
-    "c13": Claim(
+    "c13": Trained(
         "The graph step between projection and re-projection is what helps.",
         "Graph-Based Global Reasoning (1811.12814); LatentGNN (1905.11634)",
-        "the same block without its step practically as good",
+        "either block better than the same without its step by no more than the margin",
+        _than("better than", ("glore", "glore(reasoning=False)"), ("latent_gnn", "latent_gnn(reasoning=False)")),
     ),
-    "c16": Claim(
+    "c16": Trained(
         "Double normalisation does better than a softmax.",
         "External Attention (2105.02358)",
-        "a softmax no worse",
+        "double normalisation better by no more than the margin, in either block",
+        _than(
+            "better than",
+            ("external_attention", "external_attention(normalization=softmax)"),
+            ("position_attention(normalization=double)", "position_attention"),
+        ),
     ),
-    "c21": Claim(
-        "A block wants projections of its queries, keys and values inside.",
-        "asked of all blocks with projections='around', one convolution before and one behind",
-        "the block without them practically as good",
+    "c21": Trained(
+        "A block does better with projections of queries, keys and values inside.",
+        "asked of blocks with projections='around', one convolution before and one behind",
+        "either block better than without them by no more than the margin",
+        _than(
+            "better than",
+            ("nonlocal", "nonlocal(projections=around)"),
+            ("position_attention", "position_attention(projections=around)"),
+        ),
     ),
-    "c23": Claim(
+    "c23": Trained(
         "It matters how similarities are normalised.",
         "asked of non-local: softmax, double, sigmoid; 1/M and l1 for the dot product",
         "all of them practically the same",
+        (
+            *pairs("different from", "nonlocal", "nonlocal(normalization=double)", "nonlocal(normalization=sigmoid)"),
+            Pair(
+                "nonlocal(mode=dot_product)", "different from", "nonlocal(mode=dot_product, normalization=l1)"
+            ),
+        ),
+        some=True,
     ),
-}
+}  # fmt: skip
 
 
 def plans_of(name: str) -> list[Path]:
@@ -70,37 +143,132 @@ def plans_of(name: str) -> list[Path]:
     return sorted(path for path in PLANS.glob("*.yaml") if path.stem.partition("-")[0] == name)
 
 
+def folder_of(plan: "Plan") -> Path:
+    """Where a study lies that all plans on the same data share."""
+    from lookfar.study.plan import default_folder
+
+    return RUNS / default_folder(plan.data).name
+
+
+def train(names: Sequence[str], workers: int | None = None) -> int:
+    """Run the studies of claims one after the other, as far as they are not finished.
+
+    Returns:
+        Status of the first that did not finish, else 0.
+    """
+    from lookfar.study.command import run_command
+    from lookfar.study.plan import Plan
+
+    for plan in (plan for name in names for plan in plans_of(name)):
+        print(f"\nlookfar {shlex.join(_command(plan))}", flush=True)
+        if status := run_command(plan, {}, out=folder_of(Plan.load(plan)), workers=workers):
+            return status
+    return 0
+
+
 def lines_of(name: str) -> list[str]:
-    """What is asked, and of each study the command, where its results stand, and what they say."""
+    """What is asked, the command of each study, and what they came to."""
     claim = SMALL[name]
     lines = [f"{name}  {claim.says}", f"    {claim.source}", f"    refuted by {claim.refuted_by}"]
-    for plan in plans_of(name):
-        out = RUNS / plan.stem
-        lines += [f"    {shlex.join(['lookfar', 'study', _near(plan), '--out', str(out)])}", f"    {said(out)}"]
-    return lines
+    lines += [f"    lookfar {shlex.join(_command(plan))}" for plan in plans_of(name)]
+    lines.append(f"    {outcome_of(name)}")
+    rows = table_rows(name)
+    return [*lines, "", table(TABLE, rows)] if rows else lines
 
 
-def outcome_of(name: str) -> str:
-    """What the studies of a claim said, in one cell of a table."""
-    found = {plan.stem: said(RUNS / plan.stem) for plan in plans_of(name)}
-    alike = set(found.values())
-    if len(alike) == 1:
-        return alike.pop()
-    return " ".join(f"{stem}: {text}." for stem, text in found.items())
+def table_rows(name: str) -> list[list[str | float | None]]:
+    """A row a trial that is there, under the headers ``TABLE``, of a claim on one map; none of others."""
+    from lookfar.study.plan import Plan
+
+    if SMALL[name].asks is not one_map:
+        return []
+    return [
+        [f"{plan.data}, {first}", *cells]
+        for plan in map(Plan.load, plans_of(name))
+        if (folder_of(plan) / "study.yaml").is_file()
+        for first, *cells in table_of(_load(plan), plan.blocks)
+    ]
 
 
-def said(folder: Path) -> str:
-    """What a study's own files say: its sentences, once every trial is done."""
-    if not (folder / "study.yaml").is_file():
+def data_of(name: str) -> str:
+    """What the studies of a claim are trained on."""
+    from lookfar.study.plan import Plan
+
+    return ", ".join(Plan.load(path).data for path in plans_of(name))
+
+
+def outcome_of(name: str, mark: str = "") -> str:
+    """What the studies of a claim came to, in a line: a word, between marks, and its numbers; or what is missing."""
+    found = concluded(name)
+    return found if isinstance(found, str) else f"{mark}{found.word}{mark} {found.found}"
+
+
+def concluded(name: str) -> Outcome | str:
+    """What the studies of a claim came to; what is missing where not every trial is there."""
+    from lookfar.study.plan import Plan
+
+    claim, plans = SMALL[name], [Plan.load(path).resolved() for path in plans_of(name)]
+    missing = {plan.data: state for plan in plans if (state := missing_of(claim, plan))}
+    if missing:
+        alike = len({*missing.values()}) == 1 and len(missing) == len(plans)
+        return (
+            next(iter(missing.values())) if alike else "; ".join(f"on {data} {text}" for data, text in missing.items())
+        )
+    parts, said = [], []
+    for plan in plans:
+        results = _load(plan)
+        of_plan = claim.asks(results, plan.blocks) if callable(claim.asks) else answers(results, claim.asks)
+        parts += of_plan
+        what = f"{results.plan.seeds} seeds of {results.plan.steps} steps"
+        if not callable(claim.asks):
+            what += f", differences in points of {results.conclusions.terms.score}"
+        said.append(f"on {plan.data} ({what}): {'; '.join(part.said for part in of_plan)}")
+    return Outcome(word_of(parts, claim.some), ". ".join(said) + ".")
+
+
+def missing_of(claim: Trained, plan: "Plan") -> str:
+    """Why the study of a plan, resolved, does not answer yet; empty where it does."""
+    if not (folder_of(plan) / "study.yaml").is_file():
         return "not run"
+    results = _load(plan)
+    wanted = _asked_about(claim, plan)
+    seeds = max(results.plan.seeds, SEEDS)
+    trials = [trial for trial in results.trials if trial.candidate in wanted]
+    if other := _otherwise(results.plan, plan):
+        return f"run otherwise than asked ({other})"
+    if failed := [trial for trial in trials if trial.status == "failed"]:
+        return f"open: {failed[0].candidate} failed under seed {failed[0].seed}"
+    done = sum(trial.status == "done" for trial in trials)
+    if done == len(wanted) * seeds:
+        return ""
+    return f"partly run: {done} of {len(wanted) * seeds} trials" if done else "not run"
+
+
+def _asked_about(claim: Trained, plan: "Plan") -> tuple[str, ...]:
+    """The candidates that a claim needs, by their names in a study."""
+    if callable(claim.asks):
+        return plan.blocks
+    return tuple(dict.fromkeys(name for pair in claim.asks for name in (pair.first, pair.second)))
+
+
+def _otherwise(made: "Plan", asked: "Plan") -> str:
+    """What of a study decides its numbers and is not what its plan asks for."""
+    from lookfar.study.continuing import plan_differences
+
+    found = plan_differences(made.to_dict(), asked)
+    return "; ".join(text for text in found if text.partition(":")[0] not in ANY_MACHINE)
+
+
+def _load(plan: "Plan") -> "Results":
     from lookfar.study import load
 
-    results = load(folder)
-    if not results.complete:
-        done = sum(trial.status == "done" for trial in results.trials)
-        return f"not finished: {done} of {len(results.trials)} trials are done"
-    needs = [f"{row.candidate}: {row.told}" for row in results.summaries if row.told is not None]
-    return " ".join([*results.conclusions.sentences, *needs])
+    return load(folder_of(plan), margin=plan.margin)
+
+
+def _command(path: Path) -> list[str]:
+    from lookfar.study.plan import Plan
+
+    return ["study", _near(path), "--out", str(folder_of(Plan.load(path)))]
 
 
 def _near(path: Path) -> str:

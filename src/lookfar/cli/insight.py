@@ -77,29 +77,20 @@ def claims(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the outcomes as a Markdown page.")
     ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Run the trainings that the claims need, as far as they are not done.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Trainings that run side by side. [default: one per core or GPU]")
+    ] = None,
 ) -> None:
-    """Test claims of papers that a CPU can settle in seconds; of those that need trainings, say which.
+    """Test claims of papers that a CPU can settle, in seconds or, with --train, by small trainings.
 
     Example: lookfar claims c3 c25
     """
-    from lookfar.claims import EXACT, SMALL, claim_of, document, run_claim
-    from lookfar.claims.trained import lines_of
-    from lookfar.study._files import write_text
+    from lookfar.claims.command import claims_command
 
-    if names and out is not None:
-        raise ValueError("--out writes the page of all claims: leave the names out")
-    for name in names or EXACT:
-        if name not in SMALL:
-            claim_of(name)  # refuse all before one is run
-    outcomes = {}
-    for name in names or EXACT:
-        if name in SMALL:
-            print("\n".join(lines_of(name)), flush=True)
-            continue
-        outcomes[name] = run_claim(name)
-        print(f"{name}  {claim_of(name).says}\n    {outcomes[name].word}: {outcomes[name].found}", flush=True)
-    if out is not None:
-        write_text(out, document(outcomes))
+    raise SystemExit(claims_command(names or [], out, train=train, workers=workers))
 
 
 @command()
