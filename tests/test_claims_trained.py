@@ -331,14 +331,14 @@ def test_training_runs_the_missing_studies_in_turn(monkeypatch, capsys):
 
     def run(plan, options, *, out, workers):
         started.append((plan.stem, str(out), workers))
-        return 130 if plan.stem == "c1-red" else 0
+        return {"c1-cue": 1, "c1-red": 130}.get(plan.stem, 0)
 
     monkeypatch.setattr("lookfar.study.command.run_command", run)
     assert train(["c6", "c12"], 2) == 0
     assert started == [("c6", "runs/claims/lookup", 2), ("c12", "runs/claims/lookup", 2)]
     started.clear()
     assert train(["c1", "c6"]) == 130, "stopped: what follows is not begun"
-    assert [stem for stem, *_ in started] == ["c1-cue", "c1-lookup", "c1-red"]
+    assert [stem for stem, *_ in started] == ["c1-cue", "c1-lookup", "c1-red"], "a failed trial stops none"
     assert "plans/c1-red.yaml --out runs/claims/red" in capsys.readouterr().out
 
 

@@ -21,7 +21,9 @@ def claims_command(names: Sequence[str], out: Path | None, *, train: bool = Fals
         0; 1 where a training failed, 130 where it was stopped.
     """
     from lookfar.study._files import write_text
+    from lookfar.study.command import STOPPED
 
+    status = 0
     if names and out is not None:
         raise ValueError("--out writes the page of all claims: leave the names out")
     for name in names or EXACT:
@@ -33,7 +35,8 @@ def claims_command(names: Sequence[str], out: Path | None, *, train: bool = Fals
         wanted = [name for name in names if name in SMALL]
         if not wanted or len(wanted) < len(names):
             raise ValueError(f"--train wants claims that need trainings, some of {', '.join(SMALL)}")
-        if status := train_all(wanted, workers):
+        status = train_all(wanted, workers)
+        if status == STOPPED:
             return status
     outcomes = {}
     for name in names or EXACT:
@@ -44,4 +47,4 @@ def claims_command(names: Sequence[str], out: Path | None, *, train: bool = Fals
         print(f"{name}  {claim_of(name).says}\n    {outcomes[name].word}: {outcomes[name].found}", flush=True)
     if out is not None:
         write_text(out, document(outcomes))
-    return 0
+    return status

@@ -154,16 +154,19 @@ def train(names: Sequence[str], workers: int | None = None) -> int:
     """Run the studies of claims one after the other, as far as they are not finished.
 
     Returns:
-        Status of the first that did not finish, else 0.
+        130 where it was stopped; else 1 where a trial failed, which keeps none of the others from being run.
     """
-    from lookfar.study.command import run_command
+    from lookfar.study.command import STOPPED, run_command
     from lookfar.study.plan import Plan
 
+    worst = 0
     for plan in (plan for name in names for plan in plans_of(name)):
         print(f"\nlookfar {shlex.join(_command(plan))}", flush=True)
-        if status := run_command(plan, {}, out=folder_of(Plan.load(plan)), workers=workers):
-            return status
-    return 0
+        status = run_command(plan, {}, out=folder_of(Plan.load(plan)), workers=workers)
+        worst = max(worst, status)
+        if status == STOPPED:
+            break
+    return worst
 
 
 def lines_of(name: str) -> list[str]:
