@@ -101,12 +101,12 @@ def test_mistakes_of_the_user_exit_2(run, arguments, message):
 ODD = ["0", "-1", "1.5", "x", "", "nan", "1000000000000"]
 FINE = {  # odd values that are fine, by option
     "--steps": {"1000000000000"}, "--batch-size": {"1000000000000"}, "--lr": {"1.5", "1000000000000"},
-    "--clip": {"0", "1.5", "1000000000000"}, "--margin": {"0", "1.5"}, "--groups": {"0"},
+    "--trial": {"0"}, "--clip": {"0", "1.5", "1000000000000"}, "--margin": {"0", "1.5"}, "--groups": {"0"},
     "--label-smoothing": {"0"}, "--mixup": {"0"}, "--cutmix": {"0"},
 }  # fmt: skip
 SWITCHES = {
     "--json", "--grow", "--backward", "--strict", "--pretrained", "--skip-bad", "--tensorboard", "--browser", "--force",
-    "--whole", "--flip", "--help",
+    "--whole", "--flip", "--prepare", "--help",
 }  # fmt: skip
 COMMANDS = {
     "blocks": ["squeeze_excitation"],
@@ -151,6 +151,7 @@ def data_of(spec, options):
 def test_odd_values_of_every_option(run, monkeypatch, tmp_path, command, option):
     """Refused in at most three readable lines, or one of the few that are fine; nothing is taken in silence."""
     monkeypatch.setattr("lookfar.study.running._run_missing", lambda *_: None)
+    monkeypatch.setattr("lookfar.study.single._run", lambda *_: 0)
     monkeypatch.setattr("lookfar.study.command._finish", lambda _: 0)
     # its scenes are drawn once for all that is asked here
     monkeypatch.setattr("lookfar.data.open_data", lambda spec, **more: data_of(spec, tuple(sorted(more.items()))))

@@ -11,6 +11,7 @@ from image_trees import make_tree, stripes
 from lookfar.study import Plan, load
 from lookfar.study import run as run_study
 from lookfar.study._files import sweep, write_json
+from lookfar.study._locks import locked
 from lookfar.study.continuing import decisive
 from lookfar.study.mending import read_state
 from lookfar.study.plan import trial_folder
@@ -160,9 +161,12 @@ def test_what_killed_writers_left_is_swept(fake, tmp_path):
     for path in left:
         path.write_text("half")
     (folder / f".step-7.{dead}").mkdir()
-    kept = [folder / f".config.json.{os.getpid()}", folder / ".lock", folder / ".name"]
+    kept = [folder / f".config.json.{os.getpid()}", folder / ".name", out / f".report.html.0123abcd-{dead}"]
     for path in kept:
         path.write_text("")
+    with locked(folder / ".lock"):  # somebody is at work there
+        run_study(PLAN, out, quiet=True)
+    assert [path.exists() for path in left] == [False, True, True]
     run_study(PLAN, out, quiet=True)
     assert not any(path.exists() for path in (*left, folder / f".step-7.{dead}"))
     assert all(path.exists() for path in kept)

@@ -17,6 +17,8 @@ from lookfar.study import run as run_study
 from lookfar.study.ablations import KINDS, load_ablations
 from lookfar.study.afterwards import missing
 from lookfar.study.plan import trial_folder
+from lookfar.study.preparing import in_use
+from lookfar.study.processes import environments
 
 running = sys.modules["lookfar.study.running"]
 
@@ -72,7 +74,7 @@ def test_a_failure_is_recorded_and_tried_again(fake, capsys):
 
 def test_a_folder_in_use_is_refused(fake):
     out, _ = fake
-    with running._in_use(out), pytest.raises(ValueError, match=rf"being run \(process {os.getpid()}\)"):
+    with in_use(out), pytest.raises(ValueError, match=rf"being run \(process {os.getpid()}\)"):
         run_study(PLAN, out, quiet=True)
 
 
@@ -207,10 +209,10 @@ def test_gpus_are_dealt_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     plan = Plan("scenes:lookup", ("nonlocal",), accelerator="cuda", devices=2)
-    slots = running._slots(plan, None)
+    slots = environments(plan, None)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in running._slots(plan, None)] == ["3,7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in environments(plan, None)] == ["3,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(ValueError, match="a trial takes 2 GPUs, but there are 1"):
-        running._slots(plan, None)
+        environments(plan, None)

@@ -240,6 +240,18 @@ def study(
             rich_help_panel=RUNNING,
         ),
     ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Run one trial alone, counted from 0, as array jobs of a cluster do. [default: all that are missing]",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    prepare: Annotated[
+        bool,
+        typer.Option("--prepare", help="Write the study's folder and count its trials.", rich_help_panel=RUNNING),
+    ] = False,
     tensorboard: Annotated[
         bool | None,
         typer.Option("--tensorboard", help="Write a TensorBoard log as well.", rich_help_panel=RUNNING),
@@ -253,10 +265,13 @@ def study(
     """
     from lookfar.study.command import run_command
 
-    options = {k: v for k, v in locals().items() if k not in ("plan", "out", "workers", "run_command")}
+    options = dict(locals())
+    for name in ("plan", "out", "workers", "trial", "prepare", "run_command"):
+        del options[name]
     if out == "":  # as a path it would be the folder in which the command is run
         raise ValueError("out must be a folder, got ''")
-    raise SystemExit(run_command(plan, options, out=None if out is None else Path(out), workers=workers))
+    folder = None if out is None else Path(out)
+    raise SystemExit(run_command(plan, options, out=folder, workers=workers, trial=trial, prepare=prepare))
 
 
 @command()

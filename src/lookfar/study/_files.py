@@ -1,26 +1,25 @@
-"""Files of a study that several processes touch: written in one piece, locked while somebody works on them."""
+"""Files of a study that several processes touch: written in one piece."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there
-    fcntl = None
+from lookfar.study._locks import lives, machine
 
-
-_TEMPORARY = re.compile(r"\..+\.(\d+)")
+DAY = 86_400.0  # seconds after which nobody writes on a file of another machine
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there in full or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_here()}-{os.getpid()}")
     try:
         # names of files need not be UTF-8; that must not cost what stands beside them
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -67,51 +66,34 @@ def read_if_whole(path: Path) -> dict[str, Any]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers left half-written that are gone: ``.NAME.PROCESS`` and ``samples.part``."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        left = _TEMPORARY.fullmatch(path.name)
-        if not (left and not _lives(int(left[1]))) and path.name != "samples.part":
-            continue
+    """Remove what writers left half-written that are gone: ``.NAME.MACHINE-PROCESS`` and ``samples.part``.
+
+    The files of training have no machine in their names: this is for whoever holds the lock of a trial's folder.
+    """
+    for path in leftovers(folder):
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _lives(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+def leftovers(folder: Path) -> list[Path]:
+    """What :func:`sweep` would remove."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        left = _TEMPORARY.fullmatch(path.name)
+        if path.name == "samples.part" or (left and _is_left(path, left[1], int(left[2]))):
+            found.append(path)
+    return found
 
 
-class Taken(RuntimeError):
-    """Another living process holds the lock; ``owner`` is its process id, or an empty string."""
+def _is_left(path: Path, where: str | None, process: int) -> bool:
+    if where in (None, _here()):
+        return process != os.getpid() and not lives(process)
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > DAY
+    return False
 
-    def __init__(self, path: Path, owner: str) -> None:
-        super().__init__(f"{path} is held by process {owner or 'unknown'}")
-        self.owner = owner
 
-
-@contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a file's lock; it ends with the process, however that dies.
-
-    Raises:
-        Taken: Somebody else holds it, and ``wait`` is off.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.seek(0)
-                raise Taken(path, file.read().strip()) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+@cache
+def _here() -> str:
+    """This machine, in eight signs: numbers of processes are its own."""
+    return hashlib.blake2b(machine().encode(), digest_size=4).hexdigest()

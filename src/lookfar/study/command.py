@@ -2,8 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from lookfar._options import Range, check
 from lookfar.study.plan import Plan, read_yaml
 from lookfar.study.progress import make_console
 from lookfar.study.results import Results, load, write_csv
@@ -13,20 +14,35 @@ DONE, FAILED, STOPPED = 0, 1, 130
 
 
 def run_command(
-    file: Path | None, options: dict[str, Any], *, out: Path | None = None, workers: int | None = None
+    file: Path | None,
+    options: dict[str, Any],
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    trial: int | None = None,
+    prepare: bool = False,
 ) -> int:
-    """Run a study, print its table, write its report.
+    """Run a study, print its table, write its report; or run one trial of it, or only write it down.
 
     Args:
         file: A ``study.yaml``, the folder of a study that is to grow, or None.
         options: Entries of the plan that were given on the command line; None where they were not.
         out: The study's folder; for a plan that lies in a study's folder that folder.
         workers: Trials side by side.
+        trial: Run this one alone, counted from 0.
+        prepare: Try the plan, write it down and say how many trials there are.
 
     Returns:
-        0 where every trial is done, 1 where one failed, 130 after Ctrl-C.
+        0 where every trial is done, 1 where one failed, 75 where the one is being run elsewhere, 130 after Ctrl-C.
+
+    Raises:
+        ValueError: The plan cannot work, or options exclude each other.
     """
+    check("trial", trial, Annotated[int | None, Range(0)])
+    if trial is not None and (prepare or workers is not None):
+        raise ValueError(f"--trial runs one trial: it goes without {'--prepare' if prepare else '--workers'}")
     from lookfar.study.running import Stopped, run
+    from lookfar.study.single import prepare_study, run_trial
 
     if file is not None and file.is_dir():
         file = file / "study.yaml"
@@ -38,7 +54,12 @@ def run_command(
         out = file.parent if (file.parent / "trials").is_dir() else Path("runs") / file.stem
     source = str(file) if file is not None else "the command line"
     try:
-        results = run(Plan.from_dict(values, source), out, workers=workers)
+        plan = Plan.from_dict(values, source)
+        if trial is not None:
+            return run_trial(plan, out, trial)
+        if prepare:
+            return prepare_study(plan, out)
+        results = run(plan, out, workers=workers)
         return _finish(results)
     except Stopped as stopped:
         print(f"\nlookfar: {stopped}", file=sys.stderr)

@@ -90,8 +90,7 @@ class Board:
             slots: How many run side by side.
             expected: Seconds of a trial of each candidate, where they are known.
         """
-        self._task = plan.find_task()
-        self._steps, self._slots, self._expected = plan.steps or 0, slots, dict(expected or {})
+        self.expect(plan, slots, expected)
         missing = len(trials)
         for sentence in question.replace(". ", ".\n").splitlines():
             self.console.print(f"  {sentence}", soft_wrap=True)
@@ -106,6 +105,11 @@ class Board:
             takes = f" · {about(left)}" if left is not None else ""
             self.console.print(f"  {run}, {side}{where}{there}{takes}", soft_wrap=True)
         self.console.print()
+
+    def expect(self, plan: Plan, slots: int = 1, expected: Mapping[str, float] | None = None) -> None:
+        """Know of what trials come, and say nothing of it; arguments as for :meth:`begin`."""
+        self._task = plan.find_task()
+        self._steps, self._slots, self._expected = plan.steps or 0, slots, dict(expected or {})
 
     def __enter__(self) -> "Board":
         if self.console.is_terminal and not self.console.quiet:
@@ -166,7 +170,7 @@ class Board:
         end = f"{duration(left)} left" if left is not None else ""
         return [f"  seed {trial.seed}", trial.candidate, bar, steps, doing, end]
 
-    def ended(self, trial: RunningTrial, result: dict[str, Any], seconds: float, total: int) -> None:
+    def ended(self, trial: RunningTrial, result: dict[str, Any], seconds: float) -> None:
         """The line that stays of a trial."""
         if result["status"] == "done":
             self._costs.setdefault(trial.candidate, []).append(seconds)
@@ -176,7 +180,7 @@ class Board:
             style = ""
         else:
             said, style = f"failed: {result['reason']}", "red"
-        line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {duration(seconds)}   ({trial.number}/{total})"
+        line = f"  seed {trial.seed}  {trial.candidate:<22}  {said}   {duration(seconds)}   ({trial.label})"
         self.console.print(line, style=style, soft_wrap=True)
         for note in result.get("notes", ()):
             if note not in self._noted:

@@ -1,35 +1,36 @@
 """Run a study: what is missing in its folder, trials side by side, stopped and continued."""
 
+import _thread
 import contextlib
-import errno
 import os
-import platform
 import queue
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from lookfar._options import Range, check
-from lookfar.study._files import Taken, locked, read_if_whole, sweep, write_json
+from lookfar.study._files import read_if_whole, write_json
+from lookfar.study._locks import owner_of
 from lookfar.study.afterwards import missing
-from lookfar.study.continuing import asked_of_data, check_same, grow
-from lookfar.study.mending import WEIGHTS, State, read_state, restore_configs
-from lookfar.study.plan import Plan, default_folder, trial_folder
-from lookfar.study.processes import Messages, RunningTrial, cause_of_death
+from lookfar.study.plan import Plan, default_folder
+from lookfar.study.preparing import (
+    config_of,
+    in_use,
+    missing_of,
+    now,
+    open_trial,
+    prepare,
+    trials_of,
+    write_environment,
+)
+from lookfar.study.processes import TAKEN, Here, Messages, Places, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
-from lookfar.study.provenance import commit, machine, readable_paths
 from lookfar.study.results import Results, load, write_csv
-from lookfar.study.sources import keep as keep_sources
-from lookfar.study.words import counted, join, thousands
+from lookfar.study.words import join, thousands
 
 if TYPE_CHECKING:
     from lookfar.study.preflight import ReadyPlan
@@ -56,75 +57,52 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
         Stopped: Interrupted or terminated; running trials wrote a checkpoint first.
     """
     from lookfar.blocks._importing import being_imported
-    from lookfar.study.preflight import preflight
 
     if file := being_imported():  # for a block that it holds; every trial would begin another study
         raise ValueError(f"{file} starts a study when it is imported: put that under `if __name__ == '__main__':`")
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
-    with _interruptible(), _in_use(folder):
-        restored = restore_configs(folder)
-        plan, controls, notes = grow(plan.resolved(), folder)
-        for line in (*restored, *notes):
-            board.note(line)
-        check_same(plan, folder)  # said before the long wait
-        with board.waiting("reading the data, building every candidate once"):
-            ready = preflight(plan, board.note, controls)
-        check_same(ready.plan, folder, ready.made_of, data=ready.data)
-        sweep(folder)
-        _keep_plan(ready, folder)
-        keep_sources(ready.plan.sources, folder)
-        slots = _slots(ready.plan, workers)
-        _run_missing(ready, folder, slots, board)
-        _measure_afterwards(folder, ready.plan, slots[0], board)
+    with interruptible(), in_use(folder, lost=_thread.interrupt_main):
+        ready = prepare(plan, folder, board)
+        places = Here(ready.plan, workers)
+        _run_missing(ready, folder, places, board)
+        _measure_afterwards(folder, ready.plan, places.environments[0], board)
     results = load(folder)
     write_csv(results)
     return results
 
 
-def _run_missing(ready: "ReadyPlan", folder: Path, slots: Sequence[dict[str, str]], board: Board) -> None:
-    plan = ready.plan
-    trials = [
-        RunningTrial(candidate, seed, trial_folder(folder, candidate, seed), number)
-        for number, (candidate, seed) in enumerate(plan.trials, 1)
-    ]
-    for trial in trials:
-        sweep(trial.folder)
-    task = plan.find_task(folder)
-    states = {trial.number: read_state(trial.folder, task) for trial in trials}
-    missing = [t for t in trials if not states[t.number].done or states[t.number].damaged]
-    for trial in missing:
-        if damaged := states[trial.number].damaged:
-            again = "trained again from its last checkpoint" if WEIGHTS in damaged else "made again from its weights"
-            board.note(f"{trial.candidate} seed {trial.seed}: {join(damaged)} damaged, {again}.")
+def _run_missing(ready: "ReadyPlan", folder: Path, places: Places, board: Board) -> None:
+    plan, task = ready.plan, ready.plan.find_task(folder)
+    trials = trials_of(plan, folder)
+    missing = missing_of(trials, task, board)
     expected = {}
     if missing:
         with board.waiting("measuring a step of every candidate"):
             expected = ready.expected(list(dict.fromkeys(t.candidate for t in missing)))
-    board.begin(plan, ready.question, len(trials), missing, len(slots), expected)
+    board.begin(plan, ready.question, len(trials), missing, places.number(), expected)
     if not missing:
         if ready.facts.keys() - read_if_whole(folder / "environment.json").keys():  # lost: no trial will write it again
-            _environment(folder, plan, ready.facts, len(slots))
+            write_environment(folder, plan, ready.facts, places.number())
         return
     for trial in missing:
-        _prepare(trial, ready, states[trial.number])
-    environment = _environment(folder, plan, ready.facts, min(len(slots), len(missing)))
+        open_trial(trial, task, config_of(trial, ready))
+    environment = write_environment(folder, plan, ready.facts, min(places.number(), len(missing)))
     started = time.monotonic()
     try:
-        Scheduler(missing, slots, board, len(trials)).run()
+        Scheduler(missing, places, board).run()
     finally:
-        environment |= {"seconds": environment.get("seconds", 0.0) + time.monotonic() - started, "finished": _now()}
+        environment |= {"seconds": environment.get("seconds", 0.0) + time.monotonic() - started, "finished": now()}
         write_json(folder / "environment.json", environment)
 
 
 class Scheduler:
-    """Keeps as many trials running as there are slots, until all are done."""
+    """Keeps as many trials running as there are places, until all are done."""
 
-    def __init__(
-        self, trials: Sequence[RunningTrial], slots: Sequence[dict[str, str]], board: Board, total: int
-    ) -> None:
-        self.slots, self.board, self.total = slots, board, total
+    def __init__(self, trials: Sequence[RunningTrial], places: Places, board: Board) -> None:
+        self.places, self.board = places, board
+        self.elsewhere: list[RunningTrial] = []  # which other processes run
         self.waiting, self.running = list(trials), []
         self.messages: Messages = queue.Queue()
 
@@ -137,10 +115,10 @@ class Scheduler:
         with self.board:
             try:
                 while self.waiting or self.running:
-                    free = [n for n in range(len(self.slots)) if n not in {t.slot for t in self.running}]
+                    free = [n for n in range(self.places.number()) if n not in {t.slot for t in self.running}]
                     for slot in free[: len(self.waiting)]:
                         trial = self.waiting.pop(0)
-                        trial.start(slot, self.slots[slot], self.messages)
+                        trial.start(slot, self.places, self.messages)
                         self.running.append(trial)
                     self._listen()
                     self.board.show(self.running, self.waiting)
@@ -167,11 +145,16 @@ class Scheduler:
     def _end(self, trial: RunningTrial) -> None:
         code = trial.close()
         self.running.remove(trial)
+        if code == TAKEN:  # nothing of that trial is ours
+            self.elsewhere.append(trial)
+            who = f" ({owner})" if (owner := owner_of(trial.folder / ".lock")) else ""
+            self.board.note(f"{trial.candidate} seed {trial.seed} is being run elsewhere{who}")
+            return
         result = read_if_whole(trial.folder / "result.json")
         if not result:
             result = {"status": "failed", "reason": cause_of_death(code), "killed": True}
             write_json(trial.folder / "result.json", result)
-        self.board.ended(trial, result, time.monotonic() - trial.started, self.total)
+        self.board.ended(trial, result, time.monotonic() - trial.started)
 
     def _stop(self) -> str:
         """Ask the running trials to stop, wait until they have, and say where."""
@@ -188,7 +171,7 @@ class Scheduler:
             process.kill()
             trial.close()
         self.running = []
-        places = [f"step {thousands(t.saved_step())} of trial {t.number}/{self.total}" for t, _ in stopped]
+        places = [f"step {thousands(t.saved_step())} of trial {t.label}" for t, _ in stopped]
         return f"stopped after {join(places)}; the same command goes on from there"
 
 
@@ -224,59 +207,8 @@ def _measure_afterwards(folder: Path, plan: Plan, environment: dict[str, str], b
         board.note(f"Latency could not be measured: {last}")
 
 
-def _prepare(trial: RunningTrial, ready: "ReadyPlan", state: State) -> None:
-    """A folder to start in, or to go on in."""
-    for name in state.damaged:
-        _remove(trial.folder / name)
-    if state.result and not state.done and not state.result.get("killed"):
-        # the same steps would fail in the same way from a checkpoint, and its weights may be what is wrong
-        shutil.rmtree(trial.folder)
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    _remove(trial.folder / "result.json")
-    write_json(
-        trial.folder / "config.json",
-        {"candidate": trial.candidate, "seed": trial.seed, **ready.made_of, "plan": ready.plan.to_dict()},
-    )
-
-
-def _remove(path: Path) -> None:
-    """A file, or a folder in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _keep_plan(ready: "ReadyPlan", folder: Path) -> None:
-    """Write ``study.yaml``, and ``data.json`` with what the trials are trained on."""
-    write_json(folder / "data.json", {**ready.data, "asked": asked_of_data(ready.plan)})
-    ready.plan.save(folder / "study.yaml")
-
-
 @contextlib.contextmanager
-def _in_use(folder: Path) -> Iterator[None]:
-    """Hold a study's folder. Folders that are made for it go again where nothing comes to lie in them."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(errno.ENOTDIR, "a file, and a study needs a folder", str(folder)) from None
-    try:
-        with locked(folder / ".lock"):
-            yield
-    except Taken as taken:
-        who = f" (process {taken.owner})" if taken.owner else ""
-        raise ValueError(f"{folder} is being run{who}: wait for it, or give another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            if new and [path.name for path in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-            for path in new:
-                path.rmdir()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let SIGTERM end a study as Ctrl-C does."""
 
     def interrupt(*_: Any) -> None:
@@ -290,69 +222,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _slots(plan: Plan, workers: int | None) -> list[dict[str, str]]:
-    """The environment of each place in which a trial can run: its threads, its GPUs."""
-    threads = {name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    check("workers", workers, Annotated[int | None, Range(1, 1024)])
-    if plan.accelerator != "cuda":
-        fitting = max(_cores() // (plan.threads * plan.devices), 1) if plan.accelerator == "cpu" else 1
-        return [threads] * (workers or fitting)
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
-    groups = [gpus[i : i + plan.devices] for i in range(0, len(gpus) - plan.devices + 1, plan.devices)]
-    if not groups:
-        raise ValueError(f"a trial takes {counted(plan.devices, 'GPU')}, but there are {len(gpus)}")
-    count = workers or len(groups)
-    return [threads | {"CUDA_VISIBLE_DEVICES": ",".join(groups[n % len(groups)])} for n in range(count)]
-
-
-def _cores() -> int:
-    """Cores that this process may use: those of its affinity, no more than a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(round(int(quota) / int(period)), 1))
-    return cores
-
-
-def _environment(folder: Path, plan: Plan, facts: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What ``environment.json`` says; the first run's command and start stay."""
-    before = read_if_whole(folder / "environment.json")
-    runs = before.pop("sittings", 0)  # its name in folders that an earlier version began
-    packages = {}
-    for name in ("lookfar", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scipy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
-    environment = {
-        **before,
-        **facts,
-        "command": before.get("command") or _command(),
-        "versions": {"python": platform.python_version(), **packages},
-        "platform": platform.platform(),
-        "machine": machine(),
-        "commit": commit(),
-        "paths": readable_paths([plan.data, plan.val, plan.also_val, plan.host_weights, str(folder)]),
-        "cores": _cores(),
-        "workers": workers,
-        "started": before.get("started") or _now(),
-        "runs": before.get("runs", runs) + 1,
-    }
-    write_json(folder / "environment.json", environment)
-    return environment
-
-
-def _command() -> str:
-    """How this study was started, as it would be typed."""
-    program = Path(sys.argv[0])
-    name = program.parent.name if program.stem == "__main__" else program.stem
-    if name in ("lookfar", "cli") and sys.argv[1:2] == ["study"]:
-        return shlex.join(["lookfar", *sys.argv[1:]])
-    return "lookfar.study.run(plan, out)"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")

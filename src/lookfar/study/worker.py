@@ -1,8 +1,10 @@
 """One trial, a process of its own: ``python -m lookfar.study.worker FOLDER``.
 
-It reads ``config.json``, reports its progress on standard output as one JSON object a line, and ends with
-``result.json``. Standard input is a pipe that the study holds open: where it ends, the study is dead and so is the
-trial, at once, since the next run of the study may already be waiting for the folder.
+It holds the folder's lock, and does nothing where another process has just written the result. Else it reads
+``config.json``, reports its progress on standard output as one JSON object a line, and ends with ``result.json``.
+Standard input is a pipe that the study holds open: where it ends, the study is dead and so is the trial, at once,
+since the next run of the study may already be waiting for the folder. With ``$LOOKFAR_PATIENCE`` it gives up, with exit
+status 75, where somebody else works in the folder for longer than so many seconds.
 """
 
 import contextlib
@@ -17,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookfar._tables import shorten
-from lookfar.study._files import locked, read_json, sweep, write_json
+from lookfar.study._files import read_if_whole, read_json, sweep, write_json
+from lookfar.study._locks import PREPARES, Owner, Taken, locked
+from lookfar.study.processes import TAKEN
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,27 +153,45 @@ def main(folder: Path) -> int:
     """Run the trial in ``folder`` and write its result; the exit status."""
     report = _reporting_on_stdout()
     end_with_parent()
-    from lookfar.study.continuing import Changed
-    from lookfar.training import is_main_process  # torch is loaded here, after the pipes are safe
+    if not is_first():
+        return _run(folder, report)
+    try:
+        with locked(folder / ".lock", wait=_wait, lost=lambda: os._exit(TAKEN)):
+            if read_if_whole(folder / "result.json"):  # it was taken away before this was started
+                return 0
+            sweep(folder)
+            return _run(folder, report)
+    except Taken:
+        return TAKEN
 
-    with locked(folder / ".lock", wait=True) if is_main_process() else contextlib.nullcontext():
-        try:
-            if is_main_process():
-                sweep(folder)
-            result = run_trial(folder, report)
-            if result is not None:
-                write_json(folder / "result.json", {"status": "done", "reason": "", **result})
-        except KeyboardInterrupt:
-            return STOPPED
-        except Exception as error:
-            # nothing is wrong with what was trained so far: it goes on once there is room, or the data are back
-            kept = {"killed": True} if isinstance(error, (OSError, Changed)) else {}
-            with contextlib.suppress(OSError):  # where nothing can be written, the study says so
-                traceback.print_exc()
-                if is_main_process():
-                    write_json(folder / "result.json", {"status": "failed", "reason": why(error), **kept})
-            return 1
-        return 0
+
+def is_first() -> bool:
+    """Whether this is the trial's only process or the first of several; torch is not loaded for it."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def _wait(owner: Owner, seconds: float) -> bool:
+    return owner.doing == PREPARES or seconds < float(os.environ.get("LOOKFAR_PATIENCE", "inf"))
+
+
+def _run(folder: Path, report: Report) -> int:
+    from lookfar.study.continuing import Changed  # torch is loaded here, after the pipes are safe
+
+    try:
+        result = run_trial(folder, report)
+        if result is not None:
+            write_json(folder / "result.json", {"status": "done", "reason": "", **result})
+    except KeyboardInterrupt:
+        return STOPPED
+    except Exception as error:
+        # nothing is wrong with what was trained so far: it goes on once there is room, or the data are back
+        kept = {"killed": True} if isinstance(error, (OSError, Changed)) else {}
+        with contextlib.suppress(OSError):  # where nothing can be written, the study says so
+            traceback.print_exc()
+            if is_first():
+                write_json(folder / "result.json", {"status": "failed", "reason": why(error), **kept})
+        return 1
+    return 0
 
 
 def why(error: BaseException) -> str:
