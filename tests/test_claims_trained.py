@@ -11,7 +11,7 @@ import pytest
 from lookfar.claims import SMALL, document
 from lookfar.claims._claim import Answer, word_of
 from lookfar.claims.maps import NUMBERS
-from lookfar.claims.relations import Pair, among, bears_out, pairs
+from lookfar.claims.relations import Pair, among, bears_out, pairs, together
 from lookfar.claims.trained import concluded, folder_of, lines_of, outcome_of, plans_of, train
 from lookfar.study import load
 from lookfar.study.ablations import save_ablations
@@ -172,14 +172,24 @@ def test_intervals_of_a_claim_hold_together_and_are_its_own():
     alone, names = load("runs/claims/lookup"), [SHARED, "nonlocal", "position_attention"]
 
     def half(results, compared):
-        return among(results, names, compared).difference(SHARED, "nonlocal").half
+        return together(among(results, names), SHARED, "nonlocal", compared).half
 
     before = half(alone, 2)
+    assert half(alone, 1) == pytest.approx(among(alone, names).difference(SHARED, "nonlocal").single.half)
     assert half(alone, 1) < before < half(alone, 6)
     ran("c6", {"nonlocal(mode=gaussian)": 20}, spread=30)  # joins the study, and changes nothing
     grown = load("runs/claims/lookup")
     assert len(grown.plan.blocks) > len(alone.plan.blocks)
     assert half(grown, 2) == before
+
+
+def test_as_many_differences_hold_together_as_a_claim_has(monkeypatch):
+    numbers = []
+    monkeypatch.setattr("lookfar.claims.relations.together", lambda *asked: numbers.append(asked[-1]))
+    ran("c6", {})
+    ran("c12", {})
+    concluded("c6"), concluded("c12")
+    assert numbers == [6] * 6 + [2] * 2
 
 
 def test_every_claim_compares_what_its_plans_train():

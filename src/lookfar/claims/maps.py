@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lookfar.claims._claim import Answer
+from lookfar.claims.relations import together
 
 if TYPE_CHECKING:
     from lookfar.study import Results
@@ -71,7 +72,7 @@ def over_chance(results: "Results", name: str, number: str, compared: int) -> "I
     groups = results.conclusions.groups
     # all images of one sequence: they are drawn, and what is said holds for it
     labels = groups.labels if groups.number > 1 else range(len(groups.labels))
-    d = Comparisons(measure(facts, _mean, labels), "chance", compared).difference(name)
+    d = together(Comparisons(measure(facts, _mean, labels), "chance", 1), name, "chance", compared)
     return Interval(1 + d.mean, d.half) if d is not None else Interval(np.nan, np.nan)
 
 

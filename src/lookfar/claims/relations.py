@@ -4,8 +4,9 @@ The differences of one claim are paired by seed and sample, and their intervals 
 is said of a claim follows from where they end: a whole interval bears a relation out or refutes it, or all is open.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,18 +64,30 @@ def bears_out(relation: Relation, low: float, high: float, margin: float) -> boo
 def answers(results: "Results", asked: Sequence[Pair]) -> list[Answer]:
     """What a study says to each pair; every trial of their candidates is done."""
     names = [*dict.fromkeys(name for pair in asked for name in (pair.first, pair.second))]
-    comparisons = among(results, names, len(asked))
-    return [_answer(pair, comparisons.difference(pair.first, pair.second), results) for pair in asked]
+    comparisons = among(results, names)
+    return [_answer(pair, together(comparisons, pair.first, pair.second, len(asked)), results) for pair in asked]
 
 
-def among(results: "Results", names: Sequence[str], compared: int) -> "Comparisons":
-    """Some candidates of a study by themselves: what else was trained there changes no interval.
+def together(comparisons: "Comparisons", first: str, second: str, compared: int) -> "Difference | None":
+    """One of so many differences, with an interval that holds together with the others'; None without a common seed.
 
-    Args:
-        results: Of the study.
-        names: The candidates.
-        compared: How many differences are to hold together.
+    Bonferroni's values and not Dunnett's: a claim's pairs have no reference in common, or share one another's.
     """
+    from lookfar.study.intervals import LEVEL, Interval, student
+
+    d = comparisons.difference(first, second)
+    if d is None:
+        return None
+    level, variance = 1 - (1 - LEVEL) / compared, 0.0
+    if d.seeds > 1 and d.seed_variance > 0:
+        variance += student(d.degrees, level) ** 2 * d.seed_variance / d.seeds
+    if d.sample_variance > 0:  # nan with one group
+        variance += student(comparisons.sample_degrees, level) ** 2 * d.sample_variance
+    return replace(d, interval=Interval(d.mean, math.sqrt(variance) if d.seeds > 1 else math.nan), compared=compared)
+
+
+def among(results: "Results", names: Sequence[str]) -> "Comparisons":
+    """Some candidates of a study by themselves: what else was trained there changes no interval."""
     from lookfar._arrays import read_arrays
     from lookfar.study.comparisons import Comparisons
     from lookfar.study.measured import measure
@@ -87,7 +100,7 @@ def among(results: "Results", names: Sequence[str], compared: int) -> "Compariso
         if trial.candidate in names and trial.status == "done"
     }
     measured = measure(facts, task.score, results.conclusions.groups.labels)
-    return Comparisons(measured, names[0], compared, higher=task.higher)
+    return Comparisons(measured, names[0], 1, higher=task.higher)
 
 
 def _answer(pair: Pair, d: "Difference | None", results: "Results") -> Answer:
