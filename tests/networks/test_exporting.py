@@ -154,6 +154,16 @@ def test_command(tmp_path: Path) -> None:
     assert out.is_file()
 
 
+def test_norms_are_parts_of_convolutions(tmp_path: Path) -> None:
+    """In the program; the network keeps them."""
+    network = Tiny(create_block("nonlocal", 8))
+    export(network, tmp_path / "a.pt2", format="torch-export", size=(32, 32))
+    program = str(torch.export.load(tmp_path / "a.pt2").graph)
+    assert "conv2d" in program
+    assert "batch_norm" not in program
+    assert isinstance(network.block.norm, nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lookfar.blocks.pointwise_spatial_attention import PointwiseSpatialAttention
+from lookfar.networks.optimizing import optimize
 from lookfar.networks.preprocessing import Inference, Preprocessing
 
 Format = Literal["onnx", "torch-export"]
@@ -62,7 +63,7 @@ def export(
 ) -> Exported:
     """Write a network as a program that needs no code of ours: images ``(B, in_chans, H, W)`` in, logits out.
 
-    B, H and W are free. Mean, deviation, classes and colours travel along, but the program does not apply them. The
+    What is written is :func:`lookfar.optimize` of it; it is compared with the network itself. B, H and W are free.
     network is left as it was. The file appears when the check has passed.
 
     Args:
@@ -103,7 +104,8 @@ def export(
         with torch.no_grad(), _quiet():
             write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_program, _read_program)
             try:
-                write(network, torch.randn(2, bands, *size), partial, _about(network))
+                images = torch.randn(2, bands, *size)
+                write(optimize(network, images), images, partial, _about(network))
                 program = read(partial)
             except OSError:
                 raise
