@@ -19,7 +19,8 @@ def usage(error: Any) -> str:
         values += [a.partition("=")[2] for a in sys.argv if a.startswith(f"{option}=")]
         said = f"{option.lstrip('-').replace('-', '_')} must be {kind}" + (f", got {values[-1]!r}" if values else "")
     command = getattr(getattr(error, "ctx", None), "command_path", "lookfar")
-    return f"{said.rstrip('.')}. `{command} --help` says what is accepted."
+    said = said.rstrip(".")
+    return f"{said}{'' if said.endswith('?') else '.'} `{command} --help` says what is accepted."
 
 
 _LONG = re.compile(r"\S{73,}")

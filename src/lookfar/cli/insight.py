@@ -53,10 +53,10 @@ def simplify(
     images: Annotated[int, typer.Option(metavar="N", help="Training images to fit the new block on, at most.")] = 64,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Labelled data that judge a network; or where a trial's data are now."),
+        typer.Option(metavar="DATA", help="Labelled data to judge a network on; or where a trial's data are now."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Size that a network sees of them. [default: by the data]")
+        str | None, typer.Option(metavar="HxW", help="Size at which a network sees them. [default: by the data]")
     ] = None,
 ) -> None:
     """Replace a block by a cheaper one, or by none, if the score allows it; exit with 1 if it does not.

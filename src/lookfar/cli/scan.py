@@ -90,7 +90,7 @@ def scan(
 ) -> None:
     """Try many blocks and places for a few steps each in a frozen network, to choose what a study compares.
 
-    Example: lookfar scan runs/lookup/trials/baseline/0 --blocks nonlocal,global_context --places layer3,layer4
+    Example: lookfar scan runs/mine --blocks nonlocal --places layer3,layer4
     """
     from lookfar.scan.command import scan_command
 

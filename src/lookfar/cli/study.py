@@ -261,7 +261,7 @@ def study(
 ) -> None:
     """Compare blocks in one network on your images. Run it again to continue it, or to add seeds and blocks.
 
-    Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context --seeds 3 --out runs/lookup
+    Example: lookfar study --data scenes:lookup --blocks nonlocal,global_context
     """
     from lookfar.study.command import run_command
 

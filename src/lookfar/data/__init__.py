@@ -144,6 +144,11 @@ def _kind_and_path(spec: str, root: str | Path | None = None) -> tuple[str, Path
     if not path.exists():
         if plain and spec in KINDS:
             raise FileNotFoundError(f"{spec} needs a path: {spec}:PATH")
+        if "/" in spec and ":" not in spec:
+            raise FileNotFoundError(
+                f"no data called {cut(shown(spec), 40)!r}: there is no such folder; want a folder of images "
+                "(docs/data.md), or scenes:lookup for a first try"
+            )
         raise FileNotFoundError(
             f"no data called {cut(shown(spec), 40)!r}{_nearest(spec)}; want a folder, scenes:lookup, or one of "
             f"{', '.join([*KINDS][2:])} with :PATH"
