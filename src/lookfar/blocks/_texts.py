@@ -23,7 +23,7 @@ OPTIONS = {
     "projections": "``inside`` has one each for queries, keys and values; ``around`` has one before, whose result is "
     "all three, and one after.",
     "reasoning": "The middle step of a low-rank or graph block; off, it is left out.",
-    "dropout": "Of the published module's last map, in training.",
+    "dropout": "Dropout on the published module's last map, in training.",
     "form": '``"block"`` keeps the shape, x + P(published(x)); ``"published"`` gives the authors\' module alone.',
     "residual": "Add the input; off, the block is what it adds alone, without gate: a layer, or a mixer of tokens.",
     "zero_init": "Start as the identity: the last factor of what is added is zero.",

@@ -107,7 +107,7 @@ class AdaptiveContext(nn.Module):
     There is no middle step to switch off: regions do not meet between gathering and giving.
 
     Args:
-        bins: Regions along each axis, one number a scale.
+        bins: Regions along each axis, one number for each scale.
         inner_channels: D, channels of a scale; a quarter of ``channels`` by default.
         fusion: A last 1x1 convolution with norm and ReLU in each scale.
         norm_layer: After every convolution of a scale; None for none.

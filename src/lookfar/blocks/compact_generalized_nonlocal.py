@@ -39,8 +39,8 @@ from lookfar.ops._precision import widened, without_autocast
     aliases=("cgnl", "cgnlx"),
     differences=(
         "In the published block the group normalisation cancels the attention s = <p, g> but for its sign:"
-        " y = x + w s (v - mean v) / sqrt(s^2 var v + eps) + b with v = z(t). On random features twice the attention"
-        " changes the update by less than 1e-7, and p's gradient is less than 1e-5 of t's."
+        " y = x + w s (v - mean v) / sqrt(s^2 var v + eps) + b with v = z(t). On random features, doubling the "
+        "attention changes the update by less than 1e-7, and p's gradient is less than 1e-5 of t's."
         " norm_layer=nn.BatchNorm2d, whose statistics are not the sample's own, keeps it: both are above 0.5.",
         "The authors' Gaussian kernel has exp(-2 gamma) for exp(-gamma (t^2 + p^2)) and fixes gamma = 1e-4: its term of"
         " order 0, the same everywhere, is nearly all, and less than 1e-4 of the update's variance lies between"

@@ -96,7 +96,7 @@ class DisentangledNonLocal(QueryKeyValue):
         terms: ``both``, ``pairwise`` alone, ``unary`` alone, or ``joint``: neither taken apart nor whitened, the plain
             non-local block.
         combine: ``add`` the two attentions, or ``multiply`` them: one softmax over the sum of their logits.
-        unary: Whence the unary logits: a ``mask`` of their own, w . x_j, the mean query on the shared ``key``,
+        unary: Where the unary logits come from: a ``mask`` of their own, w . x_j, the mean query on the shared ``key``,
             mean q . k_j, or ``both``.
         whiten: What queries and keys lose before they meet: the mean of each ``channel``, of the ``layer`` (one scalar
             an image), of the ``batch`` (one scalar), of each ``position``; with ``_std`` also the standard deviation;

@@ -105,11 +105,12 @@ class PositionAttention(PairwiseAttention):
     attends="none",
     aliases=("cam",),
     differences=(
-        "The paper's softmax is of the energies, the authors' code takes it of (largest - energy), which turns the "
-        "sign: most weight to the least similar channel. As in the code; similarity='most' is the paper's.",
+        "The paper's softmax is of the energies, the authors' code takes it of (largest - energy), which flips the "
+        "sign: the least similar channel gets most weight. The default is the code's; similarity='most' is the "
+        "paper's.",
         "Energies E_cd = sum_n x_cn x_dn grow with N, and in effect each channel copies one other: on 4096 rectified "
-        "random positions the largest weight of a row is above 0.8 on average. scale=True takes means, and it is below "
-        "0.05 of 64.",
+        "random positions the largest weight of a row is above 0.8 on average. scale=True takes means, and among 64 "
+        "channels it is below 0.05.",
     ),
     author_keys={r"gamma\.scale": "gamma"},
 )

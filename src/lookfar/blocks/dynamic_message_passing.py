@@ -119,7 +119,7 @@ class Step(nn.Module):
         'and the default; `affinity="own"` corrects it.',
         "Affinities without walks are in neither code, nor are other numbers of dilations than four and one.",
         "The authors' random exchange of the groups' filters in training is left out; with their published options it "
-        "is an error of shapes.",
+        "fails, as shapes do not match.",
     ),
     author_keys=_KEYS,
 )

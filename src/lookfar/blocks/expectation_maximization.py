@@ -52,7 +52,7 @@ SLOW_BATCH_NORM = partial(nn.BatchNorm2d, momentum=3e-4)  # the authors' momentu
     aliases=("emanet", "emau"),
     differences=(
         "In the paper the first convolution is learned; in both codes r is a constant to autograd, dr/dW = dr/dx = 0, "
-        "and it stays as it was drawn. As published by default (`gradient='none'`); `gradient='last'` or `'full'` "
+        "and it stays as it was drawn. The default is as published (`gradient='none'`); `gradient='last'` or `'full'` "
         "learns it. After 60 steps of a small fit it has moved by 0, and by more than 0.3 of its length under the two "
         "options, whose error is then less than 0.8 of the published one's.",
         "The authors average the bases without normalising the mean, mmsegmentation normalises it; they also guard "

@@ -30,7 +30,7 @@ from lookfar.ops.sampling import glimpse_sensor
     residual=False,
     aliases=("ram",),
     differences=(
-        "The code that is read most uses the height for both coordinates; here x goes with the width.",
+        "The most widely read code uses the height for both coordinates; here x goes with the width.",
         "Non-integer scale factors are refused: the code drops what does not divide.",
     ),
     author_keys={

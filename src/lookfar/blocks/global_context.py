@@ -172,7 +172,7 @@ class GlobalContext(nn.Module):
     aliases=("snl",),
     differences=(
         "The authors' repository has no class for this block; the code of overlapping authors transforms all values "
-        "and pools then. Here the pooled vector is transformed: the same, without N C^2.",
+        "and then pools. Here the pooled vector is transformed: the same, without N C^2.",
     ),
     author_keys={"conv_mask": "mask", "conv_value": "value", "conv_out": "project", "out_bn": "norm"},
 )

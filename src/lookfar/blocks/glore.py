@@ -46,8 +46,8 @@ from lookfar.ops._precision import widened, without_autocast
     differences=(
         "The paper writes Z = (I - A) V W; the authors' code, reproduced here, learns V + A V with a bias and a ReLU"
         " before W.",
-        "normalize=False sums over the positions, as the code does: on an image of twice the sides the update "
-        "without the graph step is four times as large; normalize=True keeps it.",
+        "normalize=False sums over the positions, as the code does: on an image with sides twice as long the update "
+        "without the graph step is four times as large; normalize=True keeps its size.",
     ),
     author_keys={
         "conv_state": "value",

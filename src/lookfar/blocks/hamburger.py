@@ -167,7 +167,7 @@ def apply_to_factors(
     attends="maps",
     aliases=("hamnet", "ham"),
     differences=(
-        "Published bases are random in every forward; here they come from a stored seed in eval"
+        "Published bases are random in every forward pass; here they come from a stored seed in eval"
         ' (random_bases="always" is the published behaviour).',
         'The paper differentiates the last update alone (gradient="one_step", the default), mmsegmentation all'
         ' iterations (gradient="full").',

@@ -116,7 +116,8 @@ _MMSEG = {
     attends="maps",
     aliases=("isa", "isanet"),
     differences=(
-        "The original replaces its input; here it is added to it through a 1x1 convolution that starts at zero."
+        "The original replaces its input; here its result is added to the input through a 1x1 convolution that starts "
+        "at zero."
         ' form="published" gives the module alone.',
         "The authors' values have no bias (the default), mmsegmentation's have one (value_bias=True).",
     ),

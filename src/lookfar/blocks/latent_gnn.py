@@ -35,7 +35,8 @@ from lookfar.ops._precision import widened, without_autocast
     aliases=("latentgnn",),
     differences=(
         "What the nodes gather grows with N, and the last norm's running statistics fit one input size: on an image "
-        "of twice the sides the update is twice as large, four times in the symmetric form. normalize=True keeps it.",
+        "with sides twice as long the update is twice as large, four times in the symmetric form. normalize=True keeps "
+        "its size.",
         "The paper sums its kernels; the authors' code, reproduced here, concatenates them before a 1x1 convolution.",
     ),
     author_keys={

@@ -42,7 +42,7 @@ OUTSIDE = -100.0
     residual=False,
     aliases=("lrnet", "lr_net"),
     differences=(
-        "The authors published the op alone: the layer around it follows the paper, the width of the geometry prior's "
+        "The authors published the op alone: the layer around it follows the paper; the width of the geometry prior's "
         "hidden layer is not stated anywhere.",
     ),
 )

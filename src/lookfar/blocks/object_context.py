@@ -188,8 +188,9 @@ def _grids(mode: Mode, sizes: Sequence[int] | None, dims: Dims) -> tuple[int, ..
         "Queries and keys share one convolution with norm and leaky ReLU in OCNet.pytorch (variant='ocnet', the "
         "default); in openseg each has two of its own, with ReLU ('openseg').",
         "The norm of OCNet.pytorch (InPlaceABN) multiplies by |weight| + 1e-5, ours by weight: "
-        "lookfar.weights.from_inplace_abn makes the one of the other.",
-        "The original replaces its input; here it is added to it through a 1x1 convolution that starts at zero."
+        "lookfar.weights.from_inplace_abn converts theirs.",
+        "The original replaces its input; here its result is added to the input through a 1x1 convolution that starts "
+        "at zero."
         ' form="published" gives the module alone.',
     ),
     author_keys={

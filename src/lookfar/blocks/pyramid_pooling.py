@@ -152,7 +152,7 @@ class AtrousPyramid(nn.Module):
     y = x + P ReLU(norm(fuse [ReLU(norm(W_0 mean x)), ReLU(norm(W_1 x)), ReLU(norm(W_d *_d x)), ...]))
 
     Args:
-        dilations: Of the 3x3 convolutions; a 1x1 convolution stands before them.
+        dilations: Dilations of the 3x3 convolutions; a 1x1 convolution stands before them.
         inner_channels: D, channels of a branch; a quarter of ``channels`` by default.
         fuse_kernel: Kernel of the convolution that fuses the branches: 1 (paper) or 3 (mmsegmentation).
         norm_layer: After every convolution of the pyramid; None for none.

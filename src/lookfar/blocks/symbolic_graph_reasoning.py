@@ -37,8 +37,8 @@ from lookfar.ops._precision import widened, without_autocast
         ' (the default), softmax_k(h_k w) under "nodes"; under "pixels" it is that vector times softmax_n(x_n w).'
         " On random features less than 1e-12 of the update's variance lies between positions."
         ' mapping="product" has logits x_n W h_k, which depend on both, as the paper meant: more than 0.2 of it does.',
-        "The votes are summed over the positions: on an image of twice the sides the answer is over twice as large. "
-        "normalize=True takes means and keeps it.",
+        "The votes are summed over the positions: on an image with sides twice as long the answer is more than twice "
+        "as large. normalize=True takes means and keeps its size.",
         "gamma, zero at the start, multiplies the answer; the original has none (gamma = 1 after loading its weights).",
     ),
     author_keys={

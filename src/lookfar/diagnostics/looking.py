@@ -91,8 +91,8 @@ class Looks(Sequence[Look]):
     def picture(self) -> "Image.Image":
         """A row for each block and head: the image with the pixel, the pixel's map, the mean of all maps.
 
-        Colours go with the root of the weight, from none to the largest of the two maps of a row; weights below zero
-        are blue. A block without maps has a line that says why.
+        Colours follow the square root of the weight, from zero to the largest in the two maps of a row; weights below
+        zero are blue. A block without maps has a line that says why.
         """
         shown, factor = _enlarged(self.image)
         rows: list[tuple[str, list[np.ndarray]]] = []
