@@ -250,6 +250,100 @@ def test_changes_without_off_are_held_against_nothing():
     assert str(told) == "open: too little was measured. Nothing is left without it."
 
 
+def outcomes(images, changed=0, seed=0):
+    """Facts of a classification, right in nine of ten; the same without the block, but for a few, and its logits."""
+    rng = np.random.default_rng(seed)
+    hit, confidence = rng.random(images) < 0.9, rng.random(images)
+    other = hit.copy()
+    other[:changed] ^= True
+    full = np.stack([hit, confidence], 1).astype(float)
+    return full, np.stack([other, confidence * 0.9], 1)
+
+
+def accuracy(facts, weights):
+    return 100 * weights @ facts[:, 0] / weights.sum(1)
+
+
+def told_of_outcomes(images, changed=0, same=False):
+    full, other = outcomes(images, changed)
+    return tell(
+        {0: full}, {"off": {0: full if same else other}}, accuracy, groups_of([""] * images, "none"), ("off",), 0.5
+    )
+
+
+def test_outcomes_that_never_changed_may_yet():
+    """Three in so many, once in 20 times: few images show no noise, which is not to have none."""
+    (rung,) = told_of_outcomes(40).verdict.rungs
+    assert (rung.loss, rung.high) == (0, pytest.approx(100 * (1 - 0.05 ** (1 / 40))))
+    assert (1 - rung.high / 100) ** 40 == pytest.approx(0.05)
+    assert told_of_outcomes(40).word == "open"
+    assert rung.images == pytest.approx(598, abs=1)
+    assert told_of_outcomes(rung.images - 2).word == "open"
+    assert told_of_outcomes(rung.images).word == "off"
+    # and one that did change is not less of a doubt
+    assert (
+        told_of_outcomes(rung.images, changed=1).verdict.rungs[0].high
+        > told_of_outcomes(rung.images).verdict.rungs[0].high
+    )
+    # where logits too are the same to the bit, the network is the same, whatever the image
+    assert told_of_outcomes(3, same=True).word == "off"
+
+
+def changes(images, off, other=0, size=1):
+    """Counts of predictions: so many images change without the block, so many of these with another map."""
+    counts = {kind: np.tile([size, 0, 0], (images, 1)) for kind in ALL}
+    counts["off"][:off, 1:] = size
+    for kind in ALL[1:]:
+        counts[kind][:other, 1:] = size
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ({"images": 24, "off": 0}, "open"),
+        ({"images": 24, "off": 0, "size": 4096}, "off"),  # pixels of a map
+        ({"images": 600, "off": 0}, "off"),
+        ({"images": 40, "off": 20}, "open"),  # 0 of 20 says less than 5 % only where there are 59
+        ({"images": 140, "off": 70}, "pools"),
+        ({"images": 40, "off": 40, "other": 40}, "depends on its query"),
+    ],
+)
+def test_changed_outcomes_of_few_images(found, word):
+    told = tell_changes(changes(**found), groups_of([""] * found["images"], "none"), ALL, 0.5)
+    assert told.word == word, told
+    assert all(rung.low >= 0 for rung in told.verdict.rungs), "no share is negative"
+    assert "Not measured" not in str(told)
+    assert "need" not in told.why
+    assert " well" not in told.why
+
+
+def test_images_that_would_decide_are_such_as_off_changes():
+    told = tell_changes(changes(40, 20), groups_of([""] * 40, "none"), ALL, 0.5)
+    assert {rung.images for rung in told.verdict.open} == {117}  # half of them, and 59 are wanted
+
+
+def test_a_block_that_adds_nothing_needs_no_images_to_say_so():
+    groups = groups_of([""] * 5, "none")
+    assert tell_changes(changes(5, 0), groups, ALL, 0.5, adds=False).word == "off"
+    assert tell_changes(changes(5, 0), groups, ALL, 0.5, adds=True).word == "open"
+
+
+def test_one_image_several_times_knows_nothing_of_others():
+    counts = changes(6, 6, size=100)
+    counts["off"][:, 1:] = 30
+    told = tell_changes(counts, groups_of([""] * 6, "none"), ("off",), 0.5)
+    assert told.word == "open"
+    assert "too wide to show" in told.why
+
+
+def test_without_labels_a_block_is_not_called_needed():
+    counts = changes(50, 50, size=100)
+    counts["off"][:, 1:] = np.random.default_rng(0).integers(20, 40, (50, 1))
+    told = tell_changes(counts, groups_of([""] * 50, "none"), ("off",), 0.5)
+    assert str(told).startswith("on: without it predictions change. ")
+
+
 def test_networks_that_learned_nothing_are_not_asked():
     """Nothing costs them anything, which a verdict would take for a block that a plain average replaces."""
     task, groups = Segmentation(), groups_of(list("abcdef"), "none")

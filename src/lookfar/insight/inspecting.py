@@ -91,7 +91,7 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
         reason = why_no_maps(module)
         now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
         before = None if reason or start is None else _statistics(subject, start, name, AT_START)
-        told, scores, missing = _told(subject, name, _entropy(now), reason)
+        told, scores, missing = _told(subject, name, now, reason)
         called = block_info(inner_block(module)).name
         found.append(Inspected(subject, name, called, told, scores, now, before, missing))
     return found
@@ -113,11 +113,11 @@ def _check_it_runs(subject: Subject) -> None:
 
 
 def _told(
-    subject: Subject, name: str, entropy: float | None, reason: str
+    subject: Subject, name: str, now: Statistics | None, reason: str
 ) -> tuple[Told, dict[str, float], dict[str, str]]:
     """The verdict on one block, scores by what it does without, and why some are missing."""
     asked, data, task = rungs_for(subject.network.get_submodule(name)), subject.data, subject.task
-    about: dict[str, Any] = {"entropy": entropy, "reason": reason}
+    about: dict[str, Any] = {"entropy": _entropy(now), "reason": reason}
     if task is None:
         kinds = ("full", *(kind for kind in KINDS if kind != "constant"))
         found = ablations_on(subject.network, [name], data, data.val, kinds, BATCH)
@@ -125,6 +125,7 @@ def _told(
         about["reason"] = reason or found.reasons.get("off", "")  # which the others are held against
         changed = {kind: of.numpy() for kind, of in found.counts.items()}
         shares = {kind: 100 * float(of[:, 1].sum() / of[:, 0].sum()) for kind, of in changed.items()}
+        about["adds"] = now is None or bool((now["contribution"].plain != 0).any())
         return tell_changes(changed, subject.groups, asked, subject.margin, **about), shares, found.reasons
 
     from lookfar.training.evaluation import judge_batch

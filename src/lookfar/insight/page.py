@@ -17,7 +17,7 @@ from lookfar.study._files import write_text
 from lookfar.study.answer import short_names
 from lookfar.study.explorer import looks
 from lookfar.study.gallery import Gallery
-from lookfar.study.pictures import load_samples
+from lookfar.study.pictures import load_samples, named
 from lookfar.study.report import fill
 from lookfar.study.text import ABLATED
 from lookfar.study.words import counted, ends, join, points, signed, three
@@ -66,7 +66,8 @@ def _samples(one: Inspected) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "samples.npz"
         collect_samples(subject.network, one.module, data, subject.task or _Seen(), indices, path)
-        return load_samples(Path(folder))
+        found = load_samples(Path(folder))
+        return None if found is None else named(found, data.classes)
 
 
 def _values(found: Sequence[Inspected], styles: dict[str, charts.Style], command: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lookfar.study.told import Told
 from lookfar.study.words import points
 from lookfar.tasks import Task
 
+RARE = 0.05  # chance of seeing none of what is said to be so rare
 CHANGED = 5.0  # per cent of the predictions that a block decides: a rung that changes fewer is equivalent
 POWER = 0.84  # standard errors beyond the interval, for four chances of five
 MOST_IMAGES = 1_000_000  # planning looks no further
@@ -73,7 +74,11 @@ def tell(
     def of(some: Sequence[int]) -> Verdict:
         if measured is None:
             return climb([], asked)
-        rungs = [_rung(measured, kind, some, len(kinds), margin, len(labels), higher) for kind in kinds]
+        rungs = []
+        for kind in kinds:
+            same = all(np.array_equal(full[seeds[i]], without[kind][seeds[i]], equal_nan=True) for i in some)
+            unseen = 0 if same else len({*labels})  # all facts the same: not the outcome, but the network is
+            rungs.append(_rung(measured, kind, some, len(kinds), margin, len(labels), higher, unseen))
         return climb([rung for rung in rungs if rung is not None], asked)
 
     numbers = range(len(seeds))
@@ -102,6 +107,7 @@ def tell_changes(
     *,
     entropy: float | None = None,
     reason: str = "",
+    adds: bool = True,
 ) -> Told:
     """The verdict without labels, from how many predictions change: it says nothing of use or merit.
 
@@ -113,8 +119,11 @@ def tell_changes(
             change less than ``CHANGED`` per cent of the number that ``off`` does.
         entropy: How even its maps are.
         reason: Why maps could not be exchanged.
+        adds: Whether the block adds anything at all to its input in any of the images.
     """
     kinds, (labels, where) = [kind for kind in asked if kind in counts], _drawn(groups)
+    if "off" in counts and not counts["off"][:, 1].any():  # which the others are shares of
+        asked = kinds = [kind for kind in kinds if kind == "off"]
     if "off" not in counts:  # nothing to hold the others against
         return Told(climb([], asked), 1, (), where, "% of the predictions", entropy, reason, labels=False)
     rungs = []
@@ -122,8 +131,11 @@ def tell_changes(
         whole = counts["off"][:, 0 if kind == "off" else 1]
         facts = {("full", 0): np.stack([0 * whole, whole], 1), (kind, 0): np.stack([counts[kind][:, 1], whole], 1)}
         measured, of_kind = measure(facts, _share, labels), margin if kind == "off" else CHANGED
-        rungs.append(_rung(measured, kind, [0], len(kinds), of_kind, len(labels), higher=False))
-    verdict = climb([rung for rung in rungs if rung is not None], asked)
+        # of a whole image that is predicted at once; a map that stays as it is says more than one outcome
+        outcomes = adds and counts[kind][:, 0].max() == 1
+        unseen = len({label for label, any_there in zip(labels, whole > 0) if any_there}) if outcomes else 0
+        rungs.append(_rung(measured, kind, [0], len(kinds), of_kind, len(labels), higher=False, unseen=unseen))
+    verdict = climb([replace(rung, low=max(rung.low, 0.0)) for rung in rungs if rung is not None], asked)
     return Told(verdict, 1, (), where, "% of the predictions", entropy, reason, labels=False)
 
 
@@ -140,9 +152,20 @@ def _share(facts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _rung(
-    measured: Measured, kind: str, seeds: Sequence[int], rungs: int, margin: float, images: int, higher: bool
+    measured: Measured,
+    kind: str,
+    seeds: Sequence[int],
+    rungs: int,
+    margin: float,
+    images: int,
+    higher: bool,
+    unseen: int = 0,
 ) -> Rung | None:
-    """The loss on one rung over some of the seeds; None where there is no score."""
+    """The loss on one rung over some of the seeds; None where there is no score.
+
+    What is right in so many images whether or not (``unseen``; 0 where nothing else can be) has shown no noise, which
+    is not to have none: up to 3 in so many may be otherwise, and none of these be seen, once in 20 times.
+    """
     pair = [name for name in ("full", kind) if name in measured.candidates]
     at = np.ix_([measured.row(name) for name in pair], [*seeds])
     of_pair = replace(measured, candidates=tuple(pair), scores=measured.scores[at], draws=measured.draws[at])
@@ -157,8 +180,15 @@ def _rung(
     half = math.sqrt(by_seeds**2 * of_seeds + by_images**2 * of_images)
     if d.seeds == 1 and d.groups < 2:
         half = math.nan  # one network on one image: nothing is known of the noise
-    parts = (by_seeds + POWER) ** 2 * of_seeds, (by_images + POWER) ** 2 * of_images
     loss = 0.0 - d.gain
+    if half == 0 and unseen and d.groups > 1:
+        half = 100 * (1 - RARE ** (1 / unseen))
+        wanted = math.log(RARE) / math.log1p(-margin / 100) if 0 < margin < 100 else math.inf
+        needed = math.ceil(images / unseen * wanted) if wanted <= MOST_IMAGES else None
+        return Rung(kind, loss, max(loss - half, -100.0), min(loss + half, 100.0), margin, needed)
+    if half == 0 and loss:  # the same image several times
+        half = math.nan
+    parts = (by_seeds + POWER) ** 2 * of_seeds, (by_images + POWER) ** 2 * of_images
     return Rung(kind, loss, loss - half, loss + half, margin, _images_needed(loss, margin, *parts, images))
 
 

@@ -66,8 +66,8 @@ class Told:
         if v.word == "open":
             return _undecided(v.open) if v.open else "too little was measured"
         does, within = ("does as well", f", within {v.rung.margin:g}") if v.rung else ("", "")
-        if not self.labels and v.rung is not None:
-            does, within = "gives the same predictions", f" but for less than {v.rung.margin:g} %"
+        if not self.labels:
+            return self._changes()
         return {
             "harms": "the network does better without it",
             "off": f"the network {does} without it{within}",
@@ -76,6 +76,20 @@ class Told:
             "follows the place": f"the map that a query has in another image {does}{within}",
             "depends on its query": "nothing cheaper does as well",
             "on": "the network needs it",
+        }[v.word]
+
+    def _changes(self) -> str:
+        """What the word means of predictions: nothing of what they are worth."""
+        v = self.verdict
+        same = "gives the same predictions" + (f" but for less than {v.rung.margin:g} %" if v.rung else "")
+        of_off = " of those that no block changes"
+        return {
+            "off": f"the network {same} without it",
+            "pools": f"a plain average of its values {same}{of_off}",
+            "one map": f"one map for all queries of an image {same}{of_off}",
+            "follows the place": f"the map that a query has in another image {same}{of_off}",
+            "depends on its query": "nothing cheaper gives the same predictions",
+            "on": "without it predictions change",
         }[v.word]
 
     def _costs(self) -> str:
