@@ -109,7 +109,7 @@ def test_parts_make_one_word(holds, every, some):
 
 SHARED = "nonlocal(share_query_key=True)"
 UNARY, JOINT, PAIRWISE = (f"disentangled_nonlocal(terms={term})" for term in ("unary", "joint", "pairwise"))
-ONE, THREE, SIX = (f"expectation_maximization(iterations={n})" for n in (1, 3, 6))
+ONE, THREE, SIX = (f"expectation_maximization(iterations={n}, norm_layer=BatchNorm2d)" for n in (1, 3, 6))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,27 @@ def test_a_budget_too_small_for_any_gate_is_said_before_the_first_step():
     assert lines == []
 
 
+@pytest.mark.parametrize(
+    ("block", "steps", "share"),
+    [
+        ("expectation_maximization", 1000, "74 %"),
+        ("expectation_maximization(norm_layer=nn.BatchNorm2d)", 1000, None),
+        ("expectation_maximization", 20_000, None),
+        ("cbam", 100, "37 %"),
+        ("cbam", 1000, None),
+        ("nonlocal", 5, None),  # its norm is as slow as every norm of the host
+    ],
+)
+def test_norms_that_cannot_follow_are_named_before_the_first_step(block, steps, share):
+    lines = []
+    preflight(replace(PLAN, blocks=(block,), steps=steps), lines.append)
+    said = [line for line in lines if "a norm in it" in line]
+    assert len(said) == (share is not None)
+    if said:
+        assert said[0].startswith(f"{block}: a norm in it moves its statistics by 0.0")
+        assert f"after {steps} steps {share} of them are those it started with" in said[0]
+
+
 def test_every_size_of_a_place_has_its_control():
     def smallest_267(name, size):
         return max(size, 267)

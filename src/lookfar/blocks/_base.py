@@ -255,7 +255,8 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     Args:
         name: Canonical name or alias; :func:`list_blocks` lists them.
         channels: Channels of the feature map.
-        **options: The block's own options, ``device`` and ``dtype``.
+        **options: The block's own options, ``device`` and ``dtype``. Classes of layers may be names of ``torch.nn``, as
+            in ``norm_layer="BatchNorm2d"``.
 
     Raises:
         ValueError: Unknown name, channels that are no positive integer, an option's value that the block does not take.
@@ -264,13 +265,24 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     >>> create_block("se", 64, reduction=4).reduce
     Linear(in_features=64, out_features=16, bias=True)
     """
-    return block_info(name).cls(channels, **options)
+    return block_info(name).cls(channels, **{option: _made_by(option, value) for option, value in options.items()})
+
+
+def _made_by(option: str, value: Any) -> Any:
+    """The class of ``torch.nn`` that a word names where an option wants a class; anything else as it is."""
+    if not (isinstance(value, str) and option.endswith("_layer")):
+        return value
+    from torch import nn
+
+    found = getattr(nn, value.removeprefix("nn."), None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else value
 
 
 def parse_block(text: str) -> tuple[str, dict[str, Any]]:
     """Read a block with options as it is written on the command line: canonical name and options.
 
-    Values are Python literals (``2``, ``0.5``, ``True``, ``None``, ``(1, 3, 6)``) or bare words, which are strings.
+    Values are Python literals (``2``, ``0.5``, ``True``, ``None``, ``(1, 3, 6)``) or bare words, which are strings;
+    classes are words too (``norm_layer=nn.BatchNorm2d``).
 
     >>> parse_block("pam(reduction=4)")
     ('position_attention', {'reduction': 4})
@@ -312,7 +324,8 @@ def parse_options(inside: str, text: str, wanted: str) -> dict[str, Any]:
             raise ValueError(f"cannot read {text!r}: want {wanted}")
         try:
             word = keyword.value
-            options[keyword.arg] = word.id if isinstance(word, ast.Name) else ast.literal_eval(word)
+            names = isinstance(word, ast.Name | ast.Attribute)
+            options[keyword.arg] = ast.unparse(word) if names else ast.literal_eval(word)
         except ValueError:
             raise ValueError(
                 f"cannot read {keyword.arg}={ast.unparse(keyword.value)} in {text!r}: want a number, a word, "

@@ -6,12 +6,13 @@ else from then on, and wants training.
 
 import inspect
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lookfar.blocks import BlockInfo, block_info, list_blocks
+from lookfar.blocks import BlockInfo, block_info, create_block, list_blocks
 from lookfar.blocks._mixers import NoMixer, alone, is_layer
 from lookfar.blocks._token_norm import takes_channels_first
 from lookfar.insertion.building import known_block, path_of, random_like
@@ -185,7 +186,8 @@ def _build(
     dd: dict[str, Any] = {"device": device, "dtype": like.dtype}
     width = _width(old)
     try:
-        layer: nn.Module = cls(width, **{k: v for k, v in dd.items() if k in known}, **options).to(**dd)
+        make: Any = cls if info is None else partial(create_block, info.name)
+        layer: nn.Module = make(width, **{k: v for k, v in dd.items() if k in known}, **options).to(**dd)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     if takes_channels_first(layer) and isinstance(old, nn.LayerNorm) and not takes_channels_first(old):
