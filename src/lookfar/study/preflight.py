@@ -142,7 +142,7 @@ def preflight(
             place = find_place(host, candidate.place or str(plan.place))
             note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
     for candidate in candidates:
-        if line := _slow_norms(candidate, *built(candidate), plan.settings().steps):
+        if line := slow_norms(candidate, *built(candidate), plan.settings().steps):
             note(line)
     sizes = {str(c): added(c) for c in candidates if c.name != "control"}
     # the control of a layer is the baseline's convolution
@@ -180,7 +180,7 @@ def preflight(
     return ReadyPlan(plan, question, first, facts, fingerprint(data), weights_digest(plan, host), expected)
 
 
-def _slow_norms(candidate: Candidate, network: Any, names: Sequence[str], steps: int) -> str:
+def slow_norms(candidate: Candidate, network: Any, names: Sequence[str], steps: int) -> str:
     """Says so where norms of a block end near the statistics that they start with; empty elsewhere.
 
     Such a block is judged with other numbers than it was trained with: with the momentum of 0.0003 that was published

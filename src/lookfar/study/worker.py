@@ -177,6 +177,7 @@ def _wait(owner: Owner, seconds: float) -> bool:
 def _run(folder: Path, report: Report) -> int:
     from lookfar.study.continuing import Changed  # torch is loaded here, after the pipes are safe
 
+    import_fabric()
     try:
         result = run_trial(folder, report)
         if result is not None:
@@ -192,6 +193,19 @@ def _run(folder: Path, report: Report) -> int:
                 write_json(folder / "result.json", {"status": "failed", "reason": why(error), **kept})
         return 1
     return 0
+
+
+def import_fabric() -> None:
+    """Import Fabric, which would import torchmetrics, where that is installed, only to learn its version.
+
+    That takes two seconds of every trial, and none needs it; a file of the user's may still import it.
+    """
+    if "torchmetrics" not in sys.modules:
+        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+        try:
+            import lightning_fabric  # noqa: F401
+        finally:
+            del sys.modules["torchmetrics"]
 
 
 def why(error: BaseException) -> str:
