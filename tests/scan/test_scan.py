@@ -117,19 +117,22 @@ def test_scores_are_those_of_the_whole_network(home, monkeypatch):
 
 
 def test_the_command_tells_all_and_ends_with_a_study(run, home):
-    code, out, err = run(".", "--blocks", "nonlocal", "--steps", 2, "--seeds", 1, "--out", "there")
+    code, out, err = run(".", "--blocks", "nonlocal,emau", "--steps", 2, "--seeds", 1, "--out", "there")
     assert code == 0, err
     assert "gain in the scan" in out
     assert "One seed tells no candidates apart" in out
     assert "no forecast of a training" in out
     *_, last = out.splitlines()
     assert shlex.split(last)[:2] == ["lookfar", "study"]
-    assert shlex.split(last)[3:] == ["--blocks", "nonlocal@backbone.layer4", "--seeds", "3"]
+    option, blocks, *seeds = shlex.split(last)[3:]
+    assert (option, *seeds) == ("--blocks", "--seeds", "3")
+    assert {*blocks.split(",")} <= {"nonlocal@backbone.layer4", "expectation_maximization@backbone.layer4"}
     assert Path(shlex.split(last)[2]).resolve() == home
     held = json.loads((home / "there/scan.json").read_text())
     assert {row["candidate"] for row in held["rows"]} >= {"nothing", "nonlocal@backbone.layer4"}
     assert held["least"] is None
     assert "nothing:" in err
+    assert "expectation_maximization@backbone.layer4: a norm in it moves its statistics by 0.0003" in err
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from lookfar.study._files import read_json
 from lookfar.study.build import added_parameters, default_place, drawn_apart, find_place, map_at, put_in
 from lookfar.study.candidates import Candidate, is_reference, place_of
 from lookfar.study.plan import Plan
-from lookfar.study.preflight import controls_for
+from lookfar.study.preflight import controls_for, slow_norms
 from lookfar.study.trained import load_trial
 from lookfar.training import Settings, evaluate
 from lookfar.training.optimization import create_optimizer, schedule_factor, set_random_state
@@ -168,6 +168,8 @@ def _scan(
                 continue
             scores[name] = tuple(found)
             say(f"{name}: {', '.join(f'{one:.1f}' for one in found)}")
+            if line := slow_norms(Candidate.parse(name), *work.built(name, 0), steps):
+                say(line)
     return _conclude(work, trial, scores, reasons, seeds)
 
 
