@@ -381,7 +381,7 @@ def test_overlapping_winners_are_not_ranked_and_the_control_is_named(tmp_path):
     assert control
     assert said.headline.endswith(f"; plain convolutions {plus_minus(control.mean, control.half)}.")
     supports = " ".join(said.supports)
-    assert "Which of these is the best is open; probability of being it: " in supports
+    assert "Which of these is best is open; probability of being the best: " in supports
     assert "is not shown to be better than convolutions of" in supports
     assert "second set" not in supports
 

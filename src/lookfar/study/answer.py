@@ -246,7 +246,7 @@ def classes_note(results: Results) -> str:
     if seeds < 2:
         return "One seed: seed noise was not measured, and no difference is shown."
     over = f"They are over seeds alone {results.conclusions.terms.where}." if groups.number == 1 else ""
-    bold = "Bold ones leave zero out. " if seeds > 2 else ""
+    bold = "Bold ones exclude zero. " if seeds > 2 else ""
     about = f"about {round(0.05 * count)}" if count >= 30 else "one or the other"
     text = f"Each interval holds by itself, not all together: of these {count}, {about} misses the truth by chance"
     text = text.replace("misses", "miss") if count >= 30 else text
@@ -260,9 +260,9 @@ def limits(results: Results) -> list[str]:
     found = [
         "Other data, other hosts, other places in the host and longer training: everything here was trained for "
         f"{thousands(plan.steps)} steps with one setting for all, tuned for none.",
-        "How it does on images that nobody has looked at: the validation images judge here, and were seen often.",
-        "Why a block helps: maps show where weights lie, not what is made of them. What remains without them is the "
-        "better witness.",
+        "How it does on images that nobody has looked at: the validation images judge here, and have been seen often.",
+        "Why a block helps: maps show where weights lie, not what is made of them. What remains of the "
+        "score without them says more.",
         "Time and memory on other machines.",
     ]
     if seeds == 1:
@@ -272,7 +272,7 @@ def limits(results: Results) -> list[str]:
         found.insert(
             1,
             f"Whether a block fails now and then: {seeds} runs without a failure leave a failure rate up to {possible} "
-            f"possible. An interval from {seeds} seeds assumes that they scatter about normally.",
+            f"possible. An interval from {seeds} seeds assumes that they scatter roughly normally.",
         )
     if plan.score == "resized" and results.task.original and not plan.data.startswith("scenes:"):
         found.append(
@@ -282,7 +282,7 @@ def limits(results: Results) -> list[str]:
     groups = results.conclusions.groups
     if groups.number == 1:
         found.insert(
-            1, f"Other images: the validation images are one {groups.noun}, what others would give is unknown."
+            1, f"Other images: the validation images are one {groups.noun}; what others would give is unknown."
         )
     return found
 

@@ -60,8 +60,8 @@ class Latencies:
         if not self.of:
             return "Latency is measured after the last trial, alone; it has not been yet."
         return (
-            f"Latency is of one image, measured alone after the last trial: networks in turn, {self.rounds} rounds, "
-            f"medians, on {self.device}; ratios to the baseline of the same round with their range."
+            "Latency is that of one image, measured alone after the last trial: networks in turn, "
+            f"{self.rounds} rounds, medians, on {self.device}; ratios to the baseline of the same round with their range."
         )
 
 

@@ -112,8 +112,8 @@ def preflight(
     if reach < SHORT and plan.blocks:
         how = "" if plan.optimizer == "adamw" else ", times its gradient"
         note(
-            f"The learning rates of all steps sum up to {reach:.2g}: a factor that starts at 0 and lets a block in "
-            f"moves about that far at most{how}, so blocks may not come in. More steps or a higher lr let them."
+            f"The learning rates of all steps add up to {reach:.2g}: a factor that starts at 0 and lets a block in "
+            f"moves about that far at most{how}, so blocks may never come in. More steps or a higher lr help."
         )
     host = build_host(plan, data, seed=0)
     check_task(plan, task, host, data)

@@ -119,7 +119,7 @@ def which_is_best(best: Best, names: Mapping[str, str], terms: Terms) -> str:
         second = names.get(lead.reference, lead.reference)
         return f"{first} is the best of these{where}: {signed_plus_minus(lead.mean, lead.half)} over {second}."
     likely = [f"{names.get(name, name)} {percent(p)}" for name, p in list(best.probabilities.items())[:3]]
-    return f"Which of these is the best is open{where}; probability of being it: {', '.join(likely)}."
+    return f"Which of these is best is open{where}; probability of being the best: {', '.join(likely)}."
 
 
 def trained_once(o: Once, seeds_done: int) -> str:
