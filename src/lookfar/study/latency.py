@@ -61,7 +61,8 @@ class Latencies:
             return "Latency is measured after the last trial, alone; it has not been yet."
         return (
             "Latency is that of one image, measured alone after the last trial: networks in turn, "
-            f"{self.rounds} rounds, medians, on {self.device}; ratios to the baseline of the same round with their range."
+            f"{self.rounds} rounds, medians, on {self.device}; ratios to the baseline of the same round with their "
+            "range."
         )
 
 
