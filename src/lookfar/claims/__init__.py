@@ -28,6 +28,7 @@ LARGE = {
     "c22": "token mixers",
     "c24": "3 x 3 convolutions replaced at like accuracy",
 }
+ON_SCENES = {"c17": "mixers.md", "c18": "mixers.md", "c22": "mixers.md", "c24": "layers.md"}  # which decides none
 
 
 def claim_of(name: str) -> Claim:
@@ -77,7 +78,8 @@ def document(outcomes: dict[str, Outcome]) -> str:
         rows.append([name, claim.says, claim.source, claim.refuted_by, f"**{outcome.word}**: {outcome.found}"])
     trained = [[n, c.says, c.source, c.refuted_by, data_of(n), outcome_of(n, "**")] for n, c in SMALL.items()]
     maps = [row for name in SMALL for row in table_rows(name)]
-    left = [[name, what, "open: needs more than a CPU"] for name, what in LARGE.items()]
+    seen = {name: f"; [what was seen on scenes]({page})" for name, page in ON_SCENES.items()}
+    left = [[name, what, f"open: needs more than a CPU{seen.get(name, '')}"] for name, what in LARGE.items()]
     return "\n".join(
         [
             "# Claims of papers, and what runs say",
