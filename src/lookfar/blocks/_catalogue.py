@@ -246,7 +246,10 @@ def _index() -> str:
         title = f"[{info.title}](https://arxiv.org/abs/{info.arxiv})" if info.arxiv else info.title
         costs = info.complexity, info.memory, parameters(info.name)
         rows.append((f"[`{info.name}`]({info.name}.md)", title, info.kind, info.family, *costs, _source(info)))
-    head = "# Blocks\n\nN positions, C channels, H × W the map; other letters are [below](#letters).\n\n"
+    head = (
+        "# Blocks\n\nN positions, C channels, H × W the map; other letters are [below](#letters). How fast and how large "
+        "blocks are beside those of other libraries: [performance](../performance.md).\n\n"
+    )
     heads = [
         "block",
         "what",

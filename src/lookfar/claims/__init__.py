@@ -1,4 +1,4 @@
-"""Claims of papers that a run can refute: one file a claim, with what it says, whence, and what would refute it.
+"""Claims of papers that a run can refute: one file a claim, with what it says, its source, and what would refute it.
 
 They stand in the package, not beside it, so that whoever installs lookfar can run them: ``lookfar claims c3``. A claim
 that does not come out is reported as it came out.
