@@ -247,7 +247,7 @@ def _index() -> str:
         costs = info.complexity, info.memory, parameters(info.name)
         rows.append((f"[`{info.name}`]({info.name}.md)", title, info.kind, info.family, *costs, _source(info)))
     head = (
-        "# Blocks\n\nN positions, C channels, H × W the map; other letters are [below](#letters). How fast and how large "
+        "# Blocks\n\nN positions, C channels, H × W the map; other letters are [below](#letters). How fast and large "
         "blocks are beside those of other libraries: [performance](../performance.md).\n\n"
     )
     heads = [
