@@ -131,7 +131,9 @@ def preflight(
         try:
             return network, put_in(network, plan, candidate, data, seed=0, control_parameters=control_parameters)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            raise ValueError(f"{candidate} cannot go into {plan.host}: {' '.join(str(error).split())}") from error
+            raise ValueError(
+                f"{shorten(str(candidate), 40)} cannot go into {plan.host}: {' '.join(str(error).split())}"
+            ) from error
 
     def added(candidate: Candidate, control_parameters: int = 0) -> int:
         """Parameters that a candidate adds to the host, by putting it in."""
