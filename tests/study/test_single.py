@@ -113,8 +113,8 @@ def test_one_that_is_being_run_is_left_alone(fake, capsys, monkeypatch):
     [
         (["--trial", "-1"], "trial must be an integer of at least 0 or None, got -1"),
         (["--trial", "one"], "trial must be an integer, got 'one'"),
-        (["--trial", "0", "--workers", "2"], "--trial runs one trial: it goes without --workers"),
-        (["--trial", "0", "--prepare"], "--trial runs one trial: it goes without --prepare"),
+        (["--trial", "0", "--workers", "2"], "--trial runs one trial here: it goes without --workers"),
+        (["--trial", "0", "--prepare"], "--trial runs one trial here: it goes without --prepare"),
     ],
 )
 def test_what_trial_does_not_take(monkeypatch, capsys, tmp_path, options, said):

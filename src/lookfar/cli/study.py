@@ -240,6 +240,14 @@ def study(
             rich_help_panel=RUNNING,
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Run the trials on a Ray cluster: ray or ray:ADDRESS. [default: on this machine]",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
     trial: Annotated[
         int | None,
         typer.Option(
@@ -266,12 +274,13 @@ def study(
     from lookfar.study.command import run_command
 
     options = dict(locals())
-    for name in ("plan", "out", "workers", "trial", "prepare", "run_command"):
+    for name in ("plan", "out", "workers", "on", "trial", "prepare", "run_command"):
         del options[name]
     if out == "":  # as a path it would be the folder in which the command is run
         raise ValueError("out must be a folder, got ''")
     folder = None if out is None else Path(out)
-    raise SystemExit(run_command(plan, options, out=folder, workers=workers, trial=trial, prepare=prepare))
+    how = {"workers": workers, "on": on, "trial": trial, "prepare": prepare}
+    raise SystemExit(run_command(plan, options, out=folder, **how))
 
 
 @command()

@@ -19,6 +19,7 @@ def run_command(
     *,
     out: Path | None = None,
     workers: int | None = None,
+    on: str | None = None,
     trial: int | None = None,
     prepare: bool = False,
 ) -> int:
@@ -29,6 +30,7 @@ def run_command(
         options: Entries of the plan that were given on the command line; None where they were not.
         out: The study's folder; for a plan that lies in a study's folder that folder.
         workers: Trials side by side.
+        on: ``ray`` or ``ray:ADDRESS``, for trials on a cluster.
         trial: Run this one alone, counted from 0.
         prepare: Try the plan, write it down and say how many trials there are.
 
@@ -39,8 +41,9 @@ def run_command(
         ValueError: The plan cannot work, or options exclude each other.
     """
     check("trial", trial, Annotated[int | None, Range(0)])
-    if trial is not None and (prepare or workers is not None):
-        raise ValueError(f"--trial runs one trial: it goes without {'--prepare' if prepare else '--workers'}")
+    for option, given in {"--prepare": prepare, "--workers": workers, "--on": on}.items():
+        if trial is not None and given:
+            raise ValueError(f"--trial runs one trial here: it goes without {option}")
     from lookfar.study.running import Stopped, run
     from lookfar.study.single import prepare_study, run_trial
 
@@ -59,7 +62,7 @@ def run_command(
             return run_trial(plan, out, trial)
         if prepare:
             return prepare_study(plan, out)
-        results = run(plan, out, workers=workers)
+        results = run(plan, out, workers=workers, on=on)
         return _finish(results)
     except Stopped as stopped:
         print(f"\nlookfar: {stopped}", file=sys.stderr)

@@ -21,6 +21,7 @@ from lookfar.study.words import counted
 
 WORKER = (sys.executable, "-m", "lookfar.study.worker")
 TAKEN = 75  # exit status of a trial that runs elsewhere already: sysexits.h has it for "try again later"
+LOST = 256  # what no process ends with: it is not known what became of it, since its machine is gone
 
 
 class Process(Protocol):
@@ -91,6 +92,7 @@ class RunningTrial:
         seen: The last value of everything that it has reported.
         started: On the monotonic clock.
         paced: The first step heard of since it was started, and when.
+        losses: How often its machine was gone, with the last checkpoint at step ``lost_at``.
     """
 
     candidate: str
@@ -104,6 +106,8 @@ class RunningTrial:
     seen: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
     paced: tuple[int, float] | None = None
+    losses: int = 0
+    lost_at: int = -1
 
     def start(self, slot: int, places: Places, messages: "Messages") -> None:
         """Start its process; what it writes arrives in ``messages``, None at its end."""
@@ -136,6 +140,10 @@ class RunningTrial:
                     close()
         return code
 
+    def forget(self) -> None:
+        """Be as before the start."""
+        self.process, self.step, self.seen, self.paced = None, 0, {}, None
+
     def saved_step(self) -> int:
         """The step of its newest checkpoint; the plan's last one where training is over."""
         if (self.folder / "result.json").exists() or (self.folder / "final.safetensors").exists():
@@ -148,6 +156,8 @@ Messages = queue.Queue[tuple[RunningTrial, str | None]]
 
 def cause_of_death(code: int) -> str:
     """Why a process ended without a result, from its exit status."""
+    if code == LOST:
+        return "its machine was gone again and again; the others' logs may say why"
     if code >= 0:
         return f"ended with status {code} and no result; its log.txt may say why"
     name = signal_name(-code)

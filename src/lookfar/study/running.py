@@ -27,14 +27,16 @@ from lookfar.study.preparing import (
     trials_of,
     write_environment,
 )
-from lookfar.study.processes import TAKEN, Here, Messages, Places, RunningTrial, cause_of_death
+from lookfar.study.processes import LOST, TAKEN, Here, Messages, Places, RunningTrial, cause_of_death
 from lookfar.study.progress import Board, make_console
 from lookfar.study.results import Results, load, write_csv
 from lookfar.study.words import join, thousands
 
 if TYPE_CHECKING:
+    from lookfar.study.on_ray import Cluster
     from lookfar.study.preflight import ReadyPlan
 
+LOSSES = 3  # of a trial's machine, without a further checkpoint in between: it may be the trial that ends them
 PATIENCE = 60  # seconds that a trial has to write a checkpoint when it is asked to stop
 
 
@@ -42,13 +44,21 @@ class Stopped(KeyboardInterrupt):
     """The study was interrupted; the message says where, and that the same command goes on from there."""
 
 
-def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None, quiet: bool = False) -> Results:
+def run(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    on: str | None = None,
+    quiet: bool = False,
+) -> Results:
     """Run what a study still misses and return its tables.
 
     Args:
         plan: What to compare; entries that are None get defaults that fit the data.
         out: The study's folder; by default ``runs/`` and the name of the data.
         workers: Trials side by side; by default one a core, or one a GPU.
+        on: Where they run: ``ray`` or ``ray:ADDRESS`` for a Ray cluster; by default this machine.
         quiet: Show no progress; else it is live on a terminal, and a line a trial elsewhere.
 
     Raises:
@@ -60,17 +70,39 @@ def run(plan: Plan, out: str | Path | None = None, *, workers: int | None = None
 
     if file := being_imported():  # for a block that it holds; every trial would begin another study
         raise ValueError(f"{file} starts a study when it is imported: put that under `if __name__ == '__main__':`")
+    address = _ray_address(on)
     folder = Path(out) if out is not None else default_folder(plan.data)
     board = Board(make_console(quiet=quiet))
     board.head(plan, folder)
     with interruptible(), in_use(folder, lost=_thread.interrupt_main):
         ready = prepare(plan, folder, board)
-        places = Here(ready.plan, workers)
-        _run_missing(ready, folder, places, board)
-        _measure_afterwards(folder, ready.plan, places.environments[0], board)
+        if address is None:
+            places = Here(ready.plan, workers)
+            _run_missing(ready, folder, places, board)
+            _measure_afterwards(folder, ready.plan, places.environments[0], board)
+        else:
+            with contextlib.closing(_cluster(ready.plan, workers, address)) as places:
+                _run_missing(ready, folder, places, board)
+            board.note(f"Latency is measured by `lookfar study {folder}`, on one machine with nothing beside it.")
     results = load(folder)
     write_csv(results)
     return results
+
+
+def _ray_address(on: str | None) -> str | None:
+    """What follows ``ray:``; None for this machine."""
+    if on is None:
+        return None
+    kind, _, address = on.partition(":")
+    if kind != "ray":
+        raise ValueError(f"on must be ray or ray:ADDRESS, got {on!r}")
+    return address
+
+
+def _cluster(plan: Plan, workers: int | None, address: str) -> "Cluster":
+    from lookfar.study.on_ray import Cluster
+
+    return Cluster(plan, workers, address)
 
 
 def _run_missing(ready: "ReadyPlan", folder: Path, places: Places, board: Board) -> None:
@@ -115,8 +147,10 @@ class Scheduler:
         with self.board:
             try:
                 while self.waiting or self.running:
-                    free = [n for n in range(self.places.number()) if n not in {t.slot for t in self.running}]
-                    for slot in free[: len(self.waiting)]:
+                    number = self.places.number()
+                    free = [n for n in range(number) if n not in {t.slot for t in self.running}]
+                    # of a cluster that has lost nodes, not all that was started may have ended yet
+                    for slot in free[: min(len(self.waiting), max(number - len(self.running), 0))]:
                         trial = self.waiting.pop(0)
                         trial.start(slot, self.places, self.messages)
                         self.running.append(trial)
@@ -151,10 +185,26 @@ class Scheduler:
             self.board.note(f"{trial.candidate} seed {trial.seed} is being run elsewhere{who}")
             return
         result = read_if_whole(trial.folder / "result.json")
+        if not result and code == LOST and self._again(trial):
+            return
         if not result:
-            result = {"status": "failed", "reason": cause_of_death(code), "killed": True}
+            reason = getattr(trial.process, "why", "") or cause_of_death(code)
+            result = {"status": "failed", "reason": reason, "killed": True}
             write_json(trial.folder / "result.json", result)
         self.board.ended(trial, result, time.monotonic() - trial.started)
+
+    def _again(self, trial: RunningTrial) -> bool:
+        """Let a trial go on elsewhere whose machine is gone; not one that is lost again and again at one step."""
+        step = trial.saved_step()
+        trial.losses = 1 if step > trial.lost_at else trial.losses + 1
+        trial.lost_at = step
+        if trial.losses > LOSSES:
+            return False
+        at, name = thousands(max(trial.step, step)), f"{trial.candidate} seed {trial.seed}"
+        self.board.note(f"{name}: its machine is gone at step {at}, it goes on elsewhere from step {thousands(step)}")
+        trial.forget()
+        self.waiting.insert(0, trial)
+        return True
 
     def _stop(self) -> str:
         """Ask the running trials to stop, wait until they have, and say where."""
