@@ -82,6 +82,7 @@ def ancestors(process):
     return found
 
 
+@pytest.mark.slow
 def test_killed_study_and_killed_node(cluster, environment, tmp_path):
     started, nodes = cluster
     masks = [noise(n, *SIZE, top=3) for n in range(6)]
@@ -103,6 +104,7 @@ def test_killed_study_and_killed_node(cluster, environment, tmp_path):
     before = {t: max(steps_of(t), default=0) for t in trials}
     kept = {t: max((int(path.name[5:]) for path in t.glob("step-*")), default=0) for t in trials}
     assert all(0 <= before[t] - kept[t] <= EVERY for t in trials)  # so much is lost, and no more
+    print("study killed: steps lost of each trial:", *(before[t] - kept[t] for t in trials))
 
     with subprocess.Popen(on_ray, **pipes) as second:
         trial = wait_for(lambda: further(trials, before), second)
@@ -113,6 +115,7 @@ def test_killed_study_and_killed_node(cluster, environment, tmp_path):
     lost = re.search(rf"{trial.parent.name} seed 0: its machine is gone at step (\d+), .* from step (\d+)", said)
     assert lost, said
     assert 0 <= int(lost[1]) - int(lost[2]) <= EVERY
+    print("node killed: steps lost:", int(lost[1]) - int(lost[2]))
     assert said.count(f"{STEPS} steps   mIoU") == 3
     subprocess.run([*study, str(pool), "--workers", "2"], check=True, capture_output=True, timeout=300)
     assert load(out).complete
