@@ -12,7 +12,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # page of the site -> file of the repository
-FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md", "security.md": "SECURITY.md"}
+FROM_ROOT = {
+    "contributing.md": "CONTRIBUTING.md",
+    "changes.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
+    **{
+        f"measured/{path.name}": f"benchmarks/results/{path.name}"
+        for path in (ROOT / "benchmarks/results").glob("*.md")
+    },
+}
 ELSEWHERE = {"README.md": "index.md", **{path: page for page, path in FROM_ROOT.items()}}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 FORMULA = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -42,7 +50,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links as they are right in the repository become links of the site, and formulas what browsers draw."""
     path = page.file.src_uri
-    folder = posixpath.dirname(posixpath.join("docs", path)) if path not in FROM_ROOT else ""
+    folder = posixpath.dirname(FROM_ROOT.get(path, posixpath.join("docs", path)))
 
     def link(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, found[2]))

@@ -89,6 +89,8 @@ def test_commands_have_a_page_with_their_help():
         ("index.md", "[a](../CONTRIBUTING.md)", "[a](contributing.md)"),
         ("blocks/nonlocal.md", "[a](../../README.md)", "[a](../index.md)"),
         ("contributing.md", "[a](docs/design.md)", "[a](design.md)"),
+        ("blocks/nonlocal.md", "[a](../../benchmarks/results/blocks-cpu.md)", "[a](../measured/blocks-cpu.md)"),
+        ("measured/blocks-cpu.md", "[a](../../docs/cost.md)", "[a](../cost.md)"),
         ("index.md", "[a](../examples/1_a.ipynb)", "[a](examples/1_a.ipynb)"),
         ("data.md", "[a](https://x.org/docs/a.md)", "[a](https://x.org/docs/a.md)"),
     ],

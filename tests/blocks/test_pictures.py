@@ -46,14 +46,21 @@ def test_measured_costs_are_those_of_the_block(tmp_path):
     folder = tmp_path / "benchmarks/results"
     assert _catalogue.measured_costs(tmp_path) == {}
     folder.mkdir(parents=True)
+    (folder / "costs-cpu.md").write_text(
+        "# Title\n\n`counter`: one map. A multiply-add is 2.\n\n"
+        "| block | GFLOPs | MB |\n| --- | ---: | ---: |\n| `cbam` | 1.5 | 2.5 |\n| `nonlocal` | 3.5 | 4.5 |\n"
+    )
     (folder / "blocks-cpu.md").write_text(
         "# Title\n\n`command`: a machine. Time is that.\n\n"
-        "| block | ms | time ratio | MB |\n| --- | ---: | ---: | ---: |\n"
-        "| `nonlocal` | 1 | 2 | 3 |\n| `criss_cross` | 4 | 5 | 6 |\n| `nonlocal(mode=gaussian)` | 7 | 8 | 9 |\n"
+        "| block | size | passes | ms | time ratio | MB |\n| --- | --- | --- | ---: | ---: | ---: |\n"
+        "| `nonlocal` | s | f | 1 | 2 | 3 |\n| `criss_cross` | s | f | 4 | 5 | 6 |\n"
+        "| `nonlocal(mode=gaussian)` | s | f | 7 | 8 | 9 |\n"
     )
     found = _catalogue.measured_costs(tmp_path)
-    assert set(found) == {"nonlocal", "criss_cross"}
-    table = found["nonlocal"].partition("\n\n")[2]
-    assert table.splitlines()[0] == "| block | ms | MB |"
-    assert table.splitlines()[2:] == ["| `nonlocal` | 1 | 3 |", "| `nonlocal(mode=gaussian)` | 7 | 9 |"]
-    assert "by `command`: a machine:" in found["nonlocal"]
+    assert {name: len(texts) for name, texts in found.items()} == {"cbam": 1, "nonlocal": 2, "criss_cross": 1}
+    assert found["cbam"][0].startswith("A forward pass takes 1.5 GFLOPs and 2.5 MB (")
+    assert found["cbam"][0].endswith("by `counter`: one map.")
+    intro, table = found["nonlocal"][1].split("\n\n")
+    assert table.splitlines()[:2] == ["| block | size | passes | ms | MB |", "| --- | --- | --- | ---: | ---: |"]
+    assert table.splitlines()[2:] == ["| `nonlocal` | s | f | 1 | 3 |", "| `nonlocal(mode=gaussian)` | s | f | 7 | 9 |"]
+    assert intro.endswith("by `command`: a machine:")

@@ -31,7 +31,7 @@ _ATTENDS = {
 }
 
 LETTERS = "index.md#letters"
-MEASURED = "../../benchmarks/results/blocks-cpu.md"
+MEASURED = "../../benchmarks/results"
 _LETTERS = """
 - x is the input and y the output; x_i is the vector of C channels at position i. i asks, j is asked.
 - N positions of an H × W map, C channels, D channels of queries and keys, d those of one head, h heads, K bases, nodes,
@@ -107,20 +107,19 @@ def page(name: str) -> str:
     return _page(info, picture[:-1], (), markdown=False).replace("`", "")
 
 
-def document(name: str, measured: Mapping[str, str]) -> tuple[str, Pattern | None]:
+def document(name: str, measured: Mapping[str, Sequence[str]]) -> tuple[str, Pattern | None]:
     """All about one block as Markdown, and what its picture shows, for which the page has a place.
 
     Args:
         name: The block.
-        measured: What was measured of blocks, as Markdown; see :func:`measured_costs`.
+        measured: What was measured of blocks; see :func:`measured_costs`.
     """
     info = block_info(name)
     seen = pattern_of(info)
     picture = [] if seen is None else [seen.words()]
     if seen is not None and seen.marked:
         picture = [f"![{seen.words()}]({info.name}.svg)", "", seen.words()]
-    costs = [measured[info.name]] if info.name in measured else []
-    return _page(info, picture, costs, markdown=True), seen
+    return _page(info, picture, measured.get(info.name, ()), markdown=True), seen
 
 
 def _page(info: BlockInfo, picture: Sequence[str], costs: Sequence[str], *, markdown: bool) -> str:
@@ -202,24 +201,39 @@ def documents(root: Path) -> dict[Path, str]:
     return written
 
 
-def measured_costs(root: Path) -> dict[str, str]:
-    """Of the blocks that benchmarks/blocks.py measured, what it found, as Markdown: block -> table."""
-    path = root / "benchmarks" / "results" / "blocks-cpu.md"
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    head, rule, *rows = (_cells(line) for line in text.splitlines() if line.startswith("|"))
+def measured_costs(root: Path) -> dict[str, list[str]]:
+    """What benchmarks/costs.py and benchmarks/blocks.py measured, as paragraphs of Markdown: block -> its own."""
+    found: dict[str, list[str]] = {}
+    _, rows, how = _measured(root, "costs-cpu.md")
+    for name, flops, memory in rows:
+        text = f"A forward pass takes {flops} GFLOPs and {memory} MB ([counted]({MEASURED}/costs-cpu.md)), by {how}."
+        found[name.strip("`")] = [text]
+    head, rows, how = _measured(root, "blocks-cpu.md")
     ratios = [n for n, title in enumerate(head) if "ratio" in title]
-    how = text.split("\n\n")[1].partition(". Time")[0]
-    intro = f"Time and memory beside the plain definition, all weights and a product ([how]({MEASURED})), by {how}:"
-    found: dict[str, list[list[str]]] = {}
-    for row in rows:
-        found.setdefault(re.split(r"[`(]", row[0])[1], []).append(row)
-    return {name: f"{intro}\n\n{_without(ratios, [head, rule, *rows])}" for name, rows in found.items()}
+    beside = "Time and memory beside the plain definition, all weights and a product"
+    for name in dict.fromkeys(_block_of(row) for row in rows):
+        table = _without(ratios, [*_heads(head), *(row for row in rows if _block_of(row) == name)])
+        found.setdefault(name, []).append(f"{beside} ([how]({MEASURED}/blocks-cpu.md)), by {how}:\n\n{table}")
+    return found
 
 
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def _measured(root: Path, name: str) -> tuple[list[str], list[list[str]], str]:
+    """Head and rows of a table that a benchmark wrote, and the command, machine and sizes that stand above it."""
+    path = root / "benchmarks" / "results" / name
+    if not path.exists():
+        return [], [], ""
+    text = path.read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return lines[0], lines[2:], re.split(r"\. (?:Time|A multiply)", text.split("\n\n")[1])[0]
+
+
+def _block_of(row: Sequence[str]) -> str:
+    return re.split(r"[`(]", row[0])[1]
+
+
+def _heads(titles: Sequence[str]) -> list[list[str]]:
+    """The first two lines of a table as Markdown; what follows the sizes and passes are numbers."""
+    return [[*titles], ["---" if n < 3 else "---:" for n in range(len(titles))]]
 
 
 def _without(columns: Sequence[int], rows: Sequence[Sequence[str]]) -> str:
