@@ -43,10 +43,12 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str | int | f
 def significant(value: float, digits: int = 3) -> str:
     """``value`` with ``digits`` significant digits and never an exponent.
 
-    >>> [significant(x) for x in (0.0000164, 0.1, 9.6637, 131.9, 12345.6, 0)]
+    >>> [significant(x) for x in (0.0000164, 0.1, 9.6637, 131.9, 12345.6, -0.0)]
     ['0.0000164', '0.100', '9.66', '132', '12300', '0']
     """
-    if value == 0 or not math.isfinite(value):
+    if value == 0:
+        return "0"  # minus nothing too
+    if not math.isfinite(value):
         return f"{value:g}"
     places = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)

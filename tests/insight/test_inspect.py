@@ -36,6 +36,14 @@ def bare():
 def nothing():
     return 3
 
+def named():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), create_block("local_attention", 8, zero_init=False), create_block("nonlocal", 8),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+    nn.init.constant_(network[5].bias[:1], 50)  # the same class for all images
+    return network
+
 def broken():
     network = build()
     nn.init.constant_(network[2].bias, float("nan"))
@@ -110,6 +118,28 @@ def test_bare_images_give_a_page_and_pictures(run, home):
     with Image.open(home / "seen" / names[0]) as sheet:
         width = 32 * 8  # the image as often as fills the panel
         assert sheet.size[0] == 5 * width + 4 * 4  # image, map, mean, pairwise, unary
+
+
+def test_blocks_that_do_without_different_things_share_a_page(run, home):
+    """A study's squeeze-and-excitation has no maps; a window's has no two terms."""
+    assert run("study", "--out", "both")[0] == 0
+    page = (home / "both" / "inspect.html").read_text()
+    rows = page.partition('id="verdicts"')[2].partition("</table>")[0].split("<tr>")[2:]
+    assert [row.count(">–</td>") for row in rows] == [0, 5]
+    assert run("--network", "own.py:named", "data/val/images", "--out", "named")[0] == 0
+
+
+def test_few_images_of_one_outcome_leave_a_block_open_unless_it_adds_nothing(run, home):
+    window, start = json.loads(run("--network", "own.py:named", "data/val/images", "--json")[1])
+    assert (window["scores"]["off"], window["verdict"]) == (0, "open")
+    assert (start["scores"]["off"], start["verdict"]) == (0, "off")
+
+
+def test_a_pixel_outside_is_refused_before_anything_is_measured(run, home, monkeypatch):
+    monkeypatch.setattr("lookfar.insight.command.inspect_subject", lambda subject: pytest.fail("measured"))
+    code, _, err = run("study/trials/nonlocal/0", "data/val/images", "--query", "32,0")
+    assert code == 2
+    assert "lies outside" in err
 
 
 def test_a_network_of_ones_own(run, home):

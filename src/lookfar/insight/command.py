@@ -10,7 +10,7 @@ from lookfar._warnings import warnings_as_lines
 from lookfar.cost.sizes import parse_size
 from lookfar.insight.inspecting import Inspected, inspect_subject
 from lookfar.insight.page import write_page
-from lookfar.insight.pictures import write_pictures
+from lookfar.insight.pictures import check_inside, write_pictures
 from lookfar.insight.subjects import find_subjects
 from lookfar.insight.words import lines_of
 
@@ -55,6 +55,8 @@ def inspect_command(
             target, images, data=data, network=network, weights=weights, size=height_width, margin=margin
         )
     found: list[Inspected] = []
+    for subject in subjects:  # before what takes long
+        check_inside(subject, 0, pixels)
     for subject in subjects:
         for one in inspect_subject(subject):
             found.append(one)

@@ -14,6 +14,7 @@ from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics
 from lookfar.diagnostics._undisturbed import undisturbed
 from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.maps import inner_block
+from lookfar.diagnostics.replacing import is_branch
 from lookfar.insight.subjects import Subject
 from lookfar.study.ablations import KINDS, Some, ablations_on
 from lookfar.study.ladder import tell, tell_changes, unlearned
@@ -125,7 +126,7 @@ def _told(
         about["reason"] = reason or found.reasons.get("off", "")  # which the others are held against
         changed = {kind: of.numpy() for kind, of in found.counts.items()}
         shares = {kind: 100 * float(of[:, 1].sum() / of[:, 0].sum()) for kind, of in changed.items()}
-        about["adds"] = now is None or bool((now["contribution"].plain != 0).any())
+        about["adds"] = "off" not in changed or bool(changed["off"][:, 1].any()) or _adds(subject, name)
         return tell_changes(changed, subject.groups, asked, subject.margin, **about), shares, found.reasons
 
     from lookfar.training.evaluation import judge_batch
@@ -149,6 +150,26 @@ def _told(
         higher=task.higher, noun=noun, unlearned=unlearned(task, {0: facts["full"]}), **about,
     )  # fmt: skip
     return told, scores, found.reasons
+
+
+def _adds(subject: Subject, name: str) -> bool:
+    """Whether a block adds anything at all in any of the images; one whose gate stands at zero does not."""
+    module, found = subject.network.get_submodule(name), []
+
+    def look(_: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        before = 0 * inputs[0] if is_branch(module) else inputs[0]
+        found.append(not isinstance(output, Tensor) or not torch.equal(output, before))
+
+    hook = module.register_forward_hook(look)
+    try:
+        with undisturbed(subject.network):
+            for inputs, _ in subject.data.val_batches(BATCH):
+                subject.network(inputs)
+                if any(found):
+                    break
+    finally:
+        hook.remove()
+    return any(found)
 
 
 def _refuse_not_finite(subject: Subject, reasons: Mapping[str, str]) -> None:

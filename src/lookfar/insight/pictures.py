@@ -14,6 +14,7 @@ from lookfar.diagnostics import decompose
 from lookfar.diagnostics.looking import panels
 from lookfar.diagnostics.seeing import Seen, see
 from lookfar.insight.inspecting import Inspected
+from lookfar.insight.subjects import Subject
 from lookfar.insight.two_steps import two_step_map
 from lookfar.study.candidates import slug
 
@@ -32,12 +33,10 @@ def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]
     Raises:
         ValueError: A pixel outside the image.
     """
+    check_inside(one.subject, index, queries)
     data = one.subject.data
     image = data.val[index][0]
     H, W = image.shape[-2:]
-    for x, y in queries:
-        if not (0 <= x < W and 0 <= y < H):
-            raise ValueError(f"--query {x},{y} lies outside the image of {W}×{H} pixels (x,y from 0,0)")
     inputs = data.normalise(image[None])
     seen = next((s for s in see(one.subject.network, inputs) if s.name == one.module), None)
     if seen is None or seen.x is None:
@@ -50,6 +49,14 @@ def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]
         panels(image, maps, (y, x), title.replace("×", "x")).save(path)
         written.append(path)
     return written
+
+
+def check_inside(subject: Subject, index: int, queries: Sequence[tuple[int, int]]) -> None:
+    """Raise a ValueError for a pixel ``(x, y)`` outside an image."""
+    H, W = subject.data.val[index][0].shape[-2:]
+    for x, y in queries:
+        if not (0 <= x < W and 0 <= y < H):
+            raise ValueError(f"--query {x},{y} lies outside the image of {W}×{H} pixels (x,y from 0,0)")
 
 
 def _stem(names: Sequence[str], index: int) -> str:
