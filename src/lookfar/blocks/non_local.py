@@ -44,7 +44,7 @@ _WHY_NOT = {
     paper="Non-local Neural Networks (CVPR 2018)",
     arxiv="1711.07971",
     formula=(
-        r"z_i = x_i + \text{norm}\left(W_z\,\frac{1}{Z} \sum_j f(x_i, x_j)\,g(x_j)\right)",
+        r"y_i = x_i + \text{norm}\left(W_z\,\frac{1}{Z} \sum_j f(x_i, x_j)\,g(x_j)\right)",
         r"f = \exp(x_i^\top x_j), \quad Z = \sum_j f \quad \text{(gaussian)}",
         r"f = \exp(\text{scale} \cdot q_i^\top k_j), \quad Z = \sum_j f \quad \text{(embedded gaussian)}",
         r"f = q_i^\top k_j, \quad Z = M \quad \text{(dot product)}",
@@ -95,7 +95,7 @@ _WHY_NOT = {
 class NonLocal(PairwiseAttention):
     """Adds to every position a weighted sum over all positions, weighted by a function of the two features.
 
-    z_i = x_i + norm(W_z 1/Z sum_j f(x_i, x_j) g(x_j))
+    y_i = x_i + norm(W_z 1/Z sum_j f(x_i, x_j) g(x_j))
     gaussian: f = exp(x_i . x_j), Z = sum_j f
     embedded_gaussian: f = exp(scale q_i . k_j), Z = sum_j f
     dot_product: f = q_i . k_j, Z = M
