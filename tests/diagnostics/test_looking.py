@@ -127,6 +127,8 @@ def test_refused():
     network = network_with("nonlocal")
     with pytest.raises(ValueError, match=r"want an image \(C, H, W\) as the network takes it, got \(2, 3, 20, 24\)"):
         look(network, torch.rand(2, 3, 20, 24), (0, 0))
+    with pytest.raises(ValueError, match=r"want a tensor \(C, H, W\) as the network takes it, got ndarray"):
+        look(network, torch.rand(3, 20, 24).numpy(), (0, 0))
     for at in ((20, 0), (0, -1), (3,)):
         with pytest.raises(ValueError, match=r"want a pixel \(y, x\) of the 20×24 image, got"):
             look(network, torch.rand(3, 20, 24), at)

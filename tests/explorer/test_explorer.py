@@ -167,9 +167,10 @@ def test_an_error_of_one_request_is_not_the_end(server):
     assert ask(server, "start")[0] == 200
 
 
-def test_an_image_that_the_network_cannot_take_gets_a_line(server, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, TypeError])
+def test_an_image_that_the_network_cannot_take_gets_a_line(server, monkeypatch, kind):
     def fail(picture):
-        raise RuntimeError("Given groups=1, expected input[1, 1, 3, 3] to have 3 channels\nand more")
+        raise kind("Given groups=1, expected input[1, 1, 3, 3] to have 3 channels\nand more")
 
     monkeypatch.setattr(server.answers, "subjects", (Subject("broken", network(), fail),))
     status, answer = post(server, coded(picture().image))

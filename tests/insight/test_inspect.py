@@ -13,6 +13,7 @@ from PIL import Image
 
 from lookfar import create_network
 from lookfar.insight import find_subjects, inspect_subject
+from lookfar.insight.subjects import _smaller, of_images
 from lookfar.insight.words import lines_of
 from lookfar.study import Plan, load
 from lookfar.study._files import write_json
@@ -43,6 +44,14 @@ def named():
     )
     nn.init.constant_(network[5].bias[:1], 50)  # the same class for all images
     return network
+
+class Square(nn.Conv2d):
+    def forward(self, x):
+        assert x.shape[2] == x.shape[3], "not square"
+        return super().forward(x)
+
+def square():
+    return nn.Sequential(Square(3, 8, 1), create_block("nonlocal", 8))
 
 def broken():
     network = build()
@@ -135,6 +144,18 @@ def test_few_images_of_one_outcome_leave_a_block_open_unless_it_adds_nothing(run
     assert (start["scores"]["off"], start["verdict"]) == (0, "off")
 
 
+def test_a_large_image_is_said_to_take_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("lookfar.insight.subjects.LARGE", 1000)
+    Image.new("RGB", (400, 200)).save(tmp_path / "large.png")
+    with pytest.warns(UserWarning, match=r"images of 200×400: --size 32x32 takes far less time"):
+        of_images([str(tmp_path / "large.png")])
+    of_images([str(tmp_path / "large.png")], (200, 400))  # asked for: a warning would fail here
+
+
+def test_a_smaller_size_has_the_proportions():
+    assert _smaller((4000, 6000)) == "416x640"
+
+
 def test_a_pixel_outside_is_refused_before_anything_is_measured(run, home, monkeypatch):
     monkeypatch.setattr("lookfar.insight.command.inspect_subject", lambda subject: pytest.fail("measured"))
     code, _, err = run("study/trials/nonlocal/0", "data/val/images", "--query", "32,0")
@@ -168,6 +189,7 @@ def test_a_network_of_ones_own(run, home):
     ("arguments", "said"),
     [
         (["study", "empty"], "no images in the folder empty"),
+        (["--network", "own.py:square", "data/val/images"], "cannot take images (1, 3, 24, 32): AssertionError: not square"),
         (["study", "broken.png"], "cannot read broken.png"),
         (["study", "absent.png"], "no image absent.png"),
         (["study", "light.npy"], "holds float32 numbers, and nothing says which is white"),

@@ -118,6 +118,8 @@ def see(network: nn.Module, image: Tensor) -> list[Seen]:
 
 def see_with_output(network: nn.Module, image: Tensor) -> tuple[list[Seen], Any]:
     """The same, and what the network gave for the image, a batch of one."""
+    if not isinstance(image, Tensor):
+        raise ValueError(f"want a tensor (C, H, W) as the network takes it, got {type(image).__name__}")
     image = image[0] if image.dim() == 4 and len(image) == 1 else image
     if image.dim() != 3:
         raise ValueError(f"want an image (C, H, W) as the network takes it, got {tuple(image.shape)}")

@@ -94,7 +94,8 @@ class Handler(BaseHTTPRequestHandler):
             content, status = _json({"error": str(error)}), error.status
         except ValueError as error:
             content, status = _json({"error": str(error)}), HTTPStatus.BAD_REQUEST
-        except (RuntimeError, MemoryError) as error:  # of a network that cannot take this image
+        # of a network that cannot take this image; timm's assert their size
+        except (AssertionError, RuntimeError, TypeError, MemoryError) as error:
             line = f"the network failed: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
             content, status = _json({"error": line}), HTTPStatus.INTERNAL_SERVER_ERROR
         self.send_response(status)

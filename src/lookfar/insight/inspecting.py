@@ -104,7 +104,7 @@ def _check_it_runs(subject: Subject) -> None:
     try:
         with undisturbed(subject.network):
             output = subject.network(inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm asserts sizes
         raise ValueError(f"{subject.name} cannot take images {tuple(inputs.shape)}: {said(error)}") from None
     if not isinstance(output, Tensor) or output.dim() not in (2, 4):
         raise ValueError(f"{subject.name} gives {type(output).__name__}, want logits (B, K) or (B, K, h, w)")

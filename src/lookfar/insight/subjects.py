@@ -4,6 +4,7 @@ A network comes out of a trial's folder, of a study's, from whatever else :func:
 from a function of the user's own. It is shown the data of its trial, other data, or images alone, which nothing judges.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from lookfar.use.reading import find_images, read_image
 if TYPE_CHECKING:
     from lookfar.tasks import Task
 
+LARGE = 2**22  # pixels, from which on a user is told that work grows with them
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -323,7 +325,10 @@ def of_images(
     images = []
     for file in files:
         image = read_image(file, in_chans, peak=peak)
-        size = size or (image.shape[1], image.shape[2])
+        if size is None:
+            size = (image.shape[1], image.shape[2])
+            if math.prod(size) > LARGE:
+                warnings.warn(f"images of {by_size(size)}: --size {_smaller(size)} takes far less time", stacklevel=2)
         same = tuple(image.shape[1:]) == tuple(size)
         images.append(image if same else TF.resize(image, [*size], antialias=True))
     assert size is not None
@@ -335,6 +340,12 @@ def of_images(
         name="images", train=samples, val=samples, classes=[], in_chans=in_chans, size=tuple(size), mean=mean, std=std,
         question="", labelled=False,
     )  # fmt: skip
+
+
+def _smaller(size: tuple[int, int]) -> str:
+    """A size of about a quarter of a million pixels in the same proportions, in whole strides."""
+    scale = (LARGE / 16 / math.prod(size)) ** 0.5
+    return "x".join(str(max(32 * round(side * scale / 32), 32)) for side in size)
 
 
 def names_of(files: Sequence[Path]) -> list[str]:

@@ -250,7 +250,7 @@ class _Work:
         network, candidate = copy.deepcopy(self.network), Candidate.parse(name)
         try:
             names = put_in(network, self.plan, candidate, self.data, seed, control_parameters=aim, study=self.study)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except (AssertionError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{name} cannot go into {self.plan.host}: {' '.join(str(error).split())}") from error
         network.requires_grad_(False)
         for one in names:

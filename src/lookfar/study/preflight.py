@@ -130,7 +130,7 @@ def preflight(
         network = copy.deepcopy(host)
         try:
             return network, put_in(network, plan, candidate, data, seed=0, control_parameters=control_parameters)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except (AssertionError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(
                 f"{shorten(str(candidate), 40)} cannot go into {plan.host}: {' '.join(str(error).split())}"
             ) from error

@@ -55,7 +55,7 @@ def predict_files(
     for path, name in names.items():
         try:
             _predict_file(opened, path, out, name, options)
-        except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
+        except (AssertionError, ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed[path] = " ".join(str(error).split()) or type(error).__name__
         done(path, failed.get(path, ""))
     return failed
