@@ -189,7 +189,10 @@ def test_a_network_of_ones_own(run, home):
     ("arguments", "said"),
     [
         (["study", "empty"], "no images in the folder empty"),
-        (["--network", "own.py:square", "data/val/images"], "cannot take images (1, 3, 24, 32): AssertionError: not square"),
+        (
+            ["--network", "own.py:square", "data/val/images"],
+            "cannot take images (1, 3, 24, 32): AssertionError: not square",
+        ),
         (["study", "broken.png"], "cannot read broken.png"),
         (["study", "absent.png"], "no image absent.png"),
         (["study", "light.npy"], "holds float32 numbers, and nothing says which is white"),
