@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from lookfar.study.build import build_host, open_plan_data, put_in
 from lookfar.study.candidates import Candidate
 from lookfar.study.plan import trial_folder
 from lookfar.study.report import write_report
+from lookfar.study.rungs import Rung
+from lookfar.study.simpler import Tried
 from lookfar.study.simplified import simplify
 from lookfar.study.simplified_study import write_trial
 from lookfar.tasks import Segmentation
@@ -104,6 +107,14 @@ def test_a_block_that_needs_its_query_is_refused_with_the_number(there, run):
     assert found.tried[-1].loss.low > 10
     assert found.tried[-1].made.errors is not None
     assert found.tried[-1].made.errors.floor > 0.5
+
+
+def test_an_open_loss_is_told_apart_from_the_margin():
+    made = SimpleNamespace(to="average")
+    said = str(Tried(made, Rung("uniform", -0.2, -0.92, 0.52, 0.5, 1134), ""))
+    assert "open: 0.52 lost at most, margin 0.50; about 1 100 images" in said.replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert "open: 0.5001 lost" not in str(Tried(made, Rung("uniform", 0.0, -0.5, 0.5001, 0.5), ""))
+    assert "equivalent: 0.5 lost at most, margin 0.5" in str(Tried(made, Rung("uniform", 0.0, -0.498, 0.498, 0.5), ""))
 
 
 def test_what_was_not_needed_is_written_when_forced(there):

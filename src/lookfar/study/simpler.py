@@ -11,7 +11,8 @@ from lookfar.study.groups import Groups
 from lookfar.study.ladder import tell
 from lookfar.study.rungs import Rung
 from lookfar.study.simplified_study import Made
-from lookfar.study.words import half_width, points, signed
+from lookfar.study.told import rounded
+from lookfar.study.words import half_width, points, signed, thousands
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,8 +62,12 @@ class Tried:
     def __str__(self) -> str:
         loss, to = self.loss, self.made.to
         half = loss.high - loss.loss
-        most = f"{points(max(loss.high, 0.0), half)} lost at most, margin {points(loss.margin, half)}"
-        more = f"; about {loss.images} images would decide" if loss.images else ""
+        lost, margin = max(loss.high, 0.0), loss.margin
+        fine = half  # with as many decimals as tell the two apart, where they are apart
+        while 0 < fine > 1e-3 and lost > margin and points(lost, fine) == points(margin, fine):
+            fine /= 10
+        most = f"{points(lost, fine)} lost at most, margin {points(margin, fine)}"
+        more = f"; about {thousands(rounded(loss.images))} images would decide" if loss.images else ""
         what = {
             "equivalent": f"equivalent: {most}",
             "needed": "the block's own maps are needed" if to != "none" else "the block is needed",

@@ -135,7 +135,7 @@ def _undecided(rungs: Sequence[Rung]) -> str:
     said = []
     for rung in rungs:
         decide = " images would decide" if not any("images" in one for one in said) else ""
-        images = f" (about {thousands(_round(rung.images))}{decide})" if rung.images else ""
+        images = f" (about {thousands(rounded(rung.images))}{decide})" if rung.images else ""
         said.append(f"{PLACES[rung.kind]}{images}")
     return f"undecided {'is' if len(said) == 1 else 'are'} {join(said)}"
 
@@ -147,6 +147,6 @@ def _range(rung: Rung) -> str:
     return signed(rung.loss, half) + (f" [{', '.join(found)}]" if found else " [too wide to show]")
 
 
-def _round(number: int) -> int:
+def rounded(number: int) -> int:
     """Two digits of a number that is known so well."""
     return int(float(f"{number:.1e}"))
