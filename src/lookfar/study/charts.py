@@ -114,19 +114,21 @@ def forest_axis(scale: tuple[float, float]) -> Markup:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate in the scatter: cost, score and its half-width (None where it is not known)."""
+    """A candidate in the scatter: cost, score and its half-width (None where not known); whether its name is drawn."""
 
     name: str
     x: float
     y: float
     half: float | None
     style: Style
+    named: bool = True
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Markup:
     """The score with its interval against a cost; points carry their names, moved aside where names would collide."""
     W, H = 420, 340
     box = left, right, top, bottom = 52, W - 10, 12, H - 44
+    points = sorted(points, key=lambda p: not p.named)  # names are placed beside the first ones
     xs = [p.x for p in points]
     ys = [v for p in points for v in (p.y - (p.half or 0), p.y + (p.half or 0))]
     pad_x = 0.12 * (max(xs) - min(xs)) or 0.2 * max(xs) or 1.0
@@ -144,14 +146,15 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, alt: str) -> Ma
 
     places = [(to_x(p.x), to_y(p.y)) for p in points]
     bars = [(to_y(p.y + (p.half or 0)), to_y(p.y - (p.half or 0))) for p in points]
-    labels = place_labels([p.name for p in points], places, bars, box)
+    labels = place_labels([p.name for p in points if p.named], places, bars, box)
     for (x, y), label in zip(places, labels):
         parts += [draw_line("leader", x, y, *label.near)] if label.far else []
     for p, (x, _), (upper, lower) in zip(points, places, bars):
         parts += [draw_line("bar", x, upper, x, lower, p.style.colour)] if p.half else []
     for p, (x, y) in zip(points, places):
         mark = f'd="{p.style.marker}" fill="{p.style.colour}"'
-        parts.append(f'<path class="mark" transform="translate({x:.1f} {y:.1f})" {mark}/>')
+        title = f"<title>{escape(p.name)}</title>"
+        parts.append(f'<path class="mark" transform="translate({x:.1f} {y:.1f})" {mark}>{title}</path>')
     for p, label in zip(points, labels):
         text = f"<title>{escape(p.name)}</title>{escape(label.text)}"
         parts.append(f'<text class="label" x="{label.x:.1f}" y="{label.y:.1f}">{text}</text>')

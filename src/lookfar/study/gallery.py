@@ -1,6 +1,6 @@
 """The pictures of a report: images, truth, predictions and the explorer, of the seeds that trials have finished."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,9 @@ def _looks(of_seed: Mapping[int, Sample] | None, told: Told | None) -> str:
     return "" if told is not None and told.reason and text == f"No maps: {told.reason}." else text
 
 
-def study_gallery(results: Results, styles: Mapping[str, Style]) -> Gallery:
-    """That of a study: it opens with the middle seed of the best block that has maps."""
-    samples = _samples(results)
+def study_gallery(results: Results, styles: Mapping[str, Style], folded: Collection[str] = ()) -> Gallery:
+    """That of a study: it opens with the middle seed of the best block that has maps; no pictures of the folded."""
+    samples = _samples(results, folded)
     sentences = [
         {
             "name": row.candidate,
@@ -177,11 +177,11 @@ DETAILS = (
 )
 
 
-def _samples(results: Results) -> dict[str, dict[int, Sample]]:
+def _samples(results: Results, folded: Collection[str]) -> dict[str, dict[int, Sample]]:
     """What was kept of each trial that has pictures of the same images, best candidates first."""
     trials: dict[str, list[Trial]] = {s.candidate: [] for s in results.summaries}
     for trial in results.trials:
-        if trial.status == "done":
+        if trial.status == "done" and trial.candidate not in folded:
             trials[trial.candidate].append(trial)
     found: dict[str, dict[int, Sample]] = {}
     same = None

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 CLASSES = 60  # that the page shows one by one
+OPEN = (
+    20  # blocks that the page shows at once, the best ones; of the others it has the numbers, folded, and no pictures
+)
 LIMIT = 4_800_000  # bytes: below 5 MB, so that it can be mailed
 
 
@@ -71,7 +74,7 @@ def write_report(folder: str | Path) -> Path:
 def render(results: Results) -> str:
     """The report as text."""
     text = _View(results)
-    return fill("report.html.j2", study_gallery(results, text.styles), vars(text))
+    return fill("report.html.j2", study_gallery(results, text.styles, text.folded), vars(text))
 
 
 def fill(template: str, shown: Gallery, values: Mapping[str, Any]) -> str:
@@ -164,6 +167,7 @@ class _View:
         self.question = str(of_data.get("question") or of_data.get("task") or "")  # earlier versions called it task
         names = list(dict.fromkeys(t.candidate for t in results.trials))
         self.styles = charts.styles(names)
+        self.folded = folded([s.candidate for s in results.summaries])
         self.answer = answer(results)
         self.shorts = short_names(names)
         self.longest = max(len(part) for name in self.shorts.values() for part in re.split(r"(?=[(@])", name))
@@ -188,7 +192,8 @@ class _View:
         self.also = self._also()
         self.one_seed = self.plan.seeds == 1
         self.intervals = intervals(results)
-        metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in results.trials}
+        drawn_of = [t for t in results.trials if t.candidate not in self.folded]
+        metrics = {t: _metrics(Path(t.folder) / "metrics.jsonl") for t in drawn_of}
         self.curves = self._curves(metrics)
         self.states = self._states(metrics)
         self.latency = str(results.latency)
@@ -223,7 +228,8 @@ class _View:
             if s.score and cost is not None:
                 name, style = self.shorts[s.candidate], self.styles[s.candidate]
                 half = s.score.half if s.score.half <= WIDEST else None
-                found.append(charts.Point(name, cost / unit, s.score.mean, half, style))
+                named = s.candidate not in self.folded
+                found.append(charts.Point(name, cost / unit, s.score.mean, half, style, named))
         if len(found) < 2:
             return None
         words = self.results.task.words
@@ -233,8 +239,12 @@ class _View:
         return charts.scatter(found, title, f"{words.title} (± 95 %)", alt)
 
     def _curves(self, metrics: dict[Trial, list[dict[str, Any]]]) -> list[tuple[Summary, charts.Style, Any]]:
+        own: dict[str, list[list[dict[str, Any]]]] = {}
+        for trial, records in metrics.items():
+            own.setdefault(trial.candidate, []).append(records)
+
         def lines(name: str, of: Any) -> list[Line]:
-            found = [[p for record in m if (p := of(record))] for t, m in metrics.items() if t.candidate == name]
+            found = [[p for record in m if (p := of(record))] for m in own.get(name, ())]
             return [thin(line) for line in found if line]
 
         task = self.results.task
@@ -315,7 +325,7 @@ class _View:
         """A matrix and its largest confusions for each candidate."""
         found = []
         for s in self.class_columns:
-            matrix = self.results.confusion(s.candidate)
+            matrix = None if s.candidate in self.folded else self.results.confusion(s.candidate)
             if matrix is None:
                 continue
             names = [of.name for of in self.results.by_class]
@@ -325,6 +335,16 @@ class _View:
             picture = confusion(*most_confused(matrix, names), f"confusion matrix of {s.candidate}. {said}")
             found.append((s, self.styles[s.candidate], picture, said))
         return found
+
+
+def folded(best_first: Sequence[str]) -> frozenset[str]:
+    """Candidates beyond those that the page shows at once.
+
+    >>> len(folded(["baseline", *(f"cbam(reduction={k})" for k in range(1, 24))]))
+    3
+    """
+    blocks = [name for name in best_first if not is_reference(name)]
+    return frozenset(blocks[OPEN:])
 
 
 def _most_different(
