@@ -45,6 +45,14 @@ def named():
     nn.init.constant_(network[5].bias[:1], 50)  # the same class for all images
     return network
 
+def strided():
+    network = build()
+    network[2] = nn.Conv2d(8, 2, 1)
+    return network
+
+def brought_up():
+    return nn.Sequential(*strided(), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+
 class Square(nn.Conv2d):
     def forward(self, x):
         assert x.shape[2] == x.shape[3], "not square"
@@ -142,6 +150,18 @@ def test_few_images_of_one_outcome_leave_a_block_open_unless_it_adds_nothing(run
     window, start = json.loads(run("--network", "own.py:named", "data/val/images", "--json")[1])
     assert (window["scores"]["off"], window["verdict"]) == (0, "open")
     assert (start["scores"]["off"], start["verdict"]) == (0, "off")
+
+
+def test_logits_of_a_stride_are_judged_at_the_size_of_the_masks(run, home):
+    """As those of a network that ends in its last feature map: the same numbers as where it brings them up itself."""
+    found = {}
+    for name in ("strided", "brought_up"):
+        code, out, err = run("--network", f"own.py:{name}", "--data", "data", "--out", name, "--json")
+        assert code == 0, err
+        (found[name],) = json.loads(out)
+        assert "What it predicts" in (home / name / "inspect.html").read_text()
+    for kind, score in found["strided"]["scores"].items():
+        assert score == pytest.approx(found["brought_up"]["scores"][kind], abs=1e-6), kind
 
 
 def test_a_large_image_is_said_to_take_time(tmp_path, monkeypatch):

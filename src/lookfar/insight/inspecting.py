@@ -132,7 +132,10 @@ def _told(
     from lookfar.training.evaluation import judge_batch
 
     def judge(output: Tensor, targets: Tensor, numbers: range) -> list[np.ndarray]:
-        judged = judge_batch(task, output, targets, data, numbers, subject.score, data.val)
+        if output.dim() == 4 and subject.score == "resized" and output.shape[-2:] != targets.shape[-2:]:
+            judged = task.judge(output, iter(targets))  # each at the size of its mask
+        else:
+            judged = judge_batch(task, output, targets, data, numbers, subject.score, data.val)
         return [*task.facts({key: of.cpu().numpy() for key, of in judged.items()})]
 
     options = {"judge": judge, "predict": lambda output: output}

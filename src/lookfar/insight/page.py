@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,17 +22,27 @@ from lookfar.study.report import fill
 from lookfar.study.text import ABLATED
 from lookfar.study.words import counted, ends, join, points, signed, three
 
+if TYPE_CHECKING:
+    from lookfar.tasks import Task
+
 IMAGES = 12  # of the page
 
 
 class _Seen:
-    """What a page shows of an image that nothing judges: the largest logit of every pixel, or of the image."""
+    """What a page shows of an image: as its task does, or without one the largest logit of every pixel or image.
+
+    Logits on a coarser map are brought to the image's size first.
+    """
+
+    def __init__(self, task: "Task | None") -> None:
+        self.task = task
 
     def show(self, output: Tensor, target: Tensor) -> tuple[Tensor | str, Tensor | str]:
-        if output.dim() != 3:
-            return "", str(int(output.argmax(0)))
-        sized = F.interpolate(output[None].float(), target.shape[-2:], mode="bilinear", align_corners=False)[0]
-        return target, sized.argmax(0)
+        if output.dim() == 3 and target.dim() == 2 and output.shape[-2:] != target.shape:
+            output = F.interpolate(output[None].float(), target.shape, mode="bilinear", align_corners=False)[0]
+        if self.task is not None:
+            return self.task.show(output, target)
+        return (target, output.argmax(0)) if output.dim() == 3 else ("", str(int(output.argmax(0))))
 
 
 def write_page(found: Sequence[Inspected], path: Path, command: str) -> None:
@@ -65,7 +75,7 @@ def _samples(one: Inspected) -> dict[str, Any] | None:
     indices = choose_images(len(data.val), IMAGES)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "samples.npz"
-        collect_samples(subject.network, one.module, data, subject.task or _Seen(), indices, path)
+        collect_samples(subject.network, one.module, data, _Seen(subject.task), indices, path)
         found = load_samples(Path(folder))
         return None if found is None else named(found, data.classes)
 
