@@ -53,6 +53,13 @@ def strided():
 def brought_up():
     return nn.Sequential(*strided(), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
 
+class Wrapped(nn.Sequential):
+    def forward(self, x):
+        return {"out": super().forward(x)}
+
+def wrapped():
+    return Wrapped(*build())
+
 class Square(nn.Conv2d):
     def forward(self, x):
         assert x.shape[2] == x.shape[3], "not square"
@@ -209,6 +216,7 @@ def test_a_network_of_ones_own(run, home):
     ("arguments", "said"),
     [
         (["study", "empty"], "no images in the folder empty"),
+        (["--network", "own.py:wrapped", "data/val/images"], "gives dict, want logits (B, K) or (B, K, h, w): give a"),
         (
             ["--network", "own.py:square", "data/val/images"],
             "cannot take images (1, 3, 24, 32): AssertionError: not square",

@@ -107,7 +107,10 @@ def _check_it_runs(subject: Subject) -> None:
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm asserts sizes
         raise ValueError(f"{subject.name} cannot take images {tuple(inputs.shape)}: {said(error)}") from None
     if not isinstance(output, Tensor) or output.dim() not in (2, 4):
-        raise ValueError(f"{subject.name} gives {type(output).__name__}, want logits (B, K) or (B, K, h, w)")
+        # as networks of transformers and of torchvision do
+        part = ".logits" if hasattr(output, "logits") else "['out']" if isinstance(output, dict) else ""
+        cure = f": give a network that returns its {part}" if part else ""
+        raise ValueError(f"{subject.name} gives {type(output).__name__}, want logits (B, K) or (B, K, h, w){cure}")
     K = output.shape[1]
     if subject.task is not None and len(subject.data.classes) != K:
         raise ValueError(f"{subject.name} has {K} classes, the data {len(subject.data.classes)}")
