@@ -98,7 +98,7 @@ oracles: $(VENV)-oracles/.made ## Set up .venv-oracles: .venv with mmsegmentatio
 test-oracles: $(VENV)-oracles/.made ## Compare networks with mmsegmentation's own
 	@$(VENV)-oracles/bin/python $(PYTEST) -m oracle tests/oracles
 
-bench: $(VENV)-oracles/.made ## Time our blocks beside mmcv's, mmsegmentation's, timm's and plain PyTorch; writes docs/performance.md; half an hour
+bench: $(VENV)-oracles/.made ## Time our blocks beside mmcv's, mmsegmentation's, timm's and plain PyTorch; writes docs/performance.md; hours, a second run adds what is missing
 	@$(VENV)-oracles/bin/python benchmarks/peers.py
 
 bench-gpu: $(VENV)/.dev ## Every context block on a GPU against the CPU, attention beside the card's rate; at most eight minutes

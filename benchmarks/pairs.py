@@ -56,6 +56,7 @@ class Pair:
         options: Options of ours that go with the channels.
         translate: Makes our state dict of the peer's, where the block does not know its names.
         weights: How many matrices of N x N weights the peer holds for a map.
+        dims: Axes of the map.
     """
 
     ours: str
@@ -64,6 +65,7 @@ class Pair:
     options: Callable[[int], dict[str, Any]] = lambda channels: {}
     translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state
     weights: float = 0
+    dims: int = 2
 
     @property
     def missing(self) -> str:
@@ -306,6 +308,14 @@ def equal(channels: int) -> tuple[int, int]:
 
 PAIRS = [
     Pair("nonlocal(norm_layer=None)", "mmcv NonLocal2d", _mmcv("NonLocal2d"), weights=1),
+    Pair("nonlocal(norm_layer=None, dims=3)", "mmcv NonLocal3d", _mmcv("NonLocal3d"), weights=1, dims=3),
+    Pair(
+        "nonlocal(subsample=2, norm_layer=None, dims=3)",
+        "mmcv NonLocal3d, sub-sampled",
+        _mmcv("NonLocal3d", sub_sample=True),
+        weights=0.25,
+        dims=3,
+    ),
     Pair(
         "nonlocal(reduction=8)",
         "timm NonLocalAttn",

@@ -1,21 +1,24 @@
 """Our blocks beside what one would pick instead, in one run: time, peak memory, and their ratios.
 
     make bench
-    python benchmarks/peers.py --only position_attention --sizes 97x97
+    python benchmarks/peers.py --only position_attention --sizes 97x97 --modes float32,bfloat16
 
 A pair is measured only after both had the same weights, the same output and the same gradient of the input. They are
-timed in turn, round by round, by the processor time of one thread, with cold caches; the ratio of each round is peer /
-ours, so above 1 is ours. A run of everything, or one with ``--update``, writes benchmarks/results/DEVICE.json and
-docs/performance.md.
+timed in turn, round by round, by the processor time of one thread (with two threads by the clock on the wall), with
+cold caches; the ratio of each round is peer / ours, so above 1 is ours. Every row is written as it is measured, to
+benchmarks/results/DEVICE.json and docs/performance.md, and a second run adds what is missing; ``--again`` measures
+anew what is chosen.
 """
 
 import argparse
 import copy
+import itertools
 import json
+import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,22 @@ from lookfar.cost import keep_pages, measure_in_turn, peak_memory
 from lookfar.cost.measure import Inputs, caller
 
 ROOT = Path(__file__).parent.parent
-# what networks of stride 8 give for Cityscapes' crops, half a full frame, and ImageNet at stride 16
-SIZES = {(65, 65): 512, (97, 97): 256, (128, 256): 64, (14, 14): 1024}
+# what networks of stride 8 give for Cityscapes' crops and full frames, ImageNet at stride 16, a clip
+SIZES: list[tuple[tuple[int, ...], int]] = [
+    ((97, 97), 256),
+    ((65, 65), 512),
+    ((14, 14), 1024),
+    ((97, 97), 512),
+    ((128, 256), 64),
+    ((4, 28, 28), 256),
+]
+MODES = {
+    "float32": "float32, one thread",
+    "bfloat16": "bfloat16, one thread",
+    "channels_last": "float32 in channels_last, one thread",
+    "threads2": "float32, two threads",
+}
+WHENCE = "Reasons are read off the code of both, not measured."
 LARGEST = 6e9  # bytes that a peer's weights of all pairs may take, six copies of them in a training step
 
 
@@ -44,7 +61,7 @@ def same(pair: Pair) -> None:
     try:
         ours, peer = (module.double() for module in pair.create(64))
         for training in (False, True):
-            x = torch.randn(2, 64, 17, 22)
+            x = torch.randn(2, 64, *(17, 22) if pair.dims == 2 else (3, 9, 10))
             (y, dx), (want, dwant) = (_both(module.train(training), x) for module in (ours, peer))
             for what, a, b in (("output", y, want), ("gradient", dx, dwant)):
                 off = (a - b).abs().max() / b.abs().max()
@@ -62,29 +79,41 @@ def _both(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), dx
 
 
-def fits(pair: Pair, size: tuple[int, int], backward: bool) -> bool:
-    positions = size[0] * size[1]
-    return 6 * pair.weights * positions**2 * 4 * (2 if backward else 1) <= LARGEST
+def fits(pair: Pair, size: tuple[int, ...], backward: bool) -> bool:
+    return 6 * pair.weights * math.prod(size) ** 2 * 4 * (2 if backward else 1) <= LARGEST
 
 
-def measure(pair: Pair, size: tuple[int, int], channels: int, backward: bool, change: Callable[[Any], Any]) -> Any:
+def changed(t: Any, mode: str, device: str) -> Any:
+    """A module or a map as the mode has it."""
+    t = t.to(device, torch.bfloat16 if mode == "bfloat16" else torch.float32)
+    if mode != "channels_last":
+        return t
+    video = any(p.dim() == 5 for p in (t.parameters() if isinstance(t, nn.Module) else [t]))
+    return t.to(memory_format=torch.channels_last_3d if video else torch.channels_last)
+
+
+def measure(pair: Pair, size: tuple[int, ...], channels: int, backward: bool, mode: str, device: str) -> Any:
     """A row: times of each round, peak memory."""
-    ours, peer = map(change, pair.create(channels))
+    ours, peer = (changed(module, mode, device) for module in pair.create(channels))
     modules: dict[str, nn.Module] = {"ours": ours, "peer": peer}
     batch = 2 if backward else 1  # a BatchNorm behind a pooling to one position does not train on one
-    x = change(torch.randn(batch, channels, *size))
+    x = changed(torch.randn(batch, channels, *size), mode, device)
     memory, begin = [], time.process_time()
     for module in modules.values():
         call = caller(copy.deepcopy(module).train(backward), Inputs((x,)), backward=backward)
         memory.append(peak_memory(call, x.device))
     long = time.process_time() - begin > 1
-    times = measure_in_turn(modules, x, backward=backward, rounds=3 if long else 7, warm_up=not long, budget=0.5)
+    if mode == "threads2":
+        times = on_threads(modules, x, backward, 2, 3 if long else 7)
+    else:
+        times = measure_in_turn(modules, x, backward=backward, rounds=3 if long else 7, warm_up=not long, budget=0.5)
     return {
         "ours": pair.ours,
         "peer": pair.peer,
         "size": list(size),
         "channels": channels,
         "passes": "both" if backward else "forward",
+        "mode": mode,
         "ms": times["ours"],
         "peer_ms": times["peer"],
         "mb": memory[0] / 1e6,
@@ -92,91 +121,108 @@ def measure(pair: Pair, size: tuple[int, int], channels: int, backward: bool, ch
     }
 
 
+def on_threads(
+    modules: dict[str, nn.Module], x: Tensor, backward: bool, threads: int, rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds by the clock, in turn, one number a round: the fastest of up to three calls."""
+    calls = {
+        name: caller(copy.deepcopy(module).train(backward), Inputs((x,)), backward=backward)
+        for name, module in modules.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number in range(rounds + 1):
+            for name in reversed(calls) if number % 2 else calls:
+                took: list[float] = []
+                while len(took) < 3 and sum(took) < 0.5:
+                    begin = time.perf_counter()
+                    calls[name]()
+                    took.append(time.perf_counter() - begin)
+                times[name].append(1000 * min(took))
+    finally:
+        torch.set_num_threads(before)
+    return {name: found[1:] for name, found in times.items()}  # the first round warms up
+
+
 def ratios(row: Any) -> list[float]:
     return sorted(theirs / ours for ours, theirs in zip(row["ms"], row["peer_ms"]))
 
 
-def rows(chosen: list[Pair], sizes: dict[tuple[int, int], int], args: argparse.Namespace) -> Iterator[Any]:
-    dtype = getattr(torch, args.dtype)
+def rows(
+    chosen: list[Pair], sizes: list[tuple[tuple[int, ...], int]], modes: list[str], known: set[Any], device: str
+) -> Iterator[Any]:
+    """Rows that are not known, the plainest mode first."""
+    checked: set[str] = set()
+    for mode in modes:
+        for (size, channels), pair, backward in itertools.product(sizes, chosen, (False, True)):
+            passes = "both" if backward else "forward"
+            if len(size) != pair.dims or not fits(pair, size, backward):
+                continue
+            if (pair.ours, pair.peer, *size, channels, passes, mode) in known:
+                continue
+            if pair.missing:
+                print(f"{pair.ours}: {pair.missing} is not installed", flush=True)
+                continue
+            if pair.ours + pair.peer not in checked:
+                same(pair)
+                checked.add(pair.ours + pair.peer)
+            try:
+                row = measure(pair, size, channels, backward, mode, device)
+            except (RuntimeError, NotImplementedError) as error:  # not every peer runs in bfloat16
+                print(f"{pair.ours} | {pair.peer} | {mode}: {str(error).splitlines()[0]}", flush=True)
+                continue
+            r = ratios(row)
+            print(
+                f"{pair.ours} | {pair.peer} | {_times(size)}, {channels} | {passes} | {mode} | "
+                f"{min(row['ms']):.2f} ms | {statistics.median(r):.2f} ({r[0]:.2f} to {r[-1]:.2f}) | "
+                f"{row['mb']:.1f} MB | {row['peer_mb'] / max(row['mb'], 1e-6):.2f}",
+                flush=True,
+            )
+            yield row
 
-    def change(t: Any) -> Any:
-        t = t.to(args.device, dtype)
-        return t.to(memory_format=torch.channels_last) if args.channels_last else t
 
-    for pair in chosen:
-        if pair.missing:
-            print(f"{pair.ours}: {pair.missing} is not installed", flush=True)
-            continue
-        same(pair)
-        for size, channels in sizes.items():
-            for backward in (False, True):
-                if not fits(pair, size, backward):
-                    continue
-                row = measure(pair, size, channels, backward, change)
-                r = ratios(row)
-                print(
-                    f"{pair.ours} | {pair.peer} | {size[0]}x{size[1]}, {channels} | {row['passes']} | "
-                    f"{min(row['ms']):.2f} ms | {statistics.median(r):.2f} ({r[0]:.2f} to {r[-1]:.2f}) | "
-                    f"{row['mb']:.1f} MB | {row['peer_mb'] / max(row['mb'], 1e-6):.2f}",
-                    flush=True,
-                )
-                yield row
+def _times(size: Any) -> str:
+    return "×".join(map(str, size))
 
 
 def document(found: list[Any], head: str) -> str:
     """docs/performance.md."""
-    parts: list[str] = []
-    below: list[str] = []
-    for (h, w), channels in SIZES.items():
+    parts, below = [], []
+    for (mode, about), (size, channels) in itertools.product(MODES.items(), SIZES):
+        title = f"## {_times(size)}, {channels} channels, {about}"
+        here = [r for r in found if (r["size"], r["channels"], r["mode"]) == ([*size], channels, mode)]
         lines = []
-        for row in found:
-            if row["size"] != [h, w] or row["channels"] != channels:
-                continue
+        for row in here:
             r, memory = ratios(row), row["peer_mb"] / row["mb"]
+            time_, reach = statistics.median(r), f"{r[0]:.2f} to {r[-1]:.2f}"
             lines.append(
-                (
-                    f"`{row['ours']}`", row["peer"], row["passes"], min(row["ms"]), statistics.median(r),
-                    f"{r[0]:.2f} to {r[-1]:.2f}", row["mb"], memory,
-                )
-            )  # fmt: skip
-            lost = [
-                what
-                for what, ratio in (("time", round(statistics.median(r), 2)), ("memory", round(memory, 2)))
-                if ratio < 1
-            ]
+                (f"`{row['ours']}`", row["peer"], row["passes"], min(row["ms"]), time_, reach, row["mb"], memory)
+            )
+            lost = [f"{what} {n:.2f}" for what, n in (("time", time_), ("memory", memory)) if round(n, 2) < 1]
             if lost:
+                over = f", {reach} over the rounds" if round(time_, 2) < 1 else ""
+                where = f"{_times(size)}, {channels} channels, {about}, {row['passes']}"
                 reason = WHY.get(row["peer"], "")
-                reach = f", {r[0]:.2f} to {r[-1]:.2f} over the rounds" if "time" in lost else ""
-                numbers = " and ".join(
-                    f"{what} {statistics.median(r) if what == 'time' else memory:.2f}" for what in lost
-                )
-                below.append(
-                    f"- `{row['ours']}` beside {row['peer']}, {h}×{w}, {row['passes']}: {numbers}{reach}. {reason}"
-                )
-        if not lines:
-            parts.append(f"## {h}×{w}, {channels} channels\n\nNot measured in this run.")
-            continue
-        table = markdown_table(["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"], lines)
-        parts.append(f"## {h}×{w}, {channels} channels\n\n{table}")
+                below.append(f"- `{row['ours']}` beside {row['peer']}, {where}: {' and '.join(lost)}{over}. {reason}")
+        columns = ["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"]
+        parts.append(f"{title}\n\n{markdown_table(columns, lines) if lines else 'Not measured yet.'}")
     ends = "\n".join(line.rstrip() for line in below) or "None."
-    return (
-        "\n\n".join(
-            [head, *parts, f"## Rows below 1\n\nReasons are read off the code of both, not measured.\n\n{ends}"]
-        )
-        + "\n"
-    )
+    last = f"## Rows below 1\n\n{WHENCE}\n\n{ends}"
+    return "\n\n".join([head, *parts, last]) + "\n"
 
 
 def heading(args: argparse.Namespace) -> str:
     return f"""# Speed and memory beside other libraries
 
-`make bench` writes this page: {machine(args.device)}, one thread, torch {torch.__version__}, float32. Each pair had the
-same weights, the same output and the same gradient before it was measured. Time is the processor time of a call with
-cold caches, taken in turn with the peer's; `ms` is our fastest round, `time` the median over rounds of peer / ours, so
-above 1 is ours, `range` its least and largest. `memory` is the ratio of exact peak memories beyond parameters and input
-(docs/cost.md). `forward` is one image in evaluation, `both` a forward and a backward pass of two images in training. A
-peer whose weights of all pairs of positions would not fit into the memory has no row; other rows that are not here were
-not measured yet (`python benchmarks/peers.py --update --sizes 97x97` adds some).
+`make bench` writes this page: {machine(args.device)}, torch {torch.__version__}. Each pair had the same weights, the
+same output and the same gradient before it was measured. Time is the processor time of a call with cold caches (with
+two threads the time on the wall), taken in turn with the peer's; `ms` is our fastest round, `time` the median over
+rounds of peer / ours, so above 1 is ours, `range` its least and largest. `memory` is the ratio of exact peak memories
+beyond parameters and input (docs/cost.md). `forward` is one image in evaluation, `both` a forward and a backward pass
+of two images in training. A peer whose weights of all pairs of positions would not fit into the memory has no row;
+other rows that are not here were not measured yet: the same command adds them.
 
 It has never run on a GPU: `make bench-gpu` is there for whoever has one."""
 
@@ -185,10 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="pairs whose text holds one of these, divided by |")
     parser.add_argument("--sizes", default="", help="as in 97x97,65x65")
+    parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--update", action="store_true", help="put these rows into the files, beside those of before")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
     args = parser.parse_args()
 
     warnings.simplefilter("ignore")
@@ -196,18 +242,26 @@ def main() -> None:
     words = [word for word in args.only.split("|") if word]
     chosen = [p for p in PAIRS if not words or any(word in f"{p.ours} {p.peer}" for word in words)]
     wanted = [tuple(map(int, s.split("x"))) for s in args.sizes.split(",") if s]
-    sizes = {size: channels for size, channels in SIZES.items() if not wanted or size in wanted}
-    plain = args.dtype == "float32" and not args.channels_last
-    keep = plain and (args.update or not (words or wanted))
+    sizes = [(size, channels) for size, channels in SIZES if not wanted or size in wanted]
     file = ROOT / f"benchmarks/results/{args.device}.json"
-    old = json.loads(file.read_text())["rows"] if args.update and file.exists() else []
-    found = {_key(row): row for row in old}
-    for row in rows(chosen, sizes, args):
+    found = {_key(row): row for row in stored(file, args.device)}
+    known = set() if args.again or args.dry else {*found}
+    for row in rows(chosen, sizes, args.modes.split(","), known, args.device):
         found[_key(row)] = row
-        if keep:  # as it goes: a run that is ended leaves its rows
+        if not args.dry:  # as it goes: a run that is ended leaves its rows
             write(file, list(found.values()), args)
-    if keep and found:
+    if not args.dry:
         write(file, list(found.values()), args)
+
+
+def stored(file: Path, device: str) -> list[Any]:
+    """Rows of runs before on this machine."""
+    if not file.exists():
+        return []
+    old = json.loads(file.read_text())
+    if (old["machine"], old["torch"]) != (machine(device), torch.__version__):
+        raise SystemExit(f"{file} is of {old['machine']}, torch {old['torch']}: move it away to measure here")
+    return [{"mode": "float32", **row} for row in old["rows"]]
 
 
 def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
@@ -221,7 +275,7 @@ def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
 
 
 def _key(row: Any) -> tuple[Any, ...]:
-    return row["ours"], row["peer"], *row["size"], row["channels"], row["passes"]
+    return row["ours"], row["peer"], *row["size"], row["channels"], row["passes"], row["mode"]
 
 
 if __name__ == "__main__":

@@ -88,10 +88,16 @@ def test_a_tile_with_larger_logits_than_those_before(small_blocks):
     ("widths", "path"), [((32, 256), "tiles"), ((64, 512), "tiles"), ((256, 128), "tiles"), ((128, 128), "fused")]
 )
 def test_tiles_are_for_widths_that_differ(widths, path, monkeypatch):
+    q, k, v = tokens((1, 1, 5, 6, *widths), torch.float32)
+    want = embedded_gaussian_reference(q, k, v)
     called = []
     for name in gaussian_module.PATHS:
         monkeypatch.setitem(gaussian_module.PATHS, name, lambda *_, name=name: called.append(name))
-    embedded_gaussian(*tokens((1, 1, 5, 6, *widths), torch.float32))
+    assert torch.equal(embedded_gaussian(q, k, v), want)  # few weights: the definition itself
+    assert called == []
+    monkeypatch.setitem(tiles.LIMITS, "rows", 4)
+    monkeypatch.setitem(tiles.LIMITS, "keys", 5)
+    embedded_gaussian(q, k, v)
     assert called == [path]
 
 

@@ -178,6 +178,13 @@ def added(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x + y if keeps_input(block) else match_format(y.to(x.dtype).expand_as(x), x)
 
 
+def added_gated(block: nn.Module, x: Tensor, gamma: nn.Parameter | None, y: Tensor) -> Tensor:
+    """:func:`added` of :func:`gated`, without a map for the product where the precisions allow it."""
+    if gamma is not None and keeps_input(block) and x.dtype == y.dtype == gamma.dtype:
+        return torch.addcmul(x, gamma, y)
+    return added(block, x, gated(gamma, y).to(x.dtype))
+
+
 def keeps_input(block: nn.Module) -> bool:
     """Whether a block adds its input, see :func:`added`."""
     return bool(getattr(block, "residual", True))

@@ -12,8 +12,9 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from lookfar._options import divides
-from lookfar.blocks._layers import added, gated, max_pool, normed, pooled_size, wide
+from lookfar.blocks._layers import added_gated, max_pool, normed, pooled_size, wide
 from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._pointwise import convolved_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
 
@@ -130,6 +131,12 @@ class QueryKeyValue(nn.Module):
         """Part the heads of what a projection gives."""
         return to_tokens(t, self.heads)
 
+    def _apart(self, layer: nn.Module | None, x: Tensor) -> Tensor:
+        """What a projection gives, its heads parted."""
+        if type(self)._split is QueryKeyValue._split:
+            return convolved_tokens(layer, x, self.heads)
+        return self._split(applied(layer, x))
+
     @property
     def _layers(self) -> tuple[nn.Module | None, nn.Module | None, nn.Module | None]:
         """What makes queries, keys and values."""
@@ -154,6 +161,10 @@ class QueryKeyValue(nn.Module):
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three with their heads parted, in the layout of the block's op."""
+        if self.subsample == 1 and type(self)._maps is QueryKeyValue._maps:  # one at a time, its map is then let go
+            made = {layer: self._apart(layer, x) for layer in dict.fromkeys(self._layers)}
+            q, k, v = (made[layer] for layer in self._layers)
+            return q, k, widened(v) if self.normalization == "none" else v
         query, key, value = self._maps(x)
         q = self._split(query)
         k = q if key is query else self._split(key)
@@ -175,8 +186,8 @@ class PairwiseAttention(QueryKeyValue):
         self.gamma: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._queries_keys_values(x)
-        return self.finish(x, attention(q, k, v, scale=self.scale, normalization=self.normalization))
+        tokens = self._queries_keys_values  # which no name holds while the block ends
+        return self.finish(x, attention(*tokens(x), scale=self.scale, normalization=self.normalization))
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, M)`` of the flat query positions ``(Q,)``, of all when None."""
@@ -196,4 +207,4 @@ class PairwiseAttention(QueryKeyValue):
         """What follows the weighted sums, when they are a map ``(B, h E, *S)``."""
         y = after_mixing(self.project, y, self.normalization)
         y = normed(self.norm, y)
-        return added(self, x, gated(self.gamma, y).to(x.dtype))
+        return added_gated(self, x, self.gamma, y)

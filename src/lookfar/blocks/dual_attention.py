@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Placement, added, gate, gated, keeps_input
+from lookfar.blocks._layers import CONV, Dims, Placement, added_gated, gate, gated, keeps_input
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops.attention import Normalization
@@ -157,13 +157,15 @@ class ChannelAttention(nn.Module):
         self.gamma = gate(self, zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return added(self, x, self.update(x))
+        return added_gated(self, x, self.gamma, self._mixed(x))
 
     def update(self, x: Tensor) -> Tensor:
         """What is added to the input."""
+        return gated(self.gamma, self._mixed(x))
+
+    def _mixed(self, x: Tensor) -> Tensor:
         scale = self.sign / (max(positions(x), 1) if self.scale else 1)
-        y = channel_attention(x.flatten(2), scale=scale).unflatten(2, x.shape[2:])
-        return gated(self.gamma, match_format(y, x))
+        return match_format(channel_attention(x.flatten(2), scale=scale).unflatten(2, x.shape[2:]), x)
 
 
 @block(

@@ -29,13 +29,14 @@ def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _parts(keys: int) -> list[slice]:
-    width = LIMITS["keys"]
+    """About as long as a tile is wide, and all alike: a last part of a few keys would take as long as a whole one."""
+    width = -(-keys // max(round(keys / LIMITS["keys"]), 1))
     return [slice(j, min(j + width, keys)) for j in range(0, keys, width)]
 
 
 def _buffer(q: Tensor, keys: int) -> Tensor:
     heads, rows = next(_blocks(q, keys))
-    return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * min(keys, LIMITS["keys"]))
+    return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * _parts(keys)[0].stop)
 
 
 def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
