@@ -68,9 +68,9 @@ SMALL: dict[str, Trained] = {
         ),
     ),
     "c5": Trained(
-        "The pairwise map lies on the query's own class, the unary map on borders of classes.",
+        "A pairwise term by itself lies on the query's own class, a unary term by itself on borders of classes.",
         "Disentangled Non-Local Neural Networks (2006.06668), overlap of maps with categories and boundaries",
-        "weight of the pairwise map on the query's class, or of the unary map on borders, below chance",
+        "weight of the pairwise map on the query's class, or of the unary map on borders, no larger than by chance",
         lifts,
     ),
     "c6": Trained(
