@@ -50,7 +50,7 @@ def cluster(environment):
     started.shutdown()
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert process.poll() is None, "it has ended too early"
