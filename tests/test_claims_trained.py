@@ -301,6 +301,16 @@ def test_noise_leaves_one_map_open(two_plans):
 def test_a_claim_on_several_data_says_which_are_missing(two_plans):
     shutil.rmtree("runs/claims/cue")
     assert concluded("c1") == "on scenes:cue not run"
+    give_maps("c1-lookup", ONE_MAP)
+    assert concluded("c1") == "on scenes:cue not run"
+
+
+def test_one_part_that_does_not_hold_refutes_whatever_is_missing(two_plans):
+    shutil.rmtree("runs/claims/cue")
+    give_maps("c1-lookup", NEEDED)
+    outcome = concluded("c1")
+    assert outcome.word == "refuted"
+    assert outcome.found.endswith("on scenes:cue not run.")
 
 
 @pytest.mark.parametrize(

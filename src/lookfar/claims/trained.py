@@ -35,7 +35,7 @@ class Trained(Claim):
         some: Whether one part that holds is enough; else all are to hold.
     """
 
-    asks: "Sequence[Pair] | Callable[[Results, Sequence[str]], list[Answer]]" = ()
+    asks: "tuple[Pair, ...] | Callable[[Results, Sequence[str]], list[Answer]]" = ()
     some: bool = False
 
 
@@ -217,21 +217,23 @@ def concluded(name: str) -> Outcome | str:
 
     claim, plans = SMALL[name], [Plan.load(path).resolved() for path in plans_of(name)]
     missing = {plan.data: state for plan in plans if (state := missing_of(claim, plan))}
-    if missing:
-        alike = len({*missing.values()}) == 1 and len(missing) == len(plans)
-        return (
-            next(iter(missing.values())) if alike else "; ".join(f"on {data} {text}" for data, text in missing.items())
-        )
     parts, said = [], []
     for plan in plans:
+        if plan.data in missing:
+            continue
         results = _load(plan)
-        of_plan = claim.asks(results, plan.blocks) if callable(claim.asks) else answers(results, claim.asks)
+        asks = claim.asks
+        of_plan = answers(results, asks) if isinstance(asks, tuple) else asks(results, plan.blocks)
         parts += of_plan
         what = f"{results.plan.seeds} seeds of {results.plan.steps} steps"
-        if not callable(claim.asks):
+        if isinstance(asks, tuple):
             what += f", differences in points of {results.conclusions.terms.score}"
         said.append(f"on {plan.data} ({what}): {'; '.join(part.said for part in of_plan)}")
-    return Outcome(word_of(parts, claim.some), ". ".join(said) + ".")
+    lacks = [f"on {data} {text}" for data, text in missing.items()]
+    if not missing or claim.some in {part.holds for part in parts}:  # one part decides, whatever is missing
+        return Outcome(word_of(parts, claim.some), ". ".join([*said, *lacks]) + ".")
+    alike = len({*missing.values()}) == 1 and len(missing) == len(plans)
+    return next(iter(missing.values())) if alike else "; ".join(lacks)
 
 
 def missing_of(claim: Trained, plan: "Plan") -> str:
@@ -254,7 +256,7 @@ def missing_of(claim: Trained, plan: "Plan") -> str:
 
 def _asked_about(claim: Trained, plan: "Plan") -> tuple[str, ...]:
     """The candidates that a claim needs, by their names in a study."""
-    if callable(claim.asks):
+    if not isinstance(claim.asks, tuple):
         return plan.blocks
     return tuple(dict.fromkeys(name for pair in claim.asks for name in (pair.first, pair.second)))
 
