@@ -25,23 +25,26 @@ PACKAGES = ("mmcv", "mmseg", "timm")
 
 
 # why ours loses, where it does: by reading both, not by measurement
-SMALL = "On a small map nearly all time is the same convolutions, and ours copies tokens into their own layout first."
+SMALL = "On a small map nearly all time is the same products; tried: projections as products, which made up for a copy."
 WHY = {
     "mmcv NonLocal2d": SMALL,
     "timm NonLocalAttn": SMALL,
-    "mmcv NonLocal2d, gaussian": "At 14x14 all weights fit into the cache and one product is enough: tiles add passes.",
+    "mmcv NonLocal2d, gaussian": "The map's tokens are copied; the peer's products read them as they lie.",
     "mmcv NonLocal2d, dot product": SMALL,
     "mmcv NonLocal2d, sub-sampled": "With a quarter of the keys the peer can store weights that ours computes again.",
     "mmseg PAM": SMALL,
     "mmseg DisentangledNonLocal2d": SMALL,
-    "mmcv CrissCrossAttention": SMALL,
-    "mmseg CAM": "The same products; in training torch adds up the map's three gradients out of place.",
+    "mmcv CrissCrossAttention": "The same convolutions, whose maps are then copied into lines.",
+    "mmseg CAM": "The same products, in training one less.",
     "mmcv ContextBlock": "The same reads of the map; ours checks its input, some microseconds.",
     "timm SEModule": "The same reads of the map; ours checks its input, some microseconds.",
     "timm CbamModule": "The same reads of the map; the descriptors are stacked, some microseconds.",
     "mmseg PPM": "Means of regions by products with matrices, which serve any size in exported programs.",
+    "plain PyTorch": "The same products; ours multiplies the queries by the scale, the peer has none.",
+    "torch SDPA": "The definition, where weights are few, beside a fused kernel.",
     "mmseg EMAHead, inside": "Its ReLUs work in place.",
-    "mmseg Hamburger": "Its ReLUs work in place.",
+    "mmseg Hamburger": "Tried: a ReLU in place, as the peer has it; it made no difference to the peak.",
+    "mmseg ISAHead, inside": "Its ReLUs work in place; tried: each map is let go once it is cut into blocks.",
 }
 
 

@@ -47,7 +47,7 @@ MODES = {
     "channels_last": "float32 in channels_last, one thread",
     "threads2": "float32, two threads",
 }
-WHENCE = "Reasons are read off the code of both, not measured."
+WHENCE = "Reasons are read off the code of both, not measured; what was tried was."
 LARGEST = 6e9  # bytes that a peer's weights of all pairs may take, six copies of them in a training step
 
 
