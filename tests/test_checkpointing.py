@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from lookfar.ops import embedded_gaussian
+from lookfar.ops import _tiles, embedded_gaussian
 
 
 def held(f: Callable[..., list[Tensor]], *inputs: Tensor) -> int:
@@ -59,12 +59,17 @@ def test_the_measure_sees_what_is_kept():
 
 @pytest.mark.parametrize("width", [8, 5], ids=["equal widths", "filled up"])
 def test_fused_attention_holds_what_its_kernel_does(width: int):
-    """Without checkpointing: inputs in one width, the kernel's output and the logarithms of its denominators."""
-    q, k, v = (torch.randn(1, 2, 64, d, requires_grad=True) for d in (width, width, 8))
+    """Without checkpointing: inputs in one width, the kernel's output and the logarithms of its denominators.
+
+    More positions than have all their weights in one tile, which then are kept.
+    """
+    N = 320
+    assert _tiles.LIMITS["rows"] * _tiles.LIMITS["keys"] < 2 * N * N
+    q, k, v = (torch.randn(1, 2, N, d, requires_grad=True) for d in (width, width, 8))
     seen = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
     ):
         y = embedded_gaussian(q, k, v)
     assert y.requires_grad
-    assert sum(t.untyped_storage().nbytes() for t in seen.values()) <= (4 * 8 + 1) * 2 * 64 * 4
+    assert sum(t.untyped_storage().nbytes() for t in seen.values()) <= (4 * 8 + 1) * 2 * N * 4

@@ -122,7 +122,7 @@ def test_the_page_has_words_and_no_maps_of_labels(study):
     page = re.sub(r"base64,[^\"]+", "", write_report(study).read_text(encoding="utf-8"))
     assert "Accuracy in per cent on the validation images" in page
     assert "<dt>truth</dt><dd>light " in page
-    assert "takes the mean over all positions before it names a class" in page
+    assert "averages over all positions before it names a class" in page
     for word in ("own class", "Unlabelled", "Errors only", "pixels of", "of images, in", "were resized to what"):
         assert word not in page, word
     assert "10 images" in page
@@ -180,7 +180,7 @@ def test_timm_hosts_with_blocks_are_compared(host, tmp_path):
     with np.load(trial_folder(out, "nonlocal", 0) / "samples.npz") as file:
         assert ("map" in file) == (host != "test_vit" or not str(file["reason"]))
     page = write_report(out).read_text(encoding="utf-8")
-    assert ("takes the mean over all positions" in page) == (host != "test_vit")
+    assert ("averages over all positions before it names" in page) == (host != "test_vit")
 
 
 # ---- what does not fit -----------------------------------------------------------------------------------------------
