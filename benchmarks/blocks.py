@@ -32,6 +32,11 @@ CASES = {
     "feature_denoising(filter=dot)": [(64, 64)],
     "double_attention": [(64, 64)],
     "atrous_attention": [(64, 64)],
+    "asymmetric_nonlocal": [(64, 64)],
+    "object_context": [(64, 64)],
+    "dual_attention": [(64, 64)],
+    "sparse_attention": [(64, 64)],
+    "attention_augmented": [(64, 64)],
     "local_attention": [(64, 64), (128, 128)],
     "criss_cross": [(96, 96), (128, 256)],
 }
