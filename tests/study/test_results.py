@@ -21,6 +21,7 @@ from lookfar.study.noise import sample_covariance
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.report import render
 from lookfar.study.results import write_csv
+from lookfar.study.show import next_step
 from lookfar.study.text import ABLATED, ratio_words, sentences, table_lines
 from lookfar.study.words import ends, points, signed
 from lookfar.tasks.segmentation import commonest_class, counts_of, iou_of, mean_iou, scores
@@ -454,6 +455,7 @@ def test_nothing_learned_is_said(tmp_path):
     assert said in repr(results)
     assert answer(results).headline == said
     assert {row["study"] for row in csv.DictReader(_comparison(results).splitlines())} == {said}
+    assert next_step(results) == "train longer, in a folder of its own: --steps 4000 --out DIR"
 
 
 def test_a_block_that_never_came_in_is_told(study):

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lookfar.study.candidates import Candidate
+from lookfar.study.judging import NOTHING
 from lookfar.study.progress import make_console
 from lookfar.study.results import Results
 from lookfar.study.text import beside_lines, sentences, table_lines, told_lines
@@ -37,6 +38,8 @@ def next_step(results: Results) -> str:
     plan = results.plan
     if not results.complete:
         return "the same command tries what failed or is missing again"
+    if any(sentence.startswith(NOTHING) for sentence in results.conclusions.sentences):
+        return f"train longer, in a folder of its own: --steps {4 * (plan.resolved().steps or 0)} --out DIR"
     if plan.data == "scenes:lookup":
         return "the same with --data scenes:cue, or on your own images: --data PATH"
     if plan.data == "scenes:cue":
@@ -44,6 +47,8 @@ def next_step(results: Results) -> str:
     best = results.summaries[0]
     if best.verdict == "better":
         candidate = Candidate.parse(best.candidate)
-        return f'put it in: lookfar.insert(network, "{replace(candidate, place=None)}", at=...)'
+        replaces = any(trial.replaces for trial in results.trials if trial.candidate == best.candidate)
+        how = "replace" if replaces else "insert"
+        return f'put it in: lookfar.{how}(network, "{replace(candidate, place=None)}", at=...)'
     # what is finished stays, and only what is new is trained
     return f"more seeds narrow the intervals: lookfar study {results.folder} --seeds {max(2 * plan.seeds, 3)}"
