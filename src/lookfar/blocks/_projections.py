@@ -186,8 +186,9 @@ class PairwiseAttention(QueryKeyValue):
         self.gamma: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self._queries_keys_values  # which no name holds while the block ends
-        return self.finish(x, attention(*tokens(x), scale=self.scale, normalization=self.normalization))
+        return self.finish(  # no name holds queries, keys and values while the block ends
+            x, attention(*self._queries_keys_values(x), scale=self.scale, normalization=self.normalization)
+        )
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, M)`` of the flat query positions ``(Q,)``, of all when None."""

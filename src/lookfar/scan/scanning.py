@@ -148,7 +148,7 @@ def _scan(
     say: Callable[[str], None],
 ) -> Scan:
     work = _Work(trial, data, steps)
-    names = work.candidates(blocks, places)
+    names = work.candidates(blocks, places, say)
     spots: dict[str, list[str]] = {}
     for name in names:
         spots.setdefault(place_of(name), []).append(name)
@@ -168,8 +168,6 @@ def _scan(
                 continue
             scores[name] = tuple(found)
             say(f"{name}: {', '.join(f'{one:.1f}' for one in found)}")
-            if line := slow_norms(Candidate.parse(name), *work.built(name, 0), steps):
-                say(line)
     return _conclude(work, trial, scores, reasons, seeds)
 
 
@@ -210,8 +208,10 @@ class _Work:
         self.network.to(self.device)
         self.part: Data = self.data
 
-    def candidates(self, blocks: Sequence[str], places: Sequence[str]) -> list[str]:
+    def candidates(self, blocks: Sequence[str], places: Sequence[str], say: Callable[[str], None]) -> list[str]:
         """All that is tried but ``nothing``: blocks at places, and controls of their size.
+
+        Says which of them have norms that so few steps are not enough for.
 
         Raises:
             ValueError: See :func:`scan`.
@@ -235,7 +235,12 @@ class _Work:
             raise ValueError(f"{', '.join(twice)}: the same candidate is named twice")
         if not names:
             raise ValueError("name at least one block, as in --blocks nonlocal,global_context")
-        sizes = {name: self._parameters(name) for name in names}
+        sizes = {}
+        for name, candidate in zip(names, found):
+            built = self.built(name, 0)
+            sizes[name] = added_parameters(*built)
+            if line := slow_norms(candidate, *built, self.settings.steps):
+                say(line)
         return [*controls_for(sizes, self._parameters, {}), *names]
 
     def _parameters(self, name: str, aim: int = 0) -> int:

@@ -143,10 +143,13 @@ def preflight(
         if candidate.own is not None:
             place = find_place(host, candidate.place or str(plan.place))
             note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
+    sizes = {}
     for candidate in candidates:
-        if line := slow_norms(candidate, *built(candidate), plan.settings().steps):
-            note(line)
-    sizes = {str(c): added(c) for c in candidates if c.name != "control"}
+        if candidate.name != "control":
+            network, names = built(candidate)
+            sizes[str(candidate)] = added_parameters(network, names)
+            if line := slow_norms(candidate, network, names, plan.settings().steps):
+                note(line)
     # the control of a layer is the baseline's convolution
     layers = {str(c) for c in candidates if c.replaces and not takes_mixers(host, c.place or str(plan.place))}
     blocks = {name: size for name, size in sizes.items() if name != "baseline" and name not in layers}
