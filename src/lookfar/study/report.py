@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 CLASSES = 60  # that the page shows one by one
-OPEN = (
-    20  # blocks that the page shows at once, the best ones; of the others it has the numbers, folded, and no pictures
-)
+# blocks that the page shows at once, the best ones; of the others it has the numbers, folded, and no pictures
+OPEN = 20
 LIMIT = 4_800_000  # bytes: below 5 MB, so that it can be mailed
 
 
