@@ -309,8 +309,9 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def _name(value: Any) -> str:
-    if isinstance(value, functools.partial):
-        return _name(value.func)
+    if isinstance(value, functools.partial):  # the class alone is another choice
+        own = ", ".join(f"{name}={given!r}" for name, given in value.keywords.items())
+        return f"{_name(value.func)} with {own}"
     return getattr(value, "__name__", repr(value))
 
 
