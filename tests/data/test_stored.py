@@ -1,5 +1,8 @@
 """Numbers come out of a file as they are stored, whatever its format; what cannot be read so is refused by name."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tifffile
@@ -395,3 +398,32 @@ def test_bands_of_a_16_bit_image_scale_by_their_peak(tmp_path, bits):
     got = to_bands(read_picture(tmp_path / "a.tif"), 3, peak=2047.0).permute(1, 2, 0).numpy()
     assert len(np.unique(got)) > 80
     assert np.abs(got - pixels * (255 / 2047)).max() <= 0.51
+
+
+def test_arrays_lie_as_they_were_saved(tmp_path):
+    values = np.arange(5 * 4 * 3, dtype=">u2").reshape(5, 4, 3)
+    for order in "CF":
+        np.save(tmp_path / "a.npy", np.asarray(values, order=order))
+        assert np.array_equal(read_stored(tmp_path / "a.npy").pixels, values)
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole[:-2])
+    with pytest.raises(ValueError, match="it ends after 59 of 60 numbers"):
+        read_stored(tmp_path / "a.npy")
+
+
+def test_headers_of_arrays_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Some versions of Python mix up the depths of literals that several threads read."""
+    np.save(tmp_path / "a.npy", noise(0, 8, 12, 5))
+    read, reading, most = np.lib.format.read_array_header_1_0, [], []
+
+    def slowly(file):
+        reading.append(file)
+        most.append(len(reading))
+        time.sleep(0.005)
+        reading.remove(file)
+        return read(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_stored, [tmp_path / "a.npy"] * 8))
+    assert most == [1] * 8

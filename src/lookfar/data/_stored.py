@@ -5,7 +5,9 @@ drops bands beside RGB, turns TIFF (and nothing else) by its orientation, and ta
 """
 
 import logging
+import math
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "PPM", "GIF", "TIFF")  # no form
 LOSSY = ("JPEG", "MPO", "WEBP")
 CONVERTED = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
 
+# numpy reads headers as literals of Python, whose depth some versions of it count for all threads together (gh-106905):
+# a whole file would be called damaged now and then
+_PARSING = threading.Lock()
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _PNM = re.compile(rb"P([2356])" + (_GAP + rb"(\d{1,9})") * 3 + rb"\s")
@@ -113,12 +118,18 @@ def _read_npy(path: Path) -> Stored:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    if dtype.hasobject or len(shape) not in (2, 3):
-        raise ValueError(f"an array of {dtype} and shape {shape}; want numbers (H, W), (H, W, bands) or (bands, H, W)")
-    height, width, bands = sorted((*shape, 1)[:3], reverse=True)  # whichever comes first
-    check_size(height, width, bands, dtype.itemsize)
-    return Stored(np.load(path, allow_pickle=False), "bands", "NPY")
+        with _PARSING:
+            shape, by_columns, dtype = read(file)
+        if dtype.hasobject or len(shape) not in (2, 3):
+            raise ValueError(
+                f"an array of {dtype} and shape {shape}; want numbers (H, W), (H, W, bands) or (bands, H, W)"
+            )
+        height, width, bands = sorted((*shape, 1)[:3], reverse=True)  # whichever comes first
+        check_size(height, width, bands, dtype.itemsize)
+        numbers = np.fromfile(file, dtype, math.prod(shape))
+    if len(numbers) < math.prod(shape):
+        raise ValueError(f"it ends after {len(numbers)} of {math.prod(shape)} numbers")
+    return Stored(numbers.reshape(shape, order="F" if by_columns else "C"), "bands", "NPY")
 
 
 def _read_pnm(path: Path, head: bytes) -> Stored:
