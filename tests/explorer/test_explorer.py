@@ -97,6 +97,32 @@ def test_a_click_is_the_row_of_the_definition(server):
     assert gate["reason"]
 
 
+def test_a_click_does_not_wait_for_a_mean_map(server, monkeypatch):
+    """Of a slow block the mean of all queries takes seconds; what was clicked meanwhile is answered."""
+    _, shown = post(server, coded(picture().image))
+    block, begun, clicked = server.answers.subjects[0].network[1], threading.Event(), threading.Event()
+    attention = block.attention
+
+    def slow(x, queries=None):
+        if queries is None or len(queries) > 1:
+            begun.set()
+            assert clicked.wait(30), "the click waited"
+        return attention(x, queries)
+
+    monkeypatch.setattr(block, "attention", slow)
+    answers: list = []
+    at = f"map?image={shown['image']}&x=0.5&y=0.5"
+    averaging = threading.Thread(target=lambda: answers.append(ask(server, f"{at}&mean=1")))
+    averaging.start()
+    assert begun.wait(30)
+    status, _, content = ask(server, at)
+    clicked.set()
+    averaging.join()
+    assert status == answers[0][0] == 200
+    assert "mean" not in json.loads(content)[0]["blocks"][0]
+    assert "mean" in json.loads(answers[0][2])[0]["blocks"][0]
+
+
 def test_corners_are_inside(server):
     _, shown = post(server, coded(picture(5, 3).image))
     for x, y in ((0, 0), (1, 1), (1, 0)):

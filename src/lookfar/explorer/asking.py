@@ -34,6 +34,7 @@ class Answers:
         self._pictures: OrderedDict[int, Picture] = OrderedDict()
         self._next = 0
         self._lock = threading.Lock()  # one network at a time, and one after the other
+        self._averaging = threading.Lock()  # a mean map may take seconds, and clicks do not wait for it
 
     def start(self) -> dict[str, Any]:
         """What the page opens with: names of networks, of their blocks, and of the images that come with them."""
@@ -88,13 +89,20 @@ class Answers:
             if number not in self._known:
                 raise ValueError("this image is not kept any more: choose it again")
             self._known.move_to_end(number)
-            return [
+            known = self._known[number]
+            answer = [
                 {
-                    "says": self._says(subject, known.output, (y, x)),
-                    "blocks": [_of_block(seen, (y, x), mean) for seen in known.seen],
+                    "says": self._says(subject, one.output, (y, x)),
+                    "blocks": [_of_block(seen, (y, x)) for seen in one.seen],
                 }
-                for subject, known in zip(self.subjects, self._known[number])
+                for subject, one in zip(self.subjects, known)
             ]
+        if mean:
+            with self._averaging:
+                for found, one in zip(answer, known):
+                    for block, seen in zip(found["blocks"], one.seen):
+                        block |= {} if seen.reason else {"mean": _numbers(seen.mean)}
+        return answer
 
     @staticmethod
     def _run(subject: Subject, picture: Picture) -> _Known:
@@ -127,7 +135,7 @@ def _blocks(network: "nn.Module") -> list[dict[str, Any]]:
     ]
 
 
-def _of_block(seen: "Seen", at: tuple[float, float], mean: bool) -> dict[str, Any]:
+def _of_block(seen: "Seen", at: tuple[float, float]) -> dict[str, Any]:
     about = {"name": seen.name, "block": seen.block, "reason": seen.reason}
     if seen.reason:
         return about
@@ -135,8 +143,7 @@ def _of_block(seen: "Seen", at: tuple[float, float], mean: bool) -> dict[str, An
     pixel = min(int(at[0] * H), H - 1), min(int(at[1] * W), W - 1)
     (y, x), (h, w) = seen.query(pixel), seen.size
     weights = seen.weights(pixel)
-    found = {"size": list(seen.grid), "query": [(y + 0.5) / h, (x + 0.5) / w], "maps": _numbers(weights)}
-    return about | found | ({"mean": _numbers(seen.mean)} if mean else {})
+    return about | {"size": list(seen.grid), "query": [(y + 0.5) / h, (x + 0.5) / w], "maps": _numbers(weights)}
 
 
 def _numbers(maps: "Tensor") -> list[list[float]]:
