@@ -81,8 +81,8 @@ def main() -> None:
         "# A click in `lookfar explore`\n\n"
         f"`python benchmarks/clicks.py`: torch {torch.__version__}, one thread, an image of {WIDTH}×{HEIGHT} pixels, "
         f"blocks on {HEIGHT // STRIDE}×{WIDTH // STRIDE} positions of {CHANNELS} channels. Milliseconds of processor "
-        "time from the request to the last byte of the answer: a click, and the first answer, which brings the mean map "
-        f"of all queries as well. The slowest click takes {slowest[1]:.0f} ms ({slowest[0]}).\n\n"
+        "time from the request to the last byte of the answer: a click, and the first answer, which brings the mean "
+        f"map of all queries as well. The slowest click takes {slowest[1]:.0f} ms ({slowest[0]}).\n\n"
         f"{markdown_table(['block', 'click', 'with the mean map'], rows)}\n",
         encoding="utf-8",
     )
