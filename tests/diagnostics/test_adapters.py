@@ -132,12 +132,14 @@ def test_attention_to_another_sequence_says_so():
     assert "from one sequence to another" in twin.multihead_attn.block.wrong
 
 
-@pytest.mark.parametrize("name", ["ViT", "Segformer"])
+@pytest.mark.parametrize("name", ["ViT", "Segformer", "DINOv3ViT", "CLIPVision"])
 @pytest.mark.parametrize("how", ["eager", "sdpa"])
 def test_of_transformers(name, how):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    if name == "ViT":
-        config = transformers.ViTConfig(
+    if name != "Segformer":
+        if not hasattr(transformers, f"{name}Model"):
+            pytest.skip("this version of transformers has no such network")
+        config = getattr(transformers, f"{name}Config")(
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -158,6 +160,40 @@ def test_of_transformers(name, how):
     assert [one.maps is not None for one in looks] == [True] * len(looks)
     if name == "Segformer":
         assert (looks[0].size, looks[0].maps.shape) == ((8, 8), (1, 2, 2))
+
+
+class OfMaps(nn.Module):
+    """Looks like attention with projections, and sees maps (B, H, W, C); or gives half of its tokens."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.num_heads, self.scale, self.tokens = 2, 0.5, tokens
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.proj(self.qkv(x)[..., :8])
+        return y[:, ::2] if self.tokens else y
+
+
+class WithAttentionOfMaps(nn.Module):
+    def __init__(self, tokens):
+        super().__init__()
+        self.patches, self.attn = nn.Conv2d(3, 8, 4, 4), OfMaps(tokens)
+
+    def forward(self, x):
+        maps = self.patches(x).permute(0, 2, 3, 1)
+        return self.attn(maps.flatten(1, 2) if self.attn.tokens else maps)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(False, "it sees no sequences of tokens"), (True, "gives other tokens")])
+def test_attention_that_is_not_of_tokens_to_tokens_says_so(tokens, said):
+    """As that of SAM, MaxViT, VOLO and Hiera."""
+    network = WithAttentionOfMaps(tokens).eval()
+    (found,) = look(network, torch.rand(3, 16, 20), (3, 3))
+    assert said in found.reason
+    if not tokens:
+        with pytest.raises(ValueError, match=f"attn: {said}"):
+            statistics(network, torch.rand(2, 3, 16, 20))
 
 
 def test_look_is_the_attention_computed_densely():

@@ -8,7 +8,7 @@ from torch import nn
 import lookfar
 from lookfar import create_block, insert, look
 from lookfar._drawing import randomise
-from lookfar.diagnostics import blocks_of
+from lookfar.diagnostics import ablations, blocks_of, statistics
 from lookfar.diagnostics._undisturbed import inputs_of
 
 
@@ -134,3 +134,53 @@ def test_refused():
             look(network, torch.rand(3, 20, 24), at)
     with pytest.raises(ValueError, match="the network has no block of the registry to look from"):
         look(nn.Conv2d(3, 3, 1), torch.rand(3, 20, 24), (0, 0))
+
+
+def compiled_around(network):
+    return torch.compile(network, backend="eager")
+
+
+def compiled_in_place(network):
+    network.compile(backend="eager")
+    return network
+
+
+@pytest.mark.parametrize("compiled", [compiled_around, compiled_in_place])
+def test_a_compiled_network_that_has_run_is_looked_into(compiled):
+    """Its program was made without the hooks: run again, it would leave them out."""
+    torch._dynamo.reset()
+    image = torch.rand(1, 3, 20, 24)
+    network = network_with("nonlocal")
+    want = look(network, image[0], (13, 22))[0].maps
+    ablated = ablations(network, None, image.expand(2, -1, -1, -1), kinds=("full", "off"))
+    network = compiled(network)
+    with torch.no_grad():
+        network(image)
+        network(image.expand(2, -1, -1, -1))
+    assert torch.equal(look(network, image[0], (13, 22))[0].maps, want)
+    again = ablations(network, None, image.expand(2, -1, -1, -1), kinds=("full", "off"))
+    assert again.changed("off").tolist() == ablated.changed("off").tolist()
+    assert statistics(network, image)["similarity"].plain.shape == (1, 1)
+
+
+class ByName(nn.Module):
+    """Hands its block the map by the name of the argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 1), create_block("nonlocal", 8), nn.Conv2d(8, 4, 1)
+        randomise(self)
+
+    def forward(self, x):
+        return self.head(self.block(x=self.stem(x)))
+
+
+def test_a_block_that_is_called_by_name_is_looked_into():
+    network, images = ByName().eval(), torch.rand(3, 3, 6, 5)
+    plain = nn.Sequential(network.stem, network.block, network.head)
+    assert torch.equal(look(network, images[0], (2, 3))[0].maps, look(plain, images[0], (2, 3))[0].maps)
+    one, other = (ablations(any_, None, images, training=images) for any_ in (network, plain))
+    assert {kind: counts.tolist() for kind, counts in one.counts.items()} == {
+        kind: counts.tolist() for kind, counts in other.counts.items()
+    }
+    assert set(one.counts) >= {"mean", "constant", "off"}

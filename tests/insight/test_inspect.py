@@ -68,6 +68,29 @@ class Square(nn.Conv2d):
 def square():
     return nn.Sequential(Square(3, 8, 1), create_block("nonlocal", 8))
 
+class Partly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.whole, self.spare = build(), create_block("nonlocal", 8)
+
+    def forward(self, x):
+        return self.whole(x)
+
+def partly():
+    return Partly()
+
+class Other(nn.Module):  # attends from elsewhere
+    def __init__(self):
+        super().__init__()
+        self.patches, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.attention(tokens[:, :1], tokens, tokens)[0][:, 0]
+
+def other():
+    return Other()
+
 def broken():
     network = build()
     nn.init.constant_(network[2].bias, float("nan"))
@@ -212,9 +235,17 @@ def test_a_network_of_ones_own(run, home):
     assert run(*arguments, "--weights", "pickled.pth")[0] == 2  # what would run code is not loaded
 
 
+def test_a_block_that_cannot_be_asked_leaves_the_others(run, home):
+    code, out, err = run("--network", "own.py:partly", "data/val/images", "--json")
+    assert code == 0
+    assert [one["module"] for one in json.loads(out)] == ["whole.1"]
+    assert "spare: the network does not call it, so not shown" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--network", "own.py:other", "data/val/images"], "nothing to inspect, it attends from one sequence"),
         (["study", "empty"], "no images in the folder empty"),
         (["--network", "own.py:wrapped", "data/val/images"], "gives dict, want logits (B, K) or (B, K, h, w): give a"),
         (

@@ -112,7 +112,7 @@ class Runs:
                 full = self.run(images)
             for name, calls in inputs.items():
                 if not calls:
-                    raise ValueError(f"the network does not call its block {name!r}")
+                    raise ValueError(not_called(self.network, name))
             yield Batch(start, images, labels, full, inputs)
             start += len(images)
 
@@ -126,6 +126,12 @@ class Runs:
         if not total.sums:
             raise ValueError("want at least one batch of training images, got none")
         return total.means()
+
+
+def not_called(network: nn.Module, name: str) -> str:
+    """That a pass leaves a block out; or why a foreign attention is none that can be asked."""
+    wrong = getattr(getattr(network.get_submodule(name), "block", None), "wrong", "")
+    return f"{name}: {wrong}" if wrong else f"the network does not call its block {name!r}"
 
 
 def sizes_of(inputs: Inputs) -> tuple[torch.Size, ...]:

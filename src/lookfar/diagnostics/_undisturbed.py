@@ -1,7 +1,8 @@
 """A network is looked at in evaluation, and is afterwards what it was."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +15,17 @@ Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Inside, evaluation without gradients; afterwards the modes and the random state from before."""
+    """Inside, evaluation without gradients, nothing compiled; afterwards the modes and the random state from before."""
     devices = {p.device.index for p in network.parameters() if p.device.type == "cuda"}
-    with modes_restored(network), torch.random.fork_rng([*devices]), torch.no_grad():
+    with modes_restored(network), torch.random.fork_rng([*devices]), torch.no_grad(), _eager():
         network.eval()
         yield
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Inside, what was compiled runs as it was written: programs keep the hooks that were there when they were made."""
+    compiles = "torch._dynamo" in sys.modules  # else nothing was compiled, and its import takes a second
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 def pairs(network: nn.Module, batches: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -36,6 +43,11 @@ def inputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, li
     with ExitStack() as hooks:
         for name in names:
             # copies: a later layer may work in place
-            keep = lambda _, args, kept=seen[name]: kept.append(args[0].detach().clone())  # noqa: E731
-            hooks.callback(network.get_submodule(name).register_forward_pre_hook(keep).remove)
+            keep = lambda _, *given, kept=seen[name]: kept.append(first(*given).detach().clone())  # noqa: E731
+            hooks.callback(network.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True).remove)
         yield seen
+
+
+def first(args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+    """What goes into a module that takes one thing, by its place or by its name."""
+    return args[0] if args else next(iter(named.values()))

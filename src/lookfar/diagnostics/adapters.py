@@ -1,8 +1,9 @@
 """Attention of other libraries with the contract of our blocks: ``attention``, ``values``, ``finish``.
 
 ``torch.nn.MultiheadAttention``, and what has projections of queries, keys and values and a factor: attention of timm's
-ViT, EVA, DINOv3, BEiT and Swin, and of Hugging Face's ViT and SegFormer. Queries and keys are computed again, so that
-maps are there under fused kernels too, with biases of positions, rotations and masks as the network gave them.
+ViT, EVA, DINOv3, BEiT and Swin, and of Hugging Face's ViT, DINOv3, CLIP and SegFormer. Queries and keys are computed
+again, so that maps are there under fused kernels too, with biases of positions, rotations and masks as the network gave
+them.
 
 :func:`adapted` gives a network whose attention answers; it has its tensors in common with the one that was given, which
 stays untouched. Before any map is shown, what the recomputed maps give is held against the module's own output; where
@@ -25,6 +26,7 @@ from lookfar.ops._precision import widened
 
 TOLERANCE = 1e-3  # of an output of which maps in single precision tell; in half precision 30 times as much
 MASKS = ("attn_mask", "attention_mask", "key_padding_mask", "mask")  # names of arguments
+LAST = ("proj", "o_proj", "out_proj")  # names of the layer behind the weighted sums
 TRIED = 4  # tokens at which the output is compared
 
 
@@ -113,6 +115,8 @@ class TokenAttention(nn.Module):
     def _why_wrong(self, x: Tensor, y: Tensor) -> str:
         """Why the maps do not give the module's output, asked at a few tokens; an empty string where they do."""
         N = x.shape[-1]
+        if y.shape[:2] != (len(x), N):
+            return "it gives other tokens than it sees"
         some = torch.arange(min(TRIED, N), device=x.device) * (N - 1) // max(min(TRIED, N) - 1, 1)
         want = y[:, some].float()
         try:
@@ -162,6 +166,8 @@ class ProjectedAttention(TokenAttention):
             q, k = m.q_norm(q), m.k_norm(k)
         if (rope := self.context.get("rope")) is not None:
             q, k = (self._rotated(t, rope) for t in (q, k))
+        elif (positions := self.context.get("position_embeddings")) is not None:
+            q, k = (_turned(t, *positions) for t in (q, k))
         groups = q.shape[1] // k.shape[1]
         k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
         return q, k, v
@@ -203,12 +209,14 @@ class ProjectedAttention(TokenAttention):
             y = m.norm(y)
         if getattr(m, "gate", None) is not None:
             y = y * m.gate(tokens).sigmoid()
-        return (m.proj if hasattr(m, "proj") else m.o_proj)(y)
+        return next(getattr(m, name) for name in LAST if hasattr(m, name))(y)
 
     def enter(self, *args: Any, **kwargs: Any) -> Tensor:
         names = _names(self.module)
         given = {**dict(zip(names, args)), **kwargs}
         tokens = given.pop(names[0])
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+            raise _Elsewhere("it sees no sequences of tokens (B, N, C)")
         self.context = given
         return tokens
 
@@ -323,7 +331,7 @@ def adapter_of(module: nn.Module) -> Callable[[nn.Module], TokenAttention] | Non
     factor = any(isinstance(getattr(module, name, None), float) for name in ("scale", "scaling"))
     made = all(isinstance(getattr(module, f"{name}_proj", None), nn.Module) for name in "qkv")
     made = made or isinstance(getattr(module, "qkv", None), nn.Linear)
-    given = any(isinstance(getattr(module, name, None), nn.Module) for name in ("proj", "o_proj"))
+    given = any(isinstance(getattr(module, name, None), nn.Module) for name in LAST)
     return ProjectedAttention if heads and factor and made and given and not _is_ours(module) else None
 
 
@@ -368,6 +376,15 @@ def _is_ours(module: nn.Module) -> bool:
     except ValueError:
         return hasattr(module, "inserted")
     return True
+
+
+def _turned(t: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Patches ``(B, h, N, D)`` turned by their places, halves of channels against each other, as transformers do."""
+    prefix = t.shape[-2] - sines.shape[-2]
+    patches = t[..., prefix:, :]
+    first, second = patches.chunk(2, -1)
+    turned = patches * cosines + torch.cat([-second, first], -1) * sines
+    return torch.cat([t[..., :prefix, :], turned], -2).type_as(t)
 
 
 def _names(module: nn.Module) -> list[str]:

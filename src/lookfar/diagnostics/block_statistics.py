@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lookfar._tables import table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import spread
+from lookfar.diagnostics._runs import not_called
 from lookfar.diagnostics._undisturbed import Batches, inputs_of, pairs, undisturbed
 from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, Decomposition, decompose
@@ -198,7 +199,7 @@ def statistics(
                 with inputs_of(network, [name]) as seen:
                     network(images)
                 if not seen[name]:
-                    raise ValueError(f"the network does not call its block {name!r}")
+                    raise ValueError(not_called(network, name))
                 x = seen[name][-1]
             _check_whole(name, module, x, images)
             found.append(of_batch(module, x, labels, ignore=ignore, sampled=sampled, seed=seed))

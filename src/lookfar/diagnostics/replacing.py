@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from lookfar.blocks import block_info
 from lookfar.blocks._layers import keeps_input
 from lookfar.blocks._mixers import NoMixer
+from lookfar.diagnostics._undisturbed import first
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.maps import inner_block, query_size, why_no_maps
 from lookfar.ops.attention import attention
 
-Hook = Callable[[nn.Module, Any, Any], Any]
+Hook = Callable[[nn.Module, Any, Any, Any], Any]
 
 WEIGHTS = 2**23  # numbers of all maps of a batch that are there at a time
 SEE_ALL = ("pairwise", "global", "low_rank", "pyramid", "external")  # families whose queries see every key
@@ -171,11 +172,15 @@ def watched(network: nn.Module, names: Sequence[str], seen: Seen | None = None) 
 
     def hook_of(name: str) -> Hook:
         # copies: a later layer may work in place
-        return lambda block, args, output: seen.add(name, args[0].detach().clone(), added(block, args[0], output))
+        def hook(block: nn.Module, args: Any, named: Any, output: Any) -> None:
+            x = first(args, named)
+            seen.add(name, x.detach().clone(), added(block, x, output))
+
+        return hook
 
     with ExitStack() as hooks:
         for name in names:
-            hooks.callback(network.get_submodule(name).register_forward_hook(hook_of(name)).remove)
+            _hang(hooks, network.get_submodule(name), hook_of(name))
         yield seen
 
 
@@ -204,12 +209,12 @@ def one_term(network: nn.Module, names: Sequence[str], term: Literal["pairwise",
 def nothing(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Inside the ``with`` the modules ``names`` give back their input, those that are branches zeros."""
 
-    def hook(block: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output) if is_branch(block) else args[0]
+    def hook(block: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output) if is_branch(block) else first(args, named)
 
     with ExitStack() as hooks:
         for name in names:
-            hooks.callback(network.get_submodule(name).register_forward_hook(hook).remove)
+            _hang(hooks, network.get_submodule(name), hook)
         yield
 
 
@@ -231,15 +236,15 @@ def constant(network: nn.Module, added: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the ``with`` each block adds the same vector ``(C,)`` at every position of every image."""
 
     def plus(vector: Tensor) -> Hook:
-        def hook(block: nn.Module, args: Any, output: Tensor) -> Tensor:
-            x = torch.zeros_like(output) if is_branch(block) else args[0]
+        def hook(block: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
+            x = torch.zeros_like(output) if is_branch(block) else first(args, named)
             return (x + vector.to(x).view(-1, *[1] * (x.dim() - 2))).to(output.dtype)
 
         return hook
 
     with ExitStack() as hooks:
         for name, vector in added.items():
-            hooks.callback(network.get_submodule(name).register_forward_hook(plus(vector)).remove)
+            _hang(hooks, network.get_submodule(name), plus(vector))
         yield
 
 
@@ -252,10 +257,10 @@ def _instead(
     def hook_of(name: str) -> Hook:
         call = -1
 
-        def hook(block: nn.Module, args: Any, output: Tensor) -> Tensor:
+        def hook(block: nn.Module, args: Any, named: Any, output: Tensor) -> Tensor:
             nonlocal call
             call += 1
-            return output_of(name, call, block, args[0]).to(output.dtype)
+            return output_of(name, call, block, first(args, named)).to(output.dtype)
 
         return hook
 
@@ -264,5 +269,10 @@ def _instead(
             module = network.get_submodule(name)
             if reason := why_no_maps(module):
                 raise ValueError(f"no maps to replace: {reason}")
-            hooks.callback(inner_block(module).register_forward_hook(hook_of(name)).remove)
+            _hang(hooks, inner_block(module), hook_of(name))
         yield
+
+
+def _hang(hooks: ExitStack, module: nn.Module, hook: Hook) -> None:
+    """Until the stack is left."""
+    hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)

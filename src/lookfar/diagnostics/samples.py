@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from lookfar._modes import modes_restored
 from lookfar.diagnostics import maps as M
+from lookfar.diagnostics._undisturbed import first
 
 IGNORE = 255
 SIDE = 480  # pixels: what a report can show of an image
@@ -80,9 +81,10 @@ def collect_samples(
     seen: list[Tensor] = []
     answers, drawn = (getattr(data.val, what, None) for what in ("answer", "picture"))
     words = {key: np.array(getattr(data.val, key, "")) for key in ("asking", "sought")}
+    keep = lambda _, *given: seen.append(first(*given))  # noqa: E731
     with modes_restored(network), ExitStack() as hooks:
         if block is not None:
-            hooks.callback(block.register_forward_pre_hook(lambda _, args: seen.append(args[0])).remove)
+            hooks.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
         network.eval()
         for index in indices:
             image, truth = (torch.as_tensor(np.asarray(part)) for part in data.val[index])

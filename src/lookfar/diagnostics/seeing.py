@@ -151,7 +151,9 @@ def _seen(
     block: Any = inner_block(module)
     known, reason = block_info(block).name, why_no_maps(block)
     if not inputs:
-        reason = "the network did not call it"
+        reason = getattr(block, "wrong", "") or "the network did not call it"
+    elif isinstance(block, TokenAttention) and len(inputs[-1]) > 1:
+        reason = f"it sees {len(inputs[-1])} windows of the image, each by itself"
     elif not reason and isinstance(block, TokenAttention):
         return _seen_tokens(name, block, inputs[-1], of_image, sizes)
     elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
@@ -172,8 +174,6 @@ def _seen_tokens(
 ) -> Seen:
     """A foreign attention, whose tokens lie on the grid of a convolution's map, behind class and register tokens."""
     known, N = block_info(block).name, x.shape[-1]
-    if len(x) > 1:
-        return Seen(name, known, block, of_image, reason=f"it sees {len(x)} windows of the image, each by itself")
     fits = [size for size in sizes if 0 <= N - math.prod(size) <= MOST_PREFIX]
     if not fits:
         return Seen(name, known, block, of_image, reason=f"its {N} tokens are on no known grid of patches")

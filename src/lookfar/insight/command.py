@@ -58,7 +58,9 @@ def inspect_command(
     for subject in subjects:  # before what takes long
         check_inside(subject, 0, pixels)
     for subject in subjects:
-        for one in inspect_subject(subject):
+        with warnings_as_lines():
+            blocks = inspect_subject(subject)
+        for one in blocks:
             found.append(one)
             if not as_json:
                 print("\n".join(["", *lines_of(one)]), flush=True)

@@ -1,6 +1,7 @@
 """What is measured of a block in a trained network: its ladder, its verdict, what its maps are like now and were."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookfar._tables import said
+from lookfar._tables import listed, said
 from lookfar.blocks import block_info
 from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics, why_no_maps
-from lookfar.diagnostics._undisturbed import undisturbed
+from lookfar.diagnostics._undisturbed import first, inputs_of, undisturbed
 from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.maps import inner_block
 from lookfar.diagnostics.replacing import is_branch
@@ -85,9 +86,17 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
     if not names:
         raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")
     _check_it_runs(subject)
+    left_out = _left_out(subject, names)
+    if len(left_out) == len(names):
+        raise ValueError(f"{subject.name}: nothing to inspect, {next(iter(left_out.values()))}")
+    for reason in dict.fromkeys(left_out.values()):
+        of = [name for name, why in left_out.items() if why == reason]
+        warnings.warn(f"{listed(of)}: {reason}, so not shown", stacklevel=2)
     start = subject.untrained() if subject.untrained is not None else None
     found = []
     for name in names:
+        if name in left_out:
+            continue
         module = subject.network.get_submodule(name)
         reason = why_no_maps(module)
         now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
@@ -114,6 +123,21 @@ def _check_it_runs(subject: Subject) -> None:
     K = output.shape[1]
     if subject.task is not None and len(subject.data.classes) != K:
         raise ValueError(f"{subject.name} has {K} classes, the data {len(subject.data.classes)}")
+
+
+def _left_out(subject: Subject, names: Sequence[str]) -> dict[str, str]:
+    """Why blocks cannot be asked, by their names: the network does without them, or gives them windows of images."""
+    inputs, _ = next(iter(subject.data.val_batches(1)))
+    with undisturbed(subject.network), inputs_of(subject.network, names) as given:
+        subject.network(inputs)
+    reasons = {}
+    for name in names:
+        module, calls = subject.network.get_submodule(name), given[name]
+        if not calls:
+            reasons[name] = why_no_maps(module) or "the network does not call it"
+        elif is_branch(module) and len(calls[0]) != len(inputs):
+            reasons[name] = "it sees windows of images, each by itself"
+    return reasons
 
 
 def _told(
@@ -162,11 +186,12 @@ def _adds(subject: Subject, name: str) -> bool:
     """Whether a block adds anything at all in any of the images; one whose gate stands at zero does not."""
     module, found = subject.network.get_submodule(name), []
 
-    def look(_: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        before = 0 * inputs[0] if is_branch(module) else inputs[0]
+    def look(_: torch.nn.Module, args: Any, named: Any, output: Any) -> None:
+        x = first(args, named)
+        before = 0 * x if is_branch(module) else x
         found.append(not isinstance(output, Tensor) or not torch.equal(output, before))
 
-    hook = module.register_forward_hook(look)
+    hook = module.register_forward_hook(look, with_kwargs=True)
     try:
         with undisturbed(subject.network):
             for inputs, _ in subject.data.val_batches(BATCH):
