@@ -23,6 +23,9 @@ FROM_ROOT = {
 }
 ELSEWHERE = {"README.md": "index.md", **{path: page for page, path in FROM_ROOT.items()}}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
+# "1.06 to 1.25", "90.2 ± 2.8" and "[+42.5, +65.3]" in the rows of tables
+ROW = re.compile(r"^\|.*", re.MULTILINE)
+TOGETHER = re.compile(r"(?<=\d)( to | ± )(?=[-+−\d])|(?<=\d,) (?=[-+−][\d.]+\])")
 FORMULA = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,7 +51,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links as they are right in the repository become links of the site, and formulas what browsers draw."""
+    """Links as they are right in the repository become links of the site, formulas what browsers draw.
+
+    Intervals in tables stay on one line.
+    """
     path = page.file.src_uri
     folder = posixpath.dirname(FROM_ROOT.get(path, posixpath.join("docs", path)))
 
@@ -60,7 +66,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         there = ELSEWHERE.get(target, there)
         return found[1] + posixpath.relpath(there, posixpath.dirname(path) or ".")
 
+    markdown = ROW.sub(lambda row: TOGETHER.sub(unbroken, row[0]), markdown)
     return LINK.sub(link, FORMULA.sub(formula, markdown))
+
+
+def unbroken(found: re.Match[str]) -> str:
+    """The same, with spaces at which no line ends."""
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def formula(found: re.Match[str]) -> str:

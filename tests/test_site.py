@@ -103,7 +103,31 @@ def test_links_of_the_repository_become_those_of_the_site(page, link, want):
     assert HOOKS.on_page_markdown(link, Page, None, None) == want
 
 
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("| 1.06 to 1.25 | 90.2 ± 2.8 |", "| 1.06~to~1.25 | 90.2~±~2.8 |"),
+        ("| +53.9 [+42.5, +65.3] | −0.9 [−8.4, +6.6] |", "| +53.9 [+42.5,~+65.3] | −0.9 [−8.4,~+6.6] |"),
+        ("| 1 to all | 100.0, 99.0 |", "| 1 to all | 100.0, 99.0 |"),
+        ("from 1.06 to 1.25", "from 1.06 to 1.25"),
+    ],
+)
+def test_intervals_in_tables_stay_on_one_line(line, want):
+    class Page:
+        class file:
+            src_uri = "index.md"
+
+    assert HOOKS.on_page_markdown(line, Page, None, None).replace("\N{NO-BREAK SPACE}", "~") == want
+
+
 BLOCK_PAGES = sorted(path for path in (DOCS / "blocks").glob("*.md") if path.stem != "index")
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_PAGES])
+def test_a_block_stands_beside_its_definition(path):
+    """Measured by benchmarks/blocks.py, or said to run as it is defined."""
+    text = path.read_text(encoding="utf-8")
+    assert ("beside the plain definition" in text) != ("the block runs as it is defined" in text)
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_PAGES])
