@@ -68,7 +68,7 @@ CASES = {
     "glimpse": [(256, 256)],
 }
 HEADS = ["block", "size", "passes", "ms", "plain ms", "time ratio", "MB", "plain MB", "memory ratio"]
-AS = "With default options these run as they are defined, and have no cheaper form to measure beside the definition:"
+AS = "With default options these run as they are defined; there is no cheaper form to measure beside that:"
 
 
 def compare(text: str, size: tuple[int, int], *, backward: bool, device: str, rounds: int) -> tuple[Cost, Cost]:

@@ -216,7 +216,7 @@ def measured_costs(root: Path) -> dict[str, list[str]]:
         found.setdefault(name, []).append(f"{beside} ([how]({MEASURED}/blocks-cpu.md)), by {how}:\n\n{table}")
     for name in _as_defined(root):
         found.setdefault(name, []).append(
-            "With default options the block runs as it is defined; it has no cheaper form to measure beside the definition."
+            "With default options the block runs as it is defined; there is no cheaper form to measure beside that."
         )
     return found
 
