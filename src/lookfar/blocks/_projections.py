@@ -162,8 +162,9 @@ class QueryKeyValue(nn.Module):
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three with their heads parted, in the layout of the block's op."""
         if self.subsample == 1 and type(self)._maps is QueryKeyValue._maps:  # one at a time, its map is then let go
-            made = {layer: self._apart(layer, x) for layer in dict.fromkeys(self._layers)}
-            q, k, v = (made[layer] for layer in self._layers)
+            layers = self._layers
+            made = {layer: self._apart(layer, x) for layer in dict.fromkeys(layers)}
+            q, k, v = (made[layer] for layer in layers)
             return q, k, widened(v) if self.normalization == "none" else v
         query, key, value = self._maps(x)
         q = self._split(query)

@@ -18,21 +18,9 @@ from torch.utils.checkpoint import checkpoint
 _within_a_step = ContextVar("within a recomputed step", default=False)
 
 
-class _Probe(torch.autograd.Function):
-    """Has no ``setup_context``, like the functions of this library, so that ``torch.func`` refuses it."""
-
-    @staticmethod
-    def forward(ctx: Any) -> None:
-        return None
-
-
 def under_transform() -> bool:
     """Whether a transform of ``torch.func`` is active: vmap, grad, jvp and those built on them."""
-    try:
-        _Probe.apply()
-    except RuntimeError:
-        return True
-    return False
+    return torch._C._are_functorch_transforms_active()  # what ``torch.autograd.Function.apply`` itself asks
 
 
 def traced() -> bool:
@@ -47,7 +35,7 @@ def for_graphs() -> bool:
 
 def has_tangent(*tensors: Tensor) -> bool:
     """Whether a forward-mode derivative is being computed."""
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def needs_graph() -> bool:

@@ -14,15 +14,14 @@ def to_tokens(x: Tensor, heads: int = 1) -> Tensor:
 
     Head t holds the channels ``t * C/h .. (t + 1) * C/h``. A channels_last map with one head is not copied.
     """
-    B, C = x.shape[:2]
-    return x.flatten(2).transpose(1, 2).unflatten(2, (heads, C // heads)).transpose(1, 2).contiguous()
+    return split_heads(x.flatten(2).transpose(1, 2), heads)
 
 
 def to_map(t: Tensor, like: Tensor) -> Tensor:
     """``(B, h, N, E) -> (B, h*E, *S)`` in the spatial size and the memory format of ``like`` (B, C, *S)."""
     B, h, N, E = t.shape
-    y = t.transpose(1, 2).reshape(B, N, h * E).transpose(1, 2).unflatten(2, like.shape[2:])
-    return match_format(y, like)
+    y = t.squeeze(1) if h == 1 else t.transpose(1, 2).reshape(B, N, h * E)
+    return match_format(y.transpose(1, 2).unflatten(2, like.shape[2:]), like)
 
 
 def to_blocks(x: Tensor, block: tuple[int, int], heads: int = 1, *, far: bool = False) -> Tensor:
@@ -48,6 +47,8 @@ def from_blocks(t: Tensor, size: Sequence[int], block: tuple[int, int], heads: i
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Tokens ``(B, N, C) -> (B, h, N, C/h)``, the last axis contiguous; not copied where there is one head."""
+    if heads == 1:
+        return x.unsqueeze(1).contiguous()
     return x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2).contiguous()
 
 

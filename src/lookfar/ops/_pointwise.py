@@ -18,9 +18,10 @@ def convolved_tokens(layer: nn.Module | None, x: Tensor, heads: int = 1) -> Tens
     """``to_tokens(layer(x), heads)``: ``(B, C, *S) -> (B, h, N, D/h)``; of x itself where there is no layer."""
     if layer is None:
         return to_tokens(x, heads)
-    if traced() or not _is_product(layer, x) or under_transform() or has_tangent(x, *layer.parameters()):
+    if traced() or not _is_product(layer, x) or under_transform() or _has_tangent(layer, x):
         return to_tokens(layer(x), heads)
-    y: Any = _Tokens.apply(x.flatten(2), layer.weight.flatten(1), layer.bias)  # type: ignore[operator]
+    apply: Any = _Tokens.apply if torch.is_grad_enabled() else _product
+    y = apply(x.flatten(2), layer.weight.flatten(1), layer.bias)  # type: ignore[operator]
     return split_heads(y, heads)
 
 
@@ -45,8 +46,19 @@ def _is_product(layer: Any, x: Tensor) -> bool:
     )
 
 
+def _has_tangent(layer: Any, x: Tensor) -> bool:
+    return has_tangent(x, layer.weight, *(() if layer.bias is None else (layer.bias,)))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x^T W^T + b``: ``(B, C, N), (D, C), (D,) -> (B, N, D)``."""
+    many = weight.T.expand(x.shape[0], -1, -1)
+    x = x.transpose(1, 2)
+    return torch.bmm(x, many) if bias is None else torch.baddbmm(bias, x, many)
+
+
 class _Tokens(torch.autograd.Function):
-    """``x^T W^T + b`` of ``(B, C, N), (D, C), (D,) -> (B, N, D)``; the gradient of x lies in memory as x does.
+    """:func:`_product`; the gradient of x lies in memory as x does.
 
     Its backward pass is made of ordinary operations: second derivatives are theirs.
     """
@@ -54,9 +66,7 @@ class _Tokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        many = weight.T.expand(len(x), -1, -1)
-        x = x.transpose(1, 2)
-        return torch.bmm(x, many) if bias is None else torch.baddbmm(bias, x, many)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -14,6 +14,9 @@ def widened(t: Tensor) -> Tensor:
 def without_autocast(t: Tensor) -> AbstractContextManager:
     """A context in which products of wide tensors stay wide on the device of ``t``."""
     device = t.device.type
-    # compiled graphs run on real devices, and not every supported torch can trace this call
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else nullcontext()
+    # compiled graphs run on real devices, and not every supported torch can trace these calls
+    if not torch.compiler.is_compiling() and not (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    ):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
