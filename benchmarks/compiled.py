@@ -1,0 +1,142 @@
+"""``torch.compile`` beside eager for every block: time and peak memory, forward and with the backward pass.
+
+    python benchmarks/compiled.py [--only criss_cross,nonlocal] [--again]
+
+Compiled by inductor with its defaults, for one size; both gave the same output and the same gradient of the input
+before they were timed, in turn, by the processor time of one thread. Ratios are eager / compiled, so above 1 compiling
+pays. A block takes up to a minute to compile. Rows are written as they are measured, to
+benchmarks/results/compiled-cpu.json and docs/speed.md; a second run adds what is missing, ``--again`` measures anew
+what is chosen.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from blocks import machine
+from kept import ROOT, place, store, stored
+from torch import Tensor, nn
+
+from lookfar._drawing import randomise
+from lookfar._tables import markdown_table
+from lookfar.blocks import create_block, list_blocks, sample_inputs
+from lookfar.check.subject import pull, twin
+from lookfar.cost import keep_pages, measure_in_turn, peak_memory
+from lookfar.cost.measure import Inputs, caller
+
+FILE = ROOT / "benchmarks/results/compiled-cpu.json"
+CHANNELS, SIZE, ROUNDS = 256, (64, 64), 7
+
+
+class Called(nn.Module):
+    """A block with all its inputs but the first; of several outputs the first."""
+
+    def __init__(self, block: nn.Module, *others: Tensor) -> None:
+        super().__init__()
+        self.block, self.others = block, others
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.block(x, *self.others)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def pair(name: str, backward: bool, backend: str) -> tuple[dict[str, nn.Module], Tensor]:
+    """The block eager and compiled, with random parameters, and its first input."""
+    torch.manual_seed(0)
+    block = randomise(create_block(name, CHANNELS)).train(backward)
+    x, *others = sample_inputs(block, CHANNELS, SIZE, batch=2 if backward else 1)
+    compiled = torch.compile(Called(twin(block), *others), backend=backend)
+    return {"eager": Called(block, *others), "compiled": compiled}, x
+
+
+def same(modules: dict[str, nn.Module], x: Tensor, backward: bool) -> float:
+    """Seconds that compiling took.
+
+    Raises:
+        AssertionError: The two differ in the output or in the gradient of the input.
+    """
+    found, begin = [], 0.0
+    for module in modules.values():
+        begin = time.perf_counter()
+        torch.manual_seed(1)
+        at = x.clone().requires_grad_(backward)
+        with torch.set_grad_enabled(backward):
+            y = module(at)
+            if backward:
+                pull([y]).backward()
+        found.append([y.detach(), *([] if at.grad is None else [at.grad])])
+    took = time.perf_counter() - begin
+    for got, want in zip(found[1], found[0]):
+        off = ((got - want).abs().max() / want.abs().max().clamp_min(1e-9)).item()
+        assert off < 1e-3, f"off by {off:.1e}"
+    return took
+
+
+def measure(name: str, backward: bool, backend: str = "inductor") -> Any:
+    torch._dynamo.reset()
+    modules, x = pair(name, backward, backend)
+    took = same(modules, x, backward)
+    begin = time.process_time()
+    memory = {which: peak_memory(caller(m, Inputs((x,)), backward=backward)) / 1e6 for which, m in modules.items()}
+    long = time.process_time() - begin > 1
+    rounds = 3 if long else ROUNDS
+    times = measure_in_turn(modules, x, backward=backward, rounds=rounds, calls=3, warm_up=not long, budget=0.3)
+    return {
+        "block": name,
+        "passes": "both" if backward else "forward",
+        "seconds": took,
+        "ms": times["compiled"],
+        "eager_ms": times["eager"],
+        "mb": memory["compiled"],
+        "eager_mb": memory["eager"],
+    }
+
+
+def line(row: Any) -> tuple[Any, ...]:
+    """A row as the table has it."""
+    r = sorted(eager / compiled for eager, compiled in zip(row["eager_ms"], row["ms"]))
+    shown = (f"`{row['block']}`", row["passes"], min(row["eager_ms"]), statistics.median(r))
+    return *shown, f"{r[0]:.2f} to {r[-1]:.2f}", row["eager_mb"], row["eager_mb"] / row["mb"], row["seconds"]
+
+
+def section(rows: list[Any]) -> str:
+    headers = ["block", "passes", "eager ms", "time", "range", "eager MB", "memory", "s to compile"]
+    return (
+        f"`python benchmarks/compiled.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, maps of "
+        f"{SIZE[0]}×{SIZE[1]} with {CHANNELS} channels, default options: one in evaluation (forward), two in training "
+        f"(both).\n\n{markdown_table(headers, [line(row) for row in rows])}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="blocks, divided by commas")
+    parser.add_argument("--passes", default="forward,both")
+    parser.add_argument("--backend", default="inductor", help="another one is printed alone: aot_eager takes no time")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    args = parser.parse_args()
+
+    warnings.simplefilter("ignore")
+    keep_pages()
+    torch.set_num_threads(1)
+    found = {(row["block"], row["passes"]): row for row in stored(FILE)}
+    chosen = args.only.split(",") if args.only else list_blocks()
+    for passes, name in itertools.product(args.passes.split(","), chosen):
+        if args.backend == "inductor" and (name, passes) in found and not args.again:
+            continue
+        row = measure(name, passes == "both", args.backend)
+        print(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in line(row)), flush=True)
+        if args.backend != "inductor":
+            continue
+        found[name, passes] = row
+        rows = [found[key] for key in sorted(found)]
+        store(FILE, rows)
+        place("compiled", section(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a block costs beyond arithmetic: a call on a map of 7x7 beside the calls of torch that it makes.
+
+    python benchmarks/overheads.py [--only criss_cross,nonlocal] [--again]
+
+On ImageNet's last map with 64 channels arithmetic is nearly nothing, and what is left is Python and torch's dispatcher.
+The floor is the same work without the block: every function of torch that a forward pass in evaluation calls, recorded
+with its tensors and called again in a bare loop. What is above it is the block's own: modules, checks, questions to
+tensors. Both are timed in turn, by the processor time of one thread, with warm caches; of each the fastest round. Rows
+are written as they are measured, to benchmarks/results/overheads-cpu.json and docs/speed.md; a second run adds what is
+missing, ``--again`` measures anew what is chosen.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from blocks import machine
+from kept import ROOT, place, store, stored
+from torch.overrides import TorchFunctionMode
+
+from lookfar._drawing import randomise
+from lookfar._tables import markdown_table
+from lookfar.blocks import create_block, list_blocks, sample_inputs
+
+FILE = ROOT / "benchmarks/results/overheads-cpu.json"
+CHANNELS, SIZE, ROUNDS, CALLS = 64, (7, 7), 9, 50
+# of a tensor, computed by nobody: they cost a block as little as it asks for
+QUESTIONS = {"__get__", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__len__", "is_complex"}
+
+
+class Recorder(TorchFunctionMode):
+    """Every function of torch that is called, ready to be called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if f.__name__ not in QUESTIONS:
+            self.calls.append(partial(f, *args, **(kwargs or {})))
+        return f(*args, **(kwargs or {}))
+
+
+def replayed(calls: list[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
+
+
+def fastest(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Microseconds of a call of each, taken in turn."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(ROUNDS):
+        for name in reversed(calls) if number % 2 else calls:
+            call = calls[name]
+            begin = time.process_time()
+            for _ in range(CALLS):
+                call()
+            found[name].append((time.process_time() - begin) / CALLS * 1e6)
+    return {name: min(times) for name, times in found.items()}
+
+
+@torch.no_grad()
+def measure(name: str) -> Any:
+    torch.manual_seed(0)
+    block = randomise(create_block(name, CHANNELS)).eval()
+    inputs = sample_inputs(block, CHANNELS, SIZE, batch=1)
+    block(*inputs)
+    with Recorder() as recorder:
+        block(*inputs)
+    times = fastest({"block": partial(block, *inputs), "floor": partial(replayed, recorder.calls)})
+    return {"block": name, "calls": len(recorder.calls), "us": times["block"], "floor_us": times["floor"]}
+
+
+def line(row: Any) -> tuple[Any, ...]:
+    """A row as the table has it."""
+    over = row["us"] - row["floor_us"]
+    return f"`{row['block']}`", row["calls"], row["us"], row["floor_us"], over, row["us"] / row["floor_us"]
+
+
+def section(rows: list[Any]) -> str:
+    headers = ["block", "calls of torch", "µs", "floor, µs", "above it, µs", "ratio"]
+    return (
+        f"`python benchmarks/overheads.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, a map of "
+        f"{SIZE[0]}×{SIZE[1]} with {CHANNELS} channels, default options, evaluation.\n\n"
+        f"{markdown_table(headers, [line(row) for row in rows])}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="blocks, divided by commas")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
+    args = parser.parse_args()
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found = {row["block"]: row for row in stored(FILE)}
+    for name in args.only.split(",") if args.only else list_blocks():
+        if name in found and not (args.again or args.dry):
+            continue
+        found[name] = measure(name)
+        print(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in line(found[name])), flush=True)
+        if not args.dry:
+            rows = sorted(found.values(), key=lambda row: row["block"])
+            store(FILE, rows)
+            place("overheads", section(rows))
+
+
+if __name__ == "__main__":
+    main()
