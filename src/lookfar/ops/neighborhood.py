@@ -29,6 +29,7 @@ from lookfar.ops._window import (
     weighted_sum,
     window_of,
 )
+from lookfar.ops.fused_kernels import KERNELS
 
 Normalization = RowNormalization
 
@@ -87,6 +88,12 @@ class Cells:
                 s = s + widened(self.bias)
             return normalised(s, self.normalization, seen=inside, dim=-3)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``(B, h, E, H', W')``, by loops over cells."""
+        weights = self.weights(q, k)
+        with without_autocast(q):
+            return weighted_sum(weights, widened(v), self.window).to(v.dtype)
+
 
 def neighborhood_weights(q: Tensor, k: Tensor, **options: Any) -> Tensor:
     """Weights of the cells, ``(B, h, k^2, H', W')``; keywords as in :func:`neighborhood`.
@@ -115,7 +122,8 @@ def neighborhood(
 ) -> Tensor:
     """Every query's weighted sum of the values in its window: :func:`neighborhood_reference` in N (C + h k^2) memory.
 
-    Logits, softmax and sums are float32 where the inputs are float16 or bfloat16.
+    Logits, softmax and sums are float32 where the inputs are float16 or bfloat16. On CUDA it can run as one kernel:
+    :func:`~lookfar.ops.use_fused_kernels`.
 
     >>> q, v = torch.zeros(1, 1, 1, 1, 3), torch.tensor([[[[[0.0, 1.0, 1.0]]]]])
     >>> neighborhood(q, q, v, kernel_size=3).flatten()  # means of two, three and two values
@@ -147,9 +155,9 @@ def neighborhood(
     if v.dim() != 5 or v.shape[:2] != k.shape[:2] or v.shape[-2:] != k.shape[-2:]:
         raise ValueError(f"want k (B, h, D, H, W) and v (B, h, E, H, W); got {k.shape=}, {v.shape=}")
     cells = Cells(kernel_size, stride, dilation, border, outside, scale, bias, similarity, normalization)
-    weights = cells.weights(q, k)
-    with without_autocast(q):
-        return weighted_sum(weights, widened(v), cells.window).to(v.dtype)
+    _check(q, k, cells.window)
+    fused = KERNELS.get("neighborhood")
+    return fused.attend(q, k, v, cells) if fused and fused.takes(q, k, v, cells) else cells.attend(q, k, v)
 
 
 def neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
