@@ -1,19 +1,24 @@
-"""Every context block on a GPU, and attention beside the card's own rate, in at most eight minutes.
+"""Every context block on a GPU, our kernel beside the loop, and attention beside the card's own rate; eight minutes.
 
     make bench-gpu
 
 First each block's output and gradients on the card against float64 on the CPU, in float32 (without TF32) and in
-bfloat16 under autocast. Then softmax attention, forward and both passes, as a share of the rate of a large matrix
-product in the same precision. What the time does not reach is listed. Prints, and writes
-benchmarks/results/gpu-DEVICE.md. `--device cpu` tries the script itself where there is no card.
+bfloat16 under autocast. Then the kernel of neighbourhood attention (`ops.use_fused_kernels`): output and gradients
+against the loop over cells in float64 on the card, and the time of both, with the least time in which the card could
+move what must be read and written. Then softmax attention, forward and both passes, as a share of the rate of a large
+matrix product in the same precision. What the time does not reach is listed. Prints, and writes
+benchmarks/results/gpu-DEVICE.md. `--device cpu` tries the script itself where there is no card, and the kernel with
+TRITON_INTERPRET=1 in the environment.
 """
 
 import argparse
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +34,17 @@ from lookfar.check.subject import randomise
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # positions, D, E: position_attention and nonlocal at 97x97 with 256 channels, nonlocal at 65x65 with 512
 ATTENTIONS = [(9409, 32, 256), (9409, 128, 128), (4225, 256, 256)]
+KERNEL_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+# what the kernel is asked for on maps of 17 x 22, one kernel size and one width, so that it is tuned once
+WINDOWS: list[dict[str, Any]] = [
+    {},
+    {"stride": 2, "dilation": (1, 2)},
+    {"border": "zeros", "outside": -1.5},
+    {"border": "clamped"},
+]
+# images, heads, D = E, side of the map, kernel size, bias of every query: stand_alone in a stage of a ResNet,
+# local_attention before a head of segmentation
+NEIGHBORHOODS = [(8, 8, 32, 56, 7, True), (2, 1, 128, 97, 7, False)]
 
 
 def outcome(block: nn.Module, inputs: tuple[Tensor, ...], autocast: bool) -> list[Tensor]:
@@ -55,6 +71,79 @@ def check(name: str, device: str) -> str:
             if not off <= allowed:
                 return f"{what} off by {off:.1e} in {str(dtype).removeprefix('torch.')}"
     return ""
+
+
+def drawn(images: int, heads: int, D: int, grid: Any, size: Any, cells: int, device: str, dtype: Any) -> list[Tensor]:
+    """q, k, v and a bias of every query, which learn."""
+    shapes = [(images, heads, D, *grid), (images, heads, D, *size), (images, heads, D, *size)]
+    shapes.append((images, heads, cells, *grid))
+    return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
+
+
+def check_kernel(device: str, dtype: torch.dtype, options: dict[str, Any], biased: bool) -> str:
+    """What is wrong with the kernel of neighbourhood attention, or an empty string."""
+    torch.manual_seed(0)
+    size = (17, 22) if device == "cuda" else (3, 4)
+    step = options.get("stride", 1)
+    inputs = drawn(2, 2, 24, [-(-n // step) for n in size], size, 25, device, dtype)[: 4 if biased else 3]
+    results = []
+    for given in (inputs, [t.detach().double().requires_grad_() for t in inputs]):  # float64 takes the loop
+        y = ops.neighborhood(*given[:3], bias=given[3] if biased else None, kernel_size=5, scale=0.2, **options)
+        weighting = torch.linspace(-1, 2, y.numel(), device=device).view(y.shape).to(y)
+        results.append([y, *torch.autograd.grad((y * weighting).sum(), given)])
+    for what, a, b in zip(("output", "dq", "dk", "dv", "dbias"), *results):
+        off = float((a.double() - b).norm() / b.norm())
+        if not off <= KERNEL_ALLOWED[dtype]:
+            return f"{what} off by {off:.1e}"
+    return ""
+
+
+def kernel_checks(device: str, end: float) -> Iterator[tuple[str, str, str]]:
+    """Window, precision and what was found."""
+    for dtype in KERNEL_ALLOWED:
+        for options in WINDOWS:
+            for biased in (True, False):
+                name = ", ".join(f"{n}={o}" for n, o in options.items()) or "as by default"
+                found = "not reached"
+                if time.monotonic() < end:
+                    try:
+                        found = check_kernel(device, dtype, options, biased) or "as the loop in float64"
+                    except Exception as error:  # one window must not end the run
+                        found = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+                yield name + ", bias" * biased, str(dtype).removeprefix("torch."), found
+
+
+def kernel_times(device: str, end: float) -> Iterator[tuple[Any, ...]]:
+    """Case, precision and pass; milliseconds of the loop, of the kernel, and of moving what must be moved."""
+    large = torch.empty(2**28 if device == "cuda" else 2**20, device=device)
+    rate = 2 * large.numel() * large.itemsize / seconds(lambda: large.clone(), device)  # bytes a second
+    for images, heads, D, side, size, biased in NEIGHBORHOODS:
+        for dtype in KERNEL_ALLOWED:
+            if time.monotonic() > end:
+                return
+            if device == "cpu":
+                images, heads, D, side, size = 1, 1, 4, 3, 3
+            q, k, v, bias = drawn(images, heads, D, (side, side), (side, side), size**2, device, dtype)
+            inputs = [q, k, v, bias][: 4 if biased else 3]
+            options = {"kernel_size": size, "scale": D**-0.5, "bias": bias if biased else None}
+
+            def forward() -> None:
+                with torch.no_grad():
+                    ops.neighborhood(q, k, v, **options)  # noqa: B023
+
+            def both() -> None:
+                torch.autograd.grad(ops.neighborhood(q, k, v, **options).sum(), inputs)  # noqa: B023
+
+            took = {}
+            for on in (False, True):
+                ops.use_fused_kernels(on)
+                took[on] = [1000 * seconds(call, device) for call in (forward, both)]
+            # q, k, v, y; then q, k, v, dy for each of two kernels, dq, dk, dv; a bias for three, and its gradient
+            pixels = images * heads * side**2 * q.itemsize
+            least = [pixels * (4 * D + biased * size**2), pixels * (15 * D + 4 * biased * size**2)]
+            case = f"{images} x {heads} x {D} x {side}², {size}x{size}" + ", bias" * biased
+            for what, loop, kernel, moved in zip(("forward", "both"), *took.values(), least):
+                yield case, str(dtype).removeprefix("torch."), what, loop, kernel, 1000 * moved / rate
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
@@ -108,7 +197,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found, names = [], list_blocks(kind="context")
     for name in names:
-        if time.monotonic() > end - 90:  # the rest is for the rates
+        if time.monotonic() > end - 240:  # the rest is for the kernel and the rates
             break
         try:
             wrong = check(name, args.device)
@@ -116,6 +205,12 @@ def main() -> None:
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         found.append((name, wrong or "as on the CPU"))
         print(*found[-1], flush=True)
+    checks, times = [], []
+    if args.device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        ops.use_fused_kernels()
+        checks = list(kernel_checks(args.device, end - 120))
+        times = list(kernel_times(args.device, end - 60))
+        ops.use_fused_kernels(False)
     rows = list(rates(args.device, 10**6 if args.device == "cuda" else 512))
     headers = ["attention", "N, D, E", "precision", "forward ms", "both ms", "share of the product's rate"]
     left = ", ".join(names[len(found) :]) or "none"
@@ -124,6 +219,10 @@ def main() -> None:
             f"# On {machine(args.device)}, torch {torch.__version__}",
             markdown_table(["block", "output and gradient"], found),
             f"Not reached: {left}.",
+            markdown_table(["kernel of neighbourhood attention", "precision", "output and gradients"], checks),
+            markdown_table(
+                ["images x heads x D x positions", "precision", "passes", "loop ms", "kernel ms", "least ms"], times
+            ),
             markdown_table(headers, rows),
         ]
     )

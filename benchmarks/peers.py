@@ -224,7 +224,29 @@ beyond parameters and input (docs/cost.md). `forward` is one image in evaluation
 of two images in training. A peer whose weights of all pairs of positions would not fit into the memory has no row;
 other rows that are not here were not measured yet: the same command adds them.
 
-It has never run on a GPU: `make bench-gpu` is there for whoever has one."""
+It has never run on a GPU: `make bench-gpu` is there for whoever has one.
+
+## One kernel instead of a loop
+
+On CUDA, attention in windows (`ops.neighborhood`; stand-alone, local-relation and local attention, bilateral filters)
+is a loop over the k² cells of a window, and every step reads and writes whole maps. There is one Triton kernel for its
+forward and two for its backward pass instead, which run where `lookfar.ops.use_fused_kernels()` has been called and
+Triton is there, as in torch's CUDA builds for Linux. They take product similarity, softmax, every border, stride,
+dilation and bias, heads of at most 512 channels, in float32, float16 or bfloat16 with sums in float32; everything else
+takes the loop.
+
+They have never been run on a GPU either: tests hold them to the definition in Triton's interpreter on the CPU and
+compile them to machine code for compute capability 9.0. So they are off until asked for. `make bench-gpu` compares them
+with the loop on a card, times both, and writes beside it the time that moving the numbers below takes at least.
+
+For a head with N queries and keys, D channels of queries and keys, and E of values, without bias:
+
+| pass | numbers moved by the loop | by the kernels, at least | FLOPs of the loop | of the kernels |
+| --- | --- | --- | --- | --- |
+| forward | N k² (4 D + 3 E) | N (2 D + 2 E) | 2 N k² (D + E) | 2 N k² (D + E) |
+| backward | N k² (8 D + 9 E) | N (6 D + 5 E) | 2 N k² (2 D + 2 E) | 2 N k² (5 D + 4 E) |
+
+The kernels compute the weights again in the backward pass, and keep one number a query instead of k²."""
 
 
 def main() -> None:

@@ -183,12 +183,30 @@ def test_compiled():
 
     inputs = draw(1, 1, 2, 3, {"kernel_size": 3})
     op = partial(neighborhood, kernel_size=3)
-    program = torch.compile(lambda q, k, v, bias: op(q, k, v, bias=bias), fullgraph=True, backend="aot_eager")
+    program = torch.compile(
+        lambda q, k, v, bias: op(q, k, v, bias=bias), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     want = with_grads(lambda q, k, v, bias: neighborhood_reference(q, k, v, bias=bias, kernel_size=3), *inputs)
     for what, g, w in zip(NAMES, with_grads(program, *inputs), want):
         assert_same(what, g, w)
     torch.compile(lambda q, k, v: op(q, k, v), fullgraph=True, backend=keep)(*inputs[:3])
     assert any("lookfar.neighborhood" in str(node.target) for node in graphs[0].graph.nodes)
+
+
+def test_registered_as_torch_wants_it():
+    inputs = [t.requires_grad_() for t in draw(1, 1, 2, 2, {"kernel_size": 3})]
+    torch.library.opcheck(torch.ops.lookfar.neighborhood.default, (*inputs, [3, 3, 1, 1, 1, 1], "mask", 0.0, 1.0))
+
+
+def test_exports_hold_no_kernel():
+    class Layer(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return neighborhood(q, k, v, kernel_size=3)
+
+    inputs = tuple(draw(1, 1, 2, 3, {"kernel_size": 3})[:3])
+    program = torch.export.export(Layer(), inputs)
+    assert "lookfar" not in str(program.graph)
+    assert_same("exported", program.module()(*inputs), neighborhood_reference(*inputs, kernel_size=3))
 
 
 def test_flops():

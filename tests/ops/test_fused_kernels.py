@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lookfar.ops import neighborhood, use_fused_kernels
-from lookfar.ops.fused_kernels import KERNELS
+from lookfar.ops._kernels import KERNELS
 
 WITHOUT = """
 import sys
@@ -46,6 +46,7 @@ def test_on_the_cpu_nothing_changes():
         use_fused_kernels(False)
 
 
+@pytest.mark.slow
 def test_in_the_interpreter():
     """In a process of its own, since Triton looks for the variable when it is imported."""
     pytest.importorskip("triton")

@@ -52,6 +52,7 @@ from lookfar.ops.filters import bilateral_reference as bilateral_reference
 from lookfar.ops.filters import mean_shift as mean_shift
 from lookfar.ops.filters import nonlocal_means as nonlocal_means
 from lookfar.ops.filters import nonlocal_means_reference as nonlocal_means_reference
+from lookfar.ops.fused_kernels import use_fused_kernels as use_fused_kernels
 from lookfar.ops.matrix_decomposition import matrix_decomposition as matrix_decomposition
 from lookfar.ops.neighborhood import neighborhood as neighborhood
 from lookfar.ops.neighborhood import neighborhood_reference as neighborhood_reference

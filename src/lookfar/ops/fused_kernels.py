@@ -1,8 +1,6 @@
 """Which path an op with a kernel of its own takes on a GPU: the plain one until asked for the kernel."""
 
-from types import ModuleType
-
-KERNELS: dict[str, ModuleType] = {}  # op -> the module whose ``takes`` and ``attend`` run it
+from lookfar.ops._kernels import KERNELS
 
 
 def use_fused_kernels(on: bool = True) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lookfar.ops._checked import choice
 from lookfar.ops._definition import row_weights
+from lookfar.ops._kernels import KERNELS
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import (
@@ -29,7 +30,6 @@ from lookfar.ops._window import (
     weighted_sum,
     window_of,
 )
-from lookfar.ops.fused_kernels import KERNELS
 
 Normalization = RowNormalization
 
