@@ -21,6 +21,7 @@ MEMORIES = "tests/ops/test_memories.py"
 CROSS = "tests/ops/test_criss_cross.py"
 SPARSE = "tests/ops/test_sparse_attention.py"
 WINDOWS = "tests/ops/test_neighborhood.py"
+KERNELS = "tests/ops/test_fused_kernels.py -k interpreter"
 FILTERS = "tests/ops/test_filters.py"
 BATCHES = "tests/data/test_batches.py"
 SCENES = "tests/data/test_scenes.py"
@@ -263,6 +264,12 @@ MUTANTS = [
     Mutant("ops/_window.py", "self.stride[axis], self.dilation[axis]\n        start",
            "self.stride[axis], 1\n        start", WINDOWS, "windows of the definition are not dilated"),
     Mutant("ops/neighborhood.py", "s = s + widened(self.bias)", "pass", WINDOWS, "a bias is not added"),
+    Mutant("ops/_triton.py", 'tl.where(now == -float("inf"), 0.0, now)', "now", KERNELS,
+           "the kernel has no answer before the first cell on the map"),
+    Mutant("ops/_triton.py", "(scaled >= 0) & (scaled % S == 0)", "(scaled >= 0)", KERNELS,
+           "keys hear of queries that a stride leaves out"),
+    Mutant("ops/_triton.py", "sums * before[None, :] + w", "sums + w", KERNELS,
+           "the kernel forgets to rescale what it has summed"),
     Mutant("ops/sparse_attention.py", " & ~far[:, None, None]", "", SPARSE, "a key that is near and far counts twice"),
     Mutant("ops/filters.py", "-(dy * dy + dx * dx) / (2 * sigma_spatial**2)", "-(dy * dy) / (2 * sigma_spatial**2)",
            FILTERS, "nearness counts in rows alone"),
