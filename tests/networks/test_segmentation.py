@@ -1,5 +1,6 @@
 """Hosts: shapes, places, weights from files, and errors that say what would work."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -122,13 +123,19 @@ def test_errors_say_what_would_work(arguments, message):
         build_network(**{"classes": 3, **arguments})
 
 
-def test_without_a_network_pretrained_weights_are_asked_for(monkeypatch):
+def test_without_a_network_pretrained_weights_are_asked_for(monkeypatch, caplog):
+    log = logging.getLogger("huggingface_hub.utils")
+
     def offline(*args, **kwargs):
+        log.warning("retrying")
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(FileNotFoundError, match=r"resnet18 .*no route to host.*weights=FILE"):
+    with pytest.raises(FileNotFoundError, match=r"resnet18 .*weights=FILE.*no route to host"):
         build_network("resnet18", 3, pretrained=True)
+    assert caplog.text == "", "every attempt is told"
+    log.warning("of something else")
+    assert caplog.text != ""
 
 
 @pytest.mark.parametrize("host", ["resnet18", "convnext_atto", "mobilenetv2_050"])

@@ -357,7 +357,7 @@ def test_networks_that_learned_nothing_are_not_asked():
 
     assert told(taught).word == told(taught, taught).word == "off"
     assert str(told(commonest)) == (
-        "open: nothing was learned that a block could be needed for, the network does not beat always naming the "
+        "open: nothing was learned that a block could be needed for: the network does not beat always naming the "
         "commonest class (45.0 % mIoU)."
     )
     assert "its 2 networks do not beat" in str(told(commonest, commonest))

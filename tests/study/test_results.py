@@ -473,7 +473,7 @@ def test_a_block_that_never_came_in_is_told(study):
     environment = json.loads((study / "environment.json").read_text())
     (study / "environment.json").write_text(json.dumps(environment | {"sum_of_learning_rates": 0.304}))
     said = load(study).summary("nonlocal").came_in
-    assert said == f"{row.came_in}; the learning rates of all steps add up to 0.3 alone"
+    assert said == f"{row.came_in}; the learning rates of all steps add up to only 0.3"
     (trial_folder(study, "nonlocal", 1) / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     assert load(study).summary("nonlocal").came_in.startswith("did not come in under 2 of 3 seeds")
 

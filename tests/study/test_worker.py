@@ -82,7 +82,7 @@ def test_a_budget_too_small_for_any_gate_is_said_before_the_first_step():
     reach, lines = said(steps=100, lr=1e-3)
     assert reach == pytest.approx(0.05, rel=0.05)  # on average about half of the highest
     (line,) = lines
-    assert line.startswith("The learning rates of all steps add up to 0.051: a factor that starts at 0")
+    assert line.startswith("The learning rates of all steps add up to 0.051. A block comes in by a factor")
     reach, lines = said(steps=2000, lr=1e-2, schedule="poly")
     assert reach > 1
     assert lines == []

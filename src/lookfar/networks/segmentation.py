@@ -1,7 +1,9 @@
 """Hosts for semantic segmentation: a backbone, a small head, and a place between them for a block."""
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +191,30 @@ def timm_model(host: str, in_chans: int, pretrained: bool, **options: Any) -> nn
     import timm
 
     try:
-        return timm.create_model(host, in_chans=in_chans, pretrained=pretrained, **options)
+        with _without_retries():
+            return timm.create_model(host, in_chans=in_chans, pretrained=pretrained, **options)
     except NotImplementedError:  # a RuntimeError too
         raise
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"no pretrained weights of {host} here, and they could not be downloaded ({reason}); give weights=FILE"
+            f"no pretrained weights of {host} here, and they could not be downloaded. Give a file that holds them: "
+            f"--host-weights FILE, in Python weights=FILE. ({reason})"
         ) from error
     except RuntimeError as error:  # a pretrained tag that is not there, a model without weights
         raise ValueError(f"timm refuses {host}: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """The hub's client warns of every attempt; what is raised in the end says it once."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_maps(backbone: nn.Module, host: str, in_chans: int) -> None:

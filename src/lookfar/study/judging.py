@@ -253,7 +253,7 @@ def _came_in(name: str, done: Sequence[Trial], reach: float | None) -> str:
     most = max(out)
     added_at_most = f" (at the end it added {100 * most:.1f} % to its input)" if most >= 0.001 else ""
     low = reach is not None and reach < SHORT
-    short = f"; the learning rates of all steps add up to {reach:.2g} alone" if low else ""
+    short = f"; the learning rates of all steps add up to only {reach:.2g}" if low else ""
     return f"never came in{added_at_most}: {ABOUT_THE_GATE}{short}"
 
 

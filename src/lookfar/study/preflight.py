@@ -110,10 +110,10 @@ def preflight(
     check_host(plan, data)
     reach = learning_rate_sum(plan.settings())
     if reach < SHORT and plan.blocks:
-        how = "" if plan.optimizer == "adamw" else ", times its gradient"
+        how = "" if plan.optimizer == "adamw" else " times its gradient"
         note(
-            f"The learning rates of all steps add up to {reach:.2g}: a factor that starts at 0 and lets a block in "
-            f"moves about that far at most{how}, so blocks may never come in. More steps or a higher lr help."
+            f"The learning rates of all steps add up to {reach:.2g}. A block comes in by a factor that starts at 0 and "
+            f"moves about that far{how} at most, so it may never come in. More steps or a higher lr help."
         )
     host = build_host(plan, data, seed=0)
     check_task(plan, task, host, data)

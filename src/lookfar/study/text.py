@@ -146,7 +146,7 @@ def small_print(rows: Sequence[Summary], conclusions: Conclusions) -> list[str]:
     runs = min((d.seeds for d in compared), default=0)
     if runs > 1:
         possible = percent(failures_possible(runs))
-        found.append(f"{runs} runs of a block without a failure leave a failure rate up to {possible} possible.")
+        found.append(f"After {runs} runs without a failure, a failure rate of up to {possible} is still possible.")
     return [" ".join(found)] if found else []
 
 

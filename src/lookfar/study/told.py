@@ -62,7 +62,7 @@ class Told:
     def _meaning(self) -> str:
         v = self.verdict
         if self.unlearned:
-            return f"nothing was learned that a block could be needed for, {self.unlearned}"
+            return f"nothing was learned that a block could be needed for: {self.unlearned}"
         if v.word == "open":
             return _undecided(v.open) if v.open else "too little was measured"
         does, within = ("does as well", f", within {v.rung.margin:g}") if v.rung else ("", "")
