@@ -271,8 +271,8 @@ def limits(results: Results) -> list[str]:
         possible = percent(failures_possible(seeds))
         found.insert(
             1,
-            f"Whether a block fails now and then: after {seeds} runs without a failure, a failure rate of up to {possible} "
-            f"is still possible. An interval from {seeds} seeds assumes that they scatter roughly normally.",
+            f"Whether a block fails now and then: after {seeds} runs without a failure, a failure rate of up to "
+            f"{possible} is still possible. An interval from {seeds} seeds assumes that they scatter roughly normally.",
         )
     if plan.score == "resized" and results.task.original and not plan.data.startswith("scenes:"):
         found.append(
