@@ -15,6 +15,7 @@ from lookfar.diagnostics import ablations
 from lookfar.study.ablations import measure_ablations
 from lookfar.study.groups import groups_of
 from lookfar.study.ladder import tell, tell_changes, unlearned
+from lookfar.study.measured import scored_groups
 from lookfar.study.rungs import Rung, climb, rungs_for
 from lookfar.tasks import Segmentation
 from lookfar.training import evaluate
@@ -362,3 +363,30 @@ def test_networks_that_learned_nothing_are_not_asked():
     )
     assert "its 2 networks do not beat" in str(told(commonest, commonest))
     assert told(commonest, taught).word == "off"  # on average they do
+
+
+def test_images_without_a_label_tell_nothing_of_others():
+    """Of three images one has labels: that it costs nothing there holds there alone, over however many seeds."""
+
+    def of(right):
+        return np.array([[0, 0], [0, 0], [right, 100]], float)
+
+    def share(facts, weights):
+        with np.errstate(invalid="ignore"):
+            return 100 * (weights @ facts)[:, 0] / (weights @ facts)[:, 1]
+
+    groups = groups_of([""] * 3, "none")
+    assert scored_groups(groups, {0: of(80)}, share).number == 1
+    full, without = {0: of(80), 1: of(84)}, {kind: {0: of(80), 1: of(84)} for kind in ALL}
+    told = tell(full, without, share, groups, ALL, 0.5)
+    assert "over 2 seeds (each by itself open) on this one image" in told.why
+    assert tell({0: of(80)}, {kind: {0: of(80)} for kind in ALL}, share, groups, ALL, 0.5).word == "open"
+    two = np.array([[0, 0], [70, 100], [80, 100]], float)
+    assert scored_groups(groups, {0: two}, share) == groups
+    assert "image" not in tell({0: two}, {kind: {0: two} for kind in ALL}, share, groups, ("off",), 0.5).why
+
+
+def test_a_single_image_says_so():
+    full = {0: np.array([80.0]), 1: np.array([84.0])}
+    told = tell(full, dict.fromkeys(ALL, full), mean_score, groups_of([""], "none"), ALL, 0.5)
+    assert "on this one image" in told.why

@@ -458,6 +458,30 @@ def test_nothing_learned_is_said(tmp_path):
     assert next_step(results) == "train longer, in a folder of its own: --steps 4000 --out DIR"
 
 
+def small_study(folder, labelled):
+    """Five images, of which the first few have labels."""
+    Plan("photos", ("nonlocal",), seeds=3).save(folder / "study.yaml")
+    rng = np.random.default_rng(0)
+    for candidate in ("baseline", "control", "nonlocal"):
+        for seed in range(3):
+            confusion = confusion_of(0.8, rng, images=5)
+            confusion[labelled:] = 0
+            write_trial(folder, candidate, seed, confusion)
+    return load(folder)
+
+
+def test_the_next_command_can_be_pasted(tmp_path):
+    (folder := tmp_path / "ein Ort").mkdir()
+    assert next_step(small_study(folder, 5)).endswith(f": lookfar study '{folder}' --seeds 6")
+
+
+@pytest.mark.parametrize(("labelled", "said"), [(1, True), (2, False)])
+def test_images_without_a_label_are_none(tmp_path, labelled, said):
+    results = small_study(tmp_path, labelled)
+    assert ("on this one image" in results.summary("nonlocal").sentence) == said
+    assert ("1 image" in str(results.conclusions.groups)) == said
+
+
 def test_a_block_that_never_came_in_is_told(study):
     for seed, share in enumerate((0.002, 0.019, 0.0)):
         lines = [

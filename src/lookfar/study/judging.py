@@ -15,7 +15,7 @@ from lookfar.study.comparisons import Best, Comparisons
 from lookfar.study.groups import Groups
 from lookfar.study.ladder import tell, unlearned
 from lookfar.study.latency import Latency
-from lookfar.study.measured import measure
+from lookfar.study.measured import measure, scored_groups
 from lookfar.study.prospects import once
 from lookfar.study.rows import Summary, Trial, Without
 from lookfar.study.told import Told
@@ -93,6 +93,7 @@ def conclude(
         reach: The learning rates of all steps, summed up; None where that is not known.
         ablated: What a trial kept of its block doing without something; without it no block is told what it needs.
     """
+    groups = scored_groups(groups, facts, task.score)
     where = f"on this one {groups.noun}" if groups.number == 1 else ""
     terms = Terms(task.words, task.higher, margin, where)
     blocks = [name for name in candidates if not is_reference(name)]

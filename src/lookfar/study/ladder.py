@@ -17,7 +17,7 @@ import numpy as np
 from lookfar.study.comparisons import Comparisons
 from lookfar.study.groups import Groups
 from lookfar.study.intervals import dunnett
-from lookfar.study.measured import Measured, Score, measure
+from lookfar.study.measured import Measured, Score, measure, scored_groups
 from lookfar.study.rungs import Rung, Verdict, Word, climb
 from lookfar.study.told import Told
 from lookfar.study.words import points
@@ -66,7 +66,7 @@ def tell(
         return Told(climb([], asked), len(full), noun=noun, entropy=entropy, reason=reason, unlearned=unlearned)
     kinds = [kind for kind in asked if without.get(kind)]
     seeds = [seed for seed in full if kinds and all(seed in without[kind] for kind in kinds)]
-    labels, where = _drawn(groups)
+    labels, where = _drawn(scored_groups(groups, full, score))
     facts = {("full", i): full[seed] for i, seed in enumerate(seeds)}
     facts |= {(kind, i): without[kind][seed] for kind in kinds for i, seed in enumerate(seeds)}
     measured = measure(facts, score, labels) if seeds else None
@@ -143,7 +143,8 @@ def _drawn(groups: Groups) -> tuple[Sequence[str], str]:
     """What is drawn, a label a sample, and where the verdict holds: images by themselves where all are one group."""
     if groups.number > 1:
         return groups.labels, ""
-    return [*map(str, range(len(groups.labels)))], f"on this one {groups.noun}" if groups.noun != "image" else ""
+    where = f"on this one {groups.noun}"
+    return groups.labels if groups.noun == "image" else [*map(str, range(len(groups.labels)))], where
 
 
 def _share(facts: np.ndarray, weights: np.ndarray) -> np.ndarray:

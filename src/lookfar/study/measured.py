@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lookfar.study.groups import Groups
+
 RESAMPLES = 1000
 ROOM = 20_000_000  # numbers that all draws may take at once
 SEED = 0  # the same samples are drawn for every candidate, and every time a report is made
@@ -76,6 +78,22 @@ def measure(
     # how often each of very many groups is drawn tells nothing, and would take all memory
     drawn = group_draws(len(labels), resamples)[kept] if 2 * len(labels) <= resamples else None
     return Measured(candidates, scores, draws, len(labels), drawn)
+
+
+def scored_groups(groups: Groups, facts: Mapping[Any, Any], score: Score) -> Groups:
+    """One group where all samples that have a score are of one: masks without a label tell nothing of other images.
+
+    Args:
+        groups: Of all samples.
+        facts: Of some trials on the same samples.
+        score: As for :func:`measure`.
+    """
+    labels, index = np.unique(np.asarray(groups.labels), return_inverse=True)
+    if not facts or not 1 < len(labels) <= RESAMPLES:
+        return groups
+    alone = np.equal.outer(np.arange(len(labels)), index).astype(np.float64)
+    scored = np.isfinite(score(next(iter(facts.values())), alone)).sum()
+    return Groups(("",) * len(index), groups.noun) if scored == 1 else groups
 
 
 def _weights(index: np.ndarray, groups: int, resamples: int) -> Iterator[tuple[slice, np.ndarray]]:

@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def run(
         else:
             with contextlib.closing(_cluster(ready.plan, workers, address)) as places:
                 _run_missing(ready, folder, places, board)
-            board.note(f"Latency is measured by `lookfar study {folder}`, on one machine with nothing beside it.")
+            command = f"lookfar study {shlex.quote(str(folder))}"
+            board.note(f"Latency is measured by `{command}`, on one machine with nothing beside it.")
     results = load(folder)
     write_csv(results)
     return results

@@ -1,5 +1,6 @@
 """The end of a study on the terminal: the table, what it means in sentences, what to do next."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,4 +52,5 @@ def next_step(results: Results) -> str:
         how = "replace" if replaces else "insert"
         return f'put it in: lookfar.{how}(network, "{replace(candidate, place=None)}", at=...)'
     # what is finished stays, and only what is new is trained
-    return f"more seeds narrow the intervals: lookfar study {results.folder} --seeds {max(2 * plan.seeds, 3)}"
+    command = f"lookfar study {shlex.quote(str(results.folder))} --seeds {max(2 * plan.seeds, 3)}"
+    return f"more seeds narrow the intervals: {command}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -221,7 +222,6 @@ def train_command(network: str, data: str, out: Path, *, preset: str | None, opt
         return FAILED
     miou, accuracy = trained.result["miou"], trained.result["accuracy"]
     print(f"mIoU {100 * miou:.2f} %, accuracy {100 * accuracy:.2f} % after {trained.result['step']} steps")
-    print(
-        f"Next: lookfar evaluate --network {trained.trial}    lookfar predict IMAGE --network {trained.trial} --out DIR"
-    )
+    trial = shlex.quote(str(trained.trial))
+    print(f"Next: lookfar evaluate --network {trial}    lookfar predict IMAGE --network {trial} --out DIR")
     return DONE
