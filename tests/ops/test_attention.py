@@ -133,6 +133,12 @@ def test_weights_of_some_queries_are_those_of_all(normalization, size):
     assert_same("weights", weights @ v, attention_reference(q, k, v, normalization=normalization)[..., some, :])
 
 
+def test_few_weights_are_normalised_twice_as_they_are_defined():
+    q, k, v = tokens((2, 2, 17, 9, 4, 6))
+    got = attention(q, k, v, scale=0.7, normalization="double")
+    assert torch.equal(got, attention_reference(q, k, v, scale=0.7, normalization="double"))
+
+
 def test_l1_of_signed_similarities():
     q, k = torch.tensor([[[[2.0]]]]), torch.tensor([[[[1.0], [-3.0]]]])
     assert attention_weights(q, k, normalization="l1").flatten().tolist() == [0.25, -0.75]
