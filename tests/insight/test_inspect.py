@@ -21,6 +21,7 @@ from lookfar.study.plan import trial_folder
 from lookfar.study.worker import run_trial
 
 OWN = """
+import lookfar
 import torch
 from torch import nn
 from lookfar import create_block
@@ -67,6 +68,19 @@ class Square(nn.Conv2d):
 
 def square():
     return nn.Sequential(Square(3, 8, 1), create_block("nonlocal", 8))
+
+class Mine(nn.Module):  # of nobody's registry
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x + self.conv(x.mean((2, 3), keepdim=True))
+
+def mine():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)).eval()
+    lookfar.insert(network, Mine, at="1", example=torch.zeros(1, 3, 24, 32))
+    return network
 
 class Partly(nn.Module):
     def __init__(self):
@@ -233,6 +247,17 @@ def test_a_network_of_ones_own(run, home):
     )
     torch.save(torch.nn.Linear(1, 1), home / "pickled.pth")
     assert run(*arguments, "--weights", "pickled.pth")[0] == 2  # what would run code is not loaded
+
+
+def test_a_block_of_ones_own_is_asked_what_it_can_be_asked(run, home):
+    """It has no maps; what the network does without it counts all the same."""
+    code, out, err = run("--network", "own.py:mine", "data/val/images", "--json")
+    assert (code, err) == (0, "")
+    (one,) = json.loads(out)
+    assert (one["module"], one["block"], one["statistics"]) == ("1.mine", "Mine", None)
+    assert {"off"} <= one["scores"].keys()
+    assert one["said"].endswith("Not a block of the registry")
+    assert run("--network", "own.py:mine", "data/val/images")[0] == 0
 
 
 def test_a_block_that_cannot_be_asked_leaves_the_others(run, home):

@@ -20,6 +20,7 @@ from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.maps import inner_block, why_no_maps
 from lookfar.diagnostics.replacing import is_branch, stands_for_none
+from lookfar.insertion.gated import block_name
 
 KINDS = ("full", "mean", "uniform", "other", "pairwise", "unary", "constant", "off")
 REPLACED = "it stands in the place of a convolution, and nothing is left without it"
@@ -167,7 +168,7 @@ def ablations(
     found.sort(key=lambda of: of[0])
     whole = [kind for kind in KINDS if all(kind in of for _, of in found)]
     return Ablations(
-        ", ".join(map(_called, modules)),
+        ", ".join(map(called, modules)),
         {kind: torch.cat([of[kind][0] for _, of in found]) for kind in whole},
         {kind: [one for _, of in found for one in of[kind][1]] for kind in whole} if judge is not None else {},
         {kind: reason for kind, reason in reasons.items() if reason},
@@ -205,11 +206,12 @@ def _names(network: nn.Module, block: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _called(module: nn.Module) -> str:
+def called(module: nn.Module) -> str:
+    """A block's registered name, or the class of a module that is not of the registry."""
     try:
         return block_info(inner_block(module)).name
     except ValueError:
-        return type(module).__name__
+        return block_name(module)
 
 
 def _first(reasons: Iterator[str]) -> str:

@@ -15,6 +15,7 @@ from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
 from lookfar.diagnostics.adapters import TokenAttention, adapted
 from lookfar.diagnostics.finding import blocks_of
 from lookfar.diagnostics.maps import inner_block, key_size, query_size, why_no_maps
+from lookfar.insertion.gated import block_name
 
 MOST_PREFIX = 16  # class, distillation and register tokens of the networks in use: at most nine
 WEIGHTS = 2**21  # numbers of all maps that are there at a time
@@ -148,7 +149,10 @@ def _convolved(network: nn.Module) -> Iterator[list[tuple[int, int]]]:
 def _seen(
     name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int], sizes: list[tuple[int, int]]
 ) -> Seen:
-    block: Any = inner_block(module)
+    try:
+        block: Any = inner_block(module)
+    except ValueError:  # inserted, and a class of the user's own
+        return Seen(name, block_name(module), module, of_image, reason=why_no_maps(module))
     known, reason = block_info(block).name, why_no_maps(block)
     if not inputs:
         reason = getattr(block, "wrong", "") or "the network did not call it"

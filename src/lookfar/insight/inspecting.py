@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from lookfar._tables import listed, said
-from lookfar.blocks import block_info
 from lookfar.diagnostics import Statistics, blocks_of, choose_images, statistics, why_no_maps
 from lookfar.diagnostics._undisturbed import first, inputs_of, undisturbed
 from lookfar.diagnostics.adapters import adapted
-from lookfar.diagnostics.maps import inner_block
+from lookfar.diagnostics.block_ablations import called
 from lookfar.diagnostics.replacing import is_branch
 from lookfar.insight.subjects import Subject
 from lookfar.study.ablations import KINDS, Some, ablations_on
@@ -102,8 +101,7 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
         now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
         before = None if reason or start is None else _statistics(subject, start, name, AT_START)
         told, scores, missing = _told(subject, name, now, reason)
-        called = block_info(inner_block(module)).name
-        found.append(Inspected(subject, name, called, told, scores, now, before, missing))
+        found.append(Inspected(subject, name, called(module), told, scores, now, before, missing))
     return found
 
 
