@@ -309,6 +309,7 @@ def _flops_backward(q: Any, k: Any, v: Any, bias: Any, g: Any, lse: Any, learnt:
 def takes(q: Tensor, k: Tensor, v: Tensor, cells: Cells) -> bool:
     """Whether the kernel computes this; the loop over cells does everything else."""
     given = [t for t in (q, k, v, cells.bias) if t is not None]
+    # torch 2.8 takes what is compiled for being exported, so that the loop is compiled there
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return (
         (q.is_cuda or INTERPRETED)
