@@ -22,6 +22,7 @@ from lookfar.study import Plan
 from lookfar.study._files import read_json, write_json
 from lookfar.study.plan import trial_folder
 from lookfar.study.worker import run_trial
+from lookfar.tasks import Segmentation
 
 
 class Skipping(nn.Module):
@@ -114,6 +115,14 @@ def test_scores_are_those_of_the_whole_network(home, monkeypatch):
     for row in scan(trial, **options).rows:
         assert row.scores == pytest.approx(scores[row.candidate], abs=0.05), row.candidate
     assert (trial / "final.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("blind", "said"), [(100.0, True), (0.0, False)])
+def test_a_network_that_learned_nothing_is_said(run, monkeypatch, blind, said):
+    monkeypatch.setattr(Segmentation, "blind", lambda self, facts: blind)
+    code, _, err = run(".", "--blocks", "nonlocal", "--steps", 1, "--seeds", 1)
+    assert code == 0, err
+    assert ("Nothing was learned that blocks could add to: the network does not beat" in err) == said
 
 
 def test_the_command_tells_all_and_ends_with_a_study(run, home):

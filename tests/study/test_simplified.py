@@ -109,6 +109,15 @@ def test_a_block_that_needs_its_query_is_refused_with_the_number(there, run):
     assert found.tried[-1].made.errors.floor > 0.5
 
 
+@pytest.mark.parametrize(("blind", "said"), [(100.0, True), (0.0, False)])
+def test_a_network_that_learned_nothing_is_said(there, monkeypatch, blind, said):
+    (trial, out) = there
+    monkeypatch.setattr(Segmentation, "blind", lambda self, facts: blind)
+    lines = []
+    simplify(trial(2), out, to="none", say=lines.append)
+    assert any(line.startswith("Nothing was learned that a block could be needed for") for line in lines) == said
+
+
 def test_an_open_loss_is_told_apart_from_the_margin():
     made = SimpleNamespace(to="average")
     said = str(Tried(made, Rung("uniform", -0.2, -0.92, 0.52, 0.5, 1134), ""))

@@ -13,6 +13,7 @@ from lookfar.insight.page import write_page
 from lookfar.insight.pictures import check_inside, write_pictures
 from lookfar.insight.subjects import find_subjects
 from lookfar.insight.words import lines_of
+from lookfar.study.words import counted
 
 PICTURED = 4  # images of which queries are drawn
 
@@ -78,7 +79,10 @@ def inspect_command(
     ]
     write_page(found, folder / "inspect.html", shlex.join(["lookfar", *sys.argv[1:]]))
     if not as_json:
-        print(f"\nPage: {folder / 'inspect.html'}" + (f", and {len(pictures)} pictures of queries" if pictures else ""))
+        print(
+            f"\nPage: {folder / 'inspect.html'}"
+            + (f", and {counted(len(pictures), 'picture')} of queries" if pictures else "")
+        )
     return 0
 
 

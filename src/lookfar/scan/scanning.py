@@ -24,6 +24,7 @@ from lookfar.scan.separating import grouped, least_difference
 from lookfar.study._files import read_json
 from lookfar.study.build import added_parameters, default_place, drawn_apart, find_place, map_at, put_in
 from lookfar.study.candidates import Candidate, is_reference, place_of
+from lookfar.study.ladder import unlearned
 from lookfar.study.plan import Plan
 from lookfar.study.preflight import controls_for, slow_norms
 from lookfar.study.trained import load_trial
@@ -158,8 +159,11 @@ def _scan(
     for there in spots.values():
         at = work.at(there[0])
         if NOTHING not in scores:
-            scores[NOTHING] = (at.nothing(),) * seeds
-            say(f"{NOTHING}: {scores[NOTHING][0]:.1f}")
+            value, unlearned = at.nothing()
+            scores[NOTHING] = (value,) * seeds
+            say(f"{NOTHING}: {value:.1f}")
+            if unlearned:
+                say(f"Nothing was learned that blocks could add to: {unlearned}. Train it longer first.")
         for name in there:
             found = [at.score(name, seed) for seed in range(seeds)]
             if not all(map(math.isfinite, found)):
@@ -299,9 +303,10 @@ class _Place:
         assert found is not None  # the same network took another block at this place
         return found
 
-    def nothing(self) -> float:
-        """The score of the network as it is."""
-        return self._judge(self._cut(copy.deepcopy(self.work.network)))
+    def nothing(self) -> tuple[float, str]:
+        """The score of the network as it is, and why it says nothing; else an empty string."""
+        facts = self._facts(self._cut(copy.deepcopy(self.work.network)))
+        return self._score(facts), unlearned(self.work.task, {0: facts})
 
     def score(self, name: str, seed: int) -> float:
         """The score with a candidate that was trained; nan where its loss was not finite."""
@@ -332,7 +337,12 @@ class _Place:
         return self._judge(cut) if loss.isfinite() else math.nan
 
     def _judge(self, network: nn.Module) -> float:
-        work = self.work
-        judged = evaluate(network, self.data, work.task, batch_size=work.settings.batch_size, score=work.settings.score)
-        facts = work.task.facts(judged)
-        return float(work.task.score(facts, np.ones((1, len(facts))))[0])
+        return self._score(self._facts(network))
+
+    def _facts(self, network: nn.Module) -> np.ndarray:
+        work, batch_size = self.work, self.work.settings.batch_size
+        judged = evaluate(network, self.data, work.task, batch_size=batch_size, score=work.settings.score)
+        return work.task.facts(judged)
+
+    def _score(self, facts: np.ndarray) -> float:
+        return float(self.work.task.score(facts, np.ones((1, len(facts))))[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lookfar.study.candidates import Candidate
 from lookfar.study.groups import Groups
-from lookfar.study.ladder import tell
+from lookfar.study.ladder import tell, unlearned
 from lookfar.study.rungs import Rung
 from lookfar.study.simplified_study import Made
 from lookfar.study.told import rounded
@@ -146,6 +146,8 @@ class Work:
 
     def try_all(self, to: To, say: Callable[[str], None]) -> "tuple[tuple[Tried, ...], Tried]":
         """Every network that was asked for, from the cheapest on, and the one that is to be taken."""
+        if reason := unlearned(self.task, {0: self.task.facts(self.judged)}):
+            say(f"Nothing was learned that a block could be needed for: {reason}.")
         tried = self.judge_all([self.make(one) for one in (LADDER if to == "auto" else (to,))])
         for one in tried:
             say(str(one))
