@@ -473,6 +473,8 @@ def small_study(folder, labelled):
 def test_the_next_command_can_be_pasted(tmp_path):
     (folder := tmp_path / "ein Ort").mkdir()
     assert next_step(small_study(folder, 5)).endswith(f": lookfar study '{folder}' --seeds 6")
+    (trial_folder(folder, "control", 2) / "result.json").unlink()  # `lookfar report` would not make it again
+    assert next_step(load(folder)) == f"lookfar study '{folder}' runs what failed or is missing"
 
 
 @pytest.mark.parametrize(("labelled", "said"), [(1, True), (2, False)])

@@ -36,9 +36,9 @@ def show(results: Results, report: Path | None = None, console: Console | None =
 
 def next_step(results: Results) -> str:
     """What the reader of this table would do next."""
-    plan = results.plan
+    plan, study = results.plan, f"lookfar study {shlex.quote(str(results.folder))}"
     if not results.complete:
-        return "the same command tries what failed or is missing again"
+        return f"{study} runs what failed or is missing"
     if any(sentence.startswith(NOTHING) for sentence in results.conclusions.sentences):
         return f"train longer, in a folder of its own: --steps {4 * (plan.resolved().steps or 0)} --out DIR"
     if plan.data == "scenes:lookup":
@@ -52,5 +52,4 @@ def next_step(results: Results) -> str:
         how = "replace" if replaces else "insert"
         return f'put it in: lookfar.{how}(network, "{replace(candidate, place=None)}", at=...)'
     # what is finished stays, and only what is new is trained
-    command = f"lookfar study {shlex.quote(str(results.folder))} --seeds {max(2 * plan.seeds, 3)}"
-    return f"more seeds narrow the intervals: {command}"
+    return f"more seeds narrow the intervals: {study} --seeds {max(2 * plan.seeds, 3)}"
