@@ -292,3 +292,10 @@ def test_page_of_a_block(run, name):
         assert not line.endswith(":"), f"the docstring of {info.cls.__name__} says nothing about {option}"
     assert all(source in out for source in info.verified)
     assert "``" not in out
+
+
+def test_it_runs_as_a_module():
+    """Where the folder of programs is not on the path."""
+    done = subprocess.run([sys.executable, "-m", "lookfar", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert __version__ in done.stdout

@@ -1,0 +1,3 @@
+from lookfar.cli import main
+
+main()
