@@ -176,3 +176,9 @@ def test_queries_on_another_grid_than_the_map():
     assert found.reasons["off"] == found.reasons["constant"] == REPLACED
     with pytest.raises(ValueError, match="want a block whose queries are the positions of its input"):
         statistics(network, x, "0")
+
+
+def test_batches_by_name_are_refused():
+    """As loaders of other libraries give them."""
+    with pytest.raises(ValueError, match="want batches of images, or of images and labels, got a dict"):
+        ablations(create_block("nonlocal", 8), None, [{"pixel_values": torch.rand(1, 8, 4, 4)}])

@@ -32,6 +32,8 @@ def pairs(network: nn.Module, batches: Any) -> Iterator[tuple[Tensor, Tensor | N
     """Images on the network's device, and labels or None, of one batch, or of several, with or without labels."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     for batch in [batches] if isinstance(batches, Tensor) else batches:
+        if not isinstance(batch, Tensor | tuple | list):
+            raise ValueError(f"want batches of images, or of images and labels, got a {type(batch).__name__}")
         images, labels = (batch, None) if isinstance(batch, Tensor) else batch
         yield images.to(device), labels
 
