@@ -246,7 +246,7 @@ MUTANTS = [
            "the E step normalises over positions"),
     Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
            "a bias is given once, not once a position"),
-    Mutant("ops/adaptive_average.py", "((i + 1) * size + bins - 1) // bins", "(i + 1) * size // bins",
+    Mutant("ops/_averages.py", "((i + 1) * size + b - 1) // b", "(i + 1) * size // b",
            "tests/ops/test_every_op.py -k adaptive",
            "bins that do not divide the map lose their last row"),
     Mutant("ops/matrix_decomposition.py", "return bases, _multiply(x, bases, coefficients)",

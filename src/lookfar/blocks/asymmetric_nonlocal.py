@@ -15,9 +15,9 @@ from lookfar._options import Share
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, pointwise, projected, projection, wide, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, applied, value_width
+from lookfar.ops._averages import averages
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import without_autocast
-from lookfar.ops.adaptive_average import adaptive_average
 from lookfar.ops.attention import Normalization, attention_weights
 
 
@@ -180,7 +180,7 @@ class AsymmetricNonlocal(QueryKeyValue):
 
     def _pool(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C, S)``."""
-        return torch.cat([adaptive_average(x, b).flatten(2) for b in self.bins], 2)
+        return torch.cat([mean.flatten(2) for mean in averages(x, [(b, b) for b in self.bins])], 2)
 
     def _mixed_columns(self, weights: Tensor, values: Tensor) -> Tensor:
         """The fusing convolution's part for the context, ``(B, O, N)``."""

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, added, projected, projection
+from lookfar.ops._averages import averages
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -86,10 +87,12 @@ class PyramidPooling(nn.Module):
         self.project = projection(form, channels + inner * len(self.bins), channels, zero_init=zero_init, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = [scale(adaptive_average(x, b).to(x.dtype)).relu() for scale, b in zip(self.scales, self.bins)]
         if self.project is None:
-            return match_format(torch.cat([x, *(self._resize(p, x) for p in pooled)], 1), x)
+            # concatenated in one memory format they are written once
+            resized = [match_format(self._resize(p, x), x) for p in self._pooled(x)]
+            return match_format(torch.cat([x, *resized], 1), x)
         # a 1x1 convolution commutes with resizing
+        pooled = self._pooled(x)
         widths = [x.shape[1], *(p.shape[1] for p in pooled)]
         project = cast(nn.Conv2d, self.project)
         own, *others = project.weight.split(widths, 1)
@@ -97,6 +100,10 @@ class PyramidPooling(nn.Module):
         for weight, p in zip(others, pooled):
             y = y + self._resize(F.conv2d(p, weight), x)
         return match_format(y, x)
+
+    def _pooled(self, x: Tensor) -> list[Tensor]:
+        means = averages(x, [(b, b) for b in self.bins])
+        return [scale(mean.to(x.dtype)).relu() for scale, mean in zip(self.scales, means)]
 
     def _resize(self, p: Tensor, x: Tensor) -> Tensor:
         return F.interpolate(p, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
