@@ -16,8 +16,8 @@ CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 def called(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the product was taken."""
     calls: list[int] = []
-    apply = _pointwise._Tokens.apply
-    monkeypatch.setattr(_pointwise._Tokens, "apply", lambda *args: calls.append(1) or apply(*args))
+    apply = _pointwise._Product.apply
+    monkeypatch.setattr(_pointwise._Product, "apply", lambda *args: calls.append(1) or apply(*args))
     return calls
 
 
@@ -60,15 +60,34 @@ def test_is_the_convolution(
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_derivatives() -> None:
+@pytest.mark.parametrize("as_map", [False, True])
+def test_derivatives(as_map: bool) -> None:
     x, layer = torch.randn(2, 5, 3, 2, dtype=torch.float64, requires_grad=True), nn.Conv2d(5, 3, 1).double()
     layer_inputs = (x, *layer.parameters())
 
     def f(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _pointwise._Tokens.apply(x.flatten(2), weight.flatten(1), bias)  # type: ignore[return-value]
+        return _pointwise._Product.apply(x.flatten(2), weight.flatten(1), bias, as_map)  # type: ignore[return-value]
 
     assert torch.autograd.gradcheck(f, layer_inputs)
     assert torch.autograd.gradgradcheck(f, layer_inputs)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 1).double(), nn.Conv2d(6, 4, 1, bias=False).double(), None])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_views_of_a_map(layer: nn.Module | None, size: tuple[int, int], batch: int, last: bool) -> None:
+    x = torch.randn(batch, 6, *size, dtype=torch.float64)
+    x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
+    inputs = [x, *([] if layer is None else layer.parameters())]
+    found = []
+    for y in (convolved_tokens(layer, x, 2, viewed=True), to_tokens(x if layer is None else layer(x), 2)):
+        factors = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+        found.append([y, *torch.autograd.grad((y * factors).sum(), inputs)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+    if layer is None and not last:
+        assert convolved_tokens(None, x, 2, viewed=True).data_ptr() == x.data_ptr()  # not copied
 
 
 def test_transforms_take_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,11 @@ class ExpectationMaximization(nn.Module):
         return self.iterations if self.training else self.eval_iterations
 
     def forward(self, x: Tensor) -> Tensor:
+        # no name holds the reconstruction, nor the fitted bases, while the block ends
+        return self._finish_map(x, to_map(self._moving_bases(x), x).relu())
+
+    def _moving_bases(self, x: Tensor) -> Tensor:
+        """The reconstruction ``(B, h, N, C/h)``; in training the bases follow the fitted ones."""
         mixed, fitted = self.reconstruct(x)
         if self.training and self.momentum:
             if not torch.compiler.is_compiling() and _backward_runs():
@@ -176,7 +181,7 @@ class ExpectationMaximization(nn.Module):
                     "checkpointing runs it twice: give it momentum=0, or leave its stage out."
                 )
             self.update_bases(fitted)
-        return self.finish(x, mixed)
+        return mixed
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Equivalent weights ``(B, h, Q, N)`` through the fitted bases; rows do not sum to one."""
@@ -200,7 +205,11 @@ class ExpectationMaximization(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the reconstruction ``(B, h, N, C/h)``."""
-        y = added(self, x, normed(self.norm, self.project(to_map(mixed, x).relu())))
+        return self._finish_map(x, to_map(mixed, x).relu())
+
+    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.project(y)
+        y = added(self, x, normed(self.norm, y))
         return y.relu() if self.final_act else y
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -239,7 +239,8 @@ class GeneralizedAttention(QueryKeyValue):
         asked = widened(self.key_vector).view(self.heads, 1, -1) @ keys
         weights = F.conv2d(seen, asked.transpose(1, 2)[..., None]).flatten(2).softmax(-1)  # (B, h, M)
         mean = weights @ seen.flatten(2).transpose(1, 2)  # (B, h, C)
-        return (values @ mean[..., None])[..., 0]
+        # head by head for all images: broadcast over them, the weights would be copied for each
+        return (values @ mean.permute(1, 2, 0)).permute(2, 0, 1)
 
     def _weights(self, q: Tensor, r: Tensor, k: Tensor, at: Tensor, size: Any) -> Tensor:
         """``(B, h, Q, M)`` of the queries at the flat positions ``at`` of their grid."""

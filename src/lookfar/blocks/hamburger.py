@@ -140,12 +140,12 @@ def apply_to_factors(
     """
     widths = [left.shape[1] * left.shape[2] for left, _ in factors]
     weights = conv.weight.flatten(1).to(factors[0][0].dtype).split(widths, 1)
-    y = torch.zeros((), dtype=factors[0][0].dtype, device=conv.weight.device)
+    products = []
     for weight, (left, right) in zip(weights, factors):
-        B, h, D, R = left.shape
-        columns = weight.unflatten(1, (h, D)).transpose(0, 1) @ left  # (B, h, O, R)
-        columns = columns.transpose(1, 2).flatten(2)  # (B, O, h R)
-        y = y + columns @ right.transpose(2, 3).flatten(1, 2)
+        # a product of matrices would copy the weight, and its gradient, for every image
+        columns = torch.einsum("ohd,bhdr->bohr", weight.unflatten(1, left.shape[1:3]), left).flatten(2)
+        products.append(columns @ right.transpose(2, 3).flatten(1, 2))
+    y = sum(products[1:], products[0])
     if conv.bias is not None:
         y = y + conv.bias.to(y.dtype)[:, None]
     return y.unflatten(2, size)

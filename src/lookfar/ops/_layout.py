@@ -24,6 +24,13 @@ def to_map(t: Tensor, like: Tensor) -> Tensor:
     return match_format(y.transpose(1, 2).unflatten(2, like.shape[2:]), like)
 
 
+def mixed(weights: Tensor, v: Tensor) -> Tensor:
+    """``weights @ v``, laid in memory as the values are: as tokens, or as the map that they are a view of."""
+    if v.stride(-2) == 1 < v.stride(-1):
+        return (v.transpose(-2, -1) @ weights.transpose(-2, -1)).transpose(-2, -1)
+    return weights @ v
+
+
 def to_blocks(x: Tensor, block: tuple[int, int], heads: int = 1, *, far: bool = False) -> Tensor:
     """Groups of one block, or (far) of one phase in every block: ``(B, C, H, W) -> (B h groups, 1, P, C/h)``."""
     B, C, H, W = x.shape

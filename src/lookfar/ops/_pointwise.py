@@ -14,15 +14,28 @@ from lookfar.ops._layout import split_heads, to_tokens
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def convolved_tokens(layer: nn.Module | None, x: Tensor, heads: int = 1) -> Tensor:
-    """``to_tokens(layer(x), heads)``: ``(B, C, *S) -> (B, h, N, D/h)``; of x itself where there is no layer."""
-    if layer is None:
-        return to_tokens(x, heads)
-    if traced() or not _is_product(layer, x) or under_transform() or _has_tangent(layer, x):
-        return to_tokens(layer(x), heads)
-    apply: Any = _Tokens.apply if torch.is_grad_enabled() else _product
-    y = apply(x.flatten(2), layer.weight.flatten(1), layer.bias)  # type: ignore[operator]
-    return split_heads(y, heads)
+def convolved_tokens(layer: nn.Module | None, x: Tensor, heads: int = 1, *, viewed: bool = False) -> Tensor:
+    """``to_tokens(layer(x), heads)``: ``(B, C, *S) -> (B, h, N, D/h)``; of x itself where there is no layer.
+
+    Args:
+        viewed: The tokens of a plain map may be a view of a map, which is not copied.
+    """
+    viewed = viewed and x.is_contiguous()
+    if layer is not None and _runs_as_product(layer, x):
+        apply: Any = _Product.apply if torch.is_grad_enabled() else _product
+        y = apply(x.flatten(2), layer.weight.flatten(1), layer.bias, viewed)  # type: ignore[operator]
+        return _viewed(y, heads) if viewed else split_heads(y, heads)
+    y = x if layer is None else layer(x)
+    return _viewed(y.flatten(2), heads) if viewed else to_tokens(y, heads)
+
+
+def _viewed(y: Tensor, heads: int) -> Tensor:
+    """``(B, D, N) -> (B, h, N, D/h)``, a view."""
+    return y.unflatten(1, (heads, y.shape[1] // heads)).transpose(2, 3)
+
+
+def _runs_as_product(layer: nn.Module, x: Tensor) -> bool:
+    return not traced() and _is_product(layer, x) and not under_transform() and not _has_tangent(layer, x)
 
 
 def _is_product(layer: Any, x: Tensor) -> bool:
@@ -50,28 +63,32 @@ def _has_tangent(layer: Any, x: Tensor) -> bool:
     return has_tangent(x, layer.weight, *(() if layer.bias is None else (layer.bias,)))
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x^T W^T + b``: ``(B, C, N), (D, C), (D,) -> (B, N, D)``."""
-    many = weight.T.expand(x.shape[0], -1, -1)
-    x = x.transpose(1, 2)
-    return torch.bmm(x, many) if bias is None else torch.baddbmm(bias, x, many)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, as_map: bool) -> Tensor:
+    """``W x + b`` of ``(B, C, N), (D, C), (D,)``, as a map ``(B, D, N)`` or as tokens ``(B, N, D)``."""
+    many = weight.expand(x.shape[0], -1, -1)
+    left, right = (many, x) if as_map else (x.transpose(1, 2), many.transpose(1, 2))
+    if bias is None:
+        return torch.bmm(left, right)
+    return torch.baddbmm(bias[:, None] if as_map else bias, left, right)
 
 
-class _Tokens(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """:func:`_product`; the gradient of x lies in memory as x does.
 
     Its backward pass is made of ordinary operations: second derivatives are theirs.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, as_map: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        ctx.as_map = as_map
+        return _product(x, weight, bias, as_map)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        (dy,), wanted = grads, ctx.needs_input_grad
+        wanted = ctx.needs_input_grad
+        dy = grads[0].transpose(1, 2) if ctx.as_map else grads[0]  # (B, N, D)
         dx = dweight = None
         if wanted[0]:
             many = weight.expand(len(x), -1, -1)
@@ -83,4 +100,4 @@ class _Tokens(torch.autograd.Function):
             dweight = dy[0].T @ x[0].T
             for one, of in zip(dy[1:], x[1:]):
                 dweight.addmm_(one.T, of.T)
-        return dx, dweight, dy.sum((0, 1)) if wanted[2] else None
+        return dx, dweight, dy.sum((0, 1)) if wanted[2] else None, None

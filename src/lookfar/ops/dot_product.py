@@ -6,6 +6,7 @@ Without a softmax the product is associative, q (k^T v) / M, in time O((N + M) D
 from torch import Tensor
 
 from lookfar.ops._autograd import traced
+from lookfar.ops._layout import mixed
 from lookfar.ops._normalization import key_count
 from lookfar.ops._precision import widened, without_autocast
 
@@ -40,7 +41,7 @@ def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _quadratic(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return dot_product_weights(q, k, scale=scale) @ v
+    return mixed((q @ k.transpose(-2, -1)).mul_(scale / key_count(k, -2)), v)
 
 
 PATHS = {"linear": _linear, "quadratic": _quadratic}  # tests go through each

@@ -16,6 +16,7 @@ from torch import Tensor
 from lookfar.ops import _tiles
 from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
+from lookfar.ops._layout import mixed
 from lookfar.ops._precision import widened, without_autocast
 
 _LANES = 16  # of the widest vectors, in float32
@@ -42,6 +43,13 @@ def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float
     """
     with without_autocast(q):
         return (embedded_gaussian_weights(q, k, scale=scale) @ widened(v)).to(v.dtype)
+
+
+def _direct(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The definition, without a copy of scaled queries, its output laid in memory as the values are."""
+    with without_autocast(q):
+        weights = q @ k.transpose(-2, -1)
+        return mixed((weights if scale == 1 else weights.mul_(scale)).softmax(-1), v)
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,17 +156,17 @@ def _tiles_are_faster(q: Tensor, v: Tensor) -> bool:
     return q.is_cpu and q.dtype in (torch.float32, torch.float64) and 1.9 * max(D, E) > D + E + 50
 
 
-def _fit_into_the_cache(q: Tensor, k: Tensor) -> bool:
+def few_weights(like: Tensor, count: int) -> bool:
     """Where all weights together are no more than a tile: the definition is fastest, and its memory a constant."""
-    few = not traced() and q.shape[:-1].numel() * k.shape[-2] <= _tiles.LIMITS["rows"] * _tiles.LIMITS["keys"]
-    return few and q.is_cpu and q.dtype in (torch.float32, torch.float64)
+    few = not traced() and count <= _tiles.LIMITS["rows"] * _tiles.LIMITS["keys"]
+    return few and like.is_cpu and like.dtype in (torch.float32, torch.float64)
 
 
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return over_queries(lambda q, k, v: embedded_gaussian_reference(q, k, v, scale=scale), q, k, v, keys=k.shape[-2])
 
 
-PATHS = {"fused": _fused, "tiles": _tiled, "blockwise": _blockwise}  # tests go through each
+PATHS = {"direct": _direct, "fused": _fused, "tiles": _tiled, "blockwise": _blockwise}  # tests go through each
 
 
 def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -180,6 +188,6 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
     if q.is_cuda and q.dtype == torch.float64:  # CUDA has no fused kernel for it
         return PATHS["blockwise"](q, k, v, scale)
-    if _fit_into_the_cache(q, k):
-        return embedded_gaussian_reference(q, k, v, scale=scale)
+    if few_weights(q, q.shape[:-1].numel() * k.shape[-2]):
+        return PATHS["direct"](q, k, v, scale)
     return PATHS["tiles" if _tiles_are_faster(q, v) else "fused"](q, k, v, scale)
