@@ -49,7 +49,8 @@ def _direct(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The definition, without a copy of scaled queries, its output laid in memory as the values are."""
     with without_autocast(q):
         weights = q @ k.transpose(-2, -1)
-        return mixed((weights if scale == 1 else weights.mul_(scale)).softmax(-1), v)
+        weights = (weights if scale == 1 else weights.mul_(scale)).softmax(-1)  # the logits are let go
+        return mixed(weights, v)
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
