@@ -254,7 +254,7 @@ def give_maps(stem, costs, spread=0.05):
         levels = {kind: 80 - cost + spread * rng.standard_normal() for kind, cost in costs.items()}
         facts = {kind: counts_of(confusion_of(level, np.random.default_rng(seed))) for kind, level in levels.items()}
         save_ablations(trial / "ablations.npz", facts, "", None, ("off", "uniform", "mean", "other"))
-        numbers = {"similarity": np.full(IMAGES, 0.25), "label_mass": np.full(IMAGES, 0.5)}
+        numbers = {"similarity": np.full((IMAGES, 1), 0.25), "label_mass": np.full((IMAGES, 1), 0.5)}
         np.savez_compressed(trial / NUMBERS, **numbers)
 
 
@@ -265,8 +265,8 @@ UNUSED = {"off": 0, "uniform": 0, "mean": 0, "other": 0}
 @pytest.fixture
 def two_plans(monkeypatch):
     """c1 on two sets of scenes whose pixels are labelled."""
-    of = [path for path in plans_of("c1") if "red" not in path.stem]
-    monkeypatch.setattr("lookfar.claims.trained.plans_of", lambda name: of)
+    of = [path for path in plans_of("c1") if path.stem in ("c1-cue", "c1-lookup")]
+    monkeypatch.setattr("lookfar.claims.trained.plans_of", lambda name: of if name == "c1" else plans_of(name))
     ran("c1", {}, stem="c1-cue")
     ran("c1", {}, stem="c1-lookup")
 
@@ -320,16 +320,28 @@ def test_maps_on_classes_and_borders(tmp_path, monkeypatch, pairwise, unary, wor
     monkeypatch.setattr(Plan, "resolved", lambda plan: plan)  # its data are not there
     ran("c5", {}, steps=10, task="segmentation")
     monkeypatch.setattr("lookfar.claims.trained._otherwise", lambda made, asked: "")
-    for term, number, level in (("pairwise", "label_lift", pairwise), ("unary", "boundary_lift", unary)):
-        for seed in range(3):
-            trial = trial_folder(tmp_path / "runs/claims/CamVid", f"disentangled_nonlocal(terms={term})", seed)
+    for seed in range(3):
+
+        def about(level, seed=seed):
             values = np.random.default_rng(seed).normal(level, 0.1, IMAGES)
             values -= values.mean() - level - 0.01 * (seed - 1)
             values[3] = np.nan  # an image without that label
-            np.savez_compressed(trial / NUMBERS, **{number: values})
+            return values
+
+        far = np.full(IMAGES, np.nan)  # what is not asked of that map
+        for name, label, boundary in (
+            ("disentangled_nonlocal(terms=pairwise)", [about(2)], [far]),
+            ("disentangled_nonlocal(terms=unary)", [far], [about(unary)]),
+            ("disentangled_nonlocal", [about(pairwise), far], [far, about(3)]),
+        ):
+            trial = trial_folder(tmp_path / "runs/claims/CamVid", name, seed)
+            numbers = {"label_lift": np.stack(label, 1), "boundary_lift": np.stack(boundary, 1)}
+            np.savez_compressed(trial / NUMBERS, **numbers)
     outcome = concluded("c5")
     assert outcome.word == word, outcome.found
-    assert f"on the query's class {pairwise:.2f} [" in outcome.found
+    assert f"disentangled_nonlocal's pairwise map on the query's class {pairwise:.2f} [" in outcome.found
+    assert "disentangled_nonlocal's unary map on borders of classes 3.00 [" in outcome.found
+    assert outcome.found.count("times chance") == 4
     for path in (tmp_path / "runs").rglob(NUMBERS):
         path.unlink()  # and the networks are gone
     assert concluded("c5").word == "open"
@@ -351,6 +363,8 @@ def test_training_runs_the_missing_studies_in_turn(monkeypatch, capsys):
 
     def run(plan, options, *, out, workers):
         started.append((plan.stem, str(out), workers))
+        if plan.stem == "c1-camvid":
+            raise FileNotFoundError("no folder data/CamVid")
         return {"c1-cue": 1, "c1-red": 130}.get(plan.stem, 0)
 
     monkeypatch.setattr("lookfar.study.command.run_command", run)
@@ -358,8 +372,10 @@ def test_training_runs_the_missing_studies_in_turn(monkeypatch, capsys):
     assert started == [("c6", "runs/claims/lookup", 2), ("c12", "runs/claims/lookup", 2)]
     started.clear()
     assert train(["c1", "c6"]) == 130, "stopped: what follows is not begun"
-    assert [stem for stem, *_ in started] == ["c1-cue", "c1-lookup", "c1-red"], "a failed trial stops none"
-    assert "plans/c1-red.yaml --out runs/claims/red" in capsys.readouterr().out
+    assert [stem for stem, *_ in started] == ["c1-camvid", "c1-cue", "c1-lookup", "c1-red"], "a failed trial stops none"
+    out, err = capsys.readouterr()
+    assert "plans/c1-red.yaml --out runs/claims/red" in out
+    assert err == "lookfar: not run: no folder data/CamVid\n"
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from lookfar.study import Results
     from lookfar.study.intervals import Interval
 
-NUMBERS = "map-numbers.npz"  # beside a trial's other files: made once
+NUMBERS = "numbers-of-maps.npz"  # beside a trial's other files: made once
 BATCH = 16
 # of a table: what a block's map gives way to, and what its maps are like
 ABLATED = ("mean", "uniform", "other", "pairwise", "unary", "off")
 SHOWN = ("similarity", "mutual_information", "entropy_normalised", "output_residual", "label_mass", "label_chance")
 COLUMNS = ("full", *ABLATED, *SHOWN)
-# by the term that a block has alone: what is asked of its maps
+# what is asked of the map of a term
 LIFTS = {"pairwise": ("label_lift", "on the query's class"), "unary": ("boundary_lift", "on borders of classes")}
 
 
@@ -43,21 +43,31 @@ def one_map(results: "Results", blocks: Sequence[str]) -> list[Answer]:
 
 
 def lifts(results: "Results", blocks: Sequence[str]) -> list[Answer]:
-    """How often more than by chance a pairwise map lies on the query's class, and a unary map on borders."""
-    asked = [(name, *LIFTS[term]) for name in blocks for term in LIFTS if f"terms={term}" in name]
+    """How often more than by chance a pairwise map lies on the query's class, and a unary map on borders.
+
+    Asked of blocks that have one term alone, and of both maps of a block that adds them.
+    """
+    asked = [(name, term, number) for name in blocks for number, term in enumerate(_terms(name))]
     found = []
-    for name, number, where in asked:
-        over = over_chance(results, name, number, len(asked))
+    for name, term, number in asked:
+        lift, where = LIFTS[term]
+        over = over_chance(results, name, lift, number, len(asked))
         holds = True if over.low > 1 else False if over.high <= 1 else None
-        said = f"weight of {name} {where} "
+        said = f"weight of {name}'s {term} map {where} "
         known = np.isfinite(over.half)
         said += f"{over.mean:.2f} [{over.low:.2f}, {over.high:.2f}] times chance" if known else "not measured"
         found.append(Answer(holds, said))
     return found
 
 
-def over_chance(results: "Results", name: str, number: str, compared: int) -> "Interval":
-    """A number of a candidate's maps over seeds and images, of which so many intervals hold together."""
+def _terms(name: str) -> list[str]:
+    """The terms of a disentangled block, in the order of its maps."""
+    alone = [term for term in LIFTS if f"terms={term}" in name]
+    return alone or list(LIFTS)
+
+
+def over_chance(results: "Results", name: str, number: str, of: int, compared: int) -> "Interval":
+    """A number of one of a candidate's maps over seeds and images, of which so many intervals hold together."""
     from lookfar.study.comparisons import Comparisons
     from lookfar.study.intervals import Interval
     from lookfar.study.measured import measure
@@ -65,7 +75,7 @@ def over_chance(results: "Results", name: str, number: str, compared: int) -> "I
     facts: dict[tuple[str, int], np.ndarray] = {}
     for trial in results.trials:
         if trial.candidate == name and (numbers := map_numbers(Path(trial.folder))):
-            values = numbers[number]
+            values = numbers[number][:, of]
             there = np.isfinite(values)
             facts[name, trial.seed] = np.stack([np.where(there, values, 0.0), there], 1)
             facts["chance", trial.seed] = np.stack([there, there], 1).astype(float)
@@ -89,7 +99,7 @@ def table_of(results: "Results", blocks: Sequence[str]) -> list[list[str | float
 
 
 def map_numbers(trial: Path) -> dict[str, np.ndarray]:
-    """What the maps of a trial's block are like, ``(images,)`` by name: means over heads, on all validation images.
+    """What the maps of a trial's block are like, ``(images, maps)`` by name, on all validation images.
 
     Nothing where its network or its data are not there any more.
     """
@@ -108,7 +118,7 @@ def map_numbers(trial: Path) -> dict[str, np.ndarray]:
         if data.target != "mask":
             batches = (inputs for inputs, _ in batches)
         of_block = statistics(network, batches, blocks[0])
-        found = {name: of.plain.mean(1).numpy() for name, of in of_block.items()}
+        found = {name: of.plain.numpy() for name, of in of_block.items()}
         save_arrays(path, **found)
     return found
 

@@ -6,6 +6,7 @@ its own candidates, with intervals of its own. Small scenes decide questions of 
 """
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,10 @@ SMALL: dict[str, Trained] = {
         ),
     ),
     "c5": Trained(
-        "A pairwise term by itself lies on the query's own class, a unary term by itself on borders of classes.",
+        "The map of a pairwise term lies on the query's own class and that of a unary term on borders of classes, each "
+        "term alone and where a block adds both.",
         "Disentangled Non-Local Neural Networks (2006.06668), overlap of maps with categories and boundaries",
-        "weight of the pairwise map on the query's class, or of the unary map on borders, no larger than by chance",
+        "weight of a pairwise map on the query's class, or of a unary map on borders, no larger than by chance",
         lifts,
     ),
     "c6": Trained(
@@ -159,7 +161,8 @@ def train(names: Sequence[str], workers: int | None = None) -> int:
     """Run the studies of claims one after the other, as far as they are not finished.
 
     Returns:
-        130 where it was stopped; else 1 where a trial failed, which keeps none of the others from being run.
+        130 where it was stopped; else 1 where a trial failed or data are missing, which keeps none of the other studies
+        from being run.
     """
     from lookfar.study.command import STOPPED, run_command
     from lookfar.study.plan import Plan
@@ -167,7 +170,11 @@ def train(names: Sequence[str], workers: int | None = None) -> int:
     worst = 0
     for plan in (plan for name in names for plan in plans_of(name)):
         print(f"\nlookfar {shlex.join(_command(plan))}", flush=True)
-        status = run_command(plan, {}, out=folder_of(Plan.load(plan)), workers=workers)
+        try:
+            status = run_command(plan, {}, out=folder_of(Plan.load(plan)), workers=workers)
+        except FileNotFoundError as error:
+            print(f"lookfar: not run: {error}", file=sys.stderr)
+            status = 1
         worst = max(worst, status)
         if status == STOPPED:
             break
