@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,6 +357,32 @@ def test_the_page_has_word_data_and_numbers():
     row = next(line for line in document({}).splitlines() if line.startswith("| c12 "))
     assert "| scenes:lookup | **refuted** on scenes:lookup (3 seeds" in row
     assert row.count(" | ") == 5
+
+
+def test_what_the_page_has_stays_where_trainings_are_not_all_here(run, two_plans, monkeypatch):
+    monkeypatch.setattr("lookfar.claims.command.EXACT", ())  # they take seconds
+    give_maps("c1-cue", ONE_MAP)
+    give_maps("c1-lookup", NEEDED)
+    ran("c12", {SHARED: 75})
+    before = document({})
+    shutil.rmtree(trial_folder(folder_of(Plan.load(plans_of("c12")[0])), SHARED, 2))
+    shutil.rmtree("runs/claims/cue")
+    assert concluded("c12").startswith("partly run")
+
+    def row(page, start):
+        return next((line for line in page.splitlines() if line.startswith(start)), "")
+
+    after = document({}, before)
+    assert "**refuted** on scenes:lookup" in row(after, "| c12 ")
+    assert row(after, "| c12 ") == row(before, "| c12 ")
+    assert row(after, "| scenes:cue, nonlocal, seed 0 |") == row(before, "| scenes:cue, nonlocal, seed 0 |") != ""
+    assert after.count("| scenes:lookup, nonlocal, seed 0 |") == 1
+    assert "| partly run: " in row(document({}), "| c12 ")
+    asked_otherwise = before.replace("serves queries and keys as well as two", "does as well as two")
+    assert "| partly run: " in row(document({}, asked_otherwise), "| c12 ")
+    Path("page.md").write_text(before, encoding="utf-8")
+    assert run("claims", "--out", "page.md")[0] == 0
+    assert row(Path("page.md").read_text(encoding="utf-8"), "| c12 ") == row(before, "| c12 ")
 
 
 def test_training_runs_the_missing_studies_in_turn(monkeypatch, capsys):

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lookfar._options import choice
 from lookfar.claims._claim import Claim, Outcome
-from lookfar.claims.trained import SMALL, TABLE, data_of, outcome_of, table_rows
+from lookfar.claims.trained import SMALL, TABLE, data_of, known, known_rows, outcome_of, table_rows
 
 # closed forms and counts, seconds each
 EXACT = ("c3", "c4", "c9", "c10", "c14", "c20", "c25", "c26", "c27")
@@ -64,8 +64,12 @@ def _known(name: str) -> str:
     return name
 
 
-def document(outcomes: dict[str, Outcome]) -> str:
+def document(outcomes: dict[str, Outcome], before: str = "") -> str:
     """``docs/claims.md`` from what runs found.
+
+    Args:
+        outcomes: Of claims that take seconds, by name.
+        before: The page as it was: what it says of a claim by trainings stays where these are not all here.
 
     >>> document({}).splitlines()[0]
     '# Claims of papers, and what runs say'
@@ -76,8 +80,12 @@ def document(outcomes: dict[str, Outcome]) -> str:
     for name, outcome in outcomes.items():
         claim = claim_of(name)
         rows.append([name, claim.says, claim.source, claim.refuted_by, f"**{outcome.word}**: {outcome.found}"])
-    trained = [[n, c.says, c.source, c.refuted_by, data_of(n), outcome_of(n, "**")] for n, c in SMALL.items()]
+    trained = []
+    for name, claim in SMALL.items():
+        asked = [name, claim.says, claim.source, claim.refuted_by, data_of(name)]
+        trained.append([*asked, outcome_of(name, "**", known(before, asked))])
     maps = [row for name in SMALL for row in table_rows(name)]
+    known_maps = [line for name in SMALL for line in known_rows(before, name)]
     seen = {name: f"; [what was seen on scenes]({page})" for name, page in ON_SCENES.items()}
     left = [[name, what, f"open: needs more than a CPU{seen.get(name, '')}"] for name, what in LARGE.items()]
     return "\n".join(
@@ -93,15 +101,15 @@ def document(outcomes: dict[str, Outcome]) -> str:
             "## By small trainings",
             "",
             "Studies of three seeds, whose plans come with the package: `lookfar claims c6 --train` runs them, into a "
-            "folder of `runs/claims` for each data set, and the page is made from their files. Differences are paired "
-            "by seed and image, with 95 % intervals that hold together for all differences of a claim (those of ten "
+            "folder of `runs/claims` for each data set, and the page is made from their files; where runs are not "
+            "complete, what it said before stays. Differences are paired by seed and image, with 95 % intervals that hold together for all differences of a claim (those of ten "
             "claims do not); by the margin of half a point at most is not better and not worse. Where a claim has "
             "several parts all must hold, and one that does not refutes it; of c23 one is enough. Small scenes decide "
             "questions of small scenes: nothing here is a paper's result on its own data.",
             "",
             markdown_table(["", "hypothesis", "source", "what would refute it", "on", "outcome"], trained),
             "",
-            *([MAPS, "", markdown_table(TABLE, maps), ""] if maps else []),
+            *([MAPS, "", "\n".join([markdown_table(TABLE, maps), *known_maps]), ""] if maps or known_maps else []),
             "## Not decided here",
             "",
             markdown_table(["", "claim", ""], left),

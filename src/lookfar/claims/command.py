@@ -46,5 +46,5 @@ def claims_command(names: Sequence[str], out: Path | None, *, train: bool = Fals
         outcomes[name] = run_claim(name)
         print(f"{name}  {claim_of(name).says}\n    {outcomes[name].word}: {outcomes[name].found}", flush=True)
     if out is not None:
-        write_text(out, document(outcomes))
+        write_text(out, document(outcomes, out.read_text(encoding="utf-8") if out.is_file() else ""))
     return status

@@ -205,6 +205,15 @@ def table_rows(name: str) -> list[list[str | float | None]]:
     ]
 
 
+def known_rows(page: str, name: str) -> list[str]:
+    """Rows of a page's table of maps, of a claim's data whose study is not here."""
+    from lookfar.study.plan import Plan
+
+    plans = [Plan.load(path) for path in plans_of(name)] if SMALL[name].asks is one_map else []
+    away = tuple(f"| {plan.data}, " for plan in plans if not (folder_of(plan) / "study.yaml").is_file())
+    return [line for line in page.splitlines() if line.startswith(away)]
+
+
 def data_of(name: str) -> str:
     """What the studies of a claim are trained on."""
     from lookfar.study.plan import Plan
@@ -212,10 +221,20 @@ def data_of(name: str) -> str:
     return ", ".join(Plan.load(path).data for path in plans_of(name))
 
 
-def outcome_of(name: str, mark: str = "") -> str:
-    """What the studies of a claim came to, in a line: a word, between marks, and its numbers; or what is missing."""
+def outcome_of(name: str, mark: str = "", before: str = "") -> str:
+    """What the studies of a claim came to, in a line: a word, between marks, and its numbers.
+
+    Where they are not complete, what they came to ``before``; else what is missing.
+    """
     found = concluded(name)
-    return found if isinstance(found, str) else f"{mark}{found.word}{mark} {found.found}"
+    return (before or found) if isinstance(found, str) else f"{mark}{found.word}{mark} {found.found}"
+
+
+def known(page: str, asked: Sequence[str]) -> str:
+    """What a page says that a claim came to, which asks the same; an empty string where it says nothing."""
+    start = f"| {' | '.join(asked)} | **"
+    row = next((line for line in page.splitlines() if line.startswith(start)), "")
+    return row.removesuffix(" |")[len(start) - 2 :]
 
 
 def concluded(name: str) -> Outcome | str:
