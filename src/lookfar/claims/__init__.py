@@ -102,10 +102,11 @@ def document(outcomes: dict[str, Outcome], before: str = "") -> str:
             "",
             "Studies of three seeds, whose plans come with the package: `lookfar claims c6 --train` runs them, into a "
             "folder of `runs/claims` for each data set, and the page is made from their files; where runs are not "
-            "complete, what it said before stays. Differences are paired by seed and image, with 95 % intervals that hold together for all differences of a claim (those of ten "
-            "claims do not); by the margin of half a point at most is not better and not worse. Where a claim has "
-            "several parts all must hold, and one that does not refutes it; of c23 one is enough. Small scenes decide "
-            "questions of small scenes: nothing here is a paper's result on its own data.",
+            "complete, what it said before stays. Differences are paired by seed and image, with 95 % intervals that "
+            "hold together for all differences of a claim (those of ten claims do not); by the margin of half a point "
+            "at most is not better and not worse. Where a claim has several parts all must hold, and one that does "
+            "not refutes it; of c23 one is enough. Small scenes decide questions of small scenes: nothing here is a "
+            "paper's result on its own data.",
             "",
             markdown_table(["", "hypothesis", "source", "what would refute it", "on", "outcome"], trained),
             "",
