@@ -48,9 +48,9 @@ def embedded_gaussian_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float
 def _direct(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The definition, without a copy of scaled queries, its output laid in memory as the values are."""
     with without_autocast(q):
-        weights = q @ k.transpose(-2, -1)
+        weights = widened(q) @ widened(k).transpose(-2, -1)
         weights = (weights if scale == 1 else weights.mul_(scale)).softmax(-1)  # the logits are let go
-        return mixed(weights, v)
+        return mixed(weights, widened(v)).to(v.dtype)
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
