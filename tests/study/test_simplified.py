@@ -22,7 +22,7 @@ from lookfar.study.report import write_report
 from lookfar.study.rungs import Rung
 from lookfar.study.simpler import Tried
 from lookfar.study.simplified import simplify
-from lookfar.study.simplified_study import write_trial
+from lookfar.study.simplified_study import table_of, write_trial
 from lookfar.tasks import Segmentation
 from lookfar.training import evaluate
 
@@ -91,6 +91,16 @@ def home(tmp_path_factory):
 def there(home, monkeypatch, tmp_path):
     monkeypatch.chdir(home)
     return lambda seed: trial_folder(Path("study"), str(Candidate.parse(BLOCK)), seed), tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("mean", "said"), [(0.31, "loses 0.3 ± 0.2"), (-0.31, "gains 0.3 ± 0.2"), (-0.01, "loses 0.0 ± 0.2")]
+)
+def test_a_network_that_is_better_without_its_block_gains(mean, said):
+    side = {"score": 50.0, "parameters": 2, "flops": 2e6, "ms": 1.0, "memory_mb": 1.0, "block_memory_mb": 0.0}
+    facts = {"before": side, "after": side, "groups": "24 images", "margin": 0.5, "errors": None}
+    facts["loss"] = {"mean": mean, "low": mean - 0.2, "high": mean + 0.2}
+    assert f"It {said} points over 24 images; margin 0.5." in table_of(facts, Segmentation())
 
 
 def test_a_block_that_needs_its_query_is_refused_with_the_number(there, run):

@@ -265,7 +265,8 @@ def table_of(facts: Mapping[str, Any], task: "Task") -> str:
         rows.append([title, b, a, "" if key == "score" or not b else f"{100 * (a / b - 1):+.1f} %"])
     mean, half = facts["loss"]["mean"], (facts["loss"]["high"] - facts["loss"]["low"]) / 2
     lines = [table(["", "before", "after", "change"], rows)]
-    lines.append(f"It loses {plus_minus(mean, half)} points over {facts['groups']}; margin {facts['margin']:g}.")
+    changes = f"{'gains' if round(mean, 1) < 0 else 'loses'} {plus_minus(abs(mean), half)}"
+    lines.append(f"It {changes} points over {facts['groups']}; margin {facts['margin']:g}.")
     if facts["errors"]:
         found = ", ".join(f"{name} {value:.3f}" for name, value in facts["errors"].items() if value is not None)
         lines.append(f"Relative error of what the block adds, on unseen images (it decides nothing): {found}.")
