@@ -163,7 +163,7 @@ def test_seeds_tell_of_the_block_and_one_seed_of_its_network():
     assert told.word == "open"
     assert len(told.by_seed) == 3
     first, second, third = told.by_seed
-    assert f"over 3 seeds (by themselves {first}, {second} and {third})" in str(told)
+    assert f"over 3 seeds (seed by seed: {first}, {second}, {third})" in str(told)
     assert "over 3 seeds (each by itself off)" in str(replace(told, by_seed=("off",) * 3))
     assert "over 3 seeds," in str(replace(told, by_seed=("open",) * 3))
     one = {kind: {1: by_seed[1]} for kind, by_seed in without.items()}

@@ -64,7 +64,8 @@ class Told:
         if self.unlearned:
             return f"nothing was learned that a block could be needed for: {self.unlearned}"
         if v.word == "open":
-            return _undecided(v.open) if v.open else "too little was measured"
+            does = "does as well" if self.labels else "gives the same predictions"
+            return f"whether {_undecided(v.open)} {does} is undecided" if v.open else "too little was measured"
         does, within = ("does as well", f", within {v.rung.margin:g}") if v.rung else ("", "")
         if not self.labels:
             return self._changes()
@@ -112,7 +113,9 @@ class Told:
             return f" to this network{where}" if self.labels else where
         words, alone = {*self.by_seed}, ""
         if words != {self.word}:
-            alone = f" (each by itself {words.pop()})" if len(words) == 1 else f" (by themselves {join(self.by_seed)})"
+            alone = (
+                f" (each by itself {words.pop()})" if len(words) == 1 else f" (seed by seed: {', '.join(self.by_seed)})"
+            )
         return f" over {self.seeds} seeds{alone}{where}"
 
     def _warning(self) -> str:
@@ -131,13 +134,13 @@ class Told:
 
 
 def _undecided(rungs: Sequence[Rung]) -> str:
-    """``undecided is a plain average (about 860 images would decide)``."""
+    """``no block or a plain average (about 860 images would decide)``."""
     said = []
     for rung in rungs:
         decide = " images would decide" if not any("images" in one for one in said) else ""
         images = f" (about {thousands(rounded(rung.images))}{decide})" if rung.images else ""
         said.append(f"{PLACES[rung.kind]}{images}")
-    return f"undecided {'is' if len(said) == 1 else 'are'} {join(said)}"
+    return join(said, "or")
 
 
 def _range(rung: Rung) -> str:

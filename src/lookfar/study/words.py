@@ -135,13 +135,13 @@ def unit(counts: Sequence[int | None]) -> tuple[str, float]:
     return ("M", 1e6) if max((n for n in counts if n), default=0) >= 1e6 else ("k", 1e3)
 
 
-def join(parts: Sequence[str]) -> str:
+def join(parts: Sequence[str], word: str = "and") -> str:
     """A list in a sentence.
 
     >>> join(["a", "b", "c"])
     'a, b and c'
     """
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
 def capital(text: str) -> str:
