@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lookfar._options import divides
 from lookfar.blocks._layers import added_gated, max_pool, normed, pooled_size, wide
-from lookfar.ops._layout import positions, to_map, to_tokens
+from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._pointwise import convolved_tokens
 from lookfar.ops._precision import widened
+from lookfar.ops._tiles import few_weights
 from lookfar.ops.attention import attention, attention_weights
-from lookfar.ops.embedded_gaussian import few_weights
 
 Projections = Literal["inside", "around"]
 Maker = Callable[[], nn.Module]
@@ -135,7 +135,7 @@ class QueryKeyValue(nn.Module):
     def _apart(self, layer: nn.Module | None, x: Tensor) -> Tensor:
         """What a projection gives, its heads parted."""
         if type(self)._split is QueryKeyValue._split:
-            few = few_weights(x, x.shape[0] * self.heads * positions(x) ** 2)
+            few = few_weights(x, x.shape[0], self.heads, *x.shape[2:], *x.shape[2:])
             return convolved_tokens(layer, x, self.heads, viewed=few)
         return self._split(applied(layer, x))
 

@@ -11,10 +11,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lookfar.ops._autograd import traced
+
 LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
 
 # of a tile: 0.5 MiB of weights in float32; threads share the work of a tile
 LIMITS = {"rows": 384, "keys": 384}
+
+
+def few_weights(like: Tensor, *sizes: int) -> bool:
+    """Where all weights together are no more than a tile: the definition is fastest, and its memory a constant."""
+    # sizes are multiplied here: in programs for any size they must not be
+    known = not traced() and like.is_cpu and like.dtype in (torch.float32, torch.float64)
+    return known and math.prod(sizes) <= math.prod(LIMITS.values())
 
 
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:

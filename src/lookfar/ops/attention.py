@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops import _tiles
-from lookfar.ops._autograd import traced
 from lookfar.ops._blockwise import log_sum_exp, over_queries
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import check_normalization, normalised
@@ -109,7 +108,7 @@ def attention(
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
     with without_autocast(q):
         q, k, v32 = widened(q), widened(k), widened(v)
-        if normalization == "double" and _few_weights(q, k):
+        if normalization == "double" and _tiles.few_weights(q, *q.shape[:-1], k.shape[-2]):  # a dozen operations less
             return attention_reference(q, k, v, scale=scale, normalization=normalization)
         if normalization == "double":
             popularity = log_sum_exp(k, q, scale=scale)  # (B, h, M, 1)
@@ -124,8 +123,3 @@ def attention(
                 q, k, v32, keys=k.shape[-2],
             )  # fmt: skip
     return y.to(v.dtype)
-
-
-def _few_weights(q: Tensor, k: Tensor) -> bool:
-    """Where all of them are no more than a tile: a dozen operations less."""
-    return not traced() and q.is_cpu and q.shape[:-1].numel() * k.shape[-2] <= math.prod(_tiles.LIMITS.values())

@@ -157,12 +157,6 @@ def _tiles_are_faster(q: Tensor, v: Tensor) -> bool:
     return q.is_cpu and q.dtype in (torch.float32, torch.float64) and 1.9 * max(D, E) > D + E + 50
 
 
-def few_weights(like: Tensor, count: int) -> bool:
-    """Where all weights together are no more than a tile: the definition is fastest, and its memory a constant."""
-    few = not traced() and count <= _tiles.LIMITS["rows"] * _tiles.LIMITS["keys"]
-    return few and like.is_cpu and like.dtype in (torch.float32, torch.float64)
-
-
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return over_queries(lambda q, k, v: embedded_gaussian_reference(q, k, v, scale=scale), q, k, v, keys=k.shape[-2])
 
@@ -189,6 +183,6 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
     if q.is_cuda and q.dtype == torch.float64:  # CUDA has no fused kernel for it
         return PATHS["blockwise"](q, k, v, scale)
-    if few_weights(q, q.shape[:-1].numel() * k.shape[-2]):
+    if _tiles.few_weights(q, *q.shape[:-1], k.shape[-2]):
         return PATHS["direct"](q, k, v, scale)
     return PATHS["tiles" if _tiles_are_faster(q, v) else "fused"](q, k, v, scale)
