@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import ROOT, place, store, stored
+from kept import fill
 from torch import Tensor, nn
 
 from lookfar._drawing import randomise
@@ -28,7 +28,6 @@ from lookfar.check.subject import pull, twin
 from lookfar.cost import keep_pages, measure_in_turn, peak_memory
 from lookfar.cost.measure import Inputs, caller
 
-FILE = ROOT / "benchmarks/results/compiled-cpu.json"
 CHANNELS, SIZE, ROUNDS = 256, (64, 64), 7
 
 
@@ -86,8 +85,6 @@ def measure(name: str, backward: bool, backend: str = "inductor") -> Any:
     rounds = 3 if long else ROUNDS
     times = measure_in_turn(modules, x, backward=backward, rounds=rounds, calls=3, warm_up=not long, budget=0.3)
     return {
-        "block": name,
-        "passes": "both" if backward else "forward",
         "seconds": took,
         "ms": times["compiled"],
         "eager_ms": times["eager"],
@@ -99,7 +96,8 @@ def measure(name: str, backward: bool, backend: str = "inductor") -> Any:
 def line(row: Any) -> tuple[Any, ...]:
     """A row as the table has it."""
     r = sorted(eager / compiled for eager, compiled in zip(row["eager_ms"], row["ms"]))
-    shown = (f"`{row['block']}`", row["passes"], min(row["eager_ms"]), statistics.median(r))
+    name, passes = row["key"]
+    shown = (f"`{name}`", passes, min(row["eager_ms"]), statistics.median(r))
     return *shown, f"{r[0]:.2f} to {r[-1]:.2f}", row["eager_mb"], row["eager_mb"] / row["mb"], row["seconds"]
 
 
@@ -123,19 +121,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_pages()
     torch.set_num_threads(1)
-    found = {(row["block"], row["passes"]): row for row in stored(FILE)}
     chosen = args.only.split(",") if args.only else list_blocks()
-    for passes, name in itertools.product(args.passes.split(","), chosen):
-        if args.backend == "inductor" and (name, passes) in found and not args.again:
-            continue
-        row = measure(name, passes == "both", args.backend)
-        print(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in line(row)), flush=True)
-        if args.backend != "inductor":
-            continue
-        found[name, passes] = row
-        rows = [found[key] for key in sorted(found)]
-        store(FILE, rows)
-        place("compiled", section(rows))
+    fill(
+        "compiled",
+        [(name, passes) for passes, name in itertools.product(args.passes.split(","), chosen)],
+        measure=lambda name, passes: measure(name, passes == "both", args.backend),
+        line=line,
+        section=section,
+        order=lambda key: key,
+        again=args.again,
+        keep=args.backend == "inductor",
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import ROOT, place, store, stored
+from kept import ROOT, fill
 from peers import ratios
 from torch import Tensor, nn
 
@@ -32,7 +32,6 @@ from lookfar.networks.plans import HEADS
 sys.path.insert(0, str(ROOT / "tests"))
 from oracles.mmsegmentation import NAMES, build, config_of, distance, resized
 
-FILE = ROOT / "benchmarks/results/networks-cpu.json"
 SIZE, CLASSES, ROUNDS = (512, 1024), 19, 3
 # one compiled operator, of which the oracle has a stand-in in Python: right, but no measure of speed
 WITHOUT_PEER = ("psanet",)
@@ -77,7 +76,6 @@ def measure(name: str) -> Any:
         memory = {which: peak_memory(partial(network, image)) / 1e6 for which, network in networks.items()}
     times = measure_in_turn(networks, image, rounds=ROUNDS, calls=1, warm_up=False)  # peak_memory has called each
     return {
-        "network": name,
         "ms": times["ours"],
         "mb": memory["ours"],
         "peer_ms": times.get("peer"),
@@ -87,7 +85,7 @@ def measure(name: str) -> Any:
 
 def line(row: Any) -> tuple[Any, ...]:
     """A row as the table has it."""
-    shown = (f"`{row['network']}_resnet50_d8`", 1000 / statistics.median(row["ms"]))
+    shown = (f"`{row['key'][0]}_resnet50_d8`", 1000 / statistics.median(row["ms"]))
     if row["peer_ms"] is None:
         return *shown, None, "–", row["mb"], None
     r = ratios(row)
@@ -112,15 +110,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_pages()
     torch.set_num_threads(1)
-    found = {row["network"]: row for row in stored(FILE)}
-    for name in args.only.split(","):
-        if name in found and not args.again:
-            continue
-        found[name] = measure(name)
-        print(*line(found[name]), flush=True)
-        rows = [found[head] for head in HEADS if head in found]
-        store(FILE, rows)
-        place("networks", section(rows))
+    fill(
+        "networks",
+        [(name,) for name in args.only.split(",")],
+        measure=measure,
+        line=line,
+        section=section,
+        order=lambda key: list(HEADS).index(key[0]),
+        again=args.again,
+    )
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import ROOT, place, store, stored
+from kept import fill
 from torch.overrides import TorchFunctionMode
 
 from lookfar._drawing import randomise
 from lookfar._tables import markdown_table
 from lookfar.blocks import create_block, list_blocks, sample_inputs
 
-FILE = ROOT / "benchmarks/results/overheads-cpu.json"
 CHANNELS, SIZE, ROUNDS, CALLS = 64, (7, 7), 9, 50
 # of a tensor, computed by nobody: they cost a block as little as it asks for
 QUESTIONS = {"__get__", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__len__", "is_complex"}
@@ -72,13 +71,13 @@ def measure(name: str) -> Any:
     with Recorder() as recorder:
         block(*inputs)
     times = fastest({"block": partial(block, *inputs), "floor": partial(replayed, recorder.calls)})
-    return {"block": name, "calls": len(recorder.calls), "us": times["block"], "floor_us": times["floor"]}
+    return {"calls": len(recorder.calls), "us": times["block"], "floor_us": times["floor"]}
 
 
 def line(row: Any) -> tuple[Any, ...]:
     """A row as the table has it."""
     over = row["us"] - row["floor_us"]
-    return f"`{row['block']}`", row["calls"], row["us"], row["floor_us"], over, row["us"] / row["floor_us"]
+    return f"`{row['key'][0]}`", row["calls"], row["us"], row["floor_us"], over, row["us"] / row["floor_us"]
 
 
 def section(rows: list[Any]) -> str:
@@ -99,16 +98,16 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found = {row["block"]: row for row in stored(FILE)}
-    for name in args.only.split(",") if args.only else list_blocks():
-        if name in found and not (args.again or args.dry):
-            continue
-        found[name] = measure(name)
-        print(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in line(found[name])), flush=True)
-        if not args.dry:
-            rows = sorted(found.values(), key=lambda row: row["block"])
-            store(FILE, rows)
-            place("overheads", section(rows))
+    fill(
+        "overheads",
+        [(name,) for name in (args.only.split(",") if args.only else list_blocks())],
+        measure=measure,
+        line=line,
+        section=section,
+        order=lambda key: key,
+        again=args.again,
+        keep=not args.dry,
+    )
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
     names = blocks_of(subject.network)
     if not names:
         raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")
-    _check_it_runs(subject)
-    left_out = _left_out(subject, names)
+    left_out = _left_out(subject, names, _try(subject, names))
     if len(left_out) == len(names):
         raise ValueError(f"{subject.name}: nothing to inspect, {next(iter(left_out.values()))}")
     for reason in dict.fromkeys(left_out.values()):
@@ -105,11 +104,11 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
     return found
 
 
-def _check_it_runs(subject: Subject) -> None:
-    """A network of anybody's may take other images than these."""
+def _try(subject: Subject, names: Sequence[str]) -> dict[str, list[Tensor]]:
+    """What blocks are given for one image, by their names; a network of anybody's may take other images than these."""
     inputs, _ = next(iter(subject.data.val_batches(1)))
     try:
-        with undisturbed(subject.network):
+        with undisturbed(subject.network), inputs_of(subject.network, names) as given:
             output = subject.network(inputs)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm asserts sizes
         raise ValueError(f"{subject.name} cannot take images {tuple(inputs.shape)}: {said(error)}") from None
@@ -121,19 +120,17 @@ def _check_it_runs(subject: Subject) -> None:
     K = output.shape[1]
     if subject.task is not None and len(subject.data.classes) != K:
         raise ValueError(f"{subject.name} has {K} classes, the data {len(subject.data.classes)}")
+    return given
 
 
-def _left_out(subject: Subject, names: Sequence[str]) -> dict[str, str]:
-    """Why blocks cannot be asked, by their names: the network does without them, or gives them windows of images."""
-    inputs, _ = next(iter(subject.data.val_batches(1)))
-    with undisturbed(subject.network), inputs_of(subject.network, names) as given:
-        subject.network(inputs)
+def _left_out(subject: Subject, names: Sequence[str], given: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
+    """Why blocks cannot be asked, by their names: they are not called for one image, or called on windows of it."""
     reasons = {}
     for name in names:
         module, calls = subject.network.get_submodule(name), given[name]
         if not calls:
             reasons[name] = why_no_maps(module) or "the network does not call it"
-        elif is_branch(module) and len(calls[0]) != len(inputs):
+        elif is_branch(module) and len(calls[0]) != 1:
             reasons[name] = "it sees windows of images, each by itself"
     return reasons
 

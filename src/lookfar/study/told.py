@@ -111,11 +111,9 @@ class Told:
         where = f" {self.where}" if self.where else ""
         if self.seeds == 1:
             return f" to this network{where}" if self.labels else where
-        words, alone = {*self.by_seed}, ""
-        if words != {self.word}:
-            alone = (
-                f" (each by itself {words.pop()})" if len(words) == 1 else f" (seed by seed: {', '.join(self.by_seed)})"
-            )
+        words = {*self.by_seed}
+        listed = f"each by itself {self.by_seed[0]}" if len(words) == 1 else f"seed by seed: {', '.join(self.by_seed)}"
+        alone = "" if words == {self.word} else f" ({listed})"
         return f" over {self.seeds} seeds{alone}{where}"
 
     def _warning(self) -> str:
