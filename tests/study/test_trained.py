@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,43 @@ def test_what_cannot_be_loaded_says_why(there, tmp_path):
         (folder / "result.json").write_text(json.dumps(status))
         with pytest.raises(ValueError, match=message):
             load_trial(folder)
+
+
+def test_data_that_are_gone_are_needed_only_for_their_images(there, tmp_path, monkeypatch):
+    """A study that was trained on one machine is used on another, or its data were tidied away."""
+    from lookfar.explorer.subjects import open_subject
+    from lookfar.use import open_network
+
+    study = Path(shutil.copytree("ours", tmp_path / "ours"))
+    folder = trial_folder(study, "nonlocal@layer2", 0)
+    before, data, _ = load_trial(folder)
+    image = data.val[0][0][None]
+    for name in ("own_block.py", "own_helper.py"):
+        shutil.copy(HERE / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"not at photos any more: give --data.*lookfar study .*ours --data PA"):
+        load_trial(folder)
+    with pytest.raises(FileNotFoundError, match="not at photos any more"):
+        run_study(Plan.load(study / "study.yaml"), study, quiet=True)
+    network, described, names = load_trial(folder, images=False)
+    assert (len(described.val), len(names)) == (0, 1)
+    x = described.normalise(image)
+    assert torch.equal(network(x), before(data.normalise(image)))
+    opened = open_network(folder, images=False)
+    assert (opened.classes, opened.peak) == (tuple(data.classes), None)
+    subject = open_subject(str(folder))
+    assert subject.samples() == []
+    shutil.copytree(there / "photos", tmp_path / "moved")
+    run_study(replace(Plan.load(study / "study.yaml"), data="moved"), study, quiet=True)  # which trains nothing
+    assert json.loads((folder / "config.json").read_text())["plan"]["data"] == "photos"
+    assert torch.equal(load_trial(folder).data.val[0][0], image[0])
+
+
+def test_an_example_of_a_trial_has_a_block(there):
+    from lookfar.study.trained import trial_in
+
+    with pytest.raises(ValueError, match=r"with 5 trials: give one of them, such as \S*(MyBlock|nonlocal)\S*/0$"):
+        trial_in("ours")
 
 
 def test_a_network_is_built_from_the_files_that_it_was_trained_with(there):

@@ -23,6 +23,9 @@ def explore_command(networks: Sequence[str], *, port: int = 0, browser: bool = F
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be from 1 to 65535, or 0 for a free one, got {port}")
     subjects = [open_subject(text) for text in networks]
+    for subject in subjects:
+        if subject.data is not None and not subject.samples():
+            print(f"The images of {subject.name} are not at {subject.data.name} any more: show it some of your own.")
     try:
         server = Server(subjects, port)
     except OSError:

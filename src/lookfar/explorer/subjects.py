@@ -69,7 +69,7 @@ def open_subject(text: str) -> Subject:
 def _of_trial(folder: Path) -> Subject:
     from lookfar.study import load_trial
 
-    network, data, _ = load_trial(folder)
+    network, data, _ = load_trial(folder, images=False)
 
     def prepare(picture: Picture) -> "Tensor":
         import torch

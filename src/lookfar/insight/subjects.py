@@ -251,7 +251,7 @@ def _of_trial(
     opened: Shown | None = None,
 ) -> Subject:
     """A trial's network, judged by its task on its data."""
-    trained = load_trial(folder, data=opened if data is None else data)
+    trained = load_trial(folder, data=opened if data is None else data, images=not images)
     own, study, config = trained.data, folder.resolve().parents[2], read_json(folder / "config.json")
     plan, candidate, seed = Plan.from_dict(config["plan"]), Candidate.parse(config["candidate"]), config["seed"]
     if is_reference(config["candidate"]):

@@ -7,6 +7,7 @@ host starts from. Where these lie does not count.
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,14 @@ def kept_plan(study: Path) -> Plan | None:
         return Plan.load(study / "study.yaml")
     except (FileNotFoundError, ValueError):
         return None
+
+
+def moved(data: str, study: Path) -> FileNotFoundError:
+    """What to say where the data of a study are not there any more."""
+    return FileNotFoundError(
+        f"the data of this study are not at {shorten(data, 60)} any more: give --data, where they are now. "
+        f"`lookfar study {shlex.quote(str(study))} --data PATH` keeps it for all commands"
+    )
 
 
 def check_same(

@@ -172,6 +172,11 @@ def preflight(
             "also_val_names": [] if data.also_val is None else [str(name) for name in data.also_val.names],
             "size": list(data.size),
             "in_chans": data.in_chans,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "peak": getattr(data.train, "peak", None),  # the largest value of images that do not hold bytes
+            "target": data.target,
+            "ordered": data.ordered,
             "question": question,
             "facts": list(data.facts),
         },

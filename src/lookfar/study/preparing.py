@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookfar.study._files import leftovers, read_if_whole, sweep, write_json
 from lookfar.study._locks import PREPARES, Owner, Taken, locked
-from lookfar.study.continuing import asked_of_data, check_same, grow
+from lookfar.study.continuing import asked_of_data, check_same, grow, kept_plan, moved
 from lookfar.study.mending import WEIGHTS, read_state, restore_configs
 from lookfar.study.plan import Plan, trial_folder
 from lookfar.study.processes import RunningTrial, cores
@@ -67,6 +67,7 @@ def prepare(plan: Plan, folder: Path, board: Board) -> "ReadyPlan":
     """
     from lookfar.study.preflight import preflight
 
+    _check_there(plan, folder)
     restored = restore_configs(folder)
     plan, controls, notes = grow(plan.resolved(), folder)
     for line in (*restored, *notes):
@@ -80,6 +81,19 @@ def prepare(plan: Plan, folder: Path, board: Board) -> "ReadyPlan":
     ready.plan.save(folder / "study.yaml")
     keep_sources(ready.plan.sources, folder)
     return ready
+
+
+def _check_there(plan: Plan, folder: Path) -> None:
+    """Raise a FileNotFoundError for data that are not there; where the study had them, it says how to go on."""
+    from lookfar.data import target_of
+
+    try:
+        target_of(plan.data)
+    except FileNotFoundError:
+        kept = kept_plan(folder)
+        if kept is None or kept.data != plan.data:
+            raise
+        raise moved(plan.data, folder) from None
 
 
 def trials_of(plan: Plan, folder: Path) -> list[RunningTrial]:

@@ -1,16 +1,19 @@
 """A trained network comes out of its trial's folder: built as it was, with its weights, its data and its blocks.
 
-Nothing is downloaded, and files of the user's own are read as they were when the study began.
+Nothing is downloaded, and files of the user's own are read as they were when the study began. Data that have moved are
+looked for where the study last found them; what needs none of their images does with what the study wrote down of them.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lookfar._options import nearest
-from lookfar.study._files import read_json
-from lookfar.study.candidates import Candidate, short_name
+from lookfar.study._files import read_if_whole, read_json
+from lookfar.study.candidates import Candidate, is_reference, short_name
+from lookfar.study.continuing import asked_of_data, kept_plan, moved
 from lookfar.study.mending import WEIGHTS, read_state
 from lookfar.study.plan import Plan
 from lookfar.study.rows import Trial
@@ -38,12 +41,14 @@ class TrainedNetwork(NamedTuple):
     blocks: tuple[str, ...]
 
 
-def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -> TrainedNetwork:
+def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None, images: bool = True) -> TrainedNetwork:
     """The trained network of a trial.
 
     Args:
         folder: Of the trial, ``STUDY/trials/CANDIDATE/SEED``, or what ``lookfar simplify`` wrote.
         data: Where the data lie now, as the plan would write it, or opened; by default where the study read them.
+        images: Whether images are needed. Without, data that are not there are what the study wrote down of them:
+            size, bands, classes, mean and deviation, and no samples.
 
     Raises:
         FileNotFoundError: No trial there, or no data.
@@ -66,8 +71,10 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
 
     # what it started from is overwritten, and need not be there any more
     plan = replace(plan, pretrained=False, host_weights=None)
-    if not isinstance(data, Data):
-        data = open_plan_data(plan if data is None else replace(plan, data=str(data)))
+    if data is None:
+        data = _data_of(plan, study, images)
+    elif not isinstance(data, Data):
+        data = open_plan_data(replace(plan, data=str(data)))
     candidate, seed, controls = Candidate.parse(config["candidate"]), config["seed"], config["control_parameters"]
     _check_classes(data.classes, read_json(study / "environment.json"), folder)
     with torch.random.fork_rng(devices=[]):
@@ -77,6 +84,51 @@ def load_trial(folder: str | Path, *, data: "str | Path | Data | None" = None) -
     if isinstance(plan.find_task(study), Segmentation):
         _surround(network, data)
     return TrainedNetwork(network.eval(), data, tuple(names))
+
+
+class _NoSamples:
+    """Stands for images that are not there.
+
+    Args:
+        peak: What is white in such images, as :func:`lookfar.use.opening.peak_of` asks of a set.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, peak: float | None) -> None:
+        self.peak = peak
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int, /) -> Any:
+        raise IndexError("the images of the trial are not there")
+
+
+def _data_of(plan: Plan, study: Path, images: bool) -> "Data":
+    """The data of a trial, where its plan says or where the study found them since."""
+    from lookfar.study.build import open_plan_data
+
+    kept = kept_plan(study)
+    now = plan if kept is None else replace(plan, **{**asked_of_data(kept), "host_weights": None})
+    for where in (plan, now):
+        with contextlib.suppress(FileNotFoundError):
+            return open_plan_data(where)
+    described = None if images else _described(read_json(study / "environment.json").get("data", {}))
+    if described is None:
+        raise moved(now.data, study)
+    return described
+
+
+def _described(facts: Mapping[str, Any]) -> "Data | None":
+    """Data without samples from what ``environment.json`` says of them; None where an earlier version wrote it."""
+    from lookfar.data import Data
+
+    if "mean" not in facts:
+        return None
+    nothing, numbers = _NoSamples(facts["peak"]), {name: tuple(facts[name]) for name in ("size", "mean", "std")}
+    same = {name: facts[name] for name in ("name", "classes", "in_chans", "question", "target", "ordered")}
+    return Data(train=nothing, val=nothing, **same, **numbers)
 
 
 def _surround(network: Any, data: "Data") -> None:
@@ -104,14 +156,23 @@ def trial_in(folder: str | Path) -> Path | None:
         trials = _trials_of(folder)
         if len(trials) == 1:
             return trials[0]
-        such = f", such as {trials[0]}" if trials else ""
-        raise ValueError(f"{folder} is a study with {len(trials)} trials: give one of them{such}")
+        raise ValueError(f"{folder} is a study with {len(trials)} trials: give one of them{_such(trials)}")
     # a network that was saved by itself has a config.json too
     return folder if (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file() else None
 
 
 def _trials_of(study: Path) -> list[Path]:
     return sorted(path.parent for path in study.glob("trials/*/*/config.json"))
+
+
+def _such(trials: Sequence[Path]) -> str:
+    """An example of them: a finished one with a block, if there is one, since that is what most commands want."""
+
+    def rank(trial: Path) -> tuple[bool, bool]:
+        done = read_if_whole(trial / "result.json").get("status") == "done"
+        return not done, is_reference(str(read_if_whole(trial / "config.json").get("candidate", "baseline")))
+
+    return f", such as {min(trials, key=rank)}" if trials else ""
 
 
 def find_trial(trials: Sequence[Trial], candidate: str, seed: int) -> Path:
@@ -168,8 +229,7 @@ def _called(candidate: str, names: Sequence[str]) -> str:
 
 def _config_of(folder: Path) -> dict[str, Any]:
     if (folder / "study.yaml").is_file():
-        trials = _trials_of(folder)
-        such = f", such as {trials[0]}" if trials else ""
+        such = _such(_trials_of(folder))
         raise ValueError(f"{folder} is a study: give one of its trials{such}, or study.load(...).network(...)")
     config = read_json(folder / "config.json")
     if "plan" not in config:

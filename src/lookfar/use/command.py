@@ -39,7 +39,7 @@ def predict_command(
     """
     chosen = parsed(options)
     paths = find_images(list(images))
-    opened = _opened(network, weights=weights, num_classes=num_classes)
+    opened = _opened(network, weights=weights, num_classes=num_classes, images=False)
     with _progress("predicting", len(paths)) as advance:
 
         def done(path: Path, error: str) -> None:
@@ -123,7 +123,7 @@ def export_command(
     from lookfar.networks import export
 
     (height, width) = parsed({"size": size})["size"]
-    opened = _opened(network, weights=weights, num_classes=num_classes)
+    opened = _opened(network, weights=weights, num_classes=num_classes, images=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     print(export(opened.network, out, format=format, size=(height, width)))  # type: ignore[arg-type]
 

@@ -52,7 +52,12 @@ def peak_of(data: "Data") -> float | None:
 
 
 def open_network(
-    source: str | Path, *, weights: str | Path | None = None, num_classes: int | None = None, data: str | None = None
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    data: str | None = None,
+    images: bool = True,
 ) -> Opened:
     """A network, ready to predict.
 
@@ -63,6 +68,7 @@ def open_network(
         weights: A file of weights for a name.
         num_classes: For a name that does not say it.
         data: Where the data of a trial lie now, as its plan would write it.
+        images: Whether images of these are needed, as for :func:`lookfar.study.load_trial`.
 
     Raises:
         FileNotFoundError: Nothing is called so.
@@ -80,7 +86,7 @@ def open_network(
     if weights is not None:
         return _described(_of_name(text, num_classes, weights), text, Path(weights).name)
     if (folder := trial_in(path)) is not None:
-        return _of_trial(folder, text, data)
+        return _of_trial(folder, text, data, images)
     if path.is_dir():
         return _described(from_pretrained(path), text)
     if path.is_file() or "://" in text:
@@ -125,10 +131,10 @@ def _near(text: str) -> str:
     return f". Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _of_trial(folder: Path, text: str, data: str | None) -> Opened:
+def _of_trial(folder: Path, text: str, data: str | None, images: bool) -> Opened:
     from lookfar.study import load_trial
 
-    trained = load_trial(folder, data=data)
+    trained = load_trial(folder, data=data, images=images)
     network: Any = trained.network
     if not getattr(network, "class_names", None):
         raise ValueError(f"{text} does not give every pixel a class: its task is another one")
