@@ -245,7 +245,7 @@ def test_images_of_other_bands_are_shown_as_they_came(monkeypatch, tmp_path):
     data = SimpleNamespace(
         in_chans=4, size=(4, 6), classes=["a"], val=Images(), normalise=lambda images: images.float() / 255
     )
-    monkeypatch.setattr("lookfar.study.load_trial", lambda folder: (network(), data, ("1",)))
+    monkeypatch.setattr("lookfar.study.load_trial", lambda folder, images: (network(), data, ("1",)))
     (tmp_path / "config.json").write_text("{}")
     subject = open_subject(str(tmp_path))
     assert subject.prepare(subject.sample(0)).equal(data.val[0][0].float() / 255)
