@@ -68,6 +68,47 @@ def test_blocks_without_maps_say_why():
     assert look(Idle(), torch.rand(3, 4, 4), (0, 0))[1].reason == "the network did not call it"
 
 
+class Pyramid(nn.Module):
+    """Has one block for two levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = create_block("nonlocal", 3, zero_init=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block(x)[..., ::2, ::2])
+
+
+def test_every_call_of_a_block_is_shown():
+    network, image = Pyramid().eval(), torch.rand(3, 8, 6)
+    looks = look(network, image, (5, 2))
+    assert [(one.name, one.call, one.calls, one.size) for one in looks] == [
+        ("block", 1, 2, (8, 6)),
+        ("block", 2, 2, (4, 3)),
+    ]
+    assert str(looks).splitlines()[1].startswith("block (nonlocal), call 2 of 2: query (2, 1) of 4×3")
+    with torch.no_grad():
+        below = network.block(image[None])[..., ::2, ::2]
+        torch.testing.assert_close(looks[0].maps.flatten(), network.block.attention(image[None])[0, 0, 32].double())
+        torch.testing.assert_close(looks[1].maps.flatten(), network.block.attention(below)[0, 0, 7].double())
+
+
+class Windows(nn.Module):
+    """Shows its block four parts of an image as four images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = create_block("nonlocal", 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(torch.cat([part for half in x.chunk(2, 2) for part in half.chunk(2, 3)]))
+
+
+def test_a_window_of_an_image_is_not_taken_for_it():
+    (seen,) = look(Windows().eval(), torch.rand(3, 8, 6), (7, 5))
+    assert (seen.maps, seen.reason) == (None, "it sees 4 windows of the image, each by itself")
+
+
 class Idle(nn.Module):
     """Has a block that it does not call."""
 

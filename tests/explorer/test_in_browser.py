@@ -42,6 +42,8 @@ const settled = async () => {
   const asked = performance.getEntriesByType("resource").map(entry => new URL(entry.name).host);
   const told = { images: new Set(seen).size, message: message.textContent, hosts: [...new Set(asked)] };
   told.read = readout.textContent;
+  told.figures = [...maps.querySelectorAll("figcaption")].map(caption => caption.textContent);
+  told.canvases = maps.querySelectorAll("canvas").length;
   document.title = "told:" + JSON.stringify(told);
 })();
 """
@@ -49,8 +51,9 @@ const settled = async () => {
 
 def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), create_block("nonlocal", 8), nn.Conv2d(8, 3, 1)).eval()
-    nn.init.normal_(network[1].query.weight, std=5)
+    shared, pooled = create_block("nonlocal", 8), create_block("asymmetric_nonlocal", 8)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), shared, shared, pooled, nn.Conv2d(8, 3, 1)).eval()
+    nn.init.normal_(shared.query.weight, std=5)
     subject = Subject(
         "tiny", network, lambda picture: torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(1))
     )
@@ -79,6 +82,11 @@ def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     assert found, done.stdout[-2000:] + done.stderr[-500:]
     told = json.loads(html.unescape(found[1]))
     assert told["images"] == 3
+    assert told["figures"] == [
+        *("1, call 1 of 2", "1, call 2 of 2"),
+        "3: no maps, its 110 keys form no grid",  # which only an image tells
+    ]
+    assert told["canvases"] == 2 * 2
     assert told["hosts"] == [host]
     assert "is not an image that can be read here" in told["message"]
     assert told["read"].startswith("one, pixel")

@@ -105,6 +105,18 @@ class Other(nn.Module):  # attends from elsewhere
 def other():
     return Other()
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.shared = nn.Conv2d(3, 8, 3, 2, 1), create_block("nonlocal", 8, zero_init=False)
+        self.pooled, self.classify = create_block("asymmetric_nonlocal", 8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        return self.classify(self.pooled(self.shared(self.shared(self.down(x))[..., ::2, ::2])))
+
+def twice():
+    return Twice()
+
 def broken():
     network = build()
     nn.init.constant_(network[2].bias, float("nan"))
@@ -265,6 +277,20 @@ def test_a_block_that_cannot_be_asked_leaves_the_others(run, home):
     assert code == 0
     assert [one["module"] for one in json.loads(out)] == ["whole.1"]
     assert "spare: the network does not call it, so not shown" in err
+
+
+def test_each_call_has_its_pictures_and_what_has_none_says_why(run, home):
+    code, out, err = run(
+        "--network", "own.py:twice", "data/val/images/val0.png", "--size", "24x24", "--query", "2,3", "--out", "calls"
+    )
+    assert code == 0
+    first, second = sorted(path.name for path in (home / "calls").glob("*.png"))
+    assert re.fullmatch(r"twice-shared-\w+-val0-2-3-call1.png", first)
+    assert second == first.replace("call1", "call2")
+    assert err == "lookfar: no pictures of twice · pooled: its 110 keys form no grid\n"
+    said = " ".join(out.split())
+    assert said.count("the network calls it 2 times for an image: numbers of its maps are those of the last call") == 1
+    assert said.endswith("inspect.html, and 2 pictures of queries")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ _TEXT = 14  # pixels
 
 @dataclass(frozen=True)
 class Look:
-    """Where one block looks.
+    """Where one block looks in one of its calls.
 
     Attributes:
         name: Of its module in the network.
@@ -35,6 +35,8 @@ class Look:
         mean: The mean of the maps of all queries, ``(heads, h, w)``: what does not depend on the query.
         reason: Why there are no maps; an empty string where there are.
         outside: The share of the query's weight on class and register tokens, ``(heads,)``; None without such tokens.
+        call: Which of its calls this is, counted from 1.
+        calls: How often the network calls it for an image.
     """
 
     name: str
@@ -45,9 +47,12 @@ class Look:
     mean: Tensor | None = None
     reason: str = ""
     outside: Tensor | None = None
+    call: int = 1
+    calls: int = 1
 
     def __str__(self) -> str:
         name = f"{self.name} ({self.block})" if self.name else self.block
+        name += f", call {self.call} of {self.calls}" if self.calls > 1 else ""
         if self.maps is None:
             return f"{name}: no maps, {self.reason}"
         grid, heads = by_size(self.maps.shape[1:]), len(self.maps)
@@ -65,7 +70,8 @@ class Looks(Sequence[Look]):
     Attributes:
         image: What the network saw, ``(C, H, W)``.
         at: The pixel (y, x).
-        of_blocks: Block by block, in the order of the network's modules.
+        of_blocks: Block by block, in the order of the network's modules; a block that is called several times stands
+            there as often.
     """
 
     image: Tensor
@@ -150,10 +156,11 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
 
 
 def _look(seen: Seen, at: Sequence[int]) -> Look:
+    which = {"call": seen.call, "calls": seen.calls}
     if seen.reason:
-        return Look(seen.name, seen.block, reason=seen.reason)
+        return Look(seen.name, seen.block, reason=seen.reason, **which)
     outside = seen.outside(at) if seen.prefix else None
-    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean, outside=outside)
+    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean, outside=outside, **which)
 
 
 def _shown(image: Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ WEIGHTS = 2**21  # numbers of all maps that are there at a time
 
 @dataclass(frozen=True)
 class Seen:
-    """One block and what it was given for an image.
+    """One call of a block and what it was given for an image.
 
     Attributes:
         name: Of its module in the network.
@@ -34,6 +34,8 @@ class Seen:
         grid: Height and width of its keys.
         tokens: Height and width of the grid that tokens form; None where the input is a map.
         reason: Why there are no maps; an empty string where there are.
+        call: Which of its calls this is, counted from 1.
+        calls: How often the network calls it for an image, as a head that several levels of a pyramid share.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Seen:
     grid: tuple[int, int] = (0, 0)
     reason: str = ""
     tokens: tuple[int, int] | None = None
+    call: int = 1
+    calls: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its name, and which call it is where there are several."""
+        return f"{self.name}, call {self.call} of {self.calls}".lstrip(", ") if self.calls > 1 else self.name
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,7 +105,7 @@ class Seen:
 
 
 def see(network: nn.Module, image: Tensor) -> list[Seen]:
-    """Run a network on one image and keep what each of its blocks is given, in the order of the modules.
+    """Run a network on one image and keep what each of its blocks is given at each call, in the order of the modules.
 
     The network is left as it was: modes, random state, no hooks.
 
@@ -132,7 +141,13 @@ def see_with_output(network: nn.Module, image: Tensor) -> tuple[list[Seen], Any]
     with undisturbed(network), inputs_of(network, names) as given, _convolved(network) as sizes:
         output = network(image[None].to(device))
     H, W = image.shape[1:]
-    return [_seen(name, network.get_submodule(name), given[name], (H, W), sizes) for name in names], output
+    found = []
+    for name in names:
+        calls: list[Tensor | None] = [*given[name]] or [None]
+        for number, x in enumerate(calls, 1):
+            seen = _seen(name, network.get_submodule(name), x, (H, W), sizes)
+            found.append(replace(seen, call=number, calls=len(calls)))
+    return found, output
 
 
 @contextmanager
@@ -147,24 +162,24 @@ def _convolved(network: nn.Module) -> Iterator[list[tuple[int, int]]]:
 
 
 def _seen(
-    name: str, module: nn.Module, inputs: list[Tensor], of_image: tuple[int, int], sizes: list[tuple[int, int]]
+    name: str, module: nn.Module, x: Tensor | None, of_image: tuple[int, int], sizes: list[tuple[int, int]]
 ) -> Seen:
+    """One call; ``x`` is None where there was none."""
     try:
         block: Any = inner_block(module)
     except ValueError:  # inserted, and a class of the user's own
         return Seen(name, block_name(module), module, of_image, reason=why_no_maps(module))
     known, reason = block_info(block).name, why_no_maps(block)
-    if not inputs:
-        reason = getattr(block, "wrong", "") or "the network did not call it"
-    elif isinstance(block, TokenAttention) and len(inputs[-1]) > 1:
-        reason = f"it sees {len(inputs[-1])} windows of the image, each by itself"
+    if x is None:
+        return Seen(name, known, block, of_image, reason=getattr(block, "wrong", "") or "the network did not call it")
+    if len(x) > 1:
+        reason = reason or f"it sees {len(x)} windows of the image, each by itself"
     elif not reason and isinstance(block, TokenAttention):
-        return _seen_tokens(name, block, inputs[-1], of_image, sizes)
-    elif not reason and (inputs[-1].dim() != 4 or block_info(block).kind == "tokens"):
+        return _seen_tokens(name, block, x, of_image, sizes)
+    elif not reason and (x.dim() != 4 or block_info(block).kind == "tokens"):
         reason = "its input is not a feature map (B, C, H, W)"
     if reason:
         return Seen(name, known, block, of_image, reason=reason)
-    x = inputs[-1]
     with undisturbed(block):
         keys = block.attention(x, torch.tensor([0], device=x.device)).shape[-1]
     grid = key_size(block, (x.shape[2], x.shape[3]))

@@ -136,7 +136,7 @@ def _blocks(network: "nn.Module") -> list[dict[str, Any]]:
 
 
 def _of_block(seen: "Seen", at: tuple[float, float]) -> dict[str, Any]:
-    about = {"name": seen.name, "block": seen.block, "reason": seen.reason}
+    about = {"name": seen.label, "block": seen.block, "reason": seen.reason}
     if seen.reason:
         return about
     H, W = seen.image_size

@@ -4,7 +4,7 @@ const stage = document.getElementById("query"), readout = document.getElementByI
 const message = document.getElementById("message"), maps = document.getElementById("maps");
 const sample = document.getElementById("sample"), heads = document.getElementById("heads");
 const picture = document.createElement("canvas");
-let networks = [], shown = null, said = null, means = new Map(), point = [0.5, 0.5], head = -1, asked = 0;
+let networks = [], laid = "", shown = null, said = null, means = new Map(), point = [0.5, 0.5], head = -1, asked = 0;
 
 // answers as JSON; what the server refuses is shown, and null
 async function ask(route, given = {}) {
@@ -43,6 +43,8 @@ async function move(y, x) {
   if (!found || turn !== asked) return;  // a later click was answered
   message.textContent = "";
   said = found;
+  // a block that is called several times answers as often, and some can say only now why they have no maps
+  lay(found.map((network, n) => ({ name: networks[n].name, blocks: network.blocks })));
   draw();
   if (means.size) return;
   // all queries together cost a pass over all of them: after the first answer, and once an image
@@ -123,9 +125,13 @@ function upload(file) {
   open(`image?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
 }
 
-function build(start) {
-  networks = start.networks;
-  for (const network of networks) {
+// a figure for each block, where they are not there already
+function lay(blocksOf) {
+  const now = JSON.stringify(blocksOf.map(network => network.blocks.map(block => [block.name, block.reason])));
+  if (now === laid) return;
+  laid = now;
+  maps.replaceChildren();
+  for (const network of blocksOf) {
     const title = document.createElement("h2"), predicts = document.createElement("span");
     predicts.className = "pm";
     title.append(network.name, predicts);
@@ -137,6 +143,11 @@ function build(start) {
       maps.append(figure);
     }
   }
+}
+
+function build(start) {
+  networks = start.networks;
+  lay(networks);
   choose(Math.max(...networks.flatMap(network => network.blocks.map(block => block.heads || 1))));
   document.getElementById("offered").hidden = !start.samples.length;
   sample.append(new Option("choose …", ""), ...start.samples.map((name, k) => new Option(name, String(k))));

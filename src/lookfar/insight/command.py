@@ -71,12 +71,13 @@ def inspect_command(
             return 0
     folder = Path("inspect") if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [
-        path
-        for one in found
-        for index in range(min(len(one.subject.data.val), PICTURED if images else 1))
-        for path in write_pictures(one, index, pixels, folder)
-    ]
+    pictures: list[Path] = []
+    for one in found:
+        for index in range(min(len(one.subject.data.val), PICTURED if images else 1)):
+            written, reason = write_pictures(one, index, pixels, folder)
+            pictures += written
+            if index == 0 and reason not in ("", one.told.reason):  # the latter is said already
+                print(f"lookfar: no pictures of {one.label}: {reason}", file=sys.stderr)
     write_page(found, folder / "inspect.html", shlex.join(["lookfar", *sys.argv[1:]]))
     if not as_json:
         print(

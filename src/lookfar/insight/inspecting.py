@@ -40,6 +40,7 @@ class Inspected:
         statistics: Of its maps; None where it has none.
         untrained: The same before training; None where that is not known.
         missing: Why there is no score, by what the block should have done without.
+        calls: How often the network calls it for an image.
     """
 
     subject: Subject
@@ -50,6 +51,16 @@ class Inspected:
     statistics: Statistics | None
     untrained: Statistics | None
     missing: dict[str, str] = field(default_factory=dict)
+    calls: int = 1
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of the numbers; empty where there is nothing."""
+        several = (
+            f"the network calls it {self.calls} times for an image: numbers of its maps are those of the last call, "
+            "what it does without it does without in all"
+        )
+        return "; ".join(part for part in (self.subject.note, several if self.calls > 1 else "") if part)
 
     @property
     def label(self) -> str:
@@ -65,7 +76,8 @@ class Inspected:
         ]
         return _plain(
             {
-                "network": self.subject.name, "module": self.module, "block": self.block, "verdict": self.told.word,
+                "network": self.subject.name, "module": self.module, "block": self.block, "calls": self.calls,
+                "verdict": self.told.word,
                 "said": self.told.why, "labels": self.told.labels, "images": len(self.subject.data.val),
                 "score": self.subject.task.metric if self.subject.task else None, "ladder": rungs,
                 "scores": self.scores, "missing": self.missing, "entropy": self.told.entropy,
@@ -84,7 +96,8 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
     names = blocks_of(subject.network)
     if not names:
         raise ValueError(f"{subject.name} has no block of the registry: nothing to inspect")
-    left_out = _left_out(subject, names, _try(subject, names))
+    given = _try(subject, names)
+    left_out = _left_out(subject, names, given)
     if len(left_out) == len(names):
         raise ValueError(f"{subject.name}: nothing to inspect, {next(iter(left_out.values()))}")
     for reason in dict.fromkeys(left_out.values()):
@@ -100,7 +113,8 @@ def inspect_subject(subject: Subject) -> list[Inspected]:
         now = None if reason else _statistics(subject, subject.network, name, len(subject.data.val))
         before = None if reason or start is None else _statistics(subject, start, name, AT_START)
         told, scores, missing = _told(subject, name, now, reason)
-        found.append(Inspected(subject, name, called(module), told, scores, now, before, missing))
+        of_block = told, scores, now, before, missing, len(given[name])
+        found.append(Inspected(subject, name, called(module), *of_block))
     return found
 
 

@@ -84,7 +84,7 @@ def _values(found: Sequence[Inspected], styles: dict[str, charts.Style], command
     subject = found[0].subject
     names, task = [one.label for one in found], subject.task
     kinds = [kind for kind in ORDER if any(kind in one.scores for one in found)]
-    notes = [f"{one.label}: {one.subject.note}." for one in found if one.subject.note]
+    notes = [f"{one.label}: {one.note}." for one in found if one.note]
     said = [f"{one.label}: {one.told.word}" for one in found[:4]]
     facts = [subject.data.name, counted(len(subject.data.val), "image"), "labelled" if task else "without labels"]
     unit = f"Points of {task.words.score} that it costs." if task else "Per cent of all predictions that change."

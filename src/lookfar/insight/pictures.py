@@ -21,14 +21,19 @@ from lookfar.study.candidates import slug
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))  # (y, x) in [0, 1], where a user names none
 
 
-def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
-    """A picture of each query of an image, a row a head; none of a block without maps.
+def write_pictures(
+    one: Inspected, index: int, queries: Sequence[tuple[int, int]], folder: Path
+) -> tuple[list[Path], str]:
+    """A picture of each query of an image and each call of the block, a row a head; or why there is none.
 
     Args:
         one: The block.
         index: Number of the image.
         queries: Pixels ``(x, y)`` of the image as the network sees it; without any three are taken.
         folder: Where they go.
+
+    Returns:
+        The files; and why a call has none, an empty string where all have.
 
     Raises:
         ValueError: A pixel outside the image.
@@ -38,17 +43,21 @@ def write_pictures(one: Inspected, index: int, queries: Sequence[tuple[int, int]
     image = data.val[index][0]
     H, W = image.shape[-2:]
     inputs = data.normalise(image[None])
-    seen = next((s for s in see(one.subject.network, inputs) if s.name == one.module), None)
-    if seen is None or seen.x is None:
-        return []
-    written = []
-    for x, y in queries or [(int(b * W), int(a * H)) for a, b in QUERIES]:
-        path = folder / f"{slug(one.label)}-{_stem(data.val.names, index)}-{x}-{y}.png"
-        maps = maps_of(seen, (y, x))
-        title = f"{one.label}, {data.val.names[index]}, pixel {x},{y} of {by_size((W, H))}"
-        panels(image, maps, (y, x), title.replace("×", "x")).save(path)
-        written.append(path)
-    return written
+    written, reason = [], ""
+    for seen in see(one.subject.network, inputs):
+        if seen.name != one.module:
+            continue
+        if seen.x is None:
+            reason = seen.reason
+            continue
+        which, of_call = (f", call {seen.call} of {seen.calls}", f"-call{seen.call}") if seen.calls > 1 else ("", "")
+        for x, y in queries or [(int(b * W), int(a * H)) for a, b in QUERIES]:
+            path = folder / f"{slug(one.label)}-{_stem(data.val.names, index)}-{x}-{y}{of_call}.png"
+            maps = maps_of(seen, (y, x))
+            title = f"{one.label}{which}, {data.val.names[index]}, pixel {x},{y} of {by_size((W, H))}"
+            panels(image, maps, (y, x), title.replace("×", "x")).save(path)
+            written.append(path)
+    return written, reason
 
 
 def check_inside(subject: Subject, index: int, queries: Sequence[tuple[int, int]]) -> None:

@@ -13,8 +13,8 @@ def lines_of(one: Inspected) -> list[str]:
     judged = "" if subject.task is None else ", labelled"
     head = f"{one.label} ({one.block}), {counted(len(subject.data.val), 'image')}{judged}"
     lines = [head, str(one.told)]
-    if subject.note:
-        lines.append(f"{capital(subject.note)}.")
+    if one.note:
+        lines.append(f"{capital(one.note)}.")
     if one.told.reason:
         return lines
     lines += ["", _ladder(one)]
