@@ -32,8 +32,11 @@ def build():
     nn.init.zeros_(network[1].query.weight)
     return network
 
-def bare():
-    return nn.Conv2d(3, 2, 1)
+def bare(classes=2):
+    return nn.Conv2d(3, classes, 1)
+
+def needy(classes):
+    return bare(classes)
 
 def nothing():
     return 3
@@ -245,6 +248,10 @@ def test_a_network_of_ones_own(run, home):
     assert found["verdict"] in ("one map", "pools", "off")  # its query has no weights
     assert found["labels"] is False
     assert found["at initialisation"] is None
+    with pytest.raises(ValueError, match="of the registry"):
+        inspect_subject(find_subjects(None, ["data/val/images"], network="own.py:bare")[0])
+    (five,) = find_subjects(None, ["data/val/images"], network="own.py:bare(classes=5)")
+    assert five.network.out_channels == 5
     state = {"0.weight": torch.zeros(8, 3, 3, 3)}
     torch.save(state, home / "wrong.pth")
     code, _, err = run(*arguments, "--weights", "wrong.pth")
@@ -297,6 +304,11 @@ def test_each_call_has_its_pictures_and_what_has_none_says_why(run, home):
     ("arguments", "said"),
     [
         (["--network", "own.py:other", "data/val/images"], "nothing to inspect, it attends from one sequence"),
+        (
+            ["--network", "own.py:needy", "data/val/images"],
+            "cannot build needy(): TypeError: needy() missing 1 required",
+        ),
+        (["--network", "own.py:nothing", "data/val/images"], "nothing gives int, want a torch.nn.Module"),
         (["study", "empty"], "no images in the folder empty"),
         (["--network", "own.py:wrapped", "data/val/images"], "gives dict, want logits (B, K) or (B, K, h, w): give a"),
         (

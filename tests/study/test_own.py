@@ -155,6 +155,23 @@ def test_classes_and_functions_themselves_become_text(folder, monkeypatch):
             Plan("scenes:lookup", (thing,))
 
 
+def test_classes_of_layers_are_words_here_too(folder):
+    """As of blocks of the registry, but for a constructor that looks a word up itself."""
+    (folder / "norms.py").write_text(
+        "from torch import nn\n"
+        "class Normed(nn.Module):\n"
+        "    def __init__(self, channels, norm_layer=nn.BatchNorm2d, act_layer='ReLU'):\n"
+        "        super().__init__()\n"
+        "        self.norm, self.act = norm_layer(channels), getattr(nn, act_layer)()\n"
+    )
+    for norm in ("InstanceNorm2d", "nn.InstanceNorm2d"):
+        built = find_own(parse_address(f"norms.py:Normed(norm_layer={norm},act_layer=GELU)")).build(4)
+        assert (type(built.norm), type(built.act)) == (nn.InstanceNorm2d, nn.GELU)
+    make = find_own(parse_address("norms.py:Normed")).make
+    plan = Plan("scenes:lookup", (functools.partial(make, norm_layer=nn.InstanceNorm2d),))
+    assert plan.blocks == ("norms.py:Normed(norm_layer=InstanceNorm2d)",)
+
+
 def test_the_hash_is_that_of_all_files_behind_a_block(folder):
     def digest():
         return Plan("scenes:lookup", ("own_block.py:MyBlock", "nonlocal")).resolved().sources

@@ -265,10 +265,10 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     >>> create_block("se", 64, reduction=4).reduce
     Linear(in_features=64, out_features=16, bias=True)
     """
-    return block_info(name).cls(channels, **{option: _made_by(option, value) for option, value in options.items()})
+    return block_info(name).cls(channels, **{option: made_by(option, value) for option, value in options.items()})
 
 
-def _made_by(option: str, value: Any) -> Any:
+def made_by(option: str, value: Any) -> Any:
     """The class of ``torch.nn`` that a word names where an option wants a class; anything else as it is."""
     if not (isinstance(value, str) and option.endswith("_layer")):
         return value

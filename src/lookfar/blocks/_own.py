@@ -24,7 +24,7 @@ from torch import nn
 
 from lookfar._options import nearest
 from lookfar._tables import listed, said, shorten
-from lookfar.blocks._base import parse_options
+from lookfar.blocks._base import made_by, parse_options
 from lookfar.blocks._importing import import_own, no_file, silent_exit
 from lookfar.blocks._sources import Source, is_installed
 
@@ -140,7 +140,7 @@ class Target:
         Raises:
             ValueError: The constructor raised, or gave no module.
         """
-        options = {**self.options, **changed}
+        options = {name: self._made_by(name, value) for name, value in {**self.options, **changed}.items()}
         try:
             with silent_exit():
                 if self.channels_argument is None:
@@ -174,6 +174,12 @@ class Target:
         """As a call in Python."""
         first = [] if self.channels_argument is None else [str(channels)]
         return f"{self.name}({', '.join([*first, *(f'{k}={v!r}' for k, v in self.options.items())])})"
+
+    def _made_by(self, option: str, value: Any) -> Any:
+        """As :func:`create_block` takes it, unless the constructor itself wants a word there."""
+        taken = self.parameters.get(option)
+        words = taken is not None and (isinstance(taken.default, str) or taken.annotation in (str, "str"))
+        return value if words else made_by(option, value)
 
     def _hint(self, error: Exception) -> str:
         if not isinstance(error, TypeError):
@@ -282,6 +288,9 @@ def address_of(thing: Any) -> str:
 
 
 def _written(name: str, value: Any) -> str:
+    word = getattr(value, "__name__", "")
+    if isinstance(value, type) and made_by(name, word) is value:
+        return word
     text = repr(value)
     try:
         same = ast.literal_eval(text) == value

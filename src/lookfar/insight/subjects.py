@@ -188,9 +188,7 @@ def _own(network: str, weights: str | None) -> nn.Module:
     address = parse_address(network)
     if address is None:
         raise ValueError(f"want --network FILE.py:FUNCTION, got {network!r}")
-    built = find_own(address).make()
-    if not isinstance(built, nn.Module):
-        raise ValueError(f"{network} gives {type(built).__name__}, want a torch.nn.Module")
+    built = replace(find_own(address), channels_argument=None).build(0)  # a network, whose channels are its own
     if weights is not None:
         _load(built, weights, network)
     return built
