@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import torch
 from insertion.hosts import Identical, host, images
 from torch import Tensor, nn
 
@@ -54,6 +55,20 @@ def test_the_example_comes_from_timm() -> None:
     assert "256×4×4" in table
     with pytest.raises(ValueError, match=r"does not say what it takes .* give example="):
         insert(host("torchvision resnet18"), Identical, at="layer3")
+
+
+def test_the_example_has_the_size_that_a_transformer_was_built_for() -> None:
+    """Its pretrained_cfg keeps the size of the published weights."""
+    net = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), depth=1, embed_dim=24)
+    assert insert(net, "nonlocal", at="blocks.0") == ["blocks.0.non_local"]
+    assert "24×2×3" in describe(net)
+    net.patch_embed.img_size = None  # as of a network that keeps its size elsewhere
+    with pytest.raises(
+        ValueError, match=r"cannot take images \(2, 3, 224, 224\), as its pretrained_cfg .* give example="
+    ):
+        insert(net, "nonlocal", at="norm")
+    with pytest.raises(RuntimeError):  # of an example that was given
+        insert(net, "nonlocal", at="norm", example=torch.randn(1, 3, 64, 64))
 
 
 class Odd(nn.Module):

@@ -308,7 +308,6 @@ def test_each_call_has_its_pictures_and_what_has_none_says_why(run, home):
             ["--network", "own.py:needy", "data/val/images"],
             "cannot build needy(): TypeError: needy() missing 1 required",
         ),
-        (["--network", "own.py:nothing", "data/val/images"], "nothing gives int, want a torch.nn.Module"),
         (["study", "empty"], "no images in the folder empty"),
         (["--network", "own.py:wrapped", "data/val/images"], "gives dict, want logits (B, K) or (B, K, h, w): give a"),
         (

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lookfar._modes import modes_restored
+from lookfar._tables import said
 
 PATIENCE = 2.0  # seconds before a word on the terminal
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
@@ -36,12 +37,28 @@ def example_inputs(network: nn.Module, example: Any) -> Inputs:
             "input such as torch.randn(2, 3, 224, 224)"
         )
     channels, *size = cfg["input_size"]
+    # the cfg keeps the size of the published weights for a transformer that was built for another, by img_size=
+    size = getattr(getattr(network, "patch_embed", None), "img_size", None) or size
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels % channels:  # the cfg keeps 3 for a network of other bands
         channels = first.in_channels
     like = next(network.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return (torch.randn(2, channels, *size, generator=generator).to(like),), {}
+
+
+@contextlib.contextmanager
+def asks_for_example(network: nn.Module, example: Any, inputs: Inputs) -> Iterator[None]:
+    """Inside, a network that cannot take the images that were made for it raises a ValueError that asks for others."""
+    try:
+        yield
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:  # timm asserts sizes
+        if example is not None:
+            raise
+        raise ValueError(
+            f"{type(network).__name__} cannot take images {tuple(inputs[0][0].shape)}, as its pretrained_cfg has them: "
+            f"give example=, an input that it takes ({said(error)})"
+        ) from error
 
 
 @contextlib.contextmanager

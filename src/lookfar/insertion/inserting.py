@@ -18,6 +18,7 @@ from lookfar.insertion.dry_run import (
     Inputs,
     Seen,
     Shapes,
+    asks_for_example,
     bit_equal,
     example_inputs,
     only_tensor,
@@ -95,9 +96,12 @@ def insert(
     inputs = example_inputs(network, example)
 
     spots = {place: place if position == "branch" else spot_of(network, place, hidden) for place in places}
-    with recorded(network, {*stage_of.values(), *places, *spots.values()}, convolutions(network, hidden)) as (
-        calls,
-        shapes,
+    with (
+        asks_for_example(network, example, inputs),
+        recorded(network, {*stage_of.values(), *places, *spots.values()}, convolutions(network, hidden)) as (
+            calls,
+            shapes,
+        ),
     ):
         before = run(network, inputs, train=False)
     for place in places:  # a Sequential's last child may be one that stands at several ends, such as a ReLU

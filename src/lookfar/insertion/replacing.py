@@ -16,7 +16,16 @@ from lookfar.blocks import BlockInfo, block_info, create_block, list_blocks
 from lookfar.blocks._mixers import NoMixer, alone, is_layer
 from lookfar.blocks._token_norm import takes_channels_first
 from lookfar.insertion.building import known_block, path_of, random_like
-from lookfar.insertion.dry_run import Call, example_inputs, only_tensor, recorded, run, untouched, watched
+from lookfar.insertion.dry_run import (
+    Call,
+    asks_for_example,
+    example_inputs,
+    only_tensor,
+    recorded,
+    run,
+    untouched,
+    watched,
+)
 from lookfar.insertion.gated import block_name
 from lookfar.insertion.hanging import Record, detach, insertions, stand_in
 from lookfar.insertion.inserting import named_block
@@ -84,7 +93,7 @@ def replace(
         given[place] = _options_at(network.get_submodule(place), info, options)
         _refuse_place(network, place, info)
     inputs = example_inputs(network, example)
-    with recorded(network, places) as (calls, _):
+    with asks_for_example(network, example, inputs), recorded(network, places) as (calls, _):
         run(network, inputs, train=False)
 
     order = 1 + max((one.record.order for one in present), default=0)
