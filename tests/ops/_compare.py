@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# torch 2.8 cannot tell what is compiled from what is exported
+TELLS_COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 8)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -34,3 +36,11 @@ def assert_same_with_grads(
     labels = ["y", *(f"d{n}" for n in names.split())]
     for what, got, want in zip(labels, with_grads(fast, *inputs), with_grads(reference, *inputs), strict=True):
         assert_same(what, got, want)
+
+
+def compiled_graph(f: Callable[..., object], *inputs: Tensor, dynamic: bool = False) -> str:
+    """What the compiler is given of ``f``."""
+    torch._dynamo.reset()
+    graphs = []
+    torch.compile(f, fullgraph=True, dynamic=dynamic, backend=lambda g, _: graphs.append(g.graph) or g)(*inputs)
+    return str(graphs[0])

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from ops._compare import assert_same, assert_same_with_grads, with_grads
+from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph, with_grads
 from torch import Tensor
 
 from lookfar.ops import (
@@ -99,6 +99,68 @@ def test_tiles_are_for_widths_that_differ(widths, path, monkeypatch):
     monkeypatch.setitem(tiles.LIMITS, "keys", 5)
     embedded_gaussian(q, k, v)
     assert called == [path]
+
+
+CALLED = (2, 2, 35, 50, 3, 60)  # widths that differ as much as tiles are for
+
+
+class Tiles(torch.nn.Module):
+    def forward(self, q, k, v):
+        return embedded_gaussian(q, k, v, scale=0.7).relu_()  # in place, where the gradient needs what was there
+
+
+def test_compiled_programs_call_the_tiles(small_blocks):
+    def fast(backend):
+        return torch.compile(Tiles(), fullgraph=True, dynamic=True, backend=backend)
+
+    def want(q, k, v):
+        return embedded_gaussian_reference(q, k, v, scale=0.7).relu()
+
+    inputs = tokens(CALLED)
+    assert ("lookfar.tiles" in compiled_graph(Tiles(), *inputs)) == TELLS_COMPILED
+    for backend in ("eager", "aot_eager"):
+        assert_same_with_grads(fast(backend), want, *inputs, names="q k v")
+        torch._dynamo.reset()
+    q, k, v = inputs  # gradients of some
+    (dq,) = torch.autograd.grad(fast("aot_eager")(q.requires_grad_(), k, v).sum(), q)
+    assert_same("dq", dq, torch.autograd.grad(want(q, k, v).sum(), q)[0])
+
+
+def test_compiled_tiles_are_differentiated_twice(small_blocks):
+    inputs = [t.requires_grad_() for t in tokens((1, 1, 3, 4, 2, 60))]
+    fast = torch.compile(partial(embedded_gaussian, scale=0.7), fullgraph=True, backend="eager")
+    assert torch.autograd.gradgradcheck(fast, inputs, fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # of torch's own decompositions
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_transforms_are_compiled_without_tiles(transform):
+    def f(q, k, v):
+        if transform == "vmap":
+            return torch.vmap(embedded_gaussian)(q[:, None], k[:, None], v[:, None])
+        if transform == "grad":
+            return torch.func.grad(lambda q: embedded_gaussian(q, k, v).square().sum())(q)
+        return torch.func.jvp(lambda q: embedded_gaussian(q, k, v), (q,), (q,))[1]
+
+    inputs = tokens(CALLED)
+    assert_same(transform, torch.compile(f, backend="aot_eager")(*inputs), f(*inputs))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_programs_hold_no_tiles(strict):
+    inputs = tuple(tokens(CALLED))
+    program = torch.export.export(Tiles(), inputs, strict=strict)
+    assert "lookfar" not in str(program.graph)
+    assert_same("exported", program.module()(*inputs), Tiles()(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the check itself
+@pytest.mark.parametrize("size", [CALLED, (0, 1, 5, 6, 3, 60), (1, 1, 5, 0, 3, 60)], ids=["some", "none", "no key"])
+def test_tiles_are_registered_as_torch_wants_it(size, small_blocks):
+    q, k, v = (t.requires_grad_() for t in tokens(size))
+    torch.library.opcheck(torch.ops.lookfar.tiles.default, (q, k, v, 0.7))
+    for some in ((q, k.detach(), v.detach()), (q.detach(), k.detach(), v)):
+        torch.library.opcheck(torch.ops.lookfar.tiles.default, (*some, 0.7))
 
 
 @each_dtype

@@ -4,8 +4,9 @@ import importlib
 
 import pytest
 import torch
-from ops._compare import assert_same, assert_same_with_grads
+from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph
 
+from lookfar.blocks import create_block
 from lookfar.ops import (
     carafe,
     carafe_reference,
@@ -25,6 +26,15 @@ def test_carafe(k, groups, s):
     assert_same_with_grads(
         lambda x, m: carafe(x, m, **options), lambda x, m: carafe_reference(x, m, **options), x, masks, names="x masks"
     )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the check itself
+def test_compiled_it_reads_masks_from_a_plain_map():
+    block, x = create_block("carafe", 8), torch.randn(1, 8, 3, 4)
+    assert ("lookfar.plain" in compiled_graph(block, x)) == TELLS_COMPILED
+    assert "lookfar" not in str(torch.export.export(block, (x,)).graph)
+    last = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(torch.ops.lookfar.plain.default, (last,))
 
 
 def test_a_wrong_mask_is_named():

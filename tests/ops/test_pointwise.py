@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ops._compare import TELLS_COMPILED, assert_same, compiled_graph
 from torch import Tensor, nn
 
 from lookfar.ops import _pointwise
 from lookfar.ops._layout import to_tokens
-from lookfar.ops._pointwise import convolved_tokens
+from lookfar.ops._pointwise import convolved_rows, convolved_tokens
 
 CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -112,7 +113,7 @@ def hooked() -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize(
+must_be_run = pytest.mark.parametrize(
     "make",
     [
         lambda: Own(6, 6, 1),
@@ -126,6 +127,9 @@ def hooked() -> nn.Module:
         lambda: nn.Conv2d(6, 6, 1).bfloat16(),
     ],
 )
+
+
+@must_be_run
 def test_layers_that_must_be_run(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, layer = called(monkeypatch), make()
     x = torch.randn(2, 6, 5, 4, dtype=next(layer.parameters()).dtype)
@@ -139,3 +143,34 @@ def test_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert convolved_tokens(layer, x).dtype == torch.bfloat16
     assert calls == []
+
+
+class Rows(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolved_rows(self.layer, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8, 5, 7), (3, 8, 5, 7), (2, 8, 9)])
+def test_rows_are_a_product_in_compiled_programs_alone(shape: tuple[int, ...], bias: bool) -> None:
+    rows, x = Rows(CONV[len(shape)](8, 2, 1, bias=bias)), torch.randn(shape)
+    want = rows.layer(x).flatten(2)
+    assert torch.equal(rows(x), want)
+    assert ("conv" in compiled_graph(rows, x)) != TELLS_COMPILED
+    assert_same("compiled", torch.compile(rows, fullgraph=True, backend="aot_eager")(x), want)
+    exported = torch.export.export(rows, (x,))
+    assert "conv" in str(exported.graph)
+    assert_same("exported", exported.module()(x), want)
+
+
+@must_be_run
+def test_rows_of_layers_that_must_be_run(make: Callable[[], nn.Module]) -> None:
+    layer = make()
+    x = torch.randn(2, 6, 5, 4, dtype=next(layer.parameters()).dtype)
+    with torch.no_grad():
+        got = torch.compile(Rows(layer), backend="eager")(x)
+        assert torch.equal(got, layer(x).flatten(2))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from ops._compare import assert_same, assert_same_with_grads
+from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph
 
 from lookfar.cost import peak_memory
 from lookfar.ops import sparse_attention, sparse_attention_reference, sparse_attention_weights
@@ -53,6 +53,31 @@ def test_normalisations(pattern, normalization, monkeypatch):
             for name in (windows, module):
                 m.setattr(name, "for_graphs", lambda: True)
             assert_same("graph", fast(*inputs), slow(*inputs))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_compiled_for_one_size_it_pads_no_phase(size):
+    H, W, _, r = size
+    inputs = draw(H, W)
+    fast = partial(sparse_attention, pattern="atrous", dilation=r)
+    slow = partial(sparse_attention_reference, pattern="atrous", dilation=r)
+    assert ("masked_fill" in compiled_graph(fast, *inputs)) != TELLS_COMPILED
+    torch._dynamo.reset()
+    assert_same_with_grads(torch.compile(fast, fullgraph=True, backend="aot_eager"), slow, *inputs, names="q k v")
+
+
+def test_compiled_for_all_sizes_it_is_one_program():
+    found = []
+    fast = torch.compile(
+        partial(sparse_attention, pattern="atrous"),
+        fullgraph=True,
+        dynamic=True,
+        backend=lambda g, _: found.append(g) or g,
+    )
+    for size in ((6, 5), (8, 8), (9, 14)):
+        inputs = draw(*size)
+        assert_same(f"{size}", fast(*inputs), sparse_attention_reference(*inputs, pattern="atrous"))
+    assert len(found) == 1
 
 
 def test_keys_seen():

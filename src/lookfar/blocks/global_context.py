@@ -29,6 +29,7 @@ from lookfar.blocks._layers import (
     zero_,
 )
 from lookfar.ops._layout import positions, to_map, to_tokens
+from lookfar.ops._pointwise import convolved_rows
 from lookfar.ops.disentangled import unary_attention, unary_weights
 
 
@@ -36,7 +37,7 @@ def _pooled(mask: nn.Module | None, x: Tensor) -> Tensor:
     """The mean of x, or its means weighted by the softmaxes of a 1x1 convolution: ``(B, C, *S) -> (B, h, 1, C)``."""
     if mask is None:
         return x.flatten(2).mean(-1)[:, None, None]
-    return unary_attention(mask(x).flatten(2), x.flatten(2).transpose(1, 2).unsqueeze(1))
+    return unary_attention(convolved_rows(mask, x), x.flatten(2).transpose(1, 2).unsqueeze(1))
 
 
 def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
@@ -44,7 +45,7 @@ def _weights(mask: nn.Module | None, keys: Tensor, queries: int) -> Tensor:
     if mask is None:
         M = positions(keys)
         return keys.new_full((keys.shape[0], 1, queries, M), 1 / M)
-    return unary_weights(mask(keys).flatten(2)).expand(-1, -1, queries, -1)
+    return unary_weights(convolved_rows(mask, keys)).expand(-1, -1, queries, -1)
 
 
 def _spread(t: Tensor, x: Tensor) -> Tensor:

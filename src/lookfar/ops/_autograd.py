@@ -28,6 +28,25 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def compiled_here() -> bool:
+    """Whether a program is being compiled for this process alone, which may call operations of this library.
+
+    Exported programs are loaded without it. Its operations know nothing of ``torch.func`` and forward-mode derivatives.
+    """
+    # torch 2.8 takes what is compiled for being exported
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiled and not under_transform() and forward_ad._current_level < 0
+
+
+def compiled_for(*sizes: int) -> bool:
+    """Whether a program is :func:`compiled_here` for these sizes alone, on which its loops may depend."""
+    if not compiled_here():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a second to import, and is by then
+
+    return all(has_static_value(n) for n in sizes)
+
+
 def for_graphs() -> bool:
     """Whether sizes may be dynamic or a transform is active."""
     return traced() or under_transform()

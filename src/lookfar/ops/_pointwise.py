@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar.ops._autograd import has_tangent, needs_graph, traced, under_transform
+from lookfar.ops._autograd import compiled_here, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._layout import split_heads, to_tokens
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,6 +27,16 @@ def convolved_tokens(layer: nn.Module | None, x: Tensor, heads: int = 1, *, view
         return _viewed(y, heads) if viewed else split_heads(y, heads)
     y = x if layer is None else layer(x)
     return _viewed(y.flatten(2), heads) if viewed else to_tokens(y, heads)
+
+
+def convolved_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x).flatten(2)``, ``(B, C, *S) -> (B, D, N)``, for few channels D.
+
+    Of a compiled convolution the map would be copied into channels_last, which takes longer than the sums over C.
+    """
+    if compiled_here() and _is_product(layer, x):
+        return _product(x.flatten(2), layer.weight.flatten(1), layer.bias, True)  # type: ignore[operator]
+    return layer(x).flatten(2)
 
 
 def _viewed(y: Tensor, heads: int) -> Tensor:

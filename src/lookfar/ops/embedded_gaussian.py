@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops import _tiles
-from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
+from lookfar.ops import _tiles, _whole
+from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import mixed
 from lookfar.ops._precision import widened, without_autocast
@@ -142,7 +142,7 @@ class _Tiled(torch.autograd.Function):
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     if traced():
-        return _sdpa(q, k, v, scale)
+        return _whole.attend(q, k, v, scale) if compiled_here() else _sdpa(q, k, v, scale)
     if under_transform() or has_tangent(q, k, v) or not q.numel() or not k.numel() or not v.numel():
         return embedded_gaussian_reference(q, k, v, scale=scale)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar._options import Odd
-from lookfar.ops._autograd import for_graphs
+from lookfar.ops._autograd import compiled_for, for_graphs
 from lookfar.ops._blockwise import attention_with_lse
 from lookfar.ops._checked import check, choice, positive
 from lookfar.ops._definition import attended
@@ -187,7 +187,7 @@ def _atrous(
     For softmax, averages and the logarithms of their denominators; for the others, sums still to be divided.
     """
     H, W = q.shape[-2:]
-    if for_graphs():
+    if for_graphs() and not compiled_for(H, W):
         return _padded_atrous(q, k, v, r, scale, normalization)
     groups = [
         (W * rows[:, None, :, None] + columns[:, None, :]).flatten(2).flatten(0, 1)  # (phases, positions of one)
@@ -212,7 +212,7 @@ def _atrous(
 
 def _phases(n: int, r: int, device: torch.device) -> list[Tensor]:
     """Positions ``(phases, count)`` of equal remainder: those with one more position, then the others."""
-    count, longer = divmod(n, r)
+    count, longer = n // r, n % r
     groups = [(0, longer, count + 1), (longer, r, count)]
     return [
         torch.arange(start, stop, device=device)[:, None] + r * torch.arange(length, device=device)
