@@ -225,13 +225,12 @@ class ExpectationMaximization(nn.Module):
             **merged,
         )
 
-    @torch.no_grad()
     def update_bases(self, fitted: Tensor) -> None:
         """Move the bases towards the mean of the fitted ones ``(B, h, C/h, K)``, over all processes of a group.
 
         An empty batch moves nothing: the mean of nothing would make them NaN for ever.
         """
-        total, count = fitted.sum(0), fitted.shape[0]
+        total, count = fitted.detach().sum(0), fitted.shape[0]  # no no_grad: exported, it could not be loaded again
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # one message; every process must send it, also one whose batch is empty
             message = torch.cat([total.flatten(), total.new_full((1,), count)])
@@ -262,8 +261,8 @@ class ExpectationMaximization(nn.Module):
         """
         if self.heads == 1 and (traced() or positions(x) > 2 * self._steps * self.bases.shape[2]):
             return self._heads(x), {"weight": self.embed.weight.flatten(1), "bias": self.embed.bias}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient != "none"):
-            return self._heads(self.embed(x)), {}
+        embedded = self.embed(x)
+        return self._heads(embedded.detach() if self.gradient == "none" else embedded), {}
 
 
 def _backward_runs() -> bool:

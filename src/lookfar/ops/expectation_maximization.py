@@ -6,7 +6,6 @@ scale, so everything is float32 at least; the two implementations guard their di
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -83,30 +82,32 @@ def expectation_maximization_reference(x: Tensor, bases: Tensor, **options: Any)
 def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tensor]:
     """Responsibilities ``(B, h, K, N)``, bases ``(B, h, D, K)``, and the divisor of each basis ``(B, h, 1, K)``."""
     guard = _GUARD[o.variant]
-    t = widened(x).transpose(-2, -1)  # (B, h, C, N)
-    W, b = (None if p is None else widened(p) for p in (o.weight, o.bias))
+    given = widened(x).transpose(-2, -1), *(None if p is None else widened(p) for p in (o.weight, o.bias))
+    # detached, not under no_grad: an exported program that holds such a context cannot be loaded again
+    constant = [None if p is None else p.detach() for p in given]
     # a copy, since the caller's moving average changes them in place while the graph may still need them
     mu = widened(bases).clone().expand(x.shape[0], *bases.shape)
     z = scale = mu
     for step in range(o.steps):
         live = o.gradient == "full" or (o.gradient == "last" and step == o.steps - 1)
-        # no context where it would change nothing: an exported program that holds one cannot be loaded again
-        with nullcontext() if live or not torch.is_grad_enabled() else torch.no_grad():
-            # h = W t + b is never computed: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
-            logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
-            if b is not None:
-                logits = logits + (b @ mu)[..., None]
-            z = logits.softmax(-2)
-            total = z.sum(-1).unsqueeze(-2)  # (B, h, 1, K)
-            m = t @ z.transpose(-2, -1)
-            if W is not None:
-                m = W @ m
-            if b is not None:
-                m = m + b[:, None] * total
-            scale = guard(total)
-            m = m / scale
-            norm = guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
-            mu, scale = m / norm, scale * norm
+        t, W, b = given if live else constant  # t (B, h, C, N)
+        if o.gradient != "full":
+            mu = mu.detach()
+        # h = W t + b is never computed: h . mu = t . (W^T mu) + b . mu, and sum z h = W (sum z t) + b sum z
+        logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
+        if b is not None:
+            logits = logits + (b @ mu)[..., None]
+        z = logits.softmax(-2)
+        total = z.sum(-1).unsqueeze(-2)  # (B, h, 1, K)
+        m = t @ z.transpose(-2, -1)
+        if W is not None:
+            m = W @ m
+        if b is not None:
+            m = m + b[:, None] * total
+        scale = guard(total)
+        m = m / scale
+        norm = guard(torch.linalg.vector_norm(m, dim=-2, keepdim=True))
+        mu, scale = m / norm, scale * norm
     return z, mu, scale
 
 

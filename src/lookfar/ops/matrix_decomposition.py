@@ -6,7 +6,6 @@ Traps: eps 1e-6 vanishes in half precision, so everything runs in float32 at lea
 updates needs a non-negative X.
 """
 
-from contextlib import nullcontext
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -58,15 +57,15 @@ def matrix_decomposition(
     with without_autocast(x):
         x, bases = widened(x), widened(bases)
         sharpness = 1.0 if method == "nmf" else inverse_temperature
-        # no context where it would change nothing: an exported program that holds one cannot be loaded again
-        with nullcontext() if full_gradient or not torch.is_grad_enabled() else torch.no_grad():
-            coefficients = (sharpness * x.transpose(1, 2) @ bases).softmax(2)
-            for _ in range(iterations):
-                if method == "nmf":
-                    coefficients = _multiply(x, bases, coefficients)
-                    bases = _multiply(x.transpose(1, 2), coefficients, bases)
-                else:
-                    bases = _cluster(x, bases, sharpness, unit=method == "cd")
+        # detached, not under no_grad: an exported program that holds such a context cannot be loaded again
+        still, bases = (x, bases) if full_gradient else (x.detach(), bases.detach())
+        coefficients = (sharpness * still.transpose(1, 2) @ bases).softmax(2)
+        for _ in range(iterations):
+            if method == "nmf":
+                coefficients = _multiply(still, bases, coefficients)
+                bases = _multiply(still.transpose(1, 2), coefficients, bases)
+            else:
+                bases = _cluster(still, bases, sharpness, unit=method == "cd")
         if method == "nmf":
             return bases, _multiply(x, bases, coefficients)
         if method == "cd":
