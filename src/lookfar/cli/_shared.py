@@ -4,8 +4,27 @@ from typing import Annotated
 
 import typer
 
-DATA = "Data"
+DATA, NETWORK = "Data", "Network and blocks"
 
+SIZE = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Size that the network sees. [default: by the data]", rich_help_panel=DATA),
+]
+PRETRAINED = Annotated[
+    bool | None, typer.Option("--pretrained", help="Start from timm's weights.", rich_help_panel=NETWORK)
+]
+HOST_WEIGHTS = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Start from the weights in FILE.", rich_help_panel=NETWORK)
+]
+OUTPUT_STRIDE = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Stride of the last feature map: 8, 16 or 32. [default: 16; 8 for small and published networks; the "
+        "host's own in a classification]",
+        rich_help_panel=NETWORK,
+    ),
+]
 VAL = Annotated[
     str | None,
     typer.Option(

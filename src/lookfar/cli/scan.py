@@ -7,9 +7,9 @@ import typer
 
 from lookfar.cli._app import command
 from lookfar.cli._complete import block_names, data_sets, places
-from lookfar.cli._shared import DATA, VAL
+from lookfar.cli._shared import DATA, HOST_WEIGHTS, NETWORK, OUTPUT_STRIDE, PRETRAINED, SIZE, VAL
 
-NETWORK, RUNNING = "Network and blocks", "Running"
+RUNNING = "Running"
 
 
 @command()
@@ -48,27 +48,15 @@ def scan(
             rich_help_panel=DATA,
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Size that the network sees. [default: by the data]", rich_help_panel=DATA),
-    ] = None,
+    size: SIZE = None,
     val: VAL = None,
     host: Annotated[
         str | None,
         typer.Option(metavar="NETWORK", help="Host to train first. [default: as a study's]", rich_help_panel=NETWORK),
     ] = None,
-    pretrained: Annotated[
-        bool | None, typer.Option("--pretrained", help="Start it from timm's weights.", rich_help_panel=NETWORK)
-    ] = None,
-    host_weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Start it from the weights in FILE.", rich_help_panel=NETWORK)
-    ] = None,
-    output_stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Stride of its last map: 8, 16 or 32. [default: a study's]", rich_help_panel=NETWORK
-        ),
-    ] = None,
+    pretrained: PRETRAINED = None,
+    host_weights: HOST_WEIGHTS = None,
+    output_stride: OUTPUT_STRIDE = None,
     host_steps: Annotated[
         int | None,
         typer.Option(metavar="N", help="Steps of its training. [default: a study's]", rich_help_panel=NETWORK),

@@ -7,9 +7,23 @@ import typer
 
 from lookfar.cli._app import command
 from lookfar.cli._complete import block_names, data_sets, places
-from lookfar.cli._shared import CLASSES, EXIF, GROUPS, IGNORE, LABELS, MARGIN, VAL
+from lookfar.cli._shared import (
+    CLASSES,
+    DATA,
+    EXIF,
+    GROUPS,
+    HOST_WEIGHTS,
+    IGNORE,
+    LABELS,
+    MARGIN,
+    NETWORK,
+    OUTPUT_STRIDE,
+    PRETRAINED,
+    SIZE,
+    VAL,
+)
 
-DATA, NETWORK, TRAINING, JUDGING, RUNNING = "Data", "Network and blocks", "Training", "Judging", "Running"
+TRAINING, JUDGING, RUNNING = "Training", "Judging", "Running"
 
 
 @command()
@@ -82,12 +96,8 @@ def study(
             rich_help_panel=NETWORK,
         ),
     ] = None,
-    pretrained: Annotated[
-        bool | None, typer.Option("--pretrained", help="Start from timm's weights.", rich_help_panel=NETWORK)
-    ] = None,
-    host_weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Start from the weights in FILE.", rich_help_panel=NETWORK)
-    ] = None,
+    pretrained: PRETRAINED = None,
+    host_weights: HOST_WEIGHTS = None,
     norm: Annotated[
         str | None,
         typer.Option(
@@ -96,15 +106,7 @@ def study(
             rich_help_panel=NETWORK,
         ),
     ] = None,
-    output_stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Stride of the last feature map: 8, 16 or 32. [default: 16; 8 for small and published networks; the "
-            "host's own in a classification]",
-            rich_help_panel=NETWORK,
-        ),
-    ] = None,
+    output_stride: OUTPUT_STRIDE = None,
     place: Annotated[
         str | None,
         typer.Option(
@@ -114,10 +116,7 @@ def study(
             rich_help_panel=NETWORK,
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Size that the network sees. [default: by the data]", rich_help_panel=DATA),
-    ] = None,
+    size: SIZE = None,
     val: VAL = None,
     also_val: Annotated[
         str | None,
