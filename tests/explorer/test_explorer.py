@@ -17,6 +17,7 @@ from lookfar import create_block, create_network
 from lookfar.diagnostics import look
 from lookfar.explorer import Picture, Server, Subject, open_subject, read_picture
 from lookfar.explorer.pictures import BYTES, SIDE
+from lookfar.explorer.subjects import open_subjects
 
 CLASSES = ("sky", "road", "tree")
 
@@ -239,6 +240,26 @@ def test_networks_are_opened_or_refused(tmp_path):
     create_network("fcn", 3, backbone="resnet18").save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="no block to look from"):
         open_subject(str(tmp_path / "bare"))
+
+
+def test_networks_of_one_name_are_told_apart(tmp_path):
+    paths = [str(tmp_path / study / "net") for study in ("one", "two")]
+    for path in paths:
+        create_network("emanet", 3, backbone="resnet18").save_pretrained(path)
+    assert [one.name for one in open_subjects(paths)] == ["one/net", "two/net"]
+    assert [one.name for one in open_subjects(paths[:1])] == ["net"]
+
+
+def test_a_page_that_is_left_before_its_answer_leaves_no_traceback(capsys):
+    with Server([Subject("tiny", network(), lambda picture: torch.rand(3, 16, 24))]) as running:
+        for error in (BrokenPipeError(), KeyError("ours")):
+            try:
+                raise error
+            except (BrokenPipeError, KeyError):
+                running.handle_error(None, ("127.0.0.1", 1))
+    said = capsys.readouterr().err
+    assert "BrokenPipeError" not in said
+    assert "KeyError" in said  # what is a fault of ours is not hidden
 
 
 def test_images_of_other_bands_are_shown_as_they_came(monkeypatch, tmp_path):

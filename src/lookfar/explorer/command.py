@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lookfar.explorer.server import Server
-from lookfar.explorer.subjects import open_subject
+from lookfar.explorer.subjects import open_subjects
 
 
 def explore_command(networks: Sequence[str], *, port: int = 0, browser: bool = False) -> int:
@@ -22,7 +22,7 @@ def explore_command(networks: Sequence[str], *, port: int = 0, browser: bool = F
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be from 1 to 65535, or 0 for a free one, got {port}")
-    subjects = [open_subject(text) for text in networks]
+    subjects = open_subjects(networks)
     for subject in subjects:
         if subject.data is not None and not subject.samples():
             print(f"The images of {subject.name} are not at {subject.data.name} any more: show it some of your own.")

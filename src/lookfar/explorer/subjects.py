@@ -1,7 +1,8 @@
 """Networks to look into: a trial of a study, or whatever else :func:`lookfar.use.open_network` opens."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,20 @@ class Subject:
         bands = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
         shown = Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0)))
         return Picture(str(self.data.val.names[index]), shown, image)
+
+
+def open_subjects(texts: Sequence[str]) -> list[Subject]:
+    """Networks as :func:`open_subject` takes them, each by another name: trials of two studies by their paths.
+
+    Raises:
+        FileNotFoundError, ValueError: As there.
+    """
+    found = [open_subject(text) for text in texts]
+    if len({one.name for one in found}) == len(found) or len(set(texts)) < len(texts):
+        return found
+    whole = [Path(text).absolute() for text in texts]
+    shared = os.path.commonpath(whole)
+    return [replace(one, name=path.relative_to(shared).as_posix()) for one, path in zip(found, whole)]
 
 
 def open_subject(text: str) -> Subject:
