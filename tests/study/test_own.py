@@ -81,6 +81,7 @@ def test_names_are_short_in_sentences_and_safe_and_apart_in_folders():
         ("own_block.py::MyBlock", ValueError, "want FILE.py:CLASS"),
         ("own_block.ipynb:MyBlock", ValueError, "is a notebook"),
         ("own_block.py:NoModule", ValueError, "is a class, but not a torch.nn.Module"),
+        ("own_block.py:bild", ValueError, r"has no class 'bild'. Did you mean build\? It has: .*Table, build"),
         ("own_block.py:MyBlock(redction=2)", TypeError, "Did you mean reduction?"),
         ("own_block.py:MyBlock(reduction=[)", ValueError, "cannot read"),
         (

@@ -302,14 +302,14 @@ def _written(name: str, value: Any) -> str:
 
 
 def _classes_of(module: ModuleType, name: str) -> str:
-    classes = [
-        key
-        for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith(module.__name__)
-    ]
-    near = difflib.get_close_matches(name, classes, n=1)
+    """What may be named in a file: its classes, then its functions, which may give a module."""
+    of = {key: getattr(value, "__module__", None) or "" for key, value in vars(module).items()}
+    own = {key: value for key, value in vars(module).items() if of[key].startswith(module.__name__)}
+    classes = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, nn.Module)]
+    functions = [key for key, value in own.items() if inspect.isfunction(value) and not key.startswith("_")]
+    near = difflib.get_close_matches(name, [*classes, *functions], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{hint} It has: {listed(classes, 10) or 'no torch.nn.Module'}."
+    return f"{hint} It has: {listed([*classes, *functions], 10) or 'no torch.nn.Module'}."
 
 
 def parameters_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -207,7 +207,8 @@ def _explained(block: str | nn.Module, channels: int, size: tuple[int, ...]) -> 
         known = isinstance(error, (RuntimeError, MemoryError, IndexError, ArithmeticError))
         if not isinstance(block, str) or isinstance(error, (ValueError, TypeError, OSError)) or not (own or known):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        words = " ".join(str(error).split())
+        reason = said(error) if isinstance(error, KeyError) or not words else words  # of a key there is the key alone
         at = "x".join(map(str, size))
         raise ValueError(f"{block} cannot be measured at size {at} with {channels} channels: {reason}") from error
 
