@@ -300,6 +300,11 @@ def test_arguments_for_classes_and_bands_are_found_by_name(folder):
             "small",
             r"own_block.py:Unused cannot be studied. Broken: all parameters are reached",
         ),
+        (
+            ("own_block.py:Halves",),
+            "small",
+            r"Halves cannot go into small: Halves gives \(2, 32, 8, 8\)",
+        ),
         (("cbam",), "own_block.py:Forgets", r"own_block.py:Forgets cannot be studied. Broken: its state is all that"),
     ],
 )
@@ -308,8 +313,10 @@ def test_what_breaks_a_promise_is_refused_before_the_first_step(folder, monkeypa
         return check_module(target if classes is None else f"{target}(classes={classes})", channels, size, only=only)
 
     monkeypatch.setattr("lookfar.check.check_apart", here)
+    said = []
     with pytest.raises(ValueError, match=message):
-        preflight(Plan("scenes:lookup", blocks, host=host, place="layer4", steps=1))
+        preflight(Plan("scenes:lookup", blocks, host=host, place="layer4", steps=1), said.append)
+    assert not any("keeps what a study needs" in line for line in said)
 
 
 def test_large_maps_are_asked_about_in_smaller_ones_where_the_block_takes_them(folder, monkeypatch):

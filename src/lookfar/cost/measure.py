@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lookfar._modes import modes_restored
 from lookfar._options import positive
+from lookfar._tables import said
 from lookfar.blocks import create_block, parse_block, sample_inputs
 from lookfar.blocks._own import find_own, parse_address
 from lookfar.cost.flops import count_flops

@@ -139,15 +139,18 @@ def preflight(
         """Parameters that a candidate adds to the host, by putting it in."""
         return added_parameters(*built(candidate, control_parameters))
 
+    promised = {}
     for candidate in candidates:
         if candidate.own is not None:
             place = find_place(host, candidate.place or str(plan.place))
-            note(check_block(candidate, *map_at(copy.deepcopy(host), place, data)))
+            promised[str(candidate)] = check_block(candidate, *map_at(copy.deepcopy(host), place, data))
     sizes = {}
     for candidate in candidates:
         if candidate.name != "control":
             network, names = built(candidate)
             sizes[str(candidate)] = added_parameters(network, names)
+            if line := promised.get(str(candidate)):  # said of a block that could be put in, too
+                note(line)
             if line := slow_norms(candidate, network, names, plan.settings().steps):
                 note(line)
     # the control of a layer is the baseline's convolution
