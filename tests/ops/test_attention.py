@@ -1,6 +1,7 @@
 """The pairwise ops against their definitions: every path, odd sizes, half precision, second derivatives, graphs."""
 
 import importlib
+import math
 from functools import partial
 
 import pytest
@@ -82,6 +83,19 @@ def test_a_tile_with_larger_logits_than_those_before(small_blocks):
     k = k * torch.linspace(1, 200, 60, dtype=k.dtype)[:, None]  # e^1000 overflows
     fast = partial(gaussian_module.PATHS["tiles"], scale=1.0)
     assert_same_with_grads(fast, embedded_gaussian_reference, q, k, v, names="q k v")
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_logits_at_the_limit_of_what_needs_no_shift(share, small_blocks, monkeypatch):
+    """As small and as large as they may be, in float32 and of either sign; the first queries have none."""
+    q, k, v = tokens((1, 2, 20, 50, 1, 30))
+    q, k = q.sign() * math.log(2) * share * tiles.SMALL, k.sign()
+    q[:, :, :9] = 0
+    shifted, paths = tiles._shifted, []
+    monkeypatch.setattr(tiles, "_shifted", lambda *args: (paths.append(len(args[0])), shifted(*args)))
+    y = gaussian_module.PATHS["tiles"](q.float(), k.float(), 1e15 * v.float(), 1.0)
+    assert bool(paths) == (share > 1)
+    assert_same("y", y.double() / 1e15, embedded_gaussian_reference(q, k, v), 2e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 A tile of weights stays in the processor's cache, and nothing is filled up where queries and values differ in width, as
 torch's fused kernel for CPUs does. Forward keeps each query's largest logit so far and scales what was summed before
-when a larger one comes; backward computes the weights again from the logarithm of their sum.
+when a larger one comes, which it can spare where lengths of queries and keys say that all logits are small; backward computes the weights again from the logarithm of their sum.
 """
 
 import math
@@ -16,7 +16,9 @@ from lookfar.ops._autograd import traced
 LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
 
 # of a tile: 0.5 MiB of weights in float32; threads share the work of a tile
-LIMITS = {"rows": 384, "keys": 384}
+LIMITS = {"rows": 384, "keys": 512}
+
+SMALL = 60  # of logits to the base 2: sums of their powers, and of values times these, stay in float32's range
 
 
 def few_weights(like: Tensor, *sizes: int) -> bool:
@@ -54,33 +56,58 @@ def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
     return buffer[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
+def _largest_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """What no logit of a query is larger than in size, ``(G, N)``: the product of lengths."""
+    length = torch.linalg.vector_norm(k, dim=-1).amax(-1, keepdim=True)
+    return torch.linalg.vector_norm(q, dim=-1).mul_(abs(scale)).mul_(length)
+
+
+def _small(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: Tensor, lse: Tensor) -> None:
+    """One block of queries, into y and lse, whose logits are small: their powers need no shift to stay in range."""
+    total = lse.zero_()
+    for n, j in enumerate(_parts(k.shape[1])):
+        s = _tile(buffer, q, k[:, j])
+        torch.baddbmm(s, q, k[:, j].transpose(1, 2), beta=0, alpha=scale, out=s).exp2_()
+        total.add_(s.sum(-1, keepdim=True))
+        torch.baddbmm(y, s, v[:, j], beta=min(n, 1), out=y)
+    y.div_(total)
+    total.log2_()
+
+
+def _shifted(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: Tensor, lse: Tensor) -> None:
+    """One block of queries, into y and lse: powers of what logits lie below the largest so far."""
+    least, top, total = torch.finfo(q.dtype).min, None, None
+    for j in _parts(k.shape[1]):
+        s = _tile(buffer, q, k[:, j])
+        torch.baddbmm(s, q, k[:, j].transpose(1, 2), beta=0, alpha=scale, out=s)
+        largest = s.amax(-1, keepdim=True).clamp_min_(least)  # of logits that are all -inf there is none
+        if top is None or total is None:
+            top = largest
+            total = s.sub_(top).exp2_().sum(-1, keepdim=True)
+            torch.bmm(s, v[:, j], out=y)
+            continue
+        largest = torch.maximum(largest, top)
+        shrink = top.sub_(largest).exp2_()
+        top = largest
+        total.mul_(shrink).add_(s.sub_(top).exp2_().sum(-1, keepdim=True))
+        y.mul_(shrink).baddbmm_(s, v[:, j])
+    assert top is not None
+    assert total is not None
+    y.div_(total)
+    torch.add(top, total.log2_(), out=lse)
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps to the base 2, ``(G, N, 1)``."""
     scale = scale * LOG2_E
     (G, N), M = q.shape[:2], k.shape[1]
     y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
-    buffer, least = _buffer(q, M), torch.finfo(q.dtype).min
+    buffer, largest = _buffer(q, M), _largest_logits(q, k, scale)
     for at in _blocks(q, M):
-        some, mixed, top, total = q[at], y[at], None, None
-        for j in _parts(M):
-            keys = k[at[0], j]
-            s = _tile(buffer, some, keys)
-            torch.baddbmm(s, some, keys.transpose(1, 2), beta=0, alpha=scale, out=s)
-            largest = s.amax(-1, keepdim=True).clamp_min_(least)  # of logits that are all -inf there is none
-            if top is None or total is None:
-                top = largest
-                total = s.sub_(top).exp2_().sum(-1, keepdim=True)
-                torch.bmm(s, v[at[0], j], out=mixed)
-                continue
-            largest = torch.maximum(largest, top)
-            shrink = top.sub_(largest).exp2_()
-            top = largest
-            total.mul_(shrink).add_(s.sub_(top).exp2_().sum(-1, keepdim=True))
-            mixed.mul_(shrink).baddbmm_(s, v[at[0], j])
-        assert top is not None
-        assert total is not None
-        mixed.div_(total)
-        torch.add(top, total.log2_(), out=lse[at])
+        if bool((largest[at] < SMALL).all()):
+            _small(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], lse[at])
+        else:
+            _shifted(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], lse[at])
     return y, lse
 
 
