@@ -84,7 +84,7 @@ class Pair:
         peer = self.build(channels)
         _draw(peer)
         if isinstance(peer, Op):
-            return Op(ops.embedded_gaussian, peer.widths), peer
+            return Op(OPS[self.ours.partition(",")[0]], peer.widths), peer
         name, options = parse_block(self.ours)
         ours = create_block(name, channels, **options, **self.options(channels))
         return load(ours, self.translate(peer.state_dict())), peer
@@ -303,12 +303,35 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
 
+def plain_dot(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) / k.shape[-2]) @ v
+
+
+def plain_concatenation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q + k.transpose(-2, -1)).relu() / k.shape[-2]) @ v
+
+
+def concatenation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ops.concatenation(q.squeeze(-1), k.squeeze(-1), v)
+
+
+OPS: dict[str, Callable[..., Tensor]] = {
+    "ops.embedded_gaussian": ops.embedded_gaussian,
+    "ops.dot_product": ops.dot_product,
+    "ops.concatenation": concatenation,
+}
+
+
 def narrow(channels: int) -> tuple[int, int]:
     return max(channels // 8, 1), channels
 
 
 def equal(channels: int) -> tuple[int, int]:
     return channels // 2, channels // 2
+
+
+def single(channels: int) -> tuple[int, int]:
+    return 1, channels // 2
 
 
 PAIRS = [
@@ -372,4 +395,6 @@ PAIRS = [
     Pair("ops.embedded_gaussian, D = C / 8, E = C", "torch SDPA", _op(fused, narrow), weights=1),
     Pair("ops.embedded_gaussian, D = E = C / 2", "plain PyTorch", _op(plain, equal), weights=1),
     Pair("ops.embedded_gaussian, D = E = C / 2", "torch SDPA", _op(fused, equal)),
+    Pair("ops.dot_product, D = E = C / 2", "plain PyTorch", _op(plain_dot, equal), weights=1),
+    Pair("ops.concatenation, E = C / 2", "plain PyTorch", _op(plain_concatenation, single), weights=1),
 ]

@@ -342,7 +342,8 @@ def test_maps_on_classes_and_borders(tmp_path, monkeypatch, pairwise, unary, wor
     assert outcome.word == word, outcome.found
     assert f"disentangled_nonlocal's pairwise map on the query's class {pairwise:.2f} [" in outcome.found
     assert "disentangled_nonlocal's unary map on borders of classes 3.00 [" in outcome.found
-    assert outcome.found.count("times chance") == 4
+    assert outcome.found.count("times chance (seed by seed ") == 4
+    assert "times chance (seed by seed 2.99, 3.00, 3.02)" in outcome.found
     for path in (tmp_path / "runs").rglob(NUMBERS):
         path.unlink()  # and the networks are gone
     assert concluded("c5").word == "open"
@@ -383,6 +384,24 @@ def test_what_the_page_has_stays_where_trainings_are_not_all_here(run, two_plans
     Path("page.md").write_text(before, encoding="utf-8")
     assert run("claims", "--out", "page.md")[0] == 0
     assert row(Path("page.md").read_text(encoding="utf-8"), "| c12 ") == row(before, "| c12 ")
+
+
+def test_rows_of_trials_stay_where_the_folder_of_their_data_has_other_blocks_alone(two_plans):
+    give_maps("c1-cue", ONE_MAP)
+    give_maps("c1-lookup", NEEDED)
+    before = document({})
+    for data in ("cue", "lookup"):
+        shutil.rmtree(trial_folder(Path("runs/claims") / data, "nonlocal", 0).parent)
+    before, after = (
+        [
+            line
+            for line in page.splitlines()
+            if line.startswith(("| trained block", "| ---: ", "| --- | ---:", "| scenes:"))
+        ]
+        for page in (before, document({}, before))
+    )
+    assert len(before) == 2 + 6
+    assert after == before
 
 
 def test_training_runs_the_missing_studies_in_turn(monkeypatch, capsys):

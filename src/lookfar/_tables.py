@@ -4,6 +4,8 @@ import math
 import signal
 from collections.abc import Sequence
 
+EMPTY = "–"  # a cell of None
+
 
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[str | int | float | None]], *, width: int | None = None
@@ -68,7 +70,7 @@ def by_size(size: Sequence[int]) -> str:
 def cell_text(value: str | int | float | None) -> str:
     """A cell: three significant digits of a float, a dash for None."""
     if value is None:
-        return "–"
+        return EMPTY
     return significant(value) if isinstance(value, float) else str(value)
 
 

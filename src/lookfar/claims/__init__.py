@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lookfar._options import choice
 from lookfar.claims._claim import Claim, Outcome
-from lookfar.claims.trained import SMALL, TABLE, data_of, known, known_rows, outcome_of, table_rows
+from lookfar.claims.trained import SMALL, TABLE, data_of, known, outcome_of, table_rows
 
 # closed forms and counts, seconds each
 EXACT = ("c3", "c4", "c9", "c10", "c14", "c20", "c25", "c26", "c27")
@@ -84,8 +84,7 @@ def document(outcomes: dict[str, Outcome], before: str = "") -> str:
     for name, claim in SMALL.items():
         asked = [name, claim.says, claim.source, claim.refuted_by, data_of(name)]
         trained.append([*asked, outcome_of(name, "**", known(before, asked))])
-    maps = [row for name in SMALL for row in table_rows(name)]
-    known_maps = [line for name in SMALL for line in known_rows(before, name)]
+    maps = [row for name in SMALL for row in table_rows(name, before)]
     seen = {name: f"; [what was seen on scenes]({page})" for name, page in ON_SCENES.items()}
     left = [[name, what, f"open: needs more than a CPU{seen.get(name, '')}"] for name, what in LARGE.items()]
     return "\n".join(
@@ -110,7 +109,7 @@ def document(outcomes: dict[str, Outcome], before: str = "") -> str:
             "",
             markdown_table(["", "hypothesis", "source", "what would refute it", "on", "outcome"], trained),
             "",
-            *([MAPS, "", "\n".join([markdown_table(TABLE, maps), *known_maps]), ""] if maps or known_maps else []),
+            *([MAPS, "", markdown_table(TABLE, maps), ""] if maps else []),
             "## Not decided here",
             "",
             markdown_table(["", "claim", ""], left),

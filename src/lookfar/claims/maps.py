@@ -8,6 +8,7 @@ import numpy as np
 
 from lookfar.claims._claim import Answer
 from lookfar.claims.relations import together
+from lookfar.study.words import MINUS
 
 if TYPE_CHECKING:
     from lookfar.study import Results
@@ -51,12 +52,13 @@ def lifts(results: "Results", blocks: Sequence[str]) -> list[Answer]:
     found = []
     for name, term, number in asked:
         lift, where = LIFTS[term]
-        over = over_chance(results, name, lift, number, len(asked))
+        values = _values(results, name, lift, number)
+        over = over_chance(results, values, len(asked))
         holds = True if over.low > 1 else False if over.high <= 1 else None
         said = f"weight of {name}'s {term} map {where} "
-        known = np.isfinite(over.half)
-        said += f"{over.mean:.2f} [{over.low:.2f}, {over.high:.2f}] times chance" if known else "not measured"
-        found.append(Answer(holds, said))
+        seeds = ", ".join(f"{np.nanmean(of_seed):.2f}" for of_seed in values.values())
+        numbers = f"{over.mean:.2f} [{over.low:.2f}, {over.high:.2f}] times chance (seed by seed {seeds})"
+        found.append(Answer(holds, said + (numbers.replace("-", MINUS) if np.isfinite(over.half) else "not measured")))
     return found
 
 
@@ -66,23 +68,28 @@ def _terms(name: str) -> list[str]:
     return alone or list(LIFTS)
 
 
-def over_chance(results: "Results", name: str, number: str, of: int, compared: int) -> "Interval":
-    """A number of one of a candidate's maps over seeds and images, of which so many intervals hold together."""
+def _values(results: "Results", name: str, number: str, of: int) -> dict[int, np.ndarray]:
+    """A number of one of a candidate's maps, image by image, of each seed whose network is there."""
+    trials = [trial for trial in results.trials if trial.candidate == name]
+    found = {trial.seed: map_numbers(Path(trial.folder)) for trial in trials}
+    return {seed: numbers[number][:, of] for seed, numbers in found.items() if numbers}
+
+
+def over_chance(results: "Results", values: dict[int, np.ndarray], compared: int) -> "Interval":
+    """The mean of values over seeds and images, of which so many intervals hold together."""
     from lookfar.study.comparisons import Comparisons
     from lookfar.study.intervals import Interval
     from lookfar.study.measured import measure
 
     facts: dict[tuple[str, int], np.ndarray] = {}
-    for trial in results.trials:
-        if trial.candidate == name and (numbers := map_numbers(Path(trial.folder))):
-            values = numbers[number][:, of]
-            there = np.isfinite(values)
-            facts[name, trial.seed] = np.stack([np.where(there, values, 0.0), there], 1)
-            facts["chance", trial.seed] = np.stack([there, there], 1).astype(float)
+    for seed, of_seed in values.items():
+        there = np.isfinite(of_seed)
+        facts["values", seed] = np.stack([np.where(there, of_seed, 0.0), there], 1)
+        facts["chance", seed] = np.stack([there, there], 1).astype(float)
     groups = results.conclusions.groups
     # all images of one sequence: they are drawn, and what is said holds for it
     labels = groups.labels if groups.number > 1 else range(len(groups.labels))
-    d = together(Comparisons(measure(facts, _mean, labels), "chance", 1), name, "chance", compared)
+    d = together(Comparisons(measure(facts, _mean, labels), "chance", 1), "values", "chance", compared)
     return Interval(1 + d.mean, d.half) if d is not None else Interval(np.nan, np.nan)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lookfar._tables import table
+from lookfar._tables import EMPTY, table
 from lookfar.claims._claim import Answer, Claim, Outcome, word_of
 from lookfar.claims.maps import COLUMNS, lifts, one_map, table_of
 from lookfar.claims.relations import Pair, Relation, answers, pairs
@@ -191,27 +191,27 @@ def lines_of(name: str) -> list[str]:
     return [*lines, "", table(TABLE, rows)] if rows else lines
 
 
-def table_rows(name: str) -> list[list[str | float | None]]:
-    """A row a trial that is there, under the headers ``TABLE``, of a claim on one map; none of others."""
+def table_rows(name: str, page: str = "") -> list[list[str | float | None]]:
+    """A row a trial, under the headers ``TABLE``, of a claim on one map; none of others.
+
+    Of data whose trials are not here, the rows that a page has.
+    """
     from lookfar.study.plan import Plan
 
     if SMALL[name].asks is not one_map:
         return []
-    return [
-        [f"{plan.data}, {first}", *cells]
-        for plan in map(Plan.load, plans_of(name))
-        if (folder_of(plan) / "study.yaml").is_file()
-        for first, *cells in table_of(_load(plan), plan.blocks)
-    ]
+    found = []
+    for plan in map(Plan.load, plans_of(name)):
+        here = table_of(_load(plan), plan.blocks) if (folder_of(plan) / "study.yaml").is_file() else []
+        rows = [[f"{plan.data}, {first}", *cells] for first, *cells in here]
+        found += rows or _known_rows(page, plan.data)
+    return found
 
 
-def known_rows(page: str, name: str) -> list[str]:
-    """Rows of a page's table of maps, of a claim's data whose study is not here."""
-    from lookfar.study.plan import Plan
-
-    plans = [Plan.load(path) for path in plans_of(name)] if SMALL[name].asks is one_map else []
-    away = tuple(f"| {plan.data}, " for plan in plans if not (folder_of(plan) / "study.yaml").is_file())
-    return [line for line in page.splitlines() if line.startswith(away)]
+def _known_rows(page: str, data: str) -> list[list[str | float | None]]:
+    """Rows of a page's table of maps, of these data."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(f"| {data}, ")]
+    return [[first, *(None if cell == EMPTY else float(cell) for cell in cells)] for first, *cells in lines]
 
 
 def data_of(name: str) -> str:
