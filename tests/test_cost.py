@@ -210,7 +210,7 @@ CLOSED_FORMS = {  # multiply-adds on a map of 9 x 7 with 32 channels
     "nonlocal(heads=4)": 4 * N * C * D + N**2 * 2 * D,
     "nonlocal(mode=gaussian)": 2 * N * C * D + N**2 * (C + D),
     "nonlocal(mode=dot_product)": 4 * N * C * D + 2 * N * D**2,  # k^T g, then q
-    "nonlocal(mode=concatenation)": 2 * N * C * D + 2 * N * C,  # a and b are one number a position; the rest is sorting
+    "nonlocal(mode=concatenation)": 2 * N * C * D + 2 * N * C + N**2 * D,  # a and b are one number a position
     "nonlocal(subsample=2)": 4 * N * C * D + N * (4 * 3) * 2 * D,
     "simplified_nonlocal": 2 * N * C + C**2,
     "global_context": 2 * N * C + 2 * C * (C // 16),
@@ -235,6 +235,11 @@ def test_flops_against_closed_forms(block):
     assert measure_cost(block, C, (H, W), repeats=1).flops == 2 * CLOSED_FORMS[block]
 
 
+def test_flops_of_sorted_keys_where_weights_are_many(monkeypatch):
+    monkeypatch.setitem(_tiles.LIMITS, "keys", 5)
+    assert measure_cost("nonlocal(mode=concatenation)", C, (H, W), repeats=1).flops == 2 * (2 * N * C * D + 2 * N * C)
+
+
 def test_flops_of_both_passes_against_closed_forms(monkeypatch):
     def flops(block):
         return measure_cost(block, C, (H, W), batch=1, backward=True, repeats=1).flops
@@ -245,7 +250,9 @@ def test_flops_of_both_passes_against_closed_forms(monkeypatch):
     monkeypatch.setitem(_tiles.LIMITS, "keys", 5)
     # and else five, with the weights computed again
     assert flops("nonlocal") == 2 * (3 * 4 * N * C * D + 7 * N**2 * D)
-    assert flops("nonlocal(mode=gaussian)") == 2 * (3 * 2 * N * C * D + N**2 * (4 * C + 3 * D))
+    # queries that are the keys: half of the logits, but all of a block of queries with itself
+    half = (N**2 + sum(len(range(i, min(i + 4, N))) ** 2 for i in range(0, N, 4))) // 2
+    assert flops("nonlocal(mode=gaussian)") == 2 * (3 * 2 * N * C * D + half * 4 * C + 3 * N**2 * D)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])

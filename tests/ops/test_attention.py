@@ -30,6 +30,7 @@ from lookfar.ops._blockwise import attention_with_lse, merge, over_queries
 
 blockwise = importlib.import_module("lookfar.ops._blockwise")
 tiles = importlib.import_module("lookfar.ops._tiles")
+concatenation_paths = importlib.import_module("lookfar.ops.concatenation").PATHS
 gaussian_module = importlib.import_module("lookfar.ops.embedded_gaussian")
 dot_module = importlib.import_module("lookfar.ops.dot_product")
 
@@ -65,6 +66,30 @@ def test_embedded_gaussian(path, size, dtype, small_blocks):
         return gaussian_module.PATHS[path](q, k, v, 0.7)
 
     assert_same_with_grads(fast, partial(embedded_gaussian_reference, scale=0.7), *tokens(size, dtype), names="q k v")
+
+
+@each_dtype
+@pytest.mark.parametrize("N", [1, 8, 9, 43])
+@pytest.mark.parametrize("path", gaussian_module.PATHS)
+def test_queries_that_are_the_keys(path, N, dtype, small_blocks):
+    """Tiles then serve the queries of their rows and of their columns, and gradients go to one tensor."""
+    scale = 20.0 if dtype == torch.float64 else 0.7  # e^1000 overflows
+
+    def fast(q, v):
+        return gaussian_module.PATHS[path](q, q, v, scale)
+
+    def definition(q, v):
+        return embedded_gaussian_reference(q, q, v, scale=scale)
+
+    q, _, v = tokens((2, 2, N, N, 5, 8), dtype)
+    assert_same_with_grads(fast, definition, q, v, names="q v")
+    x = tokens((1, 2, 43, 43, 5, 5), dtype)[0]  # queries, keys and values at once
+    assert_same_with_grads(lambda x: fast(x, x), lambda x: definition(x, x), x, names="x")
+
+
+def test_second_derivatives_where_queries_are_the_keys(small_blocks):
+    q, _, v = (t.requires_grad_() for t in tokens((1, 1, 23, 23, 2, 3)))
+    assert torch.autograd.gradgradcheck(lambda q, v: gaussian_module.PATHS["tiles"](q, q, v, 1.0), (q, v))
 
 
 @pytest.mark.parametrize("where", ["first", "last", "all"])
@@ -113,6 +138,8 @@ def test_tiles_are_for_widths_that_differ(widths, path, monkeypatch):
     monkeypatch.setitem(tiles.LIMITS, "keys", 5)
     embedded_gaussian(q, k, v)
     assert called == [path]
+    embedded_gaussian(q, q, v[:, :, :5])
+    assert called == [path, "tiles"]
 
 
 CALLED = (2, 2, 35, 50, 3, 60)  # widths that differ as much as tiles are for
@@ -238,13 +265,28 @@ def test_l1_of_signed_similarities():
     assert attention_weights(q, k, normalization="l1").flatten().tolist() == [0.25, -0.75]
 
 
+def sorted_concatenation(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return concatenation_paths["sorted"](a, b, v, "none")
+
+
+@pytest.mark.parametrize(("N", "path"), [(44, "sorted"), (4, "definition")])
+def test_few_weights_are_concatenated_by_definition(N, path, small_blocks, monkeypatch):
+    called = []
+    for name in concatenation_paths:
+        monkeypatch.setitem(concatenation_paths, name, lambda *_, name=name: called.append(name))
+    concatenation(torch.ones(1, 1, N), torch.ones(1, 1, 44), torch.ones(1, 1, 44, 2))
+    assert called == [path]
+
+
 @each_dtype
 @each_size
+@pytest.mark.parametrize("path", concatenation_paths)
 @pytest.mark.parametrize("normalization", ["none", "l1"])
-def test_concatenation(normalization, size, dtype):
+def test_concatenation(normalization, path, size, dtype):
     q, k, v = tokens(size, dtype)
     a, b = q.sum(-1), k.sum(-1)
-    fast, reference = (partial(op, normalization=normalization) for op in (concatenation, concatenation_reference))
+    fast = partial(concatenation_paths[path], normalization=normalization)
+    reference = partial(concatenation_reference, normalization=normalization)
     assert_same_with_grads(fast, reference, a, b, v, names="a b v")
     assert_same("weights", concatenation_weights(a, b, normalization=normalization) @ v, reference(a, b, v))
 
@@ -252,13 +294,19 @@ def test_concatenation(normalization, size, dtype):
 def test_concatenation_counts_exact_zeros_as_relu_does():
     a, b = (torch.randint(-3, 4, (2, 1, n), dtype=torch.float64) for n in (40, 33))
     assert_same_with_grads(
-        concatenation, concatenation_reference, a, b, torch.randn(2, 1, 33, 5, dtype=torch.float64), names="a b v"
+        sorted_concatenation,
+        concatenation_reference,
+        a,
+        b,
+        torch.randn(2, 1, 33, 5, dtype=torch.float64),
+        names="a b v",
     )
 
 
 def test_concatenation_survives_opposite_offsets():
     a, b, v = torch.randn(1, 1, 500) + 30, torch.randn(1, 1, 400) - 30, torch.randn(1, 1, 400, 8)
-    assert_same("y", concatenation(a, b, v), concatenation_reference(a.double(), b.double(), v.double()).float(), 1e-6)
+    y = sorted_concatenation(a, b, v)
+    assert_same("y", y, concatenation_reference(a.double(), b.double(), v.double()).float(), 1e-6)
 
 
 @each_dtype
@@ -319,8 +367,8 @@ def test_second_derivatives(op):
 
 def test_second_derivatives_of_concatenation():
     a, b, v = (torch.randn(1, 1, *s, dtype=torch.float64, requires_grad=True) for s in [(6,), (5,), (5, 2)])
-    assert torch.autograd.gradcheck(concatenation, (a, b, v))
-    assert torch.autograd.gradgradcheck(concatenation, (a, b, v))
+    assert torch.autograd.gradcheck(sorted_concatenation, (a, b, v))
+    assert torch.autograd.gradgradcheck(sorted_concatenation, (a, b, v))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -365,7 +413,7 @@ EVERY = {
     "sigmoid": (partial(attention, normalization="sigmoid"), partial(attention_reference, normalization="sigmoid")),
     "dot_product": (dot_product, dot_product_reference),
     "concatenation": (
-        lambda q, k, v: concatenation(q.sum(-1), k.sum(-1), v),
+        lambda q, k, v: sorted_concatenation(q.sum(-1), k.sum(-1), v),
         lambda q, k, v: concatenation_reference(q.sum(-1), k.sum(-1), v),
     ),
     "multiplied": (

@@ -2,7 +2,9 @@
 
 A tile of weights stays in the processor's cache, and nothing is filled up where queries and values differ in width, as
 torch's fused kernel for CPUs does. Forward keeps each query's largest logit so far and scales what was summed before
-when a larger one comes, which it can spare where lengths of queries and keys say that all logits are small; backward computes the weights again from the logarithm of their sum.
+when a larger one comes, which it can spare where lengths of queries and keys say that all logits are small; backward
+computes the weights again from the logarithm of their sum. Where queries are the keys, logits are symmetric: a tile
+serves the queries of its rows and those of its columns.
 """
 
 import math
@@ -41,13 +43,14 @@ def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
 
 def _parts(keys: int) -> list[slice]:
     """About as long as a tile is wide, and all alike: a last part of a few keys would take as long as a whole one."""
-    width = -(-keys // max(round(keys / LIMITS["keys"]), 1))
+    width = -(-keys // max(round(keys / LIMITS["keys"]), 1)) or 1
     return [slice(j, min(j + width, keys)) for j in range(0, keys, width)]
 
 
 def _buffer(q: Tensor, keys: int) -> Tensor:
     heads, rows = next(_blocks(q, keys))
-    return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * _parts(keys)[0].stop)
+    widest = min(keys, LIMITS["keys"] * 3 // 2)  # of parts of any number of keys up to this one
+    return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * widest)
 
 
 def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
@@ -97,9 +100,14 @@ def _shifted(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: T
     torch.add(top, total.log2_(), out=lse)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps to the base 2, ``(G, N, 1)``."""
+def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps to the base 2, ``(G, N, 1)``.
+
+    Without k the queries are the keys.
+    """
     scale = scale * LOG2_E
+    if k is None:
+        return _symmetric(q, v, scale)
     (G, N), M = q.shape[:2], k.shape[1]
     y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
     buffer, largest = _buffer(q, M), _largest_logits(q, k, scale)
@@ -111,13 +119,50 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     return y, lse
 
 
+def _symmetric(q: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    G, N = q.shape[:2]
+    y, total = q.new_zeros(G, N, v.shape[2]), q.new_zeros(G, N, 1)
+    top = torch.full_like(total, torch.finfo(q.dtype).min)
+    logits, copied = _buffer(q, N), _buffer(q, N)
+    for (heads, i), j, both in _pairs(q):
+        s = _tile(logits, q[heads, i], q[heads, j])
+        torch.baddbmm(s, q[heads, i], q[heads, j].transpose(1, 2), beta=0, alpha=scale, out=s)
+        if both:
+            other = _tile(copied, s, q[heads, j]).copy_(s).transpose(1, 2)
+            _add(other, v[heads, i], y[heads, j], top[heads, j], total[heads, j])
+        _add(s, v[heads, j], y[heads, i], top[heads, i], total[heads, i])
+    return y.div_(total), total.log2_().add_(top)
+
+
+def _pairs(q: Tensor) -> Iterator[tuple[tuple[slice, slice], slice, bool]]:
+    """Blocks of queries, keys, and whether what these are to those is not yet there: all pairs of positions once."""
+    N = q.shape[1]
+    for heads, i in _blocks(q, N):
+        for start, stop in ((i.start, i.stop), (i.stop, N)):
+            for j in _parts(stop - start):
+                yield (heads, i), slice(start + j.start, start + j.stop), start == i.stop
+
+
+def _add(s: Tensor, v: Tensor, y: Tensor, top: Tensor, total: Tensor) -> None:
+    """What one tile of logits adds to the sums of its queries, all below powers of their largest logit so far."""
+    largest = torch.maximum(s.amax(-1, keepdim=True), top)
+    shrink = (top - largest).exp2_()
+    top.copy_(largest)
+    total.mul_(shrink).add_(s.sub_(largest).exp2_().sum(-1, keepdim=True))
+    y.mul_(shrink).baddbmm_(s, v)
+
+
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
+    q: Tensor, k: Tensor | None, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, k and v that are wanted, from the output y and its gradient.
 
-    With P the weights and S the logits: dv = P^T dy, dP = dy v^T, dS = P (dP - dy . y), dq = dS k, dk = dS^T q.
+    With P the weights and S the logits: dv = P^T dy, dP = dy v^T, dS = P (dP - dy . y), dq = dS k, dk = dS^T q. Without
+    k the queries are the keys, and dq is (dS + dS^T) q.
     """
+    if k is None and wanted[0]:
+        return _symmetric_backward(q, v, y, lse, dy, scale)
+    k = q if k is None else k
     M = k.shape[1]
     dq, dk, dv = (torch.zeros_like(t) if w else None for t, w in zip((q, k, v), wanted))
     weights, others = _buffer(q, M), _buffer(q, M)
@@ -141,3 +186,27 @@ def backward(
             if dk is not None:
                 dk[here].baddbmm_(ds.transpose(1, 2), some, alpha=scale)
     return dq, dk, dv
+
+
+def _symmetric_backward(
+    q: Tensor, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float
+) -> tuple[Tensor | None, ...]:
+    dq, dv, dy = torch.zeros_like(q), torch.zeros_like(v), dy.contiguous()
+    mean, shift = (dy * y).sum(-1, keepdim=True), lse.neg()
+    buffers = [_buffer(q, q.shape[1]) for _ in range(3)]
+    for (heads, i), j, both in _pairs(q):
+        rows, columns = (heads, i), (heads, j)
+        p, ds, back = (_tile(buffer, q[rows], q[columns]) for buffer in buffers)
+        torch.baddbmm(p, q[rows], q[columns].transpose(1, 2), beta=0, alpha=scale * LOG2_E, out=p)
+        if both:  # the weights of the columns' queries, transposed
+            torch.add(p, shift[columns].transpose(1, 2), out=back).exp2_()
+            dv[rows].baddbmm_(back, dy[columns])
+        p.add_(shift[rows]).exp2_()
+        dv[columns].baddbmm_(p.transpose(1, 2), dy[rows])
+        torch.bmm(dy[rows], v[columns].transpose(1, 2), out=ds).sub_(mean[rows]).mul_(p)
+        if both:
+            torch.bmm(v[rows], dy[columns].transpose(1, 2), out=p).sub_(mean[columns].transpose(1, 2))
+            ds.addcmul_(p, back)
+        dq[rows].baddbmm_(ds, q[columns], alpha=scale)
+        dq[columns].baddbmm_(ds.transpose(1, 2), q[rows], alpha=scale)
+    return dq, None, dv

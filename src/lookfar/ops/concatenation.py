@@ -17,6 +17,7 @@ from torch import Tensor
 from lookfar.ops._checked import choice
 from lookfar.ops._normalization import key_count
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._tiles import few_weights
 
 ConcatenationNormalization = Literal["none", "l1"]
 
@@ -49,6 +50,20 @@ def concatenation_reference(
         return (concatenation_weights(a, b, normalization=normalization) @ widened(v)).to(v.dtype)
 
 
+def _definition(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
+    return concatenation_reference(a, b, v, normalization=normalization)
+
+
+def _sorted(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
+    if v.shape[-2] == 0:
+        return _definition(a, b, v, normalization)
+    with without_autocast(a):
+        return _prefix_sums(widened(a), widened(b), widened(v), normalization).to(v.dtype)
+
+
+PATHS = {"definition": _definition, "sorted": _sorted}  # tests go through each
+
+
 def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
     E = v.shape[-1]
     dtype = a.dtype
@@ -77,7 +92,8 @@ def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNo
 def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
     """:func:`concatenation_reference` by sorting and prefix sums, in time O((N + M) log M + (N + M) E).
 
-    Sums are accumulated in float64. ONNX has no bisection: programs exported to it compute the definition.
+    Sums are accumulated in float64. Where weights are few the definition is computed, which is faster there; programs
+    exported to ONNX, which has no bisection, compute it too.
 
     >>> a, b, v = torch.tensor([[[1.0]]]), torch.tensor([[[5.0, -3.0]]]), torch.tensor([[[[2.0], [7.0]]]])
     >>> concatenation(a, b, v).tolist()  # (ReLU(1 + 5) * 2 + ReLU(1 - 3) * 7) / 2
@@ -91,7 +107,5 @@ def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: Concatenati
     if b.shape != v.shape[:-1] or a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"want a (B, h, N), b (B, h, M), v (B, h, M, E); got {a.shape=}, {b.shape=}, {v.shape=}")
     choice("normalization", normalization, get_args(ConcatenationNormalization))
-    if torch.onnx.is_in_onnx_export() or v.shape[-2] == 0:
-        return concatenation_reference(a, b, v, normalization=normalization)
-    with without_autocast(a):
-        return _prefix_sums(widened(a), widened(b), widened(v), normalization).to(v.dtype)
+    few = few_weights(v, *a.shape, v.shape[-2])
+    return PATHS["definition" if few or torch.onnx.is_in_onnx_export() else "sorted"](a, b, v, normalization)

@@ -119,11 +119,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class _Tiled(torch.autograd.Function):
-    """:mod:`lookfar.ops._tiles` as one operation; a backward pass that is itself differentiated is the plain one's."""
+    """:mod:`lookfar.ops._tiles` as one operation; a backward pass that is itself differentiated is the plain one's.
+
+    Without keys the queries are the keys.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        y, lse = _tiles.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
+    def forward(ctx: Any, q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> Tensor:
+        y, lse = _tiles.forward(*_heads(q, k, v), scale)
         ctx.save_for_backward(q, k, v, y, lse)
         ctx.scale = scale
         return y.unflatten(0, q.shape[:2]).clone()  # the caller may change it in place
@@ -134,10 +137,17 @@ class _Tiled(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         if needs_graph():
             f = functools.partial(embedded_gaussian_reference, scale=ctx.scale)
+            if k is None:
+                dq, dv = gradients(lambda q, v: f(q, q, v), (q, v), wanted[::2], grads[0])
+                return dq, None, dv, None
             return *gradients(f, (q, k, v), wanted, grads[0]), None
-        dy = grads[0].flatten(0, 1)
-        found = _tiles.backward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), y, lse, dy, ctx.scale, wanted)
-        return *(g if g is None else g.view(t.shape) for g, t in zip(found, (q, k, v))), None
+        found = _tiles.backward(*_heads(q, k, v), y, lse, grads[0].flatten(0, 1), ctx.scale, wanted)
+        return *(None if g is None else g.view(t.shape) for g, t in zip(found, (q, k, v))), None
+
+
+def _heads(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Those of all images, in one axis."""
+    return q.flatten(0, 1), None if k is None else k.flatten(0, 1), v.flatten(0, 1)
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -145,16 +155,19 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return _whole.attend(q, k, v, scale) if compiled_here() else _sdpa(q, k, v, scale)
     if under_transform() or has_tangent(q, k, v) or not q.numel() or not k.numel() or not v.numel():
         return embedded_gaussian_reference(q, k, v, scale=scale)
+    keys = None if k is q else k
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
-        return _Tiled.apply(q, k, v, scale)  # type: ignore[return-value]
-    y, _ = _tiles.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
+        return _Tiled.apply(q, keys, v, scale)  # type: ignore[return-value]
+    y, _ = _tiles.forward(*_heads(q, keys, v), scale)
     return y.unflatten(0, q.shape[:2])
 
 
-def _tiles_are_faster(q: Tensor, v: Tensor) -> bool:
+def _tiles_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Where the fused kernel, which fills up the narrower of queries and values, takes longer: as measured."""
+    if not q.is_cpu or q.dtype not in (torch.float32, torch.float64):
+        return False
     D, E = q.shape[-1], v.shape[-1]
-    return q.is_cpu and q.dtype in (torch.float32, torch.float64) and 1.9 * max(D, E) > D + E + 50
+    return (q is k and max(D, E) >= 64) or 1.85 * max(D, E) > D + E + 8
 
 
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -168,7 +181,8 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
     """Softmax attention of N queries to M keys: :func:`embedded_gaussian_reference` without its N x M weights.
 
     Fused kernels where there are any, blocks of queries elsewhere, and on a CPU tiles of queries and keys where widths
-    differ much. Second derivatives work, but hold the weights.
+    differ or q and k are one tensor, whose logits are symmetric: half of them are enough. Second derivatives work, but
+    hold the weights.
 
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[3.0], [1.0]]]]).log(), torch.tensor([[[[1.0], [0.0]]]])
     >>> embedded_gaussian(q, k, v)
@@ -185,4 +199,4 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
         return PATHS["blockwise"](q, k, v, scale)
     if _tiles.few_weights(q, *q.shape[:-1], k.shape[-2]):
         return PATHS["direct"](q, k, v, scale)
-    return PATHS["tiles" if _tiles_are_faster(q, v) else "fused"](q, k, v, scale)
+    return PATHS["tiles" if _tiles_are_faster(q, k, v) else "fused"](q, k, v, scale)
