@@ -167,10 +167,29 @@ def test_compiled_programs_call_the_tiles(small_blocks):
     assert_same("dq", dq, torch.autograd.grad(want(q, k, v).sum(), q)[0])
 
 
-def test_compiled_tiles_are_differentiated_twice(small_blocks):
-    inputs = [t.requires_grad_() for t in tokens((1, 1, 3, 4, 2, 60))]
-    fast = torch.compile(partial(embedded_gaussian, scale=0.7), fullgraph=True, backend="eager")
-    assert torch.autograd.gradgradcheck(fast, inputs, fast_mode=True)
+class OwnKeys(torch.nn.Module):
+    def forward(self, q, v):
+        return embedded_gaussian(q, q, v, scale=0.7)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_tiles_where_queries_are_the_keys(backend, small_blocks):
+    def want(q, v):
+        return embedded_gaussian_reference(q, q, v, scale=0.7)
+
+    fast = torch.compile(OwnKeys(), fullgraph=True, dynamic=True, backend=backend)
+    q, _, v = tokens((2, 2, 35, 35, 3, 64))
+    assert_same_with_grads(fast, want, q, v, names="q v")
+    (dv,) = torch.autograd.grad(fast(q, v.requires_grad_()).sum(), v)
+    assert_same("dv", dv, torch.autograd.grad(want(q, v).sum(), v)[0])
+
+
+@pytest.mark.parametrize("own_keys", [False, True])
+def test_compiled_tiles_are_differentiated_twice(own_keys, small_blocks):
+    q, k, v = (t.requires_grad_() for t in tokens((1, 1, 3, 3 if own_keys else 4, 2, 64)))
+    f = OwnKeys() if own_keys else partial(embedded_gaussian, scale=0.7)
+    fast = torch.compile(f, fullgraph=True, backend="eager")
+    assert torch.autograd.gradgradcheck(fast, (q, v) if own_keys else (q, k, v), fast_mode=True)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")  # of torch's own decompositions
