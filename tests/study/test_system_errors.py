@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import resource
 import sys
 
 import pytest
+import torch
 
 from lookfar import cli
 from lookfar.study import Plan, load, worker
 from lookfar.study import run as run_study
-from lookfar.study._files import write_text
+from lookfar.study._files import write_json, write_text
+from lookfar.training.checkpoints import Checkpoint, save_arrays, save_checkpoint
 
 PLAN = Plan("scenes:lookup", ("nonlocal",), seeds=2, steps=2, accelerator="cpu")
 LONG = "x" * 5000
@@ -118,6 +121,27 @@ def test_what_was_finished_stays_on_a_full_disk(fake, capsys, monkeypatch, name)
     assert run_study(PLAN, out, quiet=True).complete
     begun = {path.parts[-3:-1]: len(path.read_text().split()) for path in out.glob("trials/*/*/starts")}
     assert {trial for trial, times in begun.items() if times > 1} <= {("nonlocal", "1")}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("step-3", lambda folder, many: save_checkpoint(folder, Checkpoint(3, {}, {"m": many}, {}))),
+        ("facts.npz", lambda folder, many: save_arrays(folder / "facts.npz", many=many.numpy())),
+        ("data.json", lambda folder, many: write_json(folder / "data.json", many.tolist())),
+    ],
+)
+def test_an_error_names_the_file_that_there_is_no_room_for(tmp_path, name, write):
+    """Neither a temporary file nor, as torch has it, a position; a limit on the size of files stands for the disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write(tmp_path, torch.rand(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trial_that_met_a_full_disk_goes_on_from_its_checkpoint(tmp_path, monkeypatch):

@@ -27,9 +27,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk it would stand in the way of what comes after
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the temporary name is no user's, and without room there is none
         raise
 
 

@@ -1,6 +1,7 @@
 """Files of a run that survive being killed: checkpoints made visible by one rename, records cut back to them."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -44,6 +45,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # Python does not say which file a disk had no room for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -108,13 +112,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         save_tensors(checkpoint.weights, temporary / "weights.safetensors")
         if checkpoint.ema is not None:
             save_tensors(checkpoint.ema, temporary / "ema.safetensors")
-        torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
+        whole = io.BytesIO()  # of a full disk, torch.save into a file says `unexpected pos 576 vs 534`
+        torch.save(checkpoint.optimizer, whole)
+        (temporary / "optimizer.pt").write_bytes(whole.getbuffer())
         (temporary / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
         shutil.rmtree(path, ignore_errors=True)  # only ever there when the settings allow a step to be done again
         temporary.rename(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the way of what comes after
     _sync(folder)
