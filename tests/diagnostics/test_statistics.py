@@ -20,6 +20,7 @@ from lookfar.diagnostics.block_ablations import KINDS
 from lookfar.diagnostics.geometry import boundaries
 from lookfar.diagnostics.spread import sample_queries
 from lookfar.diagnostics.sums import BOTH_SIGNS, OTHER_SUMS, MapSums
+from lookfar.ops import _tiles
 
 
 def made(name: str, channels: int = 8, **options: object) -> nn.Module:
@@ -318,6 +319,7 @@ def test_refused():
 def test_memory_grows_with_the_positions_and_not_with_their_square(monkeypatch):
     """Twice the side: four times the positions, at most 4^1.1 times the memory, where pairs would be 16."""
     monkeypatch.setattr(block_statistics, "WEIGHTS", 2**12)
+    monkeypatch.setattr(_tiles, "LIMITS", {"rows": 64, "keys": 64})
     block, peaks = made("nonlocal").float(), []
     for side in (10, 20):
         x, labels = torch.randn(1, 8, side, side), torch.randint(0, 3, (1, side, side))

@@ -97,7 +97,7 @@ class MapSums:
         t = self._totals
         found = {name: t[f"of {name}"] / t[f"counted {name}"] for name in self._names}
         entropy = found["entropy"]
-        found["mutual_information"] = torch.special.entr(t["map"]).sum(-1) - entropy
+        found["mutual_information"] = (torch.special.entr(t["map"]).sum(-1) - entropy).clamp_min(0)  # but for rounding
         for kind in ("label", "boundary"):
             if f"{kind}_mass" in found:
                 found[f"{kind}_lift"] = found[f"{kind}_mass"] / found[f"{kind}_chance"]
