@@ -17,6 +17,7 @@ from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, CONVOLVE, Dims, Placement, added, norm_of, normal_, normed, readable, zero_
 from lookfar.ops._layout import match_format
+from lookfar.ops._pointwise import convolved_rows
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -120,9 +121,9 @@ class CompactGeneralizedNonlocal(nn.Module):
             zero_(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        t, g = self.query(x), self.value(x)
+        t, g = self._projected(self.query, x), self._projected(self.value, x)
         each = (..., *(None,) * (x.dim() - 1))  # one number for all entries of a group
-        p = t if self.key is None else self.key(x)
+        p = t if self.key is None else self._projected(self.key, x)
         if self.mode == "dot_product":
             weight = self._kernel(p, g, 1)
             # z has the groups of the kernel: it may act before the one number a group that the kernel is
@@ -148,6 +149,10 @@ class CompactGeneralizedNonlocal(nn.Module):
         """What each position gives to its group's number, ``(B, G, N)``: the same for every query."""
         p, g = widened(self.query(x) if self.key is None else self.key(x)), widened(self.value(x))
         return (p * g).unflatten(1, (self.groups, -1)).sum(2).flatten(2)
+
+    @staticmethod
+    def _projected(layer: nn.Module, x: Tensor) -> Tensor:
+        return convolved_rows(layer, x).unflatten(2, x.shape[2:])
 
     def _kernel(self, p: Tensor, g: Tensor, power: int) -> Tensor:
         """<p^k, g>, one number ``(B, G)`` a sample and group."""

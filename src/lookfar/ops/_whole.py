@@ -51,8 +51,8 @@ def _pull(
     given = (q, k, v, y, lse, dy)
     if _without_numbers(q, k, v):
         return tuple(t.zero_() for t in _empty_gradients(*given, scale, wanted))
-    flat: Any = [None if t is None else t.flatten(0, 1) for t in given]
-    found = _tiles.backward(*flat, scale, tuple(wanted))
+    flat: Any = (*(None if t is None else t.flatten(0, 1) for t in given), scale, tuple(wanted))
+    found = _tiles.backward(*flat)
     empty = _empty_gradients(q, k, v, wanted)
     return tuple(g.reshape(t.shape).contiguous() if w and g is not None else t for g, t, w in zip(found, empty, wanted))
 
