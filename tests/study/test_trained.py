@@ -148,6 +148,11 @@ def test_data_that_are_gone_are_needed_only_for_their_images(there, tmp_path, mo
     assert torch.equal(load_trial(folder).data.val[0][0], image[0])
 
 
+def test_a_trial_is_not_taken_for_a_study(there):
+    with pytest.raises(FileNotFoundError, match=r"ours/trials/\S+/0 is a trial: give its study, ours$"):
+        load(trial_folder(Path("ours"), "baseline", 0))
+
+
 def test_an_example_of_a_trial_has_a_block(there):
     from lookfar.study.trained import trial_in
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -181,8 +182,10 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     """
     folder = Path(folder)
     if not (folder / "study.yaml").is_file():
+        if (folder / "config.json").is_file() and (above := _study_above(folder)) is not None:
+            raise FileNotFoundError(f"{folder} is a trial: give its study, {above}")
         raise FileNotFoundError(
-            f"no study in {folder}: study.yaml is missing. `lookfar study --out {folder}` makes one"
+            f"no study in {folder}: study.yaml is missing. `lookfar study --data PATH --out {folder}` makes one"
         )
     plan = Plan.load(folder / "study.yaml")
     otherwise = {name: value for name, value in {"margin": margin, "groups": groups}.items() if value is not None}
@@ -200,6 +203,12 @@ def load(folder: str | Path, *, margin: float | None = None, groups: str | None 
     if not plan.also_val:
         return results
     return replace(results, also=_judged(folder, plan, task, trials, environment, "also_val"))
+
+
+def _study_above(trial: Path) -> Path | None:
+    """The study that a trial's folder lies in, ``STUDY/trials/CANDIDATE/SEED``."""
+    above = Path(os.path.normpath(trial / "../../.."))
+    return above if (above / "study.yaml").is_file() else None
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, Any]:
