@@ -121,6 +121,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_pages()
     torch.set_num_threads(1)
+    torch.compiler.config.force_disable_caches = True  # a second run would load what the first compiled
     chosen = args.only.split(",") if args.only else list_blocks()
     fill(
         "compiled",
