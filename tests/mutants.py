@@ -225,9 +225,9 @@ MUTANTS = [
     # ---- ops ----
     Mutant("ops/embedded_gaussian.py", "y = F.scaled_dot_product_attention(q, k, v, scale=scale)",
            "y = F.scaled_dot_product_attention(q, k, v)", ATTENTION, "fused attention has torch's scale, not its own"),
-    Mutant("ops/concatenation.py", "return (y / key_count(v, -2)).to(dtype)", "return y.to(dtype)", ATTENTION,
+    Mutant("ops/concatenation.py", "else key_count(v, -2)", "else 1", ATTENTION,
            "a sum over the keys in place of their mean"),
-    Mutant("ops/concatenation.py", "a, b = a + offset, b - offset", "a, b = a, b - offset", ATTENTION,
+    Mutant("ops/concatenation.py", "a, b = (a + offset).to(most)", "a, b = a.to(most)", ATTENTION,
            "the keys' offset is taken off and not given back"),
     Mutant("ops/disentangled.py", "return embedded_gaussian(centred(q), k, v, scale=scale)",
            "return embedded_gaussian(q, k, v, scale=scale)", ATTENTION, "pairwise attention keeps the queries' mean"),

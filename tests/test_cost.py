@@ -236,8 +236,11 @@ def test_flops_against_closed_forms(block):
 
 
 def test_flops_of_sorted_keys_where_weights_are_many(monkeypatch):
+    """Sums before each key within two blocks of 32, and their whole, once plain and once weighted by b."""
     monkeypatch.setitem(_tiles.LIMITS, "keys", 5)
-    assert measure_cost("nonlocal(mode=concatenation)", C, (H, W), repeats=1).flops == 2 * (2 * N * C * D + 2 * N * C)
+    prefix_sums = 2 * 2 * 32 * (32 + 1) * D
+    flops = measure_cost("nonlocal(mode=concatenation)", C, (H, W), repeats=1).flops
+    assert flops == 2 * (2 * N * C * D + 2 * N * C + prefix_sums)
 
 
 def test_flops_of_both_passes_against_closed_forms(monkeypatch):

@@ -21,6 +21,8 @@ from lookfar.ops._tiles import few_weights
 
 ConcatenationNormalization = Literal["none", "l1"]
 
+_BLOCK = 32  # keys whose sums are formed together
+
 
 def concatenation_weights(a: Tensor, b: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
     """``(B, h, Q), (B, h, M) -> (B, h, Q, M)``, ReLU(a_i + b_j) over M (none) or over the row's sum (l1).
@@ -65,28 +67,49 @@ PATHS = {"definition": _definition, "sorted": _sorted}  # tests go through each
 
 
 def _prefix_sums(a: Tensor, b: Tensor, v: Tensor, normalization: ConcatenationNormalization) -> Tensor:
-    E = v.shape[-1]
-    dtype = a.dtype
+    E, dtype, most = v.shape[-1], v.dtype, v.dtype if v.device.type == "mps" else torch.float64  # which it has not
     # a S0 and S1 cancel where a and b have opposite offsets; removing that of b is exact, since a + b does not change
     offset = b.masked_fill(b == -torch.inf, 0).mean(-1, keepdim=True)
-    a, b = a + offset, b - offset
-    if a.device.type != "mps":  # has no float64
-        a, b, v = a.double(), b.double(), v.double()
-    if normalization == "l1":
-        v = F.pad(v, (0, 1), value=1.0)  # the row's sum is one more channel
+    a, b = (a + offset).to(most), (b - offset).to(most)
     # no key passes a query of -inf, and a key of -inf passes none: they must not turn the sums' zeros into NaN
-    a = a.clamp_min(torch.finfo(a.dtype).min)
+    a = a.clamp_min(torch.finfo(most).min)
     b, order = b.sort(-1, descending=True)
-    v = v.gather(-2, order[..., None].expand(*order.shape, v.shape[-1]))
-    S0, S1 = (F.pad(t.cumsum(-2), (0, 0, 1, 0)) for t in (v, b.masked_fill(b == -torch.inf, 0)[..., None] * v))
     with torch.no_grad():
         k = torch.searchsorted((-b).contiguous(), a.contiguous())  # how many -b_j < a_i
-    k = k[..., None].expand(*k.shape, v.shape[-1])
-    everything = 0 * S0[..., -1:, :]  # NaN where any value is, so that it reaches every query
-    y = a[..., None] * S0.gather(-2, k) + S1.gather(-2, k) + everything
     if normalization == "l1":
-        return (y[..., :E] / y[..., E:].clamp_min(1e-12)).to(dtype)
-    return (y / key_count(v, -2)).to(dtype)
+        v = F.pad(v, (0, 1), value=1.0)  # the row's sum is one more channel
+    count = 1 if normalization == "l1" else key_count(v, -2)
+    S0, S1 = _sums_before(b.masked_fill(b == -torch.inf, 0), _rows(v, order), count)
+    y = torch.addcmul(_rows(S1, k), a[..., None], _rows(S0, k))
+    if normalization == "l1":
+        y = y[..., :E] / y[..., E:].clamp_min(1e-12)
+    return y.to(dtype)
+
+
+def _rows(t: Tensor, index: Tensor) -> Tensor:
+    """``(B, h, M, E), (B, h, N) -> (B, h, N, E)``; whole rows are copied, which ``gather`` does number by number."""
+    B, h, M, E = t.shape
+    start = M * torch.arange(B * h, device=t.device).view(B, h, 1)
+    return t.reshape(B * h * M, E).index_select(0, (index + start).flatten()).view(*index.shape, E)
+
+
+def _sums_before(b: Tensor, v: Tensor, count: int | Tensor) -> list[Tensor]:
+    """``(B, h, K, E)``: sums of v and of b v over the first k keys, by ``count``, for every k from 0 to M and more.
+
+    Within blocks by a product with a triangle of ones, which is faster than a cumulative sum over rows. NaN anywhere
+    reaches all of them.
+    """
+    more = _BLOCK - v.shape[-2] % _BLOCK  # one at least: the last k is M
+    b = F.pad(b, (0, more)).unflatten(-1, (-1, _BLOCK))
+    v = F.pad(v, (0, 0, 0, more)).to(b.dtype).unflatten(-2, (-1, _BLOCK))
+    before = torch.ones(_BLOCK, _BLOCK, dtype=b.dtype, device=b.device).tril(-1)
+    found = []
+    for weights in (torch.ones_like(b) / count, b / count):
+        of_block = weights[..., None, :] @ v  # (B, h, blocks, 1, E)
+        start = F.pad(of_block[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0)) + 0 * of_block.sum(2, keepdim=True)
+        inside = (before * weights[..., None, :]).flatten(0, 2)
+        found.append(torch.baddbmm(start.expand_as(v).flatten(0, 2), inside, v.flatten(0, 2)).view_as(v).flatten(2, 3))
+    return found
 
 
 def concatenation(a: Tensor, b: Tensor, v: Tensor, *, normalization: ConcatenationNormalization = "none") -> Tensor:
