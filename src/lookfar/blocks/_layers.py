@@ -248,7 +248,8 @@ class ConvNorm(nn.Module):
 
     def after(self, y: Tensor) -> Tensor:
         """What follows the convolution, from its result."""
-        return self.act(normed(self.norm, y))
+        y = normed(self.norm, y)  # one map less is held during the activation
+        return self.act(y)
 
 
 class ReadLinear(nn.Linear):

@@ -255,6 +255,10 @@ class DisentangledNonLocal(QueryKeyValue):
         return {k: v for k, v in state.items() if k != "gamma" or self.gamma is not None}
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._finish_terms(x, *self._found_terms(x))  # no name holds queries, keys and values any more
+
+    def _found_terms(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """The pairwise term ``(B, h, N, E/h)``, and the unary ones ``(B, h, 1, E/h)``."""
         if self.terms == "unary" and self.unary == "mask":  # pool first: the rest acts on one vector
             assert self.mask is not None
             source = max_pool(x, self.subsample)
@@ -262,13 +266,12 @@ class DisentangledNonLocal(QueryKeyValue):
             pooled = unary_attention(self.mask(source).flatten(2), tokens)  # (B, h, 1, C)
             a_map = pooled.squeeze(2).transpose(1, 2).unflatten(2, (*(1,) * (x.dim() - 3), self.heads))  # (B, C, .., h)
             found = to_tokens(applied(self._layers[2], a_map), self.heads)  # every head's of every mask
-            return self._finish_terms(x, None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)])
+            return None, [found.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)]
         q, k, v, logits = self._similar(x)
         if self.combine == "multiply" and logits:
-            together = multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale)
-            return self._finish_terms(x, together, [])
+            return multiplied_attention(q, k, sum(logits[1:], logits[0]), v, scale=self.scale), []
         pairwise = None if self.terms == "unary" else self._pairwise(q, k, v)
-        return self._finish_terms(x, pairwise, [unary_attention(l, v) for l in logits])
+        return pairwise, [unary_attention(l, v) for l in logits]
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, t h, Q, M)`` of the flat query positions ``(Q,)``, of all when None.
@@ -370,9 +373,13 @@ class DisentangledNonLocal(QueryKeyValue):
             pairwise = self.gamma * pairwise
         terms = ([] if pairwise is None else [pairwise]) + unary
         t = sum(terms[1:], terms[0])
+        del pairwise, unary, terms  # no map is held longer than it is needed
         one = t.shape[2] == 1  # one vector for all positions, or a map
         y = t.transpose(2, 3).flatten(1, 2).unflatten(2, (1,) * (x.dim() - 2)) if one else to_map(t, x)
-        return added(self, x, normed(self.norm, after_mixing(self.project, y, self.normalization)).to(x.dtype))
+        del t
+        y = after_mixing(self.project, y, self.normalization)
+        y = normed(self.norm, y)
+        return added(self, x, y.to(x.dtype))
 
 
 def _check(terms: str, combine: str, unary: str, steps: tuple[str, ...], mode: str, switches: Switches) -> None:

@@ -209,7 +209,8 @@ class ExpectationMaximization(nn.Module):
 
     def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.project(y)
-        y = added(self, x, normed(self.norm, y))
+        y = normed(self.norm, y)
+        y = added(self, x, y)
         return y.relu() if self.final_act else y
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,8 @@ class GloRe(nn.Module):
             if self.reasoning:
                 states = self._reason(states)
             y = (out_of_heads(self.project, states) @ maps).unflatten(2, x.shape[2:])
-        return match_format(added(self, x, normed(self.norm, y.to(x.dtype))), x)
+        y = normed(self.norm, y.to(x.dtype))
+        return match_format(added(self, x, y), x)
 
     def maps(self, x: Tensor) -> Tensor:
         """The signed maps ``(B, K, N)`` that gather the nodes and give them back."""

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, normed, projected, projection
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.ops._layout import from_blocks, to_blocks
 from lookfar.ops.attention import Normalization
@@ -54,9 +54,12 @@ class GroupAttention(PairwiseAttention):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The map from the weighted sums ``(B h groups, 1, P, E)``."""
         y = from_blocks(mixed, x.shape[2:], self.factor, self.heads, far=self.far)
+        del mixed  # and y gives way to what is made of it: no map is held longer than it is needed
         y = y if self.normalization == "none" else y.to(x.dtype)
         project = cast(ConvNorm, self.project)
-        return project.after(after_mixing(project.conv, y, self.normalization))
+        y = after_mixing(project.conv, y, self.normalization)
+        y = normed(project.norm, y)
+        return project.act(y)
 
     def _split(self, t: Tensor) -> Tensor:
         return to_blocks(t, self.factor, self.heads, far=self.far)
