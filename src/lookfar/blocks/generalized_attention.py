@@ -17,10 +17,13 @@ from lookfar._options import Natural
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Placement, ReadLinear, added, gate, gated, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
+from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
+
+NARROW = 2  # energies of rows and columns beside a query, times its channels: memory stays linear in the positions
 
 
 @block(
@@ -212,17 +215,52 @@ class GeneralizedAttention(QueryKeyValue):
         return to_tokens(F.conv2d(widened(x), widened(conv.weight)), self.heads)
 
     def _mixed(self, x: Tensor) -> Tensor:
-        """The weighted sums ``(B, h, N, d)``, a block of queries at a time where positions take part."""
+        """The weighted sums ``(B, h, N, d)``, a block of queries at a time where keys are out of range."""
         q, r, k, v = self._tokens(x)
-        N = q.shape[2]
+        N, size = q.shape[2], x.shape[2:]
         if self.columns is None and self.spatial_range is None:
             return embedded_gaussian(q, k, v)
-        at, size = torch.arange(N, device=x.device)[:, None], x.shape[2:]
+        if self._has_narrow_positions(size, q.shape[3]):
+            return embedded_gaussian(*self._with_positions(q, r, k, size), v)
+        at = torch.arange(N, device=x.device)[:, None]
 
         def some(q: Tensor, r: Tensor, at: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._weights(q, r, k, at[:, 0], size) @ v
 
         return over_queries(some, (q, r, at), k, v, keys=k.shape[2])
+
+    def _has_narrow_positions(self, size: Any, width: int) -> bool:
+        """Whether a query's energies of rows and columns are few enough to stand beside it, which is faster."""
+        if self.spatial_range is not None or (
+            traced() and not compiled_for(*size)
+        ):  # bound to several rows and columns
+            return False
+        return sum((n + self.kv_stride - 1) // self.kv_stride for n in size) <= NARROW * width
+
+    def _with_positions(self, q: Tensor, r: Tensor, k: Tensor, size: Any) -> tuple[Tensor, Tensor]:
+        """Queries ``(B, h, N, d + H' + W' - 2)`` and keys of that width, whose products are the logits.
+
+        Keys say in which of the H' rows and W' columns of their grid they are, by a one among zeros, and queries have
+        their energies of all rows and columns, less those of the first, which no key then names: a softmax does not
+        see what is the same for all keys.
+        """
+        assert self.rows is not None
+        assert self.columns is not None
+        asking = [(n + self.q_stride - 1) // self.q_stride for n in size]
+        answering = [(n + self.kv_stride - 1) // self.kv_stride for n in size]
+        r = r.unflatten(2, asking)
+        queries, keys = [q], [k]
+        for axis, layer in enumerate((self.rows, self.columns)):
+            n, m = asking[axis], answering[axis]
+            index = self.q_stride * torch.arange(n, device=q.device)[:, None] + size[axis] - 1
+            index = index - self.kv_stride * torch.arange(m, device=q.device)
+            vectors = self._positions(size[axis], layer, q)[index]  # (n, m, h, d)
+            energies = torch.einsum(f"bhyxd,{'yx'[axis]}jhd->bhyxj", r, vectors)
+            queries.append((energies[..., 1:] - energies[..., :1]).flatten(2, 3))
+            one = torch.eye(m, dtype=q.dtype, device=q.device)[:, 1:]
+            one = one[:, None] if axis == 0 else one
+            keys.append(one.expand(*answering, m - 1).flatten(0, 1).expand(*k.shape[:3], m - 1))
+        return torch.cat(queries, 3), torch.cat(keys, 3)
 
     def _of_keys_alone(self, x: Tensor) -> Tensor:
         """The weighted sums ``(B, h, d)`` where all queries have one map: what is linear acts on few vectors.
