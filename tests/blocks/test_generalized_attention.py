@@ -38,6 +38,7 @@ def test_the_mask_that_mmcv_keeps_among_its_parameters_is_left_out():
 )
 def test_energies_of_positions_beside_queries(options, size, compiled, monkeypatch):
     """Logits as products of wider queries and keys are those that are added up, and so are the gradients."""
+    torch._dynamo.reset()
     block = randomise(create_block("generalized_attention", 16, dtype=torch.float64, **options))
     x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
     found, taken = [], []
