@@ -71,8 +71,13 @@ def external_attention(
         raise ValueError(f"want x (B, h, N, D), key (S, D), value (S, E); got {x.shape=}, {key.shape=}, {value.shape=}")
     with without_autocast(x):
         a = external_attention_weights(x, key, bias=bias, normalization=normalization).transpose(-2, -1)
-        y = widened(value).T @ a  # (B, h, E, N)
+        y = _for_each(widened(value).T, a) @ a  # (B, h, E, N)
     return y.transpose(-2, -1).to(x.dtype)
+
+
+def _for_each(matrix: Tensor, of: Tensor) -> Tensor:
+    """A matrix for every image and head; torch would copy all of them into one, transposed, to multiply that once."""
+    return matrix.expand(*of.shape[:2], -1, -1) if matrix.dim() == 2 else matrix
 
 
 def external_attention_weights(
@@ -91,6 +96,7 @@ def external_attention_weights(
         normalization: See the top of this module.
     """
     with without_autocast(x):
-        l = widened(key) @ widened(x).transpose(-2, -1)  # (B, h, S, N): sums over positions run along memory
+        of_channels = widened(x).transpose(-2, -1)
+        l = _for_each(widened(key), of_channels) @ of_channels  # (B, h, S, N): sums over positions run along memory
         l = l if bias is None else l + widened(bias)[..., None]
         return _NORMALIZE[normalization](l).transpose(-2, -1)
