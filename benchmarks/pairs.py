@@ -29,11 +29,13 @@ SMALL = (
     "On a small map nearly all time is the same products, as fast one by one; the rest is Python, with cold caches. "
     "Tried: projections as products, tokens that are views of a map, of which none is copied."
 )
+HALF = "What is summed over positions is summed in float32 here, logits too, and in bfloat16 there."
 WHY = {
     "mmcv NonLocal2d": SMALL,
     "timm NonLocalAttn": SMALL,
     "mmcv NonLocal2d, gaussian": SMALL,
     "mmcv NonLocal2d, dot product": SMALL,
+    "mmcv GeneralizedAttention, 1111": "Weights are computed again in the backward pass, and not kept.",
     "mmcv NonLocal2d, sub-sampled": "The gradients of the layers come in another order, the largest ones together.",
     "mmseg PAM": SMALL,
     "mmseg DisentangledNonLocal2d": SMALL,

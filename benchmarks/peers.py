@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from pairs import PAIRS, WHY, Pair
+from pairs import HALF, PAIRS, WHY, Pair
 from torch import Tensor, nn
 
 from lookfar._tables import markdown_table
@@ -204,7 +204,7 @@ def document(found: list[Any], head: str) -> str:
             if lost:
                 over = f", {reach} over the rounds" if round(time_, 2) < 1 else ""
                 where = f"{_times(size)}, {channels} channels, {about}, {row['passes']}"
-                reason = WHY.get(row["peer"], "")
+                reason = HALF if mode == "bfloat16" else WHY.get(row["peer"], "")
                 below.append(f"- `{row['ours']}` beside {row['peer']}, {where}: {' and '.join(lost)}{over}. {reason}")
         columns = ["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"]
         parts.append(f"{title}\n\n{markdown_table(columns, lines) if lines else 'Not measured yet.'}")
@@ -252,7 +252,7 @@ The kernels compute the weights again in the backward pass, and keep one number 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="pairs whose text holds one of these, divided by |")
-    parser.add_argument("--sizes", default="", help="as in 97x97,65x65")
+    parser.add_argument("--sizes", default="", help="as in 97x97,65x65; 97x97@256 is that of 256 channels")
     parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
@@ -263,8 +263,12 @@ def main() -> None:
     keep_pages()
     words = [word for word in args.only.split("|") if word]
     chosen = [p for p in PAIRS if not words or any(word in f"{p.ours} {p.peer}" for word in words)]
-    wanted = [tuple(map(int, s.split("x"))) for s in args.sizes.split(",") if s]
-    sizes = [(size, channels) for size, channels in SIZES if not wanted or size in wanted]
+    wanted = args.sizes.split(",") if args.sizes else []
+    sizes = [
+        (size, channels)
+        for size, channels in SIZES
+        if not wanted or {"x".join(map(str, size)), "x".join(map(str, size)) + f"@{channels}"} & {*wanted}
+    ]
     file = ROOT / f"benchmarks/results/{args.device}.json"
     found = {_key(row): row for row in stored(file, args.device)}
     known = set() if args.again or args.dry else {*found}
