@@ -17,7 +17,7 @@ from lookfar.ops._autograd import traced
 
 LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
 
-# of a tile: 0.5 MiB of weights in float32; threads share the work of a tile
+# of a tile: 0.75 MiB of weights in float32; threads share the work of a tile
 LIMITS = {"rows": 384, "keys": 512}
 
 SMALL = 60  # of logits to the base 2: sums of their powers, and of values times these, stay in float32's range
@@ -30,10 +30,13 @@ def few_weights(like: Tensor, *sizes: int) -> bool:
     return known and math.prod(sizes) <= math.prod(LIMITS.values())
 
 
-def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Heads and queries that are worked on together: several heads where one does not fill a tile."""
+def _blocks(q: Tensor, keys: int, times: int = 1) -> Iterator[tuple[slice, slice]]:
+    """Heads and queries that are worked on together: several heads where one does not fill a tile.
+
+    With one tile in the cache, and not two or three, it may have two times the rows.
+    """
     G, N = q.shape[:2]
-    most = LIMITS["rows"] * torch.get_num_threads()
+    most = times * LIMITS["rows"] * torch.get_num_threads()
     rows = min(N, most)
     heads = max(most * LIMITS["keys"] // (rows * keys), 1) if rows == N and keys <= LIMITS["keys"] else 1
     for g in range(0, G, heads):
@@ -47,8 +50,8 @@ def _parts(keys: int) -> list[slice]:
     return [slice(j, min(j + width, keys)) for j in range(0, keys, width)]
 
 
-def _buffer(q: Tensor, keys: int) -> Tensor:
-    heads, rows = next(_blocks(q, keys))
+def _buffer(q: Tensor, keys: int, times: int = 1) -> Tensor:
+    heads, rows = next(_blocks(q, keys, times))
     widest = min(keys, LIMITS["keys"] * 3 // 2)  # of parts of any number of keys up to this one
     return q.new_empty((heads.stop - heads.start) * (rows.stop - rows.start) * widest)
 
@@ -110,8 +113,8 @@ def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tenso
         return _symmetric(q, v, scale)
     (G, N), M = q.shape[:2], k.shape[1]
     y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
-    buffer, largest = _buffer(q, M), _largest_logits(q, k, scale)
-    for at in _blocks(q, M):
+    buffer, largest = _buffer(q, M, 2), _largest_logits(q, k, scale)
+    for at in _blocks(q, M, 2):
         if bool((largest[at] < SMALL).all()):
             _small(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], lse[at])
         else:
