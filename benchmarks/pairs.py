@@ -29,7 +29,10 @@ SMALL = (
     "On a small map nearly all time is the same products, as fast one by one; the rest is Python, with cold caches. "
     "Tried: projections as products, tokens that are views of a map, of which none is copied."
 )
-HALF = "What is summed over positions is summed in float32 here, logits too, and in bfloat16 there."
+HALF = (
+    "In bfloat16 it is the same for all: logits, softmax and what is summed over positions are in float32 here, and in "
+    "bfloat16 there."
+)
 WHY = {
     "mmcv NonLocal2d": SMALL,
     "timm NonLocalAttn": SMALL,
@@ -48,6 +51,8 @@ WHY = {
     "plain PyTorch": "The same products; ours looks at shapes, precision and the number of weights first, in Python.",
     "torch SDPA": "The definition, where weights are few, beside a fused kernel, which needs fewer calls.",
     "mmseg EMAHead, inside": "The same products; its ReLUs work in place.",
+    "mmcv NonLocal3d": SMALL,
+    "mmcv NonLocal3d, sub-sampled": SMALL,
     "mmseg ISAHead, inside": "Its ReLUs work in place; tried: each map is let go once it is cut into blocks.",
 }
 

@@ -189,7 +189,7 @@ def _times(size: Any) -> str:
 
 def document(found: list[Any], head: str) -> str:
     """docs/performance.md."""
-    parts, below = [], []
+    parts, below, missing = [], [], []
     for (mode, about), (size, channels) in itertools.product(MODES.items(), SIZES):
         title = f"## {_times(size)}, {channels} channels, {about}"
         here = [r for r in found if (r["size"], r["channels"], r["mode"]) == ([*size], channels, mode)]
@@ -204,12 +204,16 @@ def document(found: list[Any], head: str) -> str:
             if lost:
                 over = f", {reach} over the rounds" if round(time_, 2) < 1 else ""
                 where = f"{_times(size)}, {channels} channels, {about}, {row['passes']}"
-                reason = HALF if mode == "bfloat16" else WHY.get(row["peer"], "")
-                below.append(f"- `{row['ours']}` beside {row['peer']}, {where}: {' and '.join(lost)}{over}. {reason}")
+                reason = "" if mode == "bfloat16" else f" {WHY.get(row['peer'], '')}".rstrip()
+                below.append(f"- `{row['ours']}` beside {row['peer']}, {where}: {' and '.join(lost)}{over}.{reason}")
         columns = ["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"]
-        parts.append(f"{title}\n\n{markdown_table(columns, lines) if lines else 'Not measured yet.'}")
+        if lines:
+            parts.append(f"{title}\n\n{markdown_table(columns, lines)}")
+        else:
+            missing.append(f"- {title.removeprefix('## ')}")
+    parts += ["\n\n".join(["## Not measured yet", "\n".join(missing)])] if missing else []
     ends = "\n".join(line.rstrip() for line in below) or "None."
-    last = f"## Rows below 1\n\n{WHENCE}\n\n{ends}"
+    last = f"## Rows below 1\n\n{WHENCE} {HALF}\n\n{ends}"
     return "\n\n".join([head, *parts, last]) + "\n"
 
 
