@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ def look(network: nn.Module, image: Tensor, at: tuple[int, int]) -> Looks:
 
 
 def _look(seen: Seen, at: Sequence[int]) -> Look:
-    which = {"call": seen.call, "calls": seen.calls}
+    which: dict[str, Any] = {"call": seen.call, "calls": seen.calls}
     if seen.reason:
         return Look(seen.name, seen.block, reason=seen.reason, **which)
     outside = seen.outside(at) if seen.prefix else None

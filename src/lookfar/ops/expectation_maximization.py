@@ -84,7 +84,7 @@ def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tenso
     guard = _GUARD[o.variant]
     given = widened(x).transpose(-2, -1), *(None if p is None else widened(p) for p in (o.weight, o.bias))
     # detached, not under no_grad: an exported program that holds such a context cannot be loaded again
-    constant = [None if p is None else p.detach() for p in given]
+    constant = given[0].detach(), *(None if p is None else p.detach() for p in given[1:])
     # a copy, since the caller's moving average changes them in place while the graph may still need them
     mu = widened(bases).clone().expand(x.shape[0], *bases.shape)
     z = scale = mu

@@ -126,7 +126,8 @@ def _described(facts: Mapping[str, Any]) -> "Data | None":
 
     if "mean" not in facts:
         return None
-    nothing, numbers = _NoSamples(facts["peak"]), {name: tuple(facts[name]) for name in ("size", "mean", "std")}
+    nothing = _NoSamples(facts["peak"])
+    numbers: dict[str, Any] = {name: tuple(facts[name]) for name in ("size", "mean", "std")}
     same = {name: facts[name] for name in ("name", "classes", "in_chans", "question", "target", "ordered")}
     return Data(train=nothing, val=nothing, **same, **numbers)
 
