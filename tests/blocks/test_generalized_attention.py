@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ops._compare import TELLS_COMPILED
 
 from lookfar import create_block, weights
 from lookfar._drawing import randomise
@@ -50,6 +51,6 @@ def test_energies_of_positions_beside_queries(options, size, compiled, monkeypat
         y = f(x)
         parameters = [p for p in block.parameters() if p.requires_grad]
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *parameters], allow_unused=True)])
-        assert len(taken) == (narrow > 0)
+        assert len(taken) == (narrow > 0 and (TELLS_COMPILED or not compiled))
     for got, want in zip(*found[::-1]):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)

