@@ -9,7 +9,6 @@ benchmarks/results/compiled-cpu.json and docs/speed.md; a second run adds what i
 what is chosen.
 """
 
-import argparse
 import itertools
 import statistics
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import fill
+from kept import command, fill
 from torch import Tensor, nn
 
 from lookfar._drawing import randomise
@@ -111,11 +110,9 @@ def section(rows: list[Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="blocks, divided by commas")
+    parser = command(__doc__, "blocks")
     parser.add_argument("--passes", default="forward,both")
     parser.add_argument("--backend", default="inductor", help="another one is printed alone: aot_eager takes no time")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
     args = parser.parse_args()
 
     warnings.simplefilter("ignore")
@@ -129,7 +126,6 @@ def main() -> None:
         measure=lambda name, passes: measure(name, passes == "both", args.backend),
         line=line,
         section=section,
-        order=lambda key: key,
         again=args.again,
         keep=args.backend == "inductor",
     )

@@ -1,6 +1,8 @@
-"""Rows of a measurement: kept as they are measured, and the part of a page that shows them."""
+"""Rows of a measurement: kept as they are measured, the part of a page that shows them, and the command."""
 
+import argparse
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,34 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/speed.md"
 
 
+def command(doc: str | None, only: str) -> argparse.ArgumentParser:
+    """The options of all, which ``only`` says what is chosen by."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"{only}, divided by commas")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    return parser
+
+
+def fill_by_block(name: str, doc: str | None, blocks: Sequence[str], **how: Any) -> None:
+    """The command of a measurement with one row a block, on one thread; see :func:`fill`."""
+    parser = command(doc, "blocks")
+    parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    chosen = args.only.split(",") if args.only else blocks
+    fill(name, [(block,) for block in chosen], again=args.again, keep=not args.dry, **how)
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], rounds: int, timed: Callable[[Callable[[], Any]], float]) -> Any:
+    """What ``timed`` says of each call, one number a round, every second round the other way round."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in reversed(calls) if number % 2 else calls:
+            found[name].append(timed(calls[name]))
+    return found
+
+
 def fill(
     name: str,
     wanted: Iterable[tuple[str, ...]],
@@ -19,7 +49,7 @@ def fill(
     measure: Callable[..., Any],
     line: Callable[[Any], tuple[Any, ...]],
     section: Callable[[list[Any]], str],
-    order: Callable[[tuple[str, ...]], Any],
+    order: Callable[[tuple[str, ...]], Any] = lambda key: key,
     again: bool = False,
     keep: bool = True,
 ) -> None:

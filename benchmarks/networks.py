@@ -10,7 +10,6 @@ ours, so above 1 is ours. Rows are written as they are measured, to benchmarks/r
 docs/speed.md; a second run adds what is missing, ``--again`` measures anew what is chosen.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import ROOT, fill
+from kept import ROOT, command, fill
 from peers import ratios
 from torch import Tensor, nn
 
@@ -102,17 +101,14 @@ def section(rows: list[Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(HEADS), help="heads, divided by commas")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
-    args = parser.parse_args()
+    args = command(__doc__, "heads").parse_args()
 
     warnings.simplefilter("ignore")
     keep_pages()
     torch.set_num_threads(1)
     fill(
         "networks",
-        [(name,) for name in args.only.split(",")],
+        [(name,) for name in (args.only.split(",") if args.only else HEADS)],
         measure=measure,
         line=line,
         section=section,

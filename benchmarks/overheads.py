@@ -10,16 +10,14 @@ are written as they are measured, to benchmarks/results/overheads-cpu.json and d
 missing, ``--again`` measures anew what is chosen.
 """
 
-import argparse
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from blocks import machine
-from kept import fill
+from kept import fill_by_block, in_turn
 from torch.overrides import TorchFunctionMode
 
 from lookfar._drawing import randomise
@@ -49,17 +47,11 @@ def replayed(calls: list[Callable[[], Any]]) -> None:
         call()
 
 
-def fastest(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Microseconds of a call of each, taken in turn."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(ROUNDS):
-        for name in reversed(calls) if number % 2 else calls:
-            call = calls[name]
-            begin = time.process_time()
-            for _ in range(CALLS):
-                call()
-            found[name].append((time.process_time() - begin) / CALLS * 1e6)
-    return {name: min(times) for name, times in found.items()}
+def microseconds(call: Callable[[], Any]) -> float:
+    begin = time.process_time()
+    for _ in range(CALLS):
+        call()
+    return (time.process_time() - begin) / CALLS * 1e6
 
 
 @torch.no_grad()
@@ -70,8 +62,10 @@ def measure(name: str) -> Any:
     block(*inputs)
     with Recorder() as recorder:
         block(*inputs)
-    times = fastest({"block": partial(block, *inputs), "floor": partial(replayed, recorder.calls)})
-    return {"calls": len(recorder.calls), "us": times["block"], "floor_us": times["floor"]}
+    times = in_turn(
+        {"block": partial(block, *inputs), "floor": partial(replayed, recorder.calls)}, ROUNDS, microseconds
+    )
+    return {"calls": len(recorder.calls), "us": min(times["block"]), "floor_us": min(times["floor"])}
 
 
 def line(row: Any) -> tuple[Any, ...]:
@@ -89,26 +83,5 @@ def section(rows: list[Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="blocks, divided by commas")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
-    parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
-    args = parser.parse_args()
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    fill(
-        "overheads",
-        [(name,) for name in (args.only.split(",") if args.only else list_blocks())],
-        measure=measure,
-        line=line,
-        section=section,
-        order=lambda key: key,
-        again=args.again,
-        keep=not args.dry,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    fill_by_block("overheads", __doc__, list_blocks(), measure=measure, line=line, section=section)

@@ -18,12 +18,13 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from blocks import machine
+from kept import in_turn
 from pairs import HALF, PAIRS, WHY, Pair
 from torch import Tensor, nn
 
@@ -129,18 +130,19 @@ def on_threads(
         name: caller(copy.deepcopy(module).train(backward), Inputs((x,)), backward=backward)
         for name, module in modules.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
+
+    def fastest(call: Callable[[], Any]) -> float:
+        took: list[float] = []
+        while len(took) < 3 and sum(took) < 0.5:
+            begin = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - begin)
+        return 1000 * min(took)
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for number in range(rounds + 1):
-            for name in reversed(calls) if number % 2 else calls:
-                took: list[float] = []
-                while len(took) < 3 and sum(took) < 0.5:
-                    begin = time.perf_counter()
-                    calls[name]()
-                    took.append(time.perf_counter() - begin)
-                times[name].append(1000 * min(took))
+        times = in_turn(calls, rounds + 1, fastest)
     finally:
         torch.set_num_threads(before)
     return {name: found[1:] for name, found in times.items()}  # the first round warms up
@@ -267,12 +269,11 @@ def main() -> None:
     keep_pages()
     words = [word for word in args.only.split("|") if word]
     chosen = [p for p in PAIRS if not words or any(word in f"{p.ours} {p.peer}" for word in words)]
-    wanted = args.sizes.split(",") if args.sizes else []
-    sizes = [
-        (size, channels)
-        for size, channels in SIZES
-        if not wanted or {"x".join(map(str, size)), "x".join(map(str, size)) + f"@{channels}"} & {*wanted}
-    ]
+    named = [("x".join(map(str, size)), channels) for size, channels in SIZES]
+    wanted = {*args.sizes.split(",")} if args.sizes else {name for name, _ in named}
+    if unknown := wanted - {name for name, _ in named} - {f"{name}@{channels}" for name, channels in named}:
+        parser.error(f"no size {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(n for n, _ in named))}")
+    sizes = [size for size, (name, channels) in zip(SIZES, named) if {name, f"{name}@{channels}"} & wanted]
     file = ROOT / f"benchmarks/results/{args.device}.json"
     found = {_key(row): row for row in stored(file, args.device)}
     known = set() if args.again or args.dry else {*found}

@@ -8,16 +8,14 @@ written as they are measured, to benchmarks/results/steps-cpu.json and docs/spee
 ``--again`` measures anew what is chosen.
 """
 
-import argparse
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from blocks import machine
-from kept import fill
+from kept import fill_by_block, in_turn
 
 from lookfar._tables import markdown_table
 from lookfar.blocks import list_blocks
@@ -47,18 +45,20 @@ def taken(plan: Plan, candidate: str) -> Callable[[], None]:
     return step
 
 
+def fastest(step: Callable[[], None]) -> float:
+    """Milliseconds."""
+    found = []
+    for _ in range(STEPS):
+        begin = time.process_time()
+        step()
+        found.append(1e3 * (time.process_time() - begin))
+    return min(found)
+
+
 def measure(name: str) -> Any:
     plan = Plan("scenes:lookup", (name,), controls=(), steps=100, seeds=1, accelerator="cpu").resolved()
     steps = {"without": taken(plan, "baseline"), "with": taken(plan, plan.blocks[0])}
-    times: dict[str, list[float]] = {kind: [] for kind in steps}
-    for number in range(ROUNDS + 1):
-        for kind in reversed(steps) if number % 2 else steps:
-            found = []
-            for _ in range(STEPS):
-                begin = time.process_time()
-                steps[kind]()
-                found.append(1e3 * (time.process_time() - begin))
-            times[kind].append(min(found))
+    times = in_turn(steps, ROUNDS + 1, fastest)
     return {kind: found[1:] for kind, found in times.items()}  # the first round warms up
 
 
@@ -77,26 +77,6 @@ def section(rows: list[Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="blocks, divided by commas")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
-    parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
-    args = parser.parse_args()
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    fill(
-        "steps",
-        [(name,) for name in (args.only.split(",") if args.only else list_blocks(kind="context"))],
-        measure=measure,
-        line=line,
-        section=section,
-        order=lambda key: key,
-        again=args.again,
-        keep=not args.dry,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    blocks = list_blocks(kind="context")
+    fill_by_block("steps", __doc__, blocks, measure=measure, line=line, section=section)

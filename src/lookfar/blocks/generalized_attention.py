@@ -231,11 +231,8 @@ class GeneralizedAttention(QueryKeyValue):
 
     def _has_narrow_positions(self, size: Any, width: int) -> bool:
         """Whether a query's energies of rows and columns are few enough to stand beside it, which is faster."""
-        if self.spatial_range is not None or (
-            traced() and not compiled_for(*size)
-        ):  # bound to several rows and columns
-            return False
-        return sum((n + self.kv_stride - 1) // self.kv_stride for n in size) <= NARROW * width
+        bound = traced() and not compiled_for(*size)  # to maps of several rows and columns
+        return self.spatial_range is None and not bound and sum(self.key_grid(size)) <= NARROW * width
 
     def _with_positions(self, q: Tensor, r: Tensor, k: Tensor, size: Any) -> tuple[Tensor, Tensor]:
         """Queries ``(B, h, N, d + H' + W' - 2)`` and keys of that width, whose products are the logits.
@@ -246,8 +243,7 @@ class GeneralizedAttention(QueryKeyValue):
         """
         assert self.rows is not None
         assert self.columns is not None
-        asking = [(n + self.q_stride - 1) // self.q_stride for n in size]
-        answering = [(n + self.kv_stride - 1) // self.kv_stride for n in size]
+        asking, answering = [-(-n // self.q_stride) for n in size], self.key_grid(size)
         r = r.unflatten(2, asking)
         queries, keys = [q], [k]
         for axis, layer in enumerate((self.rows, self.columns)):

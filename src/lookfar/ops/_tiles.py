@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import traced
+from lookfar.ops._autograd import gradients, traced
+from lookfar.ops._precision import without_autocast
 
 LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
 
@@ -62,79 +63,71 @@ def _tile(buffer: Tensor, some: Tensor, keys: Tensor) -> Tensor:
     return buffer[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
+def _logits(buffer: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """In part of the buffer, ``(heads, rows, keys)``."""
+    s = _tile(buffer, q, k)
+    return torch.baddbmm(s, q, k.transpose(1, 2), beta=0, alpha=scale, out=s)
+
+
 def _largest_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """What no logit of a query is larger than in size, ``(G, N)``: the product of lengths."""
     length = torch.linalg.vector_norm(k, dim=-1).amax(-1, keepdim=True)
     return torch.linalg.vector_norm(q, dim=-1).mul_(abs(scale)).mul_(length)
 
 
-def _small(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: Tensor, lse: Tensor) -> None:
-    """One block of queries, into y and lse, whose logits are small: their powers need no shift to stay in range."""
-    total = lse.zero_()
-    for n, j in enumerate(_parts(k.shape[1])):
-        s = _tile(buffer, q, k[:, j])
-        torch.baddbmm(s, q, k[:, j].transpose(1, 2), beta=0, alpha=scale, out=s).exp2_()
-        total.add_(s.sum(-1, keepdim=True))
-        torch.baddbmm(y, s, v[:, j], beta=min(n, 1), out=y)
-    y.div_(total)
-    total.log2_()
-
-
-def _shifted(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: Tensor, lse: Tensor) -> None:
-    """One block of queries, into y and lse: powers of what logits lie below the largest so far."""
-    least, top, total = torch.finfo(q.dtype).min, None, None
+def _small(q: Tensor, k: Tensor, v: Tensor, scale: float, buffer: Tensor, y: Tensor, total: Tensor) -> None:
+    """Sums of one block of queries, whose logits are small: their powers need no shift to stay in range."""
     for j in _parts(k.shape[1]):
-        s = _tile(buffer, q, k[:, j])
-        torch.baddbmm(s, q, k[:, j].transpose(1, 2), beta=0, alpha=scale, out=s)
-        largest = s.amax(-1, keepdim=True).clamp_min_(least)  # of logits that are all -inf there is none
-        if top is None or total is None:
-            top = largest
-            total = s.sub_(top).exp2_().sum(-1, keepdim=True)
-            torch.bmm(s, v[:, j], out=y)
-            continue
-        largest = torch.maximum(largest, top)
-        shrink = top.sub_(largest).exp2_()
-        top = largest
-        total.mul_(shrink).add_(s.sub_(top).exp2_().sum(-1, keepdim=True))
-        y.mul_(shrink).baddbmm_(s, v[:, j])
-    assert top is not None
-    assert total is not None
-    y.div_(total)
-    torch.add(top, total.log2_(), out=lse)
+        s = _logits(buffer, q, k[:, j], scale).exp2_()
+        total.add_(s.sum(-1, keepdim=True))
+        y.baddbmm_(s, v[:, j])
+
+
+def _add(s: Tensor, v: Tensor, y: Tensor, total: Tensor, top: Tensor) -> None:
+    """What one tile of logits adds to the sums of its queries, all below powers of their largest logit so far."""
+    largest = torch.maximum(s.amax(-1, keepdim=True), top)
+    shrink = (top - largest).exp2_()
+    top.copy_(largest)
+    total.mul_(shrink).add_(s.sub_(largest).exp2_().sum(-1, keepdim=True))
+    y.mul_(shrink).baddbmm_(s, v)
 
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """``(G, N, D), (G, M, D), (G, M, E) -> (G, N, E)``, and the log-sum-exps to the base 2, ``(G, N, 1)``.
+    """``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``, and the log-sum-exps ``(B, h, N, 1)``.
 
-    Without k the queries are the keys.
+    These are to the base 2. Without k the queries are the keys.
     """
-    scale = scale * LOG2_E
+    images, scale = q.shape[:2], scale * LOG2_E
+    q, k, v = q.flatten(0, 1), None if k is None else k.flatten(0, 1), v.flatten(0, 1)
+    y, total = q.new_zeros(*q.shape[:2], v.shape[2]), q.new_zeros(*q.shape[:2], 1)
+    top = torch.full_like(total, torch.finfo(q.dtype).min)  # of logits that are all -inf there is none
     if k is None:
-        return _symmetric(q, v, scale)
-    (G, N), M = q.shape[:2], k.shape[1]
-    y, lse = q.new_empty(G, N, v.shape[2]), q.new_empty(G, N, 1)
+        _symmetric(q, v, scale, y, total, top)
+    else:
+        _of_keys(q, k, v, scale, y, total, top)
+    return y.div_(total).unflatten(0, images), total.log2_().add_(top).unflatten(0, images)
+
+
+def _of_keys(q: Tensor, k: Tensor, v: Tensor, scale: float, y: Tensor, total: Tensor, top: Tensor) -> None:
+    M = k.shape[1]
     buffer, largest = _buffer(q, M, 2), _largest_logits(q, k, scale)
     for at in _blocks(q, M, 2):
         if bool((largest[at] < SMALL).all()):
-            _small(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], lse[at])
-        else:
-            _shifted(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], lse[at])
-    return y, lse
+            top[at] = 0
+            _small(q[at], k[at[0]], v[at[0]], scale, buffer, y[at], total[at])
+            continue
+        for j in _parts(M):
+            _add(_logits(buffer, q[at], k[at[0], j], scale), v[at[0], j], y[at], total[at], top[at])
 
 
-def _symmetric(q: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    G, N = q.shape[:2]
-    y, total = q.new_zeros(G, N, v.shape[2]), q.new_zeros(G, N, 1)
-    top = torch.full_like(total, torch.finfo(q.dtype).min)
-    logits, copied = _buffer(q, N), _buffer(q, N)
+def _symmetric(q: Tensor, v: Tensor, scale: float, y: Tensor, total: Tensor, top: Tensor) -> None:
+    logits, copied = _buffer(q, q.shape[1]), _buffer(q, q.shape[1])
     for (heads, i), j, both in _pairs(q):
-        s = _tile(logits, q[heads, i], q[heads, j])
-        torch.baddbmm(s, q[heads, i], q[heads, j].transpose(1, 2), beta=0, alpha=scale, out=s)
+        s = _logits(logits, q[heads, i], q[heads, j], scale)
         if both:
             other = _tile(copied, s, q[heads, j]).copy_(s).transpose(1, 2)
-            _add(other, v[heads, i], y[heads, j], top[heads, j], total[heads, j])
-        _add(s, v[heads, j], y[heads, i], top[heads, i], total[heads, i])
-    return y.div_(total), total.log2_().add_(top)
+            _add(other, v[heads, i], y[heads, j], total[heads, j], top[heads, j])
+        _add(s, v[heads, j], y[heads, i], total[heads, i], top[heads, i])
 
 
 def _pairs(q: Tensor) -> Iterator[tuple[tuple[slice, slice], slice, bool]]:
@@ -146,15 +139,6 @@ def _pairs(q: Tensor) -> Iterator[tuple[tuple[slice, slice], slice, bool]]:
                 yield (heads, i), slice(start + j.start, start + j.stop), start == i.stop
 
 
-def _add(s: Tensor, v: Tensor, y: Tensor, top: Tensor, total: Tensor) -> None:
-    """What one tile of logits adds to the sums of its queries, all below powers of their largest logit so far."""
-    largest = torch.maximum(s.amax(-1, keepdim=True), top)
-    shrink = (top - largest).exp2_()
-    top.copy_(largest)
-    total.mul_(shrink).add_(s.sub_(largest).exp2_().sum(-1, keepdim=True))
-    y.mul_(shrink).baddbmm_(s, v)
-
-
 def backward(
     q: Tensor, k: Tensor | None, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
@@ -163,9 +147,18 @@ def backward(
     With P the weights and S the logits: dv = P^T dy, dP = dy v^T, dS = P (dP - dy . y), dq = dS k, dk = dS^T q. Without
     k the queries are the keys, and dq is (dS + dS^T) q.
     """
+    shapes = [q.shape, q.shape if k is None else k.shape, v.shape]
+    q, v, y, lse, dy = (t.flatten(0, 1) for t in (q, v, y, lse, dy))
     if k is None and wanted[0]:
-        return _symmetric_backward(q, v, y, lse, dy, scale)
-    k = q if k is None else k
+        found = _symmetric_backward(q, v, y, lse, dy, scale)
+    else:
+        found = _backward_of_keys(q, q if k is None else k.flatten(0, 1), v, y, lse, dy, scale, wanted)
+    return tuple(None if g is None else g.view(shape) for g, shape in zip(found, shapes))
+
+
+def _backward_of_keys(
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     M = k.shape[1]
     dq, dk, dv = (torch.zeros_like(t) if w else None for t, w in zip((q, k, v), wanted))
     weights, others = _buffer(q, M), _buffer(q, M)
@@ -199,8 +192,8 @@ def _symmetric_backward(
     buffers = [_buffer(q, q.shape[1]) for _ in range(3)]
     for (heads, i), j, both in _pairs(q):
         rows, columns = (heads, i), (heads, j)
-        p, ds, back = (_tile(buffer, q[rows], q[columns]) for buffer in buffers)
-        torch.baddbmm(p, q[rows], q[columns].transpose(1, 2), beta=0, alpha=scale * LOG2_E, out=p)
+        p = _logits(buffers[0], q[rows], q[columns], scale * LOG2_E)
+        ds, back = (_tile(buffer, q[rows], q[columns]) for buffer in buffers[1:])
         if both:  # the weights of the columns' queries, transposed
             torch.add(p, shift[columns].transpose(1, 2), out=back).exp2_()
             dv[rows].baddbmm_(back, dy[columns])
@@ -213,3 +206,18 @@ def _symmetric_backward(
         dq[rows].baddbmm_(ds, q[columns], alpha=scale)
         dq[columns].baddbmm_(ds.transpose(1, 2), q[rows], alpha=scale)
     return dq, None, dv
+
+
+def twice(
+    q: Tensor, k: Tensor | None, v: Tensor, dy: Tensor, scale: float, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by operations that can be differentiated again, with all weights."""
+
+    def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with without_autocast(q):
+            return (scale * q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    if k is None:
+        dq, dv = gradients(lambda q, v: definition(q, q, v), (q, v), wanted[::2], dy)
+        return dq, None, dv
+    return tuple(gradients(definition, (q, k, v), wanted, dy))

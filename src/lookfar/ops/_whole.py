@@ -4,14 +4,13 @@ Traced, a loop over tiles would be unrolled for one size. Exported programs do w
 is not installed.
 """
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lookfar.ops import _tiles
-from lookfar.ops._autograd import gradients, needs_graph
+from lookfar.ops._autograd import needs_graph
 
 
 @torch.library.custom_op(
@@ -25,8 +24,7 @@ def _attend(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tenso
     if _without_numbers(q, k, v):
         y, lse = _empty(q, k, v, scale)
         return y.zero_(), lse.zero_()
-    y, lse = _tiles.forward(q.flatten(0, 1), None if k is None else k.flatten(0, 1), v.flatten(0, 1), scale)
-    return y.unflatten(0, q.shape[:2]), lse.unflatten(0, q.shape[:2])
+    return _tiles.forward(q, k, v, scale)
 
 
 @_attend.register_fake
@@ -48,13 +46,10 @@ def _pull(
     q: Tensor, k: Tensor | None, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, scale: float, wanted: list[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k and v; nothing, ``(0,)``, for those that are not wanted."""
-    given = (q, k, v, y, lse, dy)
     if _without_numbers(q, k, v):
-        return tuple(t.zero_() for t in _empty_gradients(*given, scale, wanted))
-    flat: Any = (*(None if t is None else t.flatten(0, 1) for t in given), scale, tuple(wanted))
-    found = _tiles.backward(*flat)
-    empty = _empty_gradients(q, k, v, wanted)
-    return tuple(g.reshape(t.shape).contiguous() if w and g is not None else t for g, t, w in zip(found, empty, wanted))
+        return tuple(t.zero_() for t in _empty_gradients(q, k, v, wanted))
+    found = _tiles.backward(q, k, v, y, lse, dy, scale, tuple(wanted))
+    return tuple(g if w and g is not None else q.new_empty(0) for g, w in zip(found, wanted))
 
 
 @_pull.register_fake
@@ -72,17 +67,9 @@ def _backward_of(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     q, k, v, y, lse = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:3]
     if needs_graph():
-        f = functools.partial(_definition, ctx.scale)
-        if k is None:
-            dq, dv = gradients(lambda q, v: f(q, q, v), (q, v), wanted[::2], dy)
-            return dq, None, dv, None
-        return *gradients(f, (q, k, v), wanted, dy), None
+        return *_tiles.twice(q, k, v, dy, ctx.scale, wanted), None
     found = _pull(q, k, v, y, lse, dy, ctx.scale, list(wanted))
     return *(g if w else None for g, w in zip(found, wanted)), None
-
-
-def _definition(scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (scale * q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 _attend.register_autograd(_backward_of, setup_context=_keep)

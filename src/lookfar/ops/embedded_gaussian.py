@@ -126,28 +126,18 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> Tensor:
-        y, lse = _tiles.forward(*_heads(q, k, v), scale)
+        y, lse = _tiles.forward(q, k, v, scale)
         ctx.save_for_backward(q, k, v, y, lse)
         ctx.scale = scale
-        return y.unflatten(0, q.shape[:2]).clone()  # the caller may change it in place
+        return y.clone()  # the caller may change it in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, y, lse = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if needs_graph():
-            f = functools.partial(embedded_gaussian_reference, scale=ctx.scale)
-            if k is None:
-                dq, dv = gradients(lambda q, v: f(q, q, v), (q, v), wanted[::2], grads[0])
-                return dq, None, dv, None
-            return *gradients(f, (q, k, v), wanted, grads[0]), None
-        found = _tiles.backward(*_heads(q, k, v), y, lse, grads[0].flatten(0, 1), ctx.scale, wanted)
-        return *(None if g is None else g.view(t.shape) for g, t in zip(found, (q, k, v))), None
-
-
-def _heads(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Those of all images, in one axis."""
-    return q.flatten(0, 1), None if k is None else k.flatten(0, 1), v.flatten(0, 1)
+            return *_tiles.twice(q, k, v, grads[0], ctx.scale, wanted), None
+        return *_tiles.backward(q, k, v, y, lse, grads[0], ctx.scale, wanted), None
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -158,8 +148,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     keys = None if k is q else k
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
         return _Tiled.apply(q, keys, v, scale)  # type: ignore[return-value]
-    y, _ = _tiles.forward(*_heads(q, keys, v), scale)
-    return y.unflatten(0, q.shape[:2])
+    return _tiles.forward(q, keys, v, scale)[0]
 
 
 def _tiles_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
