@@ -98,12 +98,14 @@ def compare(text: str, size: tuple[int, int], *, backward: bool, device: str, ro
 
 
 def machine(device: str) -> str:
-    """What the numbers were measured on."""
+    """What the numbers were measured on: the processor and what it can do, as its name may not tell."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    half = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}, with{'' if half else 'out'} bfloat16)"
 
 
 def measured(text: str, size: tuple[int, int], *, backward: bool, device: str, rounds: int) -> Row:

@@ -6,8 +6,8 @@
 A pair is measured only after both had the same weights, the same output and the same gradient of the input. They are
 timed in turn, round by round, by the processor time of one thread (with two threads by the clock on the wall), with
 cold caches; the ratio of each round is peer / ours, so above 1 is ours. Every row is written as it is measured, to
-benchmarks/results/DEVICE.json and docs/performance.md, and a second run adds what is missing; ``--again`` measures
-anew what is chosen.
+benchmarks/results/DEVICE.json and docs/performance.md, and a second run adds what this machine has not measured;
+``--again`` measures anew what is chosen. Rows of other machines stay, under titles that name them.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def measure(pair: Pair, size: tuple[int, ...], channels: int, backward: bool, mo
         "channels": channels,
         "passes": "both" if backward else "forward",
         "mode": mode,
+        "machine": machine(device),
         "ms": times["ours"],
         "peer_ms": times["peer"],
         "mb": memory[0] / 1e6,
@@ -162,7 +163,7 @@ def rows(
             passes = "both" if backward else "forward"
             if len(size) != pair.dims or not fits(pair, size, backward):
                 continue
-            if (pair.ours, pair.peer, *size, channels, passes, mode) in known:
+            if (pair.ours, pair.peer, *size, channels, passes, mode, machine(device)) in known:
                 continue
             if pair.missing:
                 print(f"{pair.ours}: {pair.missing} is not installed", flush=True)
@@ -189,12 +190,16 @@ def _times(size: Any) -> str:
     return "×".join(map(str, size))
 
 
-def document(found: list[Any], head: str) -> str:
-    """docs/performance.md."""
+def document(found: list[Any], head: str, here_on: str) -> str:
+    """docs/performance.md, rows of ``here_on`` first."""
     parts, below, missing = [], [], []
-    for (mode, about), (size, channels) in itertools.product(MODES.items(), SIZES):
+    machines = [here_on, *sorted({row["machine"] for row in found} - {here_on})]
+    for on, (mode, about), (size, channels) in itertools.product(machines, MODES.items(), SIZES):
+        if on != here_on:
+            about = f"{about}, on {on}"
         title = f"## {_times(size)}, {channels} channels, {about}"
-        here = [r for r in found if (r["size"], r["channels"], r["mode"]) == ([*size], channels, mode)]
+        key = [*size], channels, mode, on
+        here = [r for r in found if (r["size"], r["channels"], r["mode"], r["machine"]) == key]
         lines = []
         for row in here:
             r, memory = ratios(row), row["peer_mb"] / row["mb"]
@@ -211,7 +216,7 @@ def document(found: list[Any], head: str) -> str:
         columns = ["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"]
         if lines:
             parts.append(f"{title}\n\n{markdown_table(columns, lines)}")
-        else:
+        elif on == here_on:
             missing.append(f"- {title.removeprefix('## ')}")
     parts += ["\n\n".join(["## Not measured yet", "\n".join(missing)])] if missing else []
     ends = "\n".join(line.rstrip() for line in below) or "None."
@@ -275,7 +280,7 @@ def main() -> None:
         parser.error(f"no size {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(n for n, _ in named))}")
     sizes = [size for size, (name, channels) in zip(SIZES, named) if {name, f"{name}@{channels}"} & wanted]
     file = ROOT / f"benchmarks/results/{args.device}.json"
-    found = {_key(row): row for row in stored(file, args.device)}
+    found = {_key(row): row for row in stored(file)}
     known = set() if args.again or args.dry else {*found}
     for row in rows(chosen, sizes, args.modes.split(","), known, args.device):
         found[_key(row)] = row
@@ -285,14 +290,14 @@ def main() -> None:
         write(file, list(found.values()), args)
 
 
-def stored(file: Path, device: str) -> list[Any]:
-    """Rows of runs before on this machine."""
+def stored(file: Path) -> list[Any]:
+    """Rows of runs before with this version of torch."""
     if not file.exists():
         return []
     old = json.loads(file.read_text())
-    if (old["machine"], old["torch"]) != (machine(device), torch.__version__):
-        raise SystemExit(f"{file} is of {old['machine']}, torch {old['torch']}: move it away to measure here")
-    return [{"mode": "float32", **row} for row in old["rows"]]
+    if old["torch"] != torch.__version__:
+        raise SystemExit(f"{file} is of torch {old['torch']}: move it away to measure here")
+    return old["rows"]
 
 
 def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
@@ -300,13 +305,14 @@ def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
     order = [pair.ours + pair.peer for pair in PAIRS]
     found = [row for row in found if row["ours"] + row["peer"] in order]
     found.sort(key=lambda row: order.index(row["ours"] + row["peer"]))
-    file.write_text(json.dumps({"machine": machine(args.device), "torch": torch.__version__, "rows": found}) + "\n")
+    file.write_text(json.dumps({"torch": torch.__version__, "rows": found}) + "\n")
     if args.device == "cpu":
-        (ROOT / "docs/performance.md").write_text(document(found, heading(args)), encoding="utf-8")
+        page = document(found, heading(args), machine(args.device))
+        (ROOT / "docs/performance.md").write_text(page, encoding="utf-8")
 
 
 def _key(row: Any) -> tuple[Any, ...]:
-    return row["ours"], row["peer"], *row["size"], row["channels"], row["passes"], row["mode"]
+    return row["ours"], row["peer"], *row["size"], row["channels"], row["passes"], row["mode"], row["machine"]
 
 
 if __name__ == "__main__":
