@@ -16,8 +16,7 @@ import warnings
 from typing import Any
 
 import torch
-from blocks import machine
-from kept import command, fill
+from kept import command, fill, machines
 from torch import Tensor, nn
 
 from lookfar._drawing import randomise
@@ -103,7 +102,7 @@ def line(row: Any) -> tuple[Any, ...]:
 def section(rows: list[Any]) -> str:
     headers = ["block", "passes", "eager ms", "time", "range", "eager MB", "memory", "s to compile"]
     return (
-        f"`python benchmarks/compiled.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, maps of "
+        f"`python benchmarks/compiled.py`: {machines(rows)}, one thread, torch {torch.__version__}, float32, maps of "
         f"{SIZE[0]}×{SIZE[1]} with {CHANNELS} channels, default options: one in evaluation (forward), two in training "
         f"(both).\n\n{markdown_table(headers, [line(row) for row in rows])}"
     )

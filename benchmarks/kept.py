@@ -66,27 +66,31 @@ def fill(
         keep: Whether they are written; else all that is wanted is measured and printed.
     """
     file = ROOT / f"benchmarks/results/{name}-cpu.json"
-    found = {tuple(row["key"]): row for row in _stored(file)} if keep else {}
+    found = {tuple(row["key"]): row for row in stored(file)} if keep else {}
     for key in wanted:
-        if key in found and not again:
+        if key in found and found[key]["machine"] == machine("cpu") and not again:
             continue
-        found[key] = {"key": key, **measure(*key)}
+        found[key] = {"key": key, "machine": machine("cpu"), **measure(*key)}
         print(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in line(found[key])), flush=True)
         if keep:
             rows = [found[one] for one in sorted(found, key=order)]
-            head = {"machine": machine("cpu"), "torch": torch.__version__}
-            file.write_text(json.dumps({**head, "rows": rows}) + "\n")
+            file.write_text(json.dumps({"torch": torch.__version__, "rows": rows}) + "\n")
             _place(name, section(rows))
 
 
-def _stored(file: Path) -> Sequence[Any]:
-    """Rows of runs before on this machine; none where there is no file."""
+def stored(file: Path) -> Sequence[Any]:
+    """Rows of runs before with this version of torch; none where there is no file."""
     if not file.exists():
         return []
     old = json.loads(file.read_text())
-    if (old["machine"], old["torch"]) != (machine("cpu"), torch.__version__):
-        raise SystemExit(f"{file} is of {old['machine']}, torch {old['torch']}: move it away to measure here")
+    if old["torch"] != torch.__version__:
+        raise SystemExit(f"{file} is of torch {old['torch']}: move it away to measure here")
     return old["rows"]
+
+
+def machines(rows: Sequence[Any]) -> str:
+    """What the rows were measured on."""
+    return " and ".join(sorted({row["machine"] for row in rows}))
 
 
 def _place(name: str, text: str) -> None:

@@ -18,8 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from blocks import machine
-from kept import ROOT, command, fill
+from kept import ROOT, command, fill, machines
 from peers import ratios
 from torch import Tensor, nn
 
@@ -94,7 +93,7 @@ def line(row: Any) -> tuple[Any, ...]:
 def section(rows: list[Any]) -> str:
     headers = ["network", "images / s", "time", "range", "MB", "memory"]
     return (
-        f"`python benchmarks/networks.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, one image "
+        f"`python benchmarks/networks.py`: {machines(rows)}, one thread, torch {torch.__version__}, float32, one image "
         f"of {SIZE[0]}×{SIZE[1]}, {CLASSES} classes, evaluation, {ROUNDS} rounds in turn.\n\n"
         f"{markdown_table(headers, [line(row) for row in rows])}"
     )

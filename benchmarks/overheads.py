@@ -16,8 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from blocks import machine
-from kept import fill_by_block, in_turn
+from kept import fill_by_block, in_turn, machines
 from torch.overrides import TorchFunctionMode
 
 from lookfar._drawing import randomise
@@ -77,7 +76,7 @@ def line(row: Any) -> tuple[Any, ...]:
 def section(rows: list[Any]) -> str:
     headers = ["block", "calls of torch", "µs", "floor, µs", "above it, µs", "ratio"]
     return (
-        f"`python benchmarks/overheads.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, a map of "
+        f"`python benchmarks/overheads.py`: {machines(rows)}, one thread, torch {torch.__version__}, float32, a map of "
         f"{SIZE[0]}×{SIZE[1]} with {CHANNELS} channels, default options, evaluation.\n\n"
         f"{markdown_table(headers, [line(row) for row in rows])}"
     )

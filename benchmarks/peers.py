@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import in_turn
+from kept import in_turn, stored
 from pairs import HALF, PAIRS, WHY, Pair
 from torch import Tensor, nn
 
@@ -288,16 +288,6 @@ def main() -> None:
             write(file, list(found.values()), args)
     if not args.dry:
         write(file, list(found.values()), args)
-
-
-def stored(file: Path) -> list[Any]:
-    """Rows of runs before with this version of torch."""
-    if not file.exists():
-        return []
-    old = json.loads(file.read_text())
-    if old["torch"] != torch.__version__:
-        raise SystemExit(f"{file} is of torch {old['torch']}: move it away to measure here")
-    return old["rows"]
 
 
 def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:

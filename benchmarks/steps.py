@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from blocks import machine
-from kept import fill_by_block, in_turn
+from kept import fill_by_block, in_turn, machines
 
 from lookfar._tables import markdown_table
 from lookfar.blocks import list_blocks
@@ -71,7 +70,7 @@ def line(row: Any) -> tuple[Any, ...]:
 
 def section(rows: list[Any]) -> str:
     return (
-        f"`python benchmarks/steps.py`: {machine('cpu')}, one thread, torch {torch.__version__}, float32, the host "
+        f"`python benchmarks/steps.py`: {machines(rows)}, one thread, torch {torch.__version__}, float32, the host "
         f"`small` on `scenes:lookup`, default options, {ROUNDS} rounds in turn.\n\n"
         f"{markdown_table(['block', 'ms without', 'ms with', 'ratio', 'range'], [line(row) for row in rows])}"
     )
