@@ -5,6 +5,7 @@ least; widths count the last pixel; a distance is divided by the width of the bo
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from typing_extensions import Unpack
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Placement, ReadLinear, normal_, zero_
-from lookfar.ops._blockwise import over_queries
+from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
 
@@ -123,7 +124,9 @@ class Relation(nn.Module):
             own = _placed(boxes, images)[:, None].expand(-1, self.heads, -1, -1)
             wide = torch.cat([q, own.to(q.dtype)], -1)
             others = own[:, 0, : k.shape[2]].to(q.dtype)
-            y = over_queries(self._attended, wide, k, v, others, keys=k.shape[2] * (1 + self.position_channels))
+            gate = () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
+            E = self.position_channels
+            y = over_queries(_attended, wide, k, v, others, *gate, keys=k.shape[2] * (1 + E), sizes=[E])
         return x + merge_heads(y).to(x.dtype)
 
     def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None, images: Tensor | None = None) -> Tensor:
@@ -131,7 +134,8 @@ class Relation(nn.Module):
         with without_autocast(x):
             q, k, _ = self._projected(x, keys)
             boxes = _placed(boxes, images).to(q.dtype)
-            return self._weights(q, k, boxes, boxes[:, : k.shape[2]])
+            gate = () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
+            return _weights(q, k, boxes, boxes[:, : k.shape[2]], *gate, self.position_channels)
 
     def _projected(self, x: Tensor, keys: int | None) -> tuple[Tensor, Tensor, Tensor]:
         seen = x if keys is None else x[:, :keys]
@@ -143,21 +147,25 @@ class Relation(nn.Module):
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         return split_heads(nn.functional.linear(widened(x), widened(layer.weight), widened(layer.bias)), self.heads)
 
-    def _attended(self, wide: Tensor, k: Tensor, v: Tensor, others: Tensor) -> Tensor:
-        q, own = wide.tensor_split([k.shape[3]], 3)
-        return self._weights(q, k, own[:, 0], others) @ v
 
-    def _weights(self, q: Tensor, k: Tensor, own: Tensor, others: Tensor) -> Tensor:
-        logits = q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)
-        if self.gate is not None:
-            found = embedding(own[..., :4], others[..., :4], self.position_channels)
-            gate = nn.functional.linear(found, widened(self.gate.weight), widened(self.gate.bias)).relu()
-            logits = logits + gate.clamp_min(1e-6).log().permute(0, 3, 1, 2)
-        if own.shape[-1] == 4:
-            return logits.softmax(3)
-        together = (own[:, :, None, 4] == others[:, None, :, 4])[:, None]
-        # a region whose image has no key takes nothing
-        return logits.masked_fill(~together, torch.finfo(logits.dtype).min).softmax(3) * together
+@whole(lambda wide, k, v, *_: (*wide.shape[:3], v.shape[3]))
+def _attended(wide: Tensor, k: Tensor, v: Tensor, others: Tensor, *gate: Any) -> Tensor:
+    q, own = wide.tensor_split([k.shape[3]], 3)
+    return _weights(q, k, own[:, 0], others, *gate) @ v
+
+
+def _weights(q: Tensor, k: Tensor, own: Tensor, others: Tensor, *gate: Any) -> Tensor:
+    """``gate``: weight and bias where boxes gate, then E."""
+    *linear, E = gate
+    logits = q.shape[-1] ** -0.5 * q @ k.transpose(2, 3)
+    if linear:
+        gates = nn.functional.linear(embedding(own[..., :4], others[..., :4], E), *linear).relu()
+        logits = logits + gates.clamp_min(1e-6).log().permute(0, 3, 1, 2)
+    if own.shape[-1] == 4:
+        return logits.softmax(3)
+    together = (own[:, :, None, 4] == others[:, None, :, 4])[:, None]
+    # a region whose image has no key takes nothing
+    return logits.masked_fill(~together, torch.finfo(logits.dtype).min).softmax(3) * together
 
 
 def _placed(boxes: Tensor, images: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import traced
-from lookfar.ops._blockwise import over_queries
+from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._checked import choice
 
 RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
@@ -56,12 +56,13 @@ def summed(q: Tensor, k: Tensor, v: Tensor, normalization: str, *, scale: float 
 
     Shape: ``(..., Q, D), (..., M, D), (..., M, E) -> (..., Q, E + 1)``
     """
+    return over_queries(_summed, scale * q, k, v, keys=k.shape[-2], words=[normalization])
 
-    def some(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        w, d = terms(scale * q @ k.transpose(-2, -1), normalization)
-        return torch.cat([w @ v, d.sum(-1, keepdim=True)], -1)
 
-    return over_queries(some, q, k, v, keys=k.shape[-2])
+@whole(lambda q, k, v, *_: (*q.shape[:-1], v.shape[-1] + 1))
+def _summed(q: Tensor, k: Tensor, v: Tensor, normalization: str) -> Tensor:
+    w, d = terms(q @ k.transpose(-2, -1), normalization)
+    return torch.cat([w @ v, d.sum(-1, keepdim=True)], -1)
 
 
 def divided(y: Tensor, divisor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops import _tiles
-from lookfar.ops._blockwise import log_sum_exp, over_queries
+from lookfar.ops._blockwise import log_sum_exp, over_queries, whole
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
@@ -118,8 +118,10 @@ def attention(
                 F.pad(scale * q, (0, 1), value=1.0), torch.cat([biased, nothing], -2), F.pad(v32, (0, 0, 0, 1))
             )
         else:
-            y = over_queries(
-                lambda q, k, v: attention_weights(q, k, scale=scale, normalization=normalization) @ v,
-                q, k, v32, keys=k.shape[-2],
-            )  # fmt: skip
+            y = over_queries(_mixed, scale * q, k, v32, keys=k.shape[-2], words=[normalization])
     return y.to(v.dtype)
+
+
+@whole(lambda q, k, v, *_: (*q.shape[:-1], v.shape[-1]))
+def _mixed(q: Tensor, k: Tensor, v: Tensor, normalization: Normalization) -> Tensor:
+    return attention_weights(q, k, normalization=normalization) @ v

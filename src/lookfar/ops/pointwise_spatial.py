@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import recomputed, traced
-from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries
+from lookfar.ops._autograd import compiled_here, recomputed, traced
+from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries, whole
 from lookfar.ops._checked import choice
 from lookfar.ops._precision import widened, without_autocast
 
@@ -177,22 +177,26 @@ def pointwise_spatial(
     """
     _check(a, m, v, direction, normalization)
     B, D, H, W = a.shape
-    collect = direction == "collect"
     with without_autocast(a):
         a, offsets, values = widened(a), _offsets(widened(m), H, W), widened(v)
-        if traced() or BUDGET.get(a.device.type, BUDGET_ELSEWHERE) >= 4 * B * (H * W) ** 2:
+        exported = traced() and not compiled_here()
+        if exported or BUDGET.get(a.device.type, BUDGET_ELSEWHERE) >= 4 * B * (H * W) ** 2:
             weights = _weights(_all_logits(a, offsets, direction), normalization)
             y = (weights @ values.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (H, W))
         else:
-
-            def some(target: Tensor, at: Tensor, a: Tensor, offsets: Tensor, v: Tensor) -> Tensor:
-                found = [
-                    _row(target[:, :, n] if collect else a, offsets, v, y, direction, normalization)
-                    for n, y in enumerate(map(int, at.flatten()))  # tolist fails under torch.func on torch 2.8
-                ]
-                return torch.stack(found, 1).permute(0, 3, 1, 2)  # (B, E, rows, W)
-
             at = torch.arange(H)[:, None]
             numbers = -(-2 * W * H * W // max(D, 1))  # logits of a row of targets, per channel of a
-            y = over_queries(some, (a, at), a, offsets, values, keys=numbers)
+            y = over_queries(_some, (a, at), a, offsets, values, keys=numbers, words=[direction, normalization])
     return y.to(v.dtype)
+
+
+@whole(lambda target, at, a, offsets, v: v.shape)
+def _some(
+    target: Tensor, at: Tensor, a: Tensor, offsets: Tensor, v: Tensor, direction: str, normalization: str
+) -> Tensor:
+    """The rows ``at`` of targets, ``(B, E, rows, W)``."""
+    found = [
+        _row(target[:, :, n] if direction == "collect" else a, offsets, v, y, direction, normalization)
+        for n, y in enumerate(map(int, at.flatten()))  # tolist fails under torch.func on torch 2.8
+    ]
+    return torch.stack(found, 1).permute(0, 3, 1, 2)

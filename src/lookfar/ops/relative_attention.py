@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._blockwise import over_queries
+from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
@@ -116,11 +116,15 @@ def relative_attention(
     with without_autocast(q):
         q, k, v, rows, columns = (widened(t) for t in (q, k, v, rows, columns))
         at = torch.arange(q.shape[-2], device=q.device)[:, None]
+        inputs = (q, at), k, v, rows, columns
+        return over_queries(_some, *inputs, keys=q.shape[-2], sizes=size, words=[normalization]).to(dtype)
 
-        def some(q: Tensor, at: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-            return normalised(_logits(q, k, rows, columns, at[:, 0], size), normalization) @ v
 
-        return over_queries(some, (q, at), k, v, rows, columns, keys=q.shape[-2]).to(dtype)
+@whole(lambda q, at, k, v, *_: (*q.shape[:-1], v.shape[-1]))
+def _some(
+    q: Tensor, at: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, H: int, W: int, normalization: str
+) -> Tensor:
+    return normalised(_logits(q, k, rows, columns, at[:, 0], (H, W)), normalization) @ v
 
 
 def _check(

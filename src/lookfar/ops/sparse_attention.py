@@ -201,7 +201,7 @@ def _atrous(
         if normalization != "softmax":
             parts = summed(queries, keys, values, normalization, scale=scale)
         elif with_divisor:
-            parts = torch.cat(attention_with_lse(queries, keys, values, scale=scale), -1)
+            parts = attention_with_lse(queries, keys, values, scale=scale)
         else:
             parts = embedded_gaussian(queries, keys, values, scale=scale)  # (B phases, h, P, E)
         found.append(parts.unflatten(0, (-1, len(at)) if len(parts) else (0, len(at))).transpose(1, 2).flatten(2, 3))
