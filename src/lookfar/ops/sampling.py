@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import gradients, has_tangent, needs_graph, traced, under_transform
+from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
@@ -106,10 +106,19 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
         if has_tangent(wide, points) or (not traced() and under_transform()):
             y = _corner_by_corner(wide, points)
         else:
-            lost = points.isnan().any(-1)[:, None]  # grid_sample reads these at -1
-            read: Any = F.grid_sample(wide, points, align_corners=True) if traced() else _Read.apply(wide, points)
-            y = read.masked_fill(lost, torch.nan)
+            at_once = compiled_here() and x.is_cpu
+            read: Any = _read if at_once else _grid_sample if traced() else _Read.apply
+            y = read(wide, points)
         return match_format(y.to(x.dtype), x)
+
+
+def _lost(points: Tensor) -> Tensor:
+    return points.isnan().any(-1)[:, None]
+
+
+def _grid_sample(x: Tensor, points: Tensor) -> Tensor:
+    """``grid_sample``, but NaN where a place is: it reads these at -1."""
+    return F.grid_sample(x, points, align_corners=True).masked_fill(_lost(points), torch.nan)
 
 
 class _Read(torch.autograd.Function):
@@ -118,14 +127,33 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, points: Tensor) -> Tensor:
         ctx.save_for_backward(x, points)
-        return F.grid_sample(x, points, align_corners=True)
+        return _grid_sample(x, points)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        grad = grads[0].masked_fill(_lost(saved[1]), 0)
         if needs_graph():
-            return tuple(gradients(_corner_by_corner, saved, wanted, grads[0]))
-        return torch.ops.aten.grid_sampler_2d_backward(grads[0], *saved, 0, 0, True, wanted)  # bilinear, zeros outside
+            return tuple(gradients(_corner_by_corner, saved, wanted, grad))
+        return torch.ops.aten.grid_sampler_2d_backward(grad, *saved, 0, 0, True, wanted)  # bilinear, zeros outside
+
+
+@torch.library.custom_op("lookfar::read", mutates_args=(), schema="(Tensor x, Tensor points) -> Tensor")
+def _read(x: Tensor, points: Tensor) -> Tensor:
+    """The same in compiled programs, which on a CPU would ask of every channel whether a place is lost."""
+    return _grid_sample(x, points).contiguous()
+
+
+@_read.register_fake
+def _empty(x: Tensor, points: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], *points.shape[1:3]))
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_read.register_autograd(_Read.backward, setup_context=_keep)
 
 
 def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
