@@ -9,6 +9,7 @@ benchmarks/results/compiled-cpu.json and docs/speed.md; a second run adds what i
 what is chosen.
 """
 
+import copy
 import itertools
 import statistics
 import time
@@ -54,23 +55,31 @@ def same(modules: dict[str, nn.Module], x: Tensor, backward: bool) -> float:
     """Seconds that compiling took.
 
     Raises:
-        AssertionError: The two differ in the output or in the gradient of the input.
+        AssertionError: The two differ in the output or in the gradient of the input, by more than float32 explains.
     """
-    found, begin = [], 0.0
-    for module in modules.values():
-        begin = time.perf_counter()
-        torch.manual_seed(1)
-        at = x.clone().requires_grad_(backward)
-        with torch.set_grad_enabled(backward):
-            y = module(at)
-            if backward:
-                pull([y]).backward()
-        found.append([y.detach(), *([] if at.grad is None else [at.grad])])
-    took = time.perf_counter() - begin
-    for got, want in zip(found[1], found[0]):
-        off = ((got - want).abs().max() / want.abs().max().clamp_min(1e-9)).item()
-        assert off < 1e-3, f"off by {off:.1e}"
+    exact = copy.deepcopy(modules["eager"]).double()
+    eager, begin = _found(modules["eager"], x, backward), time.perf_counter()
+    compiled, took = _found(modules["compiled"], x, backward), time.perf_counter() - begin
+    if max(map(_off, compiled, eager)) > 1e-3:  # random parameters can make a block that sharp
+        want = _found(exact, x.double(), backward)
+        for got, usual, right in zip(compiled, eager, want):
+            off, allowed = _off(got, right), 4 * _off(usual, right)
+            assert off < max(allowed, 1e-3), f"off by {off:.1e}, eager a quarter of {allowed:.1e}"
     return took
+
+
+def _found(module: nn.Module, x: Tensor, backward: bool) -> list[Tensor]:
+    torch.manual_seed(1)
+    at = x.clone().requires_grad_(backward)
+    with torch.set_grad_enabled(backward):
+        y = module(at)
+        if backward:
+            pull([y]).backward()
+    return [y.detach(), *([] if at.grad is None else [at.grad])]
+
+
+def _off(got: Tensor, want: Tensor) -> float:
+    return ((got - want).abs().max() / want.abs().max().clamp_min(1e-9)).item()
 
 
 def measure(name: str, backward: bool, backend: str = "inductor") -> Any:

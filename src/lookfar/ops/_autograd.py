@@ -79,7 +79,7 @@ def gradients(
         fresh = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted)]
         y = f(*fresh)
     sources = [t for t, w in zip(fresh, wanted) if w]
-    found = iter(torch.autograd.grad(y, sources, grad.to(y.dtype), create_graph=again))
+    found = iter(torch.autograd.grad(y, sources, grad.to(y.dtype), create_graph=again, materialize_grads=True))
     return [next(found) if w else None for w in wanted]
 
 
