@@ -47,7 +47,7 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_loop_is_one_operation_of_a_compiled_program(name, backend, dynamic):
     f, inputs = case(name)
-    assert "lookfar.over_queries" in compiled_graph(f, *inputs, dynamic=dynamic)
+    assert "lookfar.loop" in compiled_graph(f, *inputs, dynamic=dynamic)
     fast = torch.compile(f, fullgraph=True, dynamic=dynamic, backend=backend)
     names = " ".join(LOOPS[name][1])
     assert_same_with_grads(fast, f, *inputs, names=names)

@@ -4,38 +4,38 @@ For what fused kernels can't do: float64 on CUDA, other normalisations than soft
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, gradients, needs_graph, recomputed, traced
+from lookfar.ops._autograd import compiled_here, recomputed, traced
+from lookfar.ops._loops import Loop
 from lookfar.ops._precision import widened, without_autocast
 
 # logits held at a time, over batch and heads: 4 MiB in float32 on a CPU; a GPU needs larger launches
 BUDGET = {"cpu": 2**20}
 BUDGET_ELSEWHERE = 2**25
 
-Shape = Callable[..., Sequence[int]]
-_WHOLE: dict[str, tuple[Callable[..., Tensor], Shape]] = {}
 
-
-def whole(shape: Shape) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """A function of a module for :func:`over_queries`, whose loop compiled programs call as one operation.
-
-    Traced, it would be unrolled for one size. Exported programs do without: they are loaded where lookfar is not
-    installed.
+def whole(shape: Callable[..., Sequence[int]]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Of a function of a module: compiled programs then call :func:`over_queries` of it as one operation.
 
     Args:
         shape: Of the result, from the same tensors; its type is that of the first.
     """
 
-    def named(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        f.whole = f"{f.__module__}.{f.__qualname__}"  # type: ignore[attr-defined]
-        _WHOLE[f.whole] = f, shape  # type: ignore[attr-defined]
+    def with_loop(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(given: Sequence[Tensor], sizes: Sequence[int], words: Sequence[str]) -> Tensor:
+            n, keys, *sizes = sizes
+            return over_queries(f, tuple(given[:n]), *given[n:], keys=keys, sizes=sizes, words=words)
+
+        name = f"{f.__module__}.{f.__qualname__}"
+        f.loop = Loop(name, forward, partial(_pull, f), forward, shape)  # type: ignore[attr-defined]
         return f
 
-    return named
+    return with_loop
 
 
 def over_queries(
@@ -70,8 +70,8 @@ def over_queries(
     queries = (queries,) if isinstance(queries, Tensor) else queries
     given = *others, *sizes, *words
     if traced():
-        if hasattr(f, "whole") and compiled_here():
-            return _loop(f.whole, queries, others, keys, sizes, words)
+        if hasattr(f, "loop") and compiled_here():
+            return f.loop((*queries, *others), [len(queries), keys, *sizes], words)  # type: ignore[attr-defined]
         return f(*queries, *given)
     rows = _rows(queries[0], keys)
     if rows >= queries[0].shape[-2]:
@@ -88,91 +88,33 @@ def _rows(q: Tensor, keys: int) -> int:
     return max(budget // max(keys * q.shape[:-2].numel(), 1), 1)
 
 
-@torch.library.custom_op(
-    "lookfar::over_queries",
-    mutates_args=(),
-    schema="(str name, Tensor[] queries, Tensor[] others, SymInt keys, SymInt[] sizes, str[] words) -> Tensor",
-)
-def _loop(
-    name: str, queries: Sequence[Tensor], others: Sequence[Tensor], keys: int, sizes: Sequence[int],
-    words: Sequence[str],
-) -> Tensor:  # fmt: skip
-    """:func:`over_queries`, of a function's name."""
-    with without_autocast(queries[0]):
-        y = over_queries(_WHOLE[name][0], tuple(queries), *others, keys=keys, sizes=sizes, words=words)
-    return y.contiguous()  # as :func:`_empty` has it
-
-
-@_loop.register_fake
-def _empty(name: str, queries: Sequence[Tensor], others: Sequence[Tensor], *_: Any) -> Tensor:
-    return queries[0].new_empty(tuple(_WHOLE[name][1](*queries, *others)))
-
-
-@torch.library.custom_op(
-    "lookfar::over_queries_backward",
-    mutates_args=(),
-    schema="(str name, Tensor[] queries, Tensor[] others, SymInt keys, SymInt[] sizes, str[] words, Tensor dy,"
-    " bool[] wanted) -> Tensor[]",
-)
 def _pull(
-    name: str, queries: Sequence[Tensor], others: Sequence[Tensor], keys: int, sizes: Sequence[int],
-    words: Sequence[str], dy: Tensor, wanted: Sequence[bool],
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of queries and others, a block at a time; nothing, ``(0,)``, for those that are not wanted."""
-    f = _WHOLE[name][0]
-    found = _empty_gradients(name, queries, others, keys, sizes, words, dy, wanted)
-    n, rows = len(queries), _rows(queries[0], keys)
-    for g in found[n:]:
-        g.zero_()
+    f: Callable[..., Tensor],
+    given: Sequence[Tensor],
+    sizes: Sequence[int],
+    words: Sequence[str],
+    dy: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of queries and others, a block of queries at a time."""
+    n, keys, *sizes = sizes
+    rows, N = _rows(given[0], keys), given[0].shape[-2]
+    found = [torch.zeros_like(t, memory_format=torch.contiguous_format) if w else None for t, w in zip(given, wanted)]
     at = [i for i, w in enumerate(wanted) if w]
-    with without_autocast(queries[0]):
-        for begin in range(0, queries[0].shape[-2], rows):
-            block = [t.narrow(-2, begin, min(rows, t.shape[-2] - begin)) for t in queries]
-            inputs = [*block, *others]
+    for begin in range(0, N, rows):
+        some = slice(begin, min(begin + rows, N))
+        inputs = [t[..., some, :] if i < n else t for i, t in enumerate(given)]
 
-            def of_wanted(*given: Tensor, inputs: Sequence[Tensor] = inputs) -> Tensor:
-                chosen = dict(zip(at, given))
-                return f(*(chosen.get(i, t) for i, t in enumerate(inputs)), *sizes, *words)
+        def of_wanted(*chosen: Tensor, inputs: Sequence[Tensor] = inputs) -> Tensor:
+            known = dict(zip(at, chosen))
+            return f(*(known.get(i, t) for i, t in enumerate(inputs)), *sizes, *words)
 
-            _, pull = torch.func.vjp(of_wanted, *(inputs[i] for i in at))  # autograd is switched off in here
-            for i, g in zip(at, pull(dy.narrow(-2, begin, block[0].shape[-2]))):
-                if i < n:
-                    found[i].narrow(-2, begin, block[0].shape[-2]).copy_(g)
-                else:
-                    found[i].add_(g)
+        # by a transform, since autograd is switched off within an operation
+        _, pull, *_ = torch.func.vjp(of_wanted, *(inputs[i] for i in at))
+        for i, g in zip(at, pull(dy[..., some, :])):
+            to: Any = found[i]
+            (to[..., some, :] if i < n else to).add_(g)
     return found
-
-
-@_pull.register_fake
-def _empty_gradients(name: str, queries: Sequence[Tensor], others: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-    return [t.new_empty(t.shape if w else (0,)) for t, w in zip((*queries, *others), rest[-1])]
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.name, queries, others, *ctx.rest = inputs
-    ctx.n = len(queries)
-    ctx.save_for_backward(*queries, *others)
-
-
-def _backward_of(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    queries, others = ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
-    wanted = [*ctx.needs_input_grad[1], *ctx.needs_input_grad[2]]
-    if needs_graph():
-        keys, sizes, words = ctx.rest
-        f = _WHOLE[ctx.name][0]
-
-        def again(*given: Tensor) -> Tensor:
-            return over_queries(f, given[: ctx.n], *given[ctx.n :], keys=keys, sizes=sizes, words=words)
-
-        found = gradients(again, [*queries, *others], wanted, dy)
-    else:
-        found = _pull(ctx.name, queries, others, *ctx.rest, dy.contiguous(), wanted)
-        found = [g if w else None for g, w in zip(found, wanted)]
-    none = [None if listed else [] for listed in ctx.rest[1:]]  # torch takes an empty list for one of tensors
-    return None, found[: ctx.n], found[ctx.n :], None, *none
-
-
-_loop.register_autograd(_backward_of, setup_context=_keep)
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:

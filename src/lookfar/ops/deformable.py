@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._bilinear import (
     block_starts,
     blocks,
@@ -34,6 +34,7 @@ from lookfar.ops._bilinear import (
 )
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
+from lookfar.ops._loops import of_function
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
@@ -97,8 +98,11 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
             return match_format(y.flatten(1, 2).to(x.dtype), x)
         places = places_of(widened(offsets), dilation)
         w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
-        apply = _sum if for_graphs() or has_tangent(w, wide, *places) else _Sum.apply
-        y: Any = apply(w, rows_of(wide), *places, (H, W))
+        inputs = w, rows_of(wide), *places
+        if compiled_here():
+            return map_of(_SUM(inputs, (H, W)), x)
+        apply = _sum if for_graphs() or has_tangent(*inputs) else _Sum.apply
+        y: Any = apply(*inputs, (H, W))
     return map_of(y, x)
 
 
@@ -138,9 +142,11 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
     with without_autocast(x):
         matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
         places = places_of(widened(offsets), dilation)
-        rows = rows_of(widened(x))
-        apply = _convolution if for_graphs() or has_tangent(rows, matrices, *places) else _Convolution.apply
-        y: Any = apply(rows, matrices, *places, (x.shape[2], x.shape[3]))
+        inputs = rows_of(widened(x)), matrices, *places
+        if compiled_here():
+            return map_of(_CONVOLUTION(inputs, x.shape[2:]), x)
+        apply = _convolution if for_graphs() or has_tangent(*inputs) else _Convolution.apply
+        y: Any = apply(*inputs, (x.shape[2], x.shape[3]))
     return map_of(y, x)
 
 
@@ -282,6 +288,12 @@ class _Convolution(torch.autograd.Function):
                     gx.addmm_(given, matrix.T)
                     to.copy_(x.T @ given)
         return gx, gw, gr, gc, None
+
+
+_SUM = of_function("deformable_sum", _Sum, _sum, lambda w, x, *_: x.shape)
+_CONVOLUTION = of_function(
+    "deformable_convolution", _Convolution, _convolution, lambda x, weight, *_: (x.shape[0], weight.shape[2])
+)
 
 
 def _samples(x: Tensor, offsets: Tensor, dilation: int) -> Tensor:
