@@ -99,7 +99,7 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
         places = places_of(widened(offsets), dilation)
         w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
         inputs = w, rows_of(wide), *places
-        if compiled_here():
+        if _calls_the_loop(*inputs):
             return map_of(_SUM(inputs, (H, W)), x)
         apply = _sum if for_graphs() or has_tangent(*inputs) else _Sum.apply
         y: Any = apply(*inputs, (H, W))
@@ -143,7 +143,7 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
         matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
         places = places_of(widened(offsets), dilation)
         inputs = rows_of(widened(x)), matrices, *places
-        if compiled_here():
+        if _calls_the_loop(*inputs):
             return map_of(_CONVOLUTION(inputs, x.shape[2:]), x)
         apply = _convolution if for_graphs() or has_tangent(*inputs) else _Convolution.apply
         y: Any = apply(*inputs, (x.shape[2], x.shape[3]))
@@ -179,6 +179,11 @@ def deformable_rows(
         given = w * share[:, None]
         dense = dense.scatter_add(3, at[:, None].expand_as(given), given)
     return dense
+
+
+def _calls_the_loop(*inputs: Tensor) -> bool:
+    """Whether a compiled program calls the loop: without gradients to come its own form is faster."""
+    return compiled_here() and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
 def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
