@@ -19,6 +19,7 @@ from lookfar.ops import (
 )
 from lookfar.ops._blockwise import log_sum_exp, over_queries
 from lookfar.ops._normalization import summed
+from lookfar.ops._window import Window, similarities, weighted_sum
 from tests.ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph
 from tests.ops._every import PREDICTED, RELATIVE, TOKENS
 
@@ -32,6 +33,10 @@ LOOPS = {
     "relative, sigmoid": (partial(relative_attention, size=(2, 3), normalization="sigmoid"), RELATIVE),
     "collect": (partial(pointwise_spatial, direction="collect"), PREDICTED),
     "distribute": (partial(pointwise_spatial, direction="distribute", normalization="none"), PREDICTED),
+    "window's products": (partial(similarities, window=Window((3, 3))), {"q": (2, 3, 4), "k": (2, 3, 4)}),
+    "window's sums": (partial(weighted_sum, window=Window((3, 3))), {"w": (1, 9, 3, 4), "v": (2, 2, 3, 4)}),
+    "strided": (partial(weighted_sum, window=Window((3, 1), (2, 1), (1, 2))), {"w": (3, 2, 4), "v": (2, 4, 4)}),
+    "clamped": (partial(similarities, window=Window((3, 3), border="clamped")), {"q": (2, 3, 4), "k": (2, 3, 4)}),
     "deformable sum": (deformable_sum, {"w": (2, 9, 2, 3), "x": (4, 2, 3), "offsets": (18, 2, 3)}),
     "deformable convolution": (deformable_convolution, {"x": (4, 2, 3), "kernel": (2, 4, 3, 3), "offsets": (18, 2, 3)}),
 }

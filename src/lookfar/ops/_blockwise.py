@@ -32,7 +32,7 @@ def whole(shape: Callable[..., Sequence[int]]) -> Callable[[Callable[..., Tensor
             return over_queries(f, tuple(given[:n]), *given[n:], keys=keys, sizes=sizes, words=words)
 
         name = f"{f.__module__}.{f.__qualname__}"
-        f.loop = Loop(name, forward, partial(_pull, f), forward, shape)  # type: ignore[attr-defined]
+        f.loop = Loop(name, forward, partial(_pull, f), forward, lambda given, _: shape(*given))  # type: ignore[attr-defined]
         return f
 
     return with_loop

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import gradients, needs_graph
+from lookfar.ops._autograd import compiled_here, gradients, needs_graph
 from lookfar.ops._precision import without_autocast
 
 
@@ -25,7 +25,7 @@ class Loop:
         forward: ``(given, sizes, words) -> y``.
         backward: ``(given, sizes, words, dy, wanted) -> ``the gradient of each of ``given``, None where not wanted.
         plain: As ``forward``, in ordinary operations: its gradients have gradients.
-        shape: Of y, from ``given``; its type is that of the first.
+        shape: Of y, ``(given, sizes) -> shape``; its type is that of the first tensor.
     """
 
     name: str
@@ -43,6 +43,11 @@ class Loop:
 
 
 _LOOPS: dict[str, Loop] = {}
+
+
+def trains_compiled(*inputs: Tensor) -> bool:
+    """Whether a program is compiled that is differentiated: others are faster where they fuse what a loop does."""
+    return compiled_here() and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
 def of_function(name: str, function: Any, plain: Callable[..., Tensor], shape: Callable[..., Sequence[int]]) -> Loop:
@@ -68,7 +73,7 @@ def _forward(name: str, given: Sequence[Tensor], sizes: Sequence[int], words: Se
 
 @_forward.register_fake
 def _empty(name: str, given: Sequence[Tensor], sizes: Sequence[int], words: Sequence[str]) -> Tensor:
-    return given[0].new_empty(tuple(_LOOPS[name].shape(*given)))
+    return given[0].new_empty(tuple(_LOOPS[name].shape(given, sizes)))
 
 
 @torch.library.custom_op(

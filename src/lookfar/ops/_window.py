@@ -4,7 +4,7 @@ Products of pairs, weighted sums and transposed weighted sums are each other's g
 order hold N (C + h k^2) numbers and never the N k^2 C of unfolded maps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._checked import check, choice, odd
+from lookfar.ops._loops import Loop, trains_compiled
 
 Border = Literal["mask", "zeros", "clamped"]
 Similarity = Literal["product", "key", "absolute", "absolute_ratio", "squared_ratio", "squared"]
@@ -247,6 +248,8 @@ def similarities(q: Tensor, k: Tensor, window: Window, similarity: Similarity = 
 
     Shape: ``(..., D, H', W'), (..., D, H, W) -> (..., k^2, H', W')``
     """
+    if similarity == "product" and trains_compiled(q, k):
+        return _PRODUCTS((q, k), *_numbers(window))
     if for_graphs() or has_tangent(q, k):
         return _shifted_similarity(q, k, window, SIMILARITIES[similarity])
     # q and k may be the same tensor, which an autograd function must not be given twice
@@ -260,17 +263,61 @@ def weighted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
 
     Shape: ``(..., k^2, H', W'), (..., E, H, W) -> (..., E, H', W')``
     """
+    if trains_compiled(w, v):
+        return _SUMS((w, v), *_numbers(window))
     if for_graphs() or has_tangent(w, v):
         return _shifted_sum(w, v, window)
     return _Sums.apply(w, v, window)  # type: ignore[return-value]
 
 
+def _numbers(window: Window) -> tuple[list[int], list[str]]:
+    """A window as an operation takes it."""
+    (kh, kw), (sh, sw), (lh, lw), border = window
+    return [kh, kw, sh, sw, lh, lw], [border]
+
+
+def _window(sizes: Sequence[int], words: Sequence[Any]) -> Window:
+    kh, kw, sh, sw, lh, lw = sizes
+    return Window((kh, kw), (sh, sw), (lh, lw), *words)
+
+
+def _pull_products(given: Sequence[Tensor], sizes: Any, words: Any, dy: Tensor, wanted: Sequence[bool]) -> Any:
+    (a, b), window = given, _window(sizes, words)
+    ga = _sums(dy, b, window).sum_to_size(a.shape) if wanted[0] else None
+    return ga, _spread(dy, a, window, size_of(b)).sum_to_size(b.shape) if wanted[1] else None
+
+
+def _pull_sums(given: Sequence[Tensor], sizes: Any, words: Any, dy: Tensor, wanted: Sequence[bool]) -> Any:
+    (w, b), window = given, _window(sizes, words)
+    gw = _products(dy, b, window).sum_to_size(w.shape) if wanted[0] else None
+    return gw, _spread(w, dy, window, size_of(b)).sum_to_size(b.shape) if wanted[1] else None
+
+
+_PRODUCTS = Loop(
+    "window_products",
+    lambda given, sizes, words: _products(given[0], given[1], _window(sizes, words)),
+    _pull_products,
+    lambda given, sizes, words: _met_plainly(given[0], given[1], _window(sizes, words)),
+    lambda given, sizes: (*given[0].shape[:-3], sizes[0] * sizes[1], *given[0].shape[-2:]),
+)
+_SUMS = Loop(
+    "window_sums",
+    lambda given, sizes, words: _sums(given[0], given[1], _window(sizes, words)),
+    _pull_sums,
+    lambda given, sizes, words: _shifted_sum(given[0], given[1], _window(sizes, words)),
+    lambda given, _: (*given[1].shape[:-2], *given[0].shape[-2:]),
+)
+
+
 def _met(a: Tensor, b: Tensor, window: Window) -> Tensor:
     """:func:`_products`, differentiable."""
     if for_graphs() or has_tangent(a, b):
-        inside = window.inside(*size_of(b), b.device)
-        return torch.where(inside, _shifted_similarity(a, b, window), 0)
+        return _met_plainly(a, b, window)
     return _Products.apply(a, b, window)  # type: ignore[return-value]
+
+
+def _met_plainly(a: Tensor, b: Tensor, window: Window) -> Tensor:
+    return torch.where(window.inside(*size_of(b), b.device), _shifted_similarity(a, b, window), 0)
 
 
 def _given(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._bilinear import (
     block_starts,
     blocks,
@@ -34,7 +34,7 @@ from lookfar.ops._bilinear import (
 )
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
-from lookfar.ops._loops import of_function
+from lookfar.ops._loops import of_function, trains_compiled
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops._window import Pair, Window, weighted_sum
 from lookfar.ops.neighborhood import neighborhood_rows
@@ -99,7 +99,7 @@ def deformable_sum(weights: Tensor, x: Tensor, offsets: Tensor | None = None, *,
         places = places_of(widened(offsets), dilation)
         w = w.permute(2, 0, 3, 4, 1).reshape(K, -1, G).contiguous()
         inputs = w, rows_of(wide), *places
-        if _calls_the_loop(*inputs):
+        if trains_compiled(*inputs):
             return map_of(_SUM(inputs, (H, W)), x)
         apply = _sum if for_graphs() or has_tangent(*inputs) else _Sum.apply
         y: Any = apply(*inputs, (H, W))
@@ -143,7 +143,7 @@ def deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, *, dilati
         matrices = widened(weight).flatten(2).permute(2, 1, 0)  # (k^2, C, O)
         places = places_of(widened(offsets), dilation)
         inputs = rows_of(widened(x)), matrices, *places
-        if _calls_the_loop(*inputs):
+        if trains_compiled(*inputs):
             return map_of(_CONVOLUTION(inputs, x.shape[2:]), x)
         apply = _convolution if for_graphs() or has_tangent(*inputs) else _Convolution.apply
         y: Any = apply(*inputs, (x.shape[2], x.shape[3]))
@@ -179,11 +179,6 @@ def deformable_rows(
         given = w * share[:, None]
         dense = dense.scatter_add(3, at[:, None].expand_as(given), given)
     return dense
-
-
-def _calls_the_loop(*inputs: Tensor) -> bool:
-    """Whether a compiled program calls the loop: without gradients to come its own form is faster."""
-    return compiled_here() and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
 def _sum(w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
@@ -295,9 +290,9 @@ class _Convolution(torch.autograd.Function):
         return gx, gw, gr, gc, None
 
 
-_SUM = of_function("deformable_sum", _Sum, _sum, lambda w, x, *_: x.shape)
+_SUM = of_function("deformable_sum", _Sum, _sum, lambda given, _: given[1].shape)
 _CONVOLUTION = of_function(
-    "deformable_convolution", _Convolution, _convolution, lambda x, weight, *_: (x.shape[0], weight.shape[2])
+    "deformable_convolution", _Convolution, _convolution, lambda given, _: (given[0].shape[0], given[1].shape[2])
 )
 
 
