@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookfar.ops._autograd import under_transform
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 
@@ -61,9 +62,10 @@ def unary_attention(logits: Tensor, v: Tensor) -> Tensor:
     tensor([[[[0.7500]]]])
     """
     with without_autocast(v):
-        # in this order the gradient of values that are a map lies as the map does
-        y = widened(v).transpose(-2, -1) @ unary_weights(logits).transpose(-2, -1)
-        return y.transpose(-2, -1).to(v.dtype)
+        v32, weights = widened(v), unary_weights(logits)
+        if not under_transform() and v32.stride(-1) == 1:  # in this order, or that, their gradient lies as values do
+            return (weights @ v32).to(v.dtype)
+        return (v32.transpose(-2, -1) @ weights.transpose(-2, -1)).transpose(-2, -1).to(v.dtype)
 
 
 def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale: float = 1.0) -> Tensor:
