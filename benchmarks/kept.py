@@ -75,7 +75,7 @@ def fill(
         if keep:
             rows = [found[one] for one in sorted(found, key=order)]
             file.write_text(json.dumps({"torch": torch.__version__, "rows": rows}) + "\n")
-            _place(name, section(rows))
+            place(PAGE, name, section(rows))
 
 
 def stored(file: Path) -> Sequence[Any]:
@@ -93,8 +93,8 @@ def machines(rows: Sequence[Any]) -> str:
     return " and ".join(sorted({row["machine"] for row in rows}))
 
 
-def _place(name: str, text: str) -> None:
-    """Puts ``text`` into docs/speed.md, between the marks of that name."""
+def place(page: Path, name: str, text: str) -> None:
+    """Puts ``text`` into a page, between the marks of that name."""
     begin, end = (f"<!-- {name}: {what} -->" for what in ("begin", "end"))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")

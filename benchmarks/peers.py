@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from blocks import machine
-from kept import in_turn, stored
+from kept import in_turn, place, stored
 from pairs import HALF, PAIRS, WHY, Pair
 from torch import Tensor, nn
 
@@ -224,6 +224,20 @@ def document(found: list[Any], head: str, here_on: str) -> str:
     return "\n\n".join([head, *parts, last]) + "\n"
 
 
+def summary(found: list[Any]) -> str:
+    """What the README says of all rows in float32, NCHW, one thread."""
+    plain = [row for row in found if row["mode"] == "float32"]
+    time_ = [statistics.median(ratios(row)) for row in plain]
+    memory = [row["peer_mb"] / row["mb"] for row in plain]
+    won = [sum(round(ratio, 2) >= 1 for ratio in found) for found in (time_, memory)]
+    return (
+        f"Beside mmcv, mmsegmentation, timm and plain PyTorch, with the same weights and outputs, in float32 on one CPU\n"
+        f"thread: of {len(plain)} rows {won[0]} take no longer than the peer (median of peer / ours "
+        f"{statistics.median(time_):.2f}), {won[1]} no more\nmemory (median {statistics.median(memory):.1f}).\n"
+        f"[All rows, those below 1 with their reasons](docs/performance.md), by `make bench`."
+    )
+
+
 def heading(args: argparse.Namespace) -> str:
     return f"""# Speed and memory beside other libraries
 
@@ -299,6 +313,7 @@ def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
     if args.device == "cpu":
         page = document(found, heading(args), machine(args.device))
         (ROOT / "docs/performance.md").write_text(page, encoding="utf-8")
+        place(ROOT / "README.md", "peers", summary(found))
 
 
 def _key(row: Any) -> tuple[Any, ...]:
