@@ -231,8 +231,8 @@ def summary(found: list[Any]) -> str:
     memory = [row["peer_mb"] / row["mb"] for row in plain]
     won = [sum(round(ratio, 2) >= 1 for ratio in found) for found in (time_, memory)]
     return (
-        f"Beside mmcv, mmsegmentation, timm and plain PyTorch, with the same weights and outputs, in float32 on one CPU\n"
-        f"thread: of {len(plain)} rows {won[0]} take no longer than the peer (median of peer / ours "
+        f"Beside mmcv, mmsegmentation, timm and plain PyTorch, with the same weights and outputs, in float32 on one "
+        f"CPU\nthread: of {len(plain)} rows {won[0]} take no longer than the peer (median of peer / ours "
         f"{statistics.median(time_):.2f}), {won[1]} no more\nmemory (median {statistics.median(memory):.1f}).\n"
         f"[All rows, those below 1 with their reasons](docs/performance.md), by `make bench`."
     )
