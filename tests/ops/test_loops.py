@@ -16,6 +16,7 @@ from lookfar.ops import (
     deformable_sum,
     pointwise_spatial,
     relative_attention,
+    sample_at,
 )
 from lookfar.ops._blockwise import log_sum_exp, over_queries
 from lookfar.ops._normalization import summed
@@ -37,6 +38,7 @@ LOOPS = {
     "window's sums": (partial(weighted_sum, window=Window((3, 3))), {"w": (1, 9, 3, 4), "v": (2, 2, 3, 4)}),
     "strided": (partial(weighted_sum, window=Window((3, 1), (2, 1), (1, 2))), {"w": (3, 2, 4), "v": (2, 4, 4)}),
     "clamped": (partial(similarities, window=Window((3, 3), border="clamped")), {"q": (2, 3, 4), "k": (2, 3, 4)}),
+    "places": (sample_at, {"x": (2, 3, 4), "points": (2, 5, 2)}),
     "deformable sum": (deformable_sum, {"w": (2, 9, 2, 3), "x": (4, 2, 3), "offsets": (18, 2, 3)}),
     "deformable convolution": (deformable_convolution, {"x": (4, 2, 3), "kernel": (2, 4, 3, 3), "offsets": (18, 2, 3)}),
 }

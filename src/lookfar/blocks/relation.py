@@ -124,9 +124,8 @@ class Relation(nn.Module):
             own = _placed(boxes, images)[:, None].expand(-1, self.heads, -1, -1)
             wide = torch.cat([q, own.to(q.dtype)], -1)
             others = own[:, 0, : k.shape[2]].to(q.dtype)
-            gate = () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
             E = self.position_channels
-            y = over_queries(_attended, wide, k, v, others, *gate, keys=k.shape[2] * (1 + E), sizes=[E])
+            y = over_queries(_attended, wide, k, v, others, *self._gate(), keys=k.shape[2] * (1 + E), sizes=[E])
         return x + merge_heads(y).to(x.dtype)
 
     def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None, images: Tensor | None = None) -> Tensor:
@@ -134,8 +133,7 @@ class Relation(nn.Module):
         with without_autocast(x):
             q, k, _ = self._projected(x, keys)
             boxes = _placed(boxes, images).to(q.dtype)
-            gate = () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
-            return _weights(q, k, boxes, boxes[:, : k.shape[2]], *gate, self.position_channels)
+            return _weights(q, k, boxes, boxes[:, : k.shape[2]], *self._gate(), self.position_channels)
 
     def _projected(self, x: Tensor, keys: int | None) -> tuple[Tensor, Tensor, Tensor]:
         seen = x if keys is None else x[:, :keys]
@@ -143,6 +141,9 @@ class Relation(nn.Module):
         if self.key is not None:
             return q, self._linear(self.key, seen), v
         return q, q if keys is None else q[:, :, :keys], v
+
+    def _gate(self) -> tuple[Tensor, ...]:
+        return () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         return split_heads(nn.functional.linear(widened(x), widened(layer.weight), widened(layer.bias)), self.heads)

@@ -23,7 +23,7 @@ class Loop:
     Attributes:
         name: Of its own among all loops.
         forward: ``(given, sizes, words) -> y``.
-        backward: ``(given, sizes, words, dy, wanted) -> ``the gradient of each of ``given``, None where not wanted.
+        backward: ``(given, sizes, words, dy, wanted) -> gradients``, of each of ``given``; None where not wanted.
         plain: As ``forward``, in ordinary operations: its gradients have gradients.
         shape: Of y, ``(given, sizes) -> shape``; its type is that of the first tensor.
     """
@@ -50,17 +50,38 @@ def trains_compiled(*inputs: Tensor) -> bool:
     return compiled_here() and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
-def of_function(name: str, function: Any, plain: Callable[..., Tensor], shape: Callable[..., Sequence[int]]) -> Loop:
-    """Of an autograd function of tensors, which it saves, and of a size, which it keeps; ``plain`` takes the same."""
+def of_function(
+    name: str,
+    function: Any,
+    plain: Callable[..., Tensor],
+    shape: Callable[..., Sequence[int]],
+    **setting: Callable[[Sequence[int], Sequence[str]], Any],
+) -> Loop:
+    """Of an autograd function of tensors, which it saves.
 
-    def forward(given: Sequence[Tensor], size: Sequence[int], _: Any) -> Tensor:
-        return function.forward(SimpleNamespace(save_for_backward=lambda *_: None), *given, tuple(size))
+    Args:
+        name: Of the loop.
+        function: The autograd function.
+        plain: What takes the same, in ordinary operations.
+        shape: As in :class:`Loop`.
+        setting: The last argument of both, made of sizes and words, by the name under which the context keeps it.
+    """
 
-    def backward(given: Sequence[Tensor], size: Sequence[int], _: Any, dy: Tensor, wanted: Sequence[bool]) -> Any:
-        ctx = SimpleNamespace(saved_tensors=tuple(given), size=tuple(size), needs_input_grad=(*wanted, False))
+    def made(sizes: Sequence[int], words: Sequence[str]) -> dict[str, Any]:
+        return {key: of(sizes, words) for key, of in setting.items()}
+
+    def forward(given: Sequence[Tensor], sizes: Sequence[int], words: Sequence[str]) -> Tensor:
+        return function.forward(
+            SimpleNamespace(save_for_backward=lambda *_: None), *given, *made(sizes, words).values()
+        )
+
+    def backward(
+        given: Sequence[Tensor], sizes: Sequence[int], words: Sequence[str], dy: Tensor, wanted: Sequence[bool]
+    ) -> Any:
+        ctx = SimpleNamespace(saved_tensors=tuple(given), needs_input_grad=wanted, **made(sizes, words))
         return function.backward(ctx, dy)[: len(given)]
 
-    return Loop(name, forward, backward, lambda given, size, _: plain(*given, tuple(size)), shape)
+    return Loop(name, forward, backward, lambda given, *of: plain(*given, *made(*of).values()), shape)
 
 
 @torch.library.custom_op(
@@ -93,7 +114,8 @@ def _backward(
     with without_autocast(dy):
         found = _LOOPS[name].backward(given, sizes, words, dy, wanted)
     return [
-        g.contiguous() if w and g is not None else t.new_empty(0) for g, w, t in zip(found, wanted, given, strict=True)
+        g.sum_to_size(t.shape).contiguous() if w and g is not None else t.new_empty(0)
+        for g, w, t in zip(found, wanted, given, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._checked import check, choice, odd
-from lookfar.ops._loops import Loop, trains_compiled
+from lookfar.ops._loops import of_function, trains_compiled
 
 Border = Literal["mask", "zeros", "clamped"]
 Similarity = Literal["product", "key", "absolute", "absolute_ratio", "squared_ratio", "squared"]
@@ -243,6 +243,10 @@ def _shifted_sum(w: Tensor, v: Tensor, window: Window) -> Tensor:
     return sum(parts, first)
 
 
+def _met_plainly(a: Tensor, b: Tensor, window: Window) -> Tensor:
+    return torch.where(window.inside(*size_of(b), b.device), _shifted_similarity(a, b, window), 0)
+
+
 def similarities(q: Tensor, k: Tensor, window: Window, similarity: Similarity = "product") -> Tensor:
     """Similarities of every query with the cells of its window, summed over channels; arbitrary for cells off the map.
 
@@ -281,31 +285,19 @@ def _window(sizes: Sequence[int], words: Sequence[Any]) -> Window:
     return Window((kh, kw), (sh, sw), (lh, lw), *words)
 
 
-def _pull_products(given: Sequence[Tensor], sizes: Any, words: Any, dy: Tensor, wanted: Sequence[bool]) -> Any:
-    (a, b), window = given, _window(sizes, words)
-    ga = _sums(dy, b, window).sum_to_size(a.shape) if wanted[0] else None
-    return ga, _spread(dy, a, window, size_of(b)).sum_to_size(b.shape) if wanted[1] else None
-
-
-def _pull_sums(given: Sequence[Tensor], sizes: Any, words: Any, dy: Tensor, wanted: Sequence[bool]) -> Any:
-    (w, b), window = given, _window(sizes, words)
-    gw = _products(dy, b, window).sum_to_size(w.shape) if wanted[0] else None
-    return gw, _spread(w, dy, window, size_of(b)).sum_to_size(b.shape) if wanted[1] else None
-
-
-_PRODUCTS = Loop(
+_PRODUCTS = of_function(
     "window_products",
-    lambda given, sizes, words: _products(given[0], given[1], _window(sizes, words)),
-    _pull_products,
-    lambda given, sizes, words: _met_plainly(given[0], given[1], _window(sizes, words)),
+    _Products,
+    _met_plainly,
     lambda given, sizes: (*given[0].shape[:-3], sizes[0] * sizes[1], *given[0].shape[-2:]),
+    window=_window,
 )
-_SUMS = Loop(
+_SUMS = of_function(
     "window_sums",
-    lambda given, sizes, words: _sums(given[0], given[1], _window(sizes, words)),
-    _pull_sums,
-    lambda given, sizes, words: _shifted_sum(given[0], given[1], _window(sizes, words)),
+    _Sums,
+    _shifted_sum,
     lambda given, _: (*given[1].shape[:-2], *given[0].shape[-2:]),
+    window=_window,
 )
 
 
@@ -314,10 +306,6 @@ def _met(a: Tensor, b: Tensor, window: Window) -> Tensor:
     if for_graphs() or has_tangent(a, b):
         return _met_plainly(a, b, window)
     return _Products.apply(a, b, window)  # type: ignore[return-value]
-
-
-def _met_plainly(a: Tensor, b: Tensor, window: Window) -> Tensor:
-    return torch.where(window.inside(*size_of(b), b.device), _shifted_similarity(a, b, window), 0)
 
 
 def _given(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:

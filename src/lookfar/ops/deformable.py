@@ -13,6 +13,7 @@ tent 1 - |p - m| or of a grid normalised to -1 .. 1 and back.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -290,9 +291,18 @@ class _Convolution(torch.autograd.Function):
         return gx, gw, gr, gc, None
 
 
-_SUM = of_function("deformable_sum", _Sum, _sum, lambda given, _: given[1].shape)
+def _size(sizes: Sequence[int], _: Any) -> Pair:
+    H, W = sizes
+    return H, W
+
+
+_SUM = of_function("deformable_sum", _Sum, _sum, lambda given, _: given[1].shape, size=_size)
 _CONVOLUTION = of_function(
-    "deformable_convolution", _Convolution, _convolution, lambda given, _: (given[0].shape[0], given[1].shape[2])
+    "deformable_convolution",
+    _Convolution,
+    _convolution,
+    lambda given, _: (given[0].shape[0], given[1].shape[2]),
+    size=_size,
 )
 
 

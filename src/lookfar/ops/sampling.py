@@ -15,6 +15,7 @@ from torch import Tensor
 from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
+from lookfar.ops._loops import of_function
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -104,11 +105,11 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
         wide = widened(x)  # half-precision places lose whole pixels beyond 2048
         points = points.to(wide.dtype)
         if has_tangent(wide, points) or (not traced() and under_transform()):
-            y = _corner_by_corner(wide, points)
+            y: Any = _corner_by_corner(wide, points)
+        elif compiled_here() and x.is_cpu:  # what is fused would ask of every channel whether a place is lost
+            y = _READ((wide, points))
         else:
-            at_once = compiled_here() and x.is_cpu
-            read: Any = _read if at_once else _grid_sample if traced() else _Read.apply
-            y = read(wide, points)
+            y = _grid_sample(wide, points) if traced() else _Read.apply(wide, points)
         return match_format(y.to(x.dtype), x)
 
 
@@ -138,24 +139,6 @@ class _Read(torch.autograd.Function):
         return torch.ops.aten.grid_sampler_2d_backward(grad, *saved, 0, 0, True, wanted)  # bilinear, zeros outside
 
 
-@torch.library.custom_op("lookfar::read", mutates_args=(), schema="(Tensor x, Tensor points) -> Tensor")
-def _read(x: Tensor, points: Tensor) -> Tensor:
-    """The same in compiled programs, which on a CPU would ask of every channel whether a place is lost."""
-    return _grid_sample(x, points).contiguous()
-
-
-@_read.register_fake
-def _empty(x: Tensor, points: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:2], *points.shape[1:3]))
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-_read.register_autograd(_Read.backward, setup_context=_keep)
-
-
 def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
     """The same in plain operations: ``grid_sample`` has no forward-mode derivative."""
     H, W = x.shape[2:]
@@ -169,6 +152,9 @@ def _corner_by_corner(x: Tensor, points: Tensor) -> Tensor:
             seen = x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1))
             y = y + seen.unflatten(2, at.shape[1:]) * torch.where(there, by_row * by_column, 0)[:, None]
     return y
+
+
+_READ = of_function("read", _Read, _corner_by_corner, lambda given, _: (*given[0].shape[:2], *given[1].shape[1:3]))
 
 
 def glimpse_sensor_reference(
