@@ -218,7 +218,7 @@ def document(found: list[Any], head: str, here_on: str) -> str:
             parts.append(f"{title}\n\n{markdown_table(columns, lines)}")
         elif on == here_on:
             missing.append(f"- {title.removeprefix('## ')}")
-    parts += ["\n\n".join(["## Not measured yet", "\n".join(missing)])] if missing else []
+    parts += ["\n\n".join(["## Not measured on this machine yet", "\n".join(missing)])] if missing else []
     ends = "\n".join(line.rstrip() for line in below) or "None."
     last = f"## Rows below 1\n\n{WHENCE} {HALF}\n\n{ends}"
     return "\n\n".join([head, *parts, last]) + "\n"
