@@ -55,6 +55,21 @@ def test_versions_are_said_the_same_everywhere():
     assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
 
 
+def test_ctrl_c_while_it_is_being_imported_leaves_no_traceback():
+    pressed = """
+import sys
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "lookfar.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+from lookfar.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", pressed], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     "arguments", [["blocks"], ["blocks", "*local*", "--json"], ["blocks", "--kind", "layer"]], ids=" ".join
 )
@@ -152,7 +167,7 @@ def test_odd_values_of_every_option(run, monkeypatch, tmp_path, command, option)
     """Refused in at most three readable lines, or one of the few that are fine; nothing is taken in silence."""
     monkeypatch.setattr("lookfar.study.running._run_missing", lambda *_: None)
     monkeypatch.setattr("lookfar.study.single._run", lambda *_: 0)
-    monkeypatch.setattr("lookfar.study.command._finish", lambda _: 0)
+    monkeypatch.setattr("lookfar.study.command._finish", lambda *_: 0)
     # its scenes are drawn once for all that is asked here
     monkeypatch.setattr("lookfar.data.open_data", lambda spec, **more: data_of(spec, tuple(sorted(more.items()))))
     for number, value in enumerate(ODD):

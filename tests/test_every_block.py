@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from variants import WIDE
 
 from lookfar.blocks import create_block, sample_inputs
+from lookfar.diagnostics.maps import map_kinds
 from lookfar.ops._layout import memory_format
 
 every_block = samples()
@@ -256,6 +257,8 @@ def test_weights_times_values_is_the_output(sample: Sample) -> None:
         pooled = math.prod(-(-n // getattr(m, "pool", 1)) for n in y.shape[2:])
         assert Q in (x[0, 0].numel(), y[0, 0].numel(), x.shape[1], pooled)
         assert values.shape[:3] == (B, heads, M)
+        kinds = map_kinds(m)
+        assert heads == len(kinds) * getattr(m, "heads", getattr(m, "groups", 1)) or not kinds
         assert_same(sample, m.finish(x, weights @ values), y)
         chosen = torch.tensor([Q - 1, 0, Q // 2])
         assert_same(sample, m.attention(x, chosen), weights[:, :, chosen])

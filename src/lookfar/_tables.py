@@ -67,6 +67,19 @@ def by_size(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
 
+def map_names(kinds: Sequence[str], count: int) -> tuple[str, ...]:
+    """The name of each of ``count`` maps of a query; a single map has none.
+
+    >>> map_names((), 2), map_names(("pairwise", "unary"), 2), map_names((), 1)
+    (('head 0', 'head 1'), ('pairwise', 'unary'), ('',))
+    >>> map_names(("pairwise", "unary"), 4)
+    ('pairwise, head 0', 'pairwise, head 1', 'unary, head 0', 'unary, head 1')
+    """
+    heads = count // max(len(kinds), 1)
+    numbers = [f"head {head}" for head in range(heads)] if heads > 1 else [""]
+    return tuple(", ".join(filter(None, (kind, number))) for kind in kinds or ("",) for number in numbers)
+
+
 def cell_text(value: str | int | float | None) -> str:
     """A cell: three significant digits of a float, a dash for None."""
     if value is None:

@@ -38,6 +38,38 @@ def test_the_maps_are_rows_of_the_blocks_own(weights, monkeypatch):
         torch.testing.assert_close(one.mean, maps.double().mean(1).view(-1, *keys))
 
 
+@pytest.mark.parametrize(
+    ("block", "kinds", "names"),
+    [
+        ("disentangled_nonlocal", "; maps: pairwise, unary", ("pairwise", "unary")),
+        (
+            "disentangled_nonlocal(heads=2,unary=both)",
+            ", 2 heads; maps: pairwise, unary of key, unary of mask",
+            tuple(f"{kind}, head {k}" for kind in ("pairwise", "unary of key", "unary of mask") for k in range(2)),
+        ),
+        ("disentangled_nonlocal(combine=multiply)", "", ("",)),
+        ("disentangled_nonlocal(terms=unary)", "", ("",)),
+        ("pointwise_spatial_attention(shrink_factor=1)", "; maps: collect, distribute", ("collect", "distribute")),
+        ("pointwise_spatial_attention(shrink_factor=1,mode=collect)", "", ("",)),
+        (
+            "dynamic_message_passing(dilation=(1,2),groups=1)",
+            "; maps: dilation 1, dilation 2",
+            ("dilation 1", "dilation 2"),
+        ),
+        ("nonlocal(heads=2)", ", 2 heads", ("head 0", "head 1")),
+    ],
+)
+def test_maps_that_are_not_heads_of_one_have_names(block, kinds, names):
+    network, image = network_with(block), torch.rand(3, 20, 24)
+    (one,) = look(network, image, (13, 22))
+    assert one.map_names == names
+    assert str(one).endswith(f"keys{kinds}")
+    assert len(one.maps) == len(names)
+    numbers = statistics(network, image[None])
+    labels = {line.split("  ")[0] for line in str(numbers).splitlines()}
+    assert {f"similarity, {name}" if name else "similarity" for name in names} <= labels
+
+
 def test_corners_of_the_image_are_corners_of_the_map():
     network, image = network_with("nonlocal"), torch.rand(1, 3, 20, 24)
     corners = {at: look(network, image, at)[0].query for at in ((0, 0), (19, 23), (0, 23), (4, 3))}

@@ -18,6 +18,8 @@ from lookfar.diagnostics import (
     own_class_share,
     samples,
 )
+from lookfar.study.explorer import explorer, looks
+from lookfar.study.pictures import Detail
 from lookfar.tasks import Segmentation, Task
 
 TASK = Segmentation()
@@ -113,6 +115,27 @@ def test_every_head_is_kept_in_the_room_of_one(tmp_path, monkeypatch):
     assert np.allclose(got["mean_share"][0], share.nanmean(-1), rtol=1e-5)
     assert np.allclose(got["mean_chance"], chance.nanmean(), rtol=1e-5)
     assert np.allclose(got["similarity"], map_similarity(maps), rtol=1e-6)
+
+
+def test_maps_of_several_kinds_keep_their_names(tmp_path):
+    """A pairwise map and one map for all: what is said of their mean is true of neither."""
+    network, data = toy()
+    network[2] = create_block("disentangled_nonlocal", 16, zero_init=False)
+    for layer in (network[2].query, network[2].key):
+        nn.init.normal_(layer.weight, std=5)
+    collect_samples(network, "2", data, TASK, [0], tmp_path / "samples.npz")
+    got = read(tmp_path / "samples.npz")
+    assert got["map_kinds"].tolist() == ["pairwise", "unary"]
+    pairwise, unary = got["similarity"][0]
+    said = looks({0: got})
+    assert pairwise < 0.9
+    assert unary == pytest.approx(1)
+    first, second = said.split("Unary: ")
+    assert first.startswith("Pairwise: ")
+    assert f"different queries {pairwise:.2f}" in first
+    assert second.endswith("The map is the same for every query.")
+    page = explorer({"dnl": {0: got}}, ["a", "b", "c"], [0], 0, Detail())
+    assert page["blocks"][0]["maps"] == ("pairwise", "unary")
 
 
 def test_the_weight_on_what_holds_the_answer(tmp_path):

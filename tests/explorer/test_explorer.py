@@ -90,7 +90,8 @@ def test_a_click_is_the_row_of_the_definition(server):
         label = subject.network(prepare(mine)[None])[0, :, int(0.2 * 9), int(0.6 * 13)].argmax()
     assert (status, answer["says"]) == (200, CLASSES[label])
     block, gate = answer["blocks"]
-    assert (block["name"], block["size"], len(block["maps"])) == ("1", [9, 13], 2)
+    assert (block["name"], block["size"], block["names"]) == ("1", [9, 13], ["head 0", "head 1"])
+    assert len(block["maps"]) == 2
     for got, want in ((block["maps"], looks[0].maps), (block["mean"], looks[0].mean)):
         np.testing.assert_allclose(got, want.flatten(1), rtol=1e-3)
     assert block["query"] == [(looks[0].query[0] + 0.5) / 9, (looks[0].query[1] + 0.5) / 13]

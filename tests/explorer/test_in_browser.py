@@ -39,8 +39,18 @@ const settled = async () => {
   seen.push(canvas());
   upload(new File(["no image"], "notes.txt"));
   await settled();
+  const kinds = () => maps.querySelectorAll("figure")[3].querySelector("canvas").toDataURL(), mean = kinds();
+  const buttons = [...which.querySelectorAll("button")], ofKinds = [];
+  for (const button of buttons) {
+    button.click();
+    ofKinds.push(kinds());
+  }
   const asked = performance.getEntriesByType("resource").map(entry => new URL(entry.name).host);
   const told = { images: new Set(seen).size, message: message.textContent, hosts: [...new Set(asked)] };
+  told.offered = which.textContent;
+  told.kinds = new Set(ofKinds).size;
+  told.mean = ofKinds[0] === mean;
+  told.pressed = which.querySelector("[aria-pressed=true]").textContent;
   told.read = readout.textContent;
   told.figures = [...maps.querySelectorAll("figcaption")].map(caption => caption.textContent);
   told.canvases = maps.querySelectorAll("canvas").length;
@@ -52,8 +62,11 @@ const settled = async () => {
 def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     torch.manual_seed(0)
     shared, pooled = create_block("nonlocal", 8), create_block("asymmetric_nonlocal", 8)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), shared, shared, pooled, nn.Conv2d(8, 3, 1)).eval()
-    nn.init.normal_(shared.query.weight, std=5)
+    two = create_block("disentangled_nonlocal", 8)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), shared, shared, pooled, two, nn.Conv2d(8, 3, 1)).eval()
+    for block in (shared, two):
+        nn.init.normal_(block.query.weight, std=5)
+    nn.init.normal_(two.mask.weight, std=5)
     subject = Subject(
         "tiny", network, lambda picture: torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(1))
     )
@@ -85,8 +98,11 @@ def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     assert told["figures"] == [
         *("1, call 1 of 2", "1, call 2 of 2"),
         "3: no maps, its 110 keys form no grid",  # which only an image tells
+        "4",
     ]
-    assert told["canvases"] == 2 * 2
+    assert told["canvases"] == 3 * 2
+    assert told["offered"] == "mapmeanpairwiseunary"
+    assert (told["kinds"], told["mean"], told["pressed"]) == (3, True, "unary")
     assert told["hosts"] == [host]
     assert "is not an image that can be read here" in told["message"]
     assert told["read"].startswith("one, pixel")

@@ -1,6 +1,7 @@
 """Where the system says no (a full disk, a file in a folder's place), one line is said, and what was finished stays."""
 
 import errno
+import importlib
 import json
 import os
 import resource
@@ -121,6 +122,30 @@ def test_what_was_finished_stays_on_a_full_disk(fake, capsys, monkeypatch, name)
     assert run_study(PLAN, out, quiet=True).complete
     begun = {path.parts[-3:-1]: len(path.read_text().split()) for path in out.glob("trials/*/*/starts")}
     assert {trial for trial, times in begun.items() if times > 1} <= {("nonlocal", "1")}
+
+
+@pytest.mark.parametrize("name", ["results.csv", "report.html"])
+def test_a_report_of_a_folder_that_cannot_be_written_prints_its_table(fake, capsys, monkeypatch, name):
+    out, _ = fake
+    run_study(PLAN, out, quiet=True)
+
+    def refused(path, text):
+        if path.name == name:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        write_text(path, text)
+
+    for module in ("results", "report"):
+        found = importlib.import_module(f"lookfar.study.{module}")  # the package has a function of one's name
+        monkeypatch.setattr(found, "write_text", refused)
+    monkeypatch.setattr(sys, "argv", ["lookfar", "report", str(out)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert said.err.startswith("lookfar: Read-only file system: ")
+    assert said.err.count("\n") == 1
+    assert "nonlocal" in said.out
+    assert "Report:" not in said.out
 
 
 @pytest.mark.parametrize(

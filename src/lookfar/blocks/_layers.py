@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.ops._layout import match_format
-from lookfar.ops._precision import widened, without_autocast
 
 CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
@@ -106,39 +105,6 @@ def normal_(module: M, std: float = 0.01) -> M:
     if module.bias is not None:
         nn.init.zeros_(cast(Tensor, module.bias))
     return module
-
-
-def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The 1x1 convolution ``(B, C, *S) -> (B, E, *S)`` by ``weight`` (E, C[, 1, ..]), in float32 at least."""
-    dims = x.dim() - 2
-    with without_autocast(x):
-        weight = widened(weight).reshape(*weight.shape[:2], *(1,) * dims)
-        return CONVOLVE[dims](widened(x), weight, None if bias is None else widened(bias))
-
-
-def pointwise(conv: nn.Module, t: Tensor, *, bias: bool = True) -> Tensor:
-    """A 1x1 convolution (or a linear layer) as a matrix on ``(B, C, K)``, in the precision of ``t``.
-
-    What is linear may act on K gathered descriptors instead of on N positions.
-    """
-    weight, shift = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
-    y = weight.flatten(1).to(t.dtype) @ t
-    return y + shift.to(t.dtype)[:, None] if bias and shift is not None else y
-
-
-def in_heads(layer: nn.Module, t: Tensor, heads: int) -> Tensor:
-    """Each head's share of what ``layer`` gives for its share of K descriptors: ``(B, C, K) -> (B, h, D/h, K/h)``.
-
-    In the precision of ``t``, without the layer's bias.
-    """
-    weight = cast(Tensor, layer.weight).flatten(1).to(t.dtype).unflatten(0, (heads, -1))
-    return torch.einsum("hdc,bchk->bhdk", weight, t.unflatten(2, (heads, -1)))
-
-
-def out_of_heads(layer: nn.Module, t: Tensor) -> Tensor:
-    """What ``layer`` gives for each head's descriptors, its share of the input: ``(B, h, D/h, K/h) -> (B, C, K)``."""
-    weight = cast(Tensor, layer.weight).flatten(1).to(t.dtype).unflatten(1, (t.shape[1], -1))
-    return torch.einsum("chd,bhdk->bchk", weight, t).flatten(2)
 
 
 def projection(
@@ -250,21 +216,3 @@ class ConvNorm(nn.Module):
         """What follows the convolution, from its result."""
         y = normed(self.norm, y)  # one map less is held during the activation
         return self.act(y)
-
-
-class ReadLinear(nn.Linear):
-    """A linear layer whose weight a block reads, as a part of a larger product.
-
-    A class of its own, so that what exchanges layers by their type (torch's dynamic quantization) leaves it as it is.
-    """
-
-
-def on_descriptors(layer: ConvNorm, weights: Tensor, descriptors: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A 1x1 :class:`ConvNorm` of mixtures of a few descriptors, ``(B, N, K), (B, K, E) -> (B, O, *size)``.
-
-    The convolution acts on the K descriptors, exactly, before they are mixed for N positions.
-    """
-    mixed = pointwise(layer.conv, descriptors.transpose(1, 2), bias=False) @ weights.transpose(1, 2)
-    if layer.conv.bias is not None:
-        mixed = mixed + layer.conv.bias.to(mixed.dtype)[:, None]  # the weights of a position need not sum to one
-    return layer.after(mixed.unflatten(2, size).to(layer.conv.weight.dtype))

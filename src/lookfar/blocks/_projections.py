@@ -7,12 +7,13 @@ back to the block's channels. Where a block has no projection of a kind, its inp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lookfar._options import divides
-from lookfar.blocks._layers import added_gated, max_pool, normed, pooled_size, wide
+from lookfar.blocks._layers import added_gated, max_pool, normed, pooled_size
+from lookfar.blocks._reading import weights_of, wide
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._pointwise import convolved_tokens
 from lookfar.ops._precision import widened
@@ -72,8 +73,8 @@ def after_mixing(project: nn.Module | None, y: Tensor, normalization: str) -> Te
         return y
     if normalization != "none":
         return project(y)
-    weight, bias = cast(Tensor, project.weight), cast("Tensor | None", project.bias)
-    if isinstance(project, nn.Linear):  # on tokens (B, N, C)
+    weight, bias = weights_of(project)
+    if weight.dim() == 2:  # on tokens (B, N, C)
         return wide(y.transpose(1, 2), weight, bias).transpose(1, 2).to(weight.dtype)
     return wide(y, weight, bias).to(weight.dtype)
 

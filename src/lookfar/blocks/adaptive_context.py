@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, pointwise, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 
@@ -41,9 +42,10 @@ class AdaptiveContextModule(nn.Module):
         regions = self.pooled(adaptive_average(x, self.bins).to(x.dtype)).flatten(2)  # (B, D, s^2)
         with without_autocast(x):
             # the residual convolution acts on s^2 regions instead of on N positions
-            mixed = pointwise(self.project.conv, widened(regions), bias=False) @ widened(weights)
-            if self.project.conv.bias is not None:
-                mixed = mixed + widened(self.project.conv.bias)[:, None]  # sigmoids do not sum to one
+            weight, bias = weights_of(self.project.conv)
+            mixed = widened(weight).flatten(1) @ widened(regions) @ widened(weights)
+            if bias is not None:
+                mixed = mixed + widened(bias)[:, None]  # sigmoids do not sum to one
         y = (self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)) + reduced).relu()
         return y if self.fuse is None else self.fuse(y)
 
@@ -54,7 +56,8 @@ class AdaptiveContextModule(nn.Module):
     def _weights(self, reduced: Tensor) -> Tensor:
         summary = self.summary(widened(reduced).mean((2, 3), keepdim=True).to(reduced.dtype))
         # conv(X + g) = conv(X) + W g: the summary enters as s^2 numbers
-        logits = self.affinity(reduced) + nn.functional.conv2d(summary, self.affinity.weight.to(summary.dtype))
+        weight, _ = weights_of(self.affinity)
+        logits = self.affinity(reduced) + nn.functional.conv2d(summary, weight.to(summary.dtype))
         return logits.sigmoid().flatten(2)
 
 

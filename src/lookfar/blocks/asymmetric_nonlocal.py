@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, pointwise, projected, projection, wide, zero_
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, applied, value_width
+from lookfar.blocks._reading import pointwise, weights_of, wide
 from lookfar.ops._averages import averages
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import without_autocast
@@ -143,7 +144,8 @@ class AsymmetricNonlocal(QueryKeyValue):
         q, keys = self._queries_and_pooled_keys(x, low)
         weights = attention_weights(q, keys, scale=q.shape[-1] ** -0.5, normalization=self.normalization)
         values = keys if self.value is None else self._pooled_values(low)
-        return self._finish_map(x, self._mixed_columns(weights, values))
+        left, right, bias = self._halves(x)
+        return self._finish_map(x, self._mixed_columns(weights, values, left), right, bias)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, S)`` of the queries over the pooled keys."""
@@ -163,8 +165,8 @@ class AsymmetricNonlocal(QueryKeyValue):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, E)``."""
         context = mixed.transpose(2, 3).flatten(1, 2)  # (B, h E, N)
-        left, _ = self._halves()
-        return self._finish_map(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context))
+        left, right, bias = self._halves(x)
+        return self._finish_map(x, left.flatten(1).to(context.dtype) @ pointwise(self.mix, context), right, bias)
 
     def _queries_and_pooled_keys(self, x: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         of_queries, of_keys, _ = self._layers
@@ -182,29 +184,29 @@ class AsymmetricNonlocal(QueryKeyValue):
         """``(B, C, H, W) -> (B, C, S)``."""
         return torch.cat([mean.flatten(2) for mean in averages(x, [(b, b) for b in self.bins])], 2)
 
-    def _mixed_columns(self, weights: Tensor, values: Tensor) -> Tensor:
+    def _mixed_columns(self, weights: Tensor, values: Tensor, left: Tensor) -> Tensor:
         """The fusing convolution's part for the context, ``(B, O, N)``."""
-        left, _ = self._halves()
         with without_autocast(values):
             # each head's values pass its part of the convolutions: S vectors instead of N
-            mix = self.mix.weight.flatten(1).to(values.dtype).unflatten(1, (self.heads, -1))  # (O, h, E)
-            columns = torch.einsum("bhse,ohe->bhso", values, mix) @ left.flatten(1).to(values.dtype).T
+            mix, bias = weights_of(self.mix)
+            mix, left = (w.flatten(1).to(values.dtype) for w in (mix, left))
+            columns = torch.einsum("bhse,ohe->bhso", values, mix.unflatten(1, (self.heads, -1))) @ left.T
             context = weights.transpose(1, 2).flatten(2) @ columns.flatten(1, 2).to(weights.dtype)  # (B, N, O)
-            if self.mix.bias is not None:
-                context = context + left.flatten(1).to(values.dtype) @ self.mix.bias.to(values.dtype)
+            if bias is not None:
+                context = context + left @ bias.to(values.dtype)
         return context.transpose(1, 2)
 
-    def _finish_map(self, x: Tensor, context: Tensor) -> Tensor:
+    def _finish_map(self, x: Tensor, context: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         """From the fusing convolution's part for the context, ``(B, O, N)``, to the output."""
-        _, right = self._halves()
-        own = wide(x, right, self.fuse.conv.bias)
+        own = wide(x, right, bias)
         y = self.dropout(self.fuse.after((own + context.unflatten(2, x.shape[2:])).to(x.dtype)))
         return projected(self, x, y)
 
-    def _halves(self) -> tuple[Tensor, Tensor]:
-        """The fusing convolution's weights for the context and for x."""
-        width = self.mix.out_channels
-        return self.fuse.conv.weight[:, :width], self.fuse.conv.weight[:, width:]
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The fusing convolution's weights for the context and for x, and its bias."""
+        weight, bias = weights_of(self.fuse.conv)
+        width = weight.shape[1] - x.shape[1]
+        return weight[:, :width], weight[:, width:], bias
 
 
 def _check_shared(channels: int, low: int, switches: Switches) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from lookfar._options import Positive, Steps, divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, CONVOLVE, Dims, Placement, added, norm_of, normal_, normed, readable, zero_
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._layout import match_format
 from lookfar.ops._pointwise import convolved_rows
 from lookfar.ops._precision import widened, without_autocast
@@ -138,7 +139,8 @@ class CompactGeneralizedNonlocal(nn.Module):
                     factor = (2 * self.gamma) ** k / math.factorial(k)
                     u = u * t + factor * self._kernel(p, g, k)[each]
                 u = u * ((-self.gamma * t.square()).exp() if self.decay else math.exp(-2 * self.gamma))
-                y = CONVOLVE[x.dim() - 2](u.flatten(1, 2), self.project.weight.to(u.dtype), groups=self.groups)
+                weight, _ = weights_of(self.project)
+                y = CONVOLVE[x.dim() - 2](u.flatten(1, 2), weight.to(u.dtype), groups=self.groups)
         # normalised in float32 under half precision: the kernel's sums pass its range, and leave here
         norm_dtype = [*self.norm.parameters(), y][0].dtype  # torch 2.8 cannot trace a generator here
         with without_autocast(x):

@@ -307,6 +307,14 @@ class DisentangledNonLocal(QueryKeyValue):
         return self._finish_terms(x, parts[0], parts[1:])
 
     @property
+    def map_kinds(self) -> tuple[str, ...]:
+        """What is added to each other, in the order of the maps."""
+        if self.combine == "multiply":
+            return ()
+        unary = [f"unary of {source}" for source in self._unary_sources]
+        return (*["pairwise"] * (self.terms != "unary"), *(unary if len(unary) > 1 else ["unary"] * len(unary)))
+
+    @property
     def _unary_sources(self) -> tuple[str, ...]:
         return {None: (), "both": ("key", "mask")}.get(self.unary, (self.unary or "",))
 

@@ -18,13 +18,11 @@ from lookfar.blocks._layers import (
     Dims,
     Placement,
     added,
-    in_heads,
     norm_of,
     normed,
-    out_of_heads,
-    pointwise,
     zero_,
 )
+from lookfar.blocks._reading import in_heads, out_of_heads, weights_of
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
@@ -146,10 +144,9 @@ class DoubleAttention(nn.Module):
         gathering, mixture = self._maps(x)
         with without_autocast(x):
             bag = widened(x.flatten(2)) @ gathering.transpose(1, 2)  # (B, C, K): gathered before it is convolved
-            bag = in_heads(self.value, bag, self.heads)  # (B, h, D/h, K/h)
-            bias, sums = (t.unflatten(-1, (self.heads, -1)) for t in (self._bias(bag), gathering.sum(2)))
-            bag = out_of_heads(self.project, bag + bias[:, :, None] * sums[:, :, None])  # (B, C, K)
-            return self._finish_map(x, bag @ mixture)
+            bag = in_heads(self.value, bag, gathering.sum(2), self.heads)  # (B, h, D/h, K/h)
+            weight, bias = weights_of(self.project)
+            return self._finish_map(x, out_of_heads(weight, bag) @ mixture, bias)
 
     def attention(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Weights ``(B, h, Q, N)`` of rank K/h, a mixture of the gathering maps; under softmax rows sum to one."""
@@ -164,7 +161,9 @@ class DoubleAttention(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The output from the weighted sums ``(B, h, N, D/h)``."""
         with without_autocast(x):
-            return self._finish_map(x, pointwise(self.project, mixed.transpose(2, 3).flatten(1, 2), bias=False))
+            weight, bias = weights_of(self.project)
+            mixed = mixed.transpose(2, 3).flatten(1, 2)
+            return self._finish_map(x, weight.flatten(1).to(mixed.dtype) @ mixed, bias)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gathering maps (B, K, N), normalised over N, and mixtures (B, K, N), softmax over a head's share of K."""
@@ -176,12 +175,8 @@ class DoubleAttention(nn.Module):
         joined = [t.unflatten(0, (-1, self.heads)).flatten(1, 2) for t in (gathering, mixture)]
         return joined[0], joined[1]
 
-    def _bias(self, like: Tensor) -> Tensor:
-        assert self.value.bias is not None
-        return self.value.bias.to(like.dtype)
-
-    def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.project.bias is not None:
-            y = y + self.project.bias.to(y.dtype)[:, None]
+    def _finish_map(self, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            y = y + bias.to(y.dtype)[:, None]
         y = normed(self.norm, y.unflatten(2, x.shape[2:]).to(x.dtype))
         return match_format(added(self, x, y), x)

@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Norm, Placement, added, gate, keeps_input
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._layout import match_format, to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.deformable import deformable_convolution, deformable_rows, deformable_sum
@@ -72,7 +73,7 @@ class Step(nn.Module):
     def predict(self, h: Tensor, wide: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weights of the samples, ``(B, G, 9, H, W)``, and their offsets, ``(B, 18, H, W)``."""
         last = None if self.borrowed else self.affinity
-        layers = [layer.weight for layer in (self.filters, last) if layer is not None]
+        layers = [weights_of(layer)[0] for layer in (self.filters, last) if layer is not None]
         offsets = None
         if self.offsets is None:
             z = self._convolve(h, layers)
@@ -80,14 +81,16 @@ class Step(nn.Module):
             offsets = self.offsets(h)
             z = deformable_convolution(wide, torch.cat(layers), offsets, dilation=self.dilation)
         else:
-            z = self._convolve(h, [*layers, self.offsets.weight])
+            z = self._convolve(h, [*layers, weights_of(self.offsets)[0]])
             z, offsets = z.split([z.shape[1] - 2 * SAMPLES, 2 * SAMPLES], 1)
         z = widened(z).unflatten(1, (-1, SAMPLES))
         filters, gate = z[:, : self.groups], z[:, -1:]
         if self.affinity is None:
             return filters.softmax(2), offsets
         if self.borrowed:
-            filters = filters + 0 * self.affinity.weight.sum().to(z.dtype)  # learns nothing, and stays in the graph
+            filters = filters + 0 * weights_of(self.affinity)[0].sum().to(
+                z.dtype
+            )  # learns nothing, and stays in the graph
         weights = filters * gate.softmax(2) if self.rigorous else filters.softmax(2) * gate.sigmoid()
         return weights, offsets
 
@@ -250,6 +253,11 @@ class DynamicMessagePassing(nn.Module):
         """The block's output from its input and the weighted sums ``(B, S G, N, C / (r G))``."""
         h, wide = self._features(x)
         return self._finish(x, h, wide, (to_map(m, wide) for m in mixed.split(self.groups, 1)))
+
+    @property
+    def map_kinds(self) -> tuple[str, ...]:
+        """The dilations, in the order of the maps."""
+        return tuple(f"dilation {step.dilation}" for step in self._steps())
 
     def _steps(self) -> list[Step]:
         return [cast(Step, step) for step in self.steps]

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from lookfar._options import Share, Steps, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, normed
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._autograd import traced
 from lookfar.ops._layout import positions, to_map
 from lookfar.ops.expectation_maximization import (
@@ -261,7 +262,8 @@ class ExpectationMaximization(nn.Module):
         Merged it costs two products with the bases a step, which on a small map are more than the convolution.
         """
         if self.heads == 1 and (traced() or positions(x) > 2 * self._steps * self.bases.shape[2]):
-            return self._heads(x), {"weight": self.embed.weight.flatten(1), "bias": self.embed.bias}
+            weight, bias = weights_of(self.embed)
+            return self._heads(x), {"weight": weight.flatten(1), "bias": bias}
         embedded = self.embed(x)
         return self._heads(embedded.detach() if self.gradient == "none" else embedded), {}
 

@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import CONV, Dims, Norm, Placement, ReadLinear, added, norm_of, normed
+from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, normed
+from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops.external_attention import Normalization, external_attention
 
@@ -117,17 +118,20 @@ class ExternalAttention(nn.Module):
 
     def _merged(self, x: Tensor) -> Tensor:
         """One head: memories and convolutions are one matrix before, one behind."""
-        W, P = self.embed.weight.flatten(1), self.project.weight.flatten(1)
+        (W, b), (key, _), (value, _), (P, _) = map(weights_of, (self.embed, self.key, self.value, self.project))
         # the bias goes in where it cancels, too: a parameter outside the graph stops DDP
-        key, bias = self.key.weight @ W, self.key.weight @ cast(Tensor, self.embed.bias)  # (S, C), (S,)
+        bias = key @ cast(Tensor, b)  # (S,)
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C), a view
-        mixed = external_attention(tokens, key, (P @ self.value.weight).T, bias=bias, normalization=self.normalization)
+        mixed = external_attention(
+            tokens, key @ W.flatten(1), (P.flatten(1) @ value).T, bias=bias, normalization=self.normalization
+        )
         return to_map(mixed, x)
 
     def _of_heads(self, x: Tensor) -> Tensor:
         """Merged, each head would read all channels: several look into the memories with what they share of W x."""
         tokens = to_tokens(self.embed(x), self.heads)
-        mixed = external_attention(tokens, self.key.weight, self.value.weight.T, normalization=self.normalization)
+        (key, _), (value, _) = weights_of(self.key), weights_of(self.value)
+        mixed = external_attention(tokens, key, value.T, normalization=self.normalization)
         return self.project(to_map(mixed, x))
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

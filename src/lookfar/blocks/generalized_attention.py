@@ -6,7 +6,7 @@ code of mmcv is wrong for query content and position without the position-only t
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from typing_extensions import Unpack
 
 from lookfar._options import Natural
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, ReadLinear, added, gate, gated, zero_
+from lookfar.blocks._layers import Placement, added, gate, gated, zero_
 from lookfar.blocks._projections import Projections, QueryKeyValue, Switches, reduced
+from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
@@ -211,8 +212,7 @@ class GeneralizedAttention(QueryKeyValue):
         return q, r, k, v
 
     def _projected(self, conv: nn.Module | None, x: Tensor) -> Tensor:
-        assert isinstance(conv, nn.Conv2d)
-        return to_tokens(F.conv2d(widened(x), widened(conv.weight)), self.heads)
+        return to_tokens(F.conv2d(widened(x), widened(weights_of(conv)[0])), self.heads)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """The weighted sums ``(B, h, N, d)``, a block of queries at a time where keys are out of range."""
@@ -268,7 +268,7 @@ class GeneralizedAttention(QueryKeyValue):
         of_values = self.value or self.embed
         of_keys = of_values if self.value is None else self.key or self.query
         keys, values = (
-            widened(cast(nn.Conv2d, layer).weight).reshape(self.heads, -1, x.shape[1]) for layer in (of_keys, of_values)
+            widened(weights_of(layer)[0]).reshape(self.heads, -1, x.shape[1]) for layer in (of_keys, of_values)
         )  # (h, d, C)
         asked = widened(self.key_vector).view(self.heads, 1, -1) @ keys
         weights = F.conv2d(seen, asked.transpose(1, 2)[..., None]).flatten(2).softmax(-1)  # (B, h, M)
@@ -309,7 +309,7 @@ class GeneralizedAttention(QueryKeyValue):
         distance = torch.arange(1 - length, length, device=like.device).to(like.dtype)
         slow = 1000 ** (torch.arange(waves, device=like.device, dtype=like.dtype) / waves)
         angles = self.position_magnitude * distance[:, None] / slow
-        found = F.linear(torch.cat([angles.sin(), angles.cos()], 1), widened(layer.weight)) / 2**0.5
+        found = F.linear(torch.cat([angles.sin(), angles.cos()], 1), widened(weights_of(layer)[0])) / 2**0.5
         return found.unflatten(1, (self.heads, -1))
 
 

@@ -16,14 +16,12 @@ from lookfar.blocks._layers import (
     CONV,
     Dims,
     Placement,
-    ReadLinear,
     added,
-    in_heads,
     norm_of,
     normed,
-    out_of_heads,
     zero_,
 )
+from lookfar.blocks._reading import ReadLinear, in_heads, out_of_heads, weights_of
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
 
@@ -134,7 +132,7 @@ class GloRe(nn.Module):
             states = self._gather(widened(x.flatten(2)), maps)
             if self.reasoning:
                 states = self._reason(states)
-            y = (out_of_heads(self.project, states) @ maps).unflatten(2, x.shape[2:])
+            y = (out_of_heads(weights_of(self.project)[0], states) @ maps).unflatten(2, x.shape[2:])
         y = normed(self.norm, y.to(x.dtype))
         return match_format(added(self, x, y), x)
 
@@ -146,14 +144,13 @@ class GloRe(nn.Module):
         """States ``(B, h, D/h, K/h)`` of the nodes: W_s (x P^T) + b_s (sum_j P_j)^T."""
         # dividing the maps first keeps the sums small in half precision
         maps = maps / max(x.shape[2], 1) if self.normalize else maps
-        assert self.value.bias is not None
-        bias, sums = (t.unflatten(-1, (self.heads, -1)) for t in (self.value.bias.to(x.dtype), maps.sum(2)))
-        return in_heads(self.value, x @ maps.transpose(1, 2), self.heads) + bias[:, :, None] * sums[:, :, None]
+        return in_heads(self.value, x @ maps.transpose(1, 2), maps.sum(2), self.heads)
 
     def _reason(self, states: Tensor) -> Tensor:
         """The graph step: W_g ReLU(V + V A^T + a), in each head."""
-        weights, bias = self.mix_nodes.weight.to(states.dtype), self.mix_nodes.bias.to(states.dtype)
-        weights, bias = weights.unflatten(0, (self.heads, -1)), bias.unflatten(0, (self.heads, 1, -1))
-        mixed = states @ weights.transpose(1, 2) + bias
-        last = self.mix_states.weight.to(states.dtype).unflatten(0, (self.heads, -1))
+        weights, bias = weights_of(self.mix_nodes)
+        assert bias is not None
+        mixed = states @ weights.to(states.dtype).unflatten(0, (self.heads, -1)).transpose(1, 2)
+        mixed = mixed + bias.to(states.dtype).unflatten(0, (self.heads, 1, -1))
+        last = weights_of(self.mix_states)[0].to(states.dtype).unflatten(0, (self.heads, -1))
         return last @ (states + mixed).relu()

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from lookfar._options import NotNegative, Positive, Share, Steps, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, ConvNorm, Dims, Placement, added, gate, norm_of, normed, zero_
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
@@ -139,15 +140,16 @@ def apply_to_factors(
     It acts on the R columns of each left factor instead of on N positions.
     """
     widths = [left.shape[1] * left.shape[2] for left, _ in factors]
-    weights = conv.weight.flatten(1).to(factors[0][0].dtype).split(widths, 1)
+    weight, bias = weights_of(conv)
+    weights = weight.flatten(1).to(factors[0][0].dtype).split(widths, 1)
     products = []
     for weight, (left, right) in zip(weights, factors):
         # a product of matrices would copy the weight, and its gradient, for every image
         columns = torch.einsum("ohd,bhdr->bohr", weight.unflatten(1, left.shape[1:3]), left).flatten(2)
         products.append(columns @ right.transpose(2, 3).flatten(1, 2))
     y = sum(products[1:], products[0])
-    if conv.bias is not None:
-        y = y + conv.bias.to(y.dtype)[:, None]
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None]
     return y.unflatten(2, size)
 
 

@@ -108,7 +108,7 @@ class InterleavedGroupConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = _interleaved(self.spatial(x), self.groups)
-        y = _interleaved(self.pointwise(y), self.pointwise.groups)
+        y = _interleaved(self.pointwise(y), x.shape[1] // self.groups)
         return match_format(self.act(normed(self.norm, y)), x)
 
 

@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, ReadLinear
+from lookfar.blocks._layers import Placement
+from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.external_attention import Normalization, external_attention_weights
@@ -104,8 +105,8 @@ class MultiHeadExternal(nn.Module):
         return (torch.randn(batch, torch.Size(size).numel(), self.channels),)
 
     def forward(self, x: Tensor) -> Tensor:
-        S, inner = self.key.out_features, self.embed.out_features
-        ends = self.channels + self.project.out_features
+        S, inner = len(self.key.weight), len(self.embed.weight)
+        ends = self.channels + len(self.project.weight)
         # multiply-adds of a token with the projections in the memories, and apart from them
         if self.heads * S * ends < inner * (ends + 2 * S):
             return self._merged(x)
@@ -129,23 +130,30 @@ class MultiHeadExternal(nn.Module):
         """The output from the embedded tokens ``(B, N, h D)``."""
         a = self._weights(u)
         with without_autocast(a):
-            mixed = merge_heads(a @ widened(self.value.weight).T + widened(self.value.bias))
+            weight, bias = _wide(self.value)
+            mixed = merge_heads(a @ weight.T + bias)
         return self.project(mixed.to(u.dtype))
 
     def _weights(self, u: Tensor) -> Tensor:
-        tokens = split_heads(u, self.heads)
-        return external_attention_weights(tokens, self.key.weight, bias=self.key.bias, normalization=self.normalization)
+        tokens, (key, bias) = split_heads(u, self.heads), weights_of(self.key)
+        return external_attention_weights(tokens, key, bias=bias, normalization=self.normalization)
 
     def _merged(self, x: Tensor) -> Tensor:
         """Embedding and key memory as one matrix a head, value memory and projection as another."""
         heads = (self.heads, -1)
         with without_autocast(x):
-            K, V = widened(self.key.weight), widened(self.value.weight)  # (S, D), (D, S)
-            W, P = widened(self.embed.weight).unflatten(0, heads), widened(self.project.weight).unflatten(1, heads)
-            bias = widened(self.embed.bias).unflatten(0, heads) @ K.T  # (h, S)
-            bias = bias if self.key.bias is None else bias + widened(self.key.bias)
+            (K, c), (V, d), (W, b), (P, e) = map(_wide, (self.key, self.value, self.embed, self.project))
+            W, P = W.unflatten(0, heads), P.unflatten(1, heads)  # (h, D, C), (C, h, D)
+            bias = b.unflatten(0, heads) @ K.T + c  # (h, S)
             a = external_attention_weights(x[:, None], K @ W, bias=bias, normalization=self.normalization)
             to_output = (P @ V).flatten(1)  # (C, h S)
-            constant = P.sum(1) @ widened(self.value.bias) + widened(self.project.bias)
+            constant = P.sum(1) @ d + e
             y = a.transpose(2, 3).flatten(1, 2).transpose(1, 2) @ to_output.T + constant
         return y.to(x.dtype)
+
+
+def _wide(layer: ReadLinear) -> tuple[Tensor, Tensor]:
+    """Weight and bias, zero where there is none, in float32 at least."""
+    weight, bias = weights_of(layer)
+    weight = widened(weight)
+    return weight, weight.new_zeros(len(weight)) if bias is None else widened(bias)

@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 
 from lookfar._options import choice, divides
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, wide, zero_last
+from lookfar.blocks._layers import BATCH_NORM, CONV, Dims, Norm, Placement, max_pool, norm_of, normal_, zero_last
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, reduced
+from lookfar.blocks._reading import weights_of, wide
 from lookfar.ops._layout import to_tokens
 from lookfar.ops._precision import widened, without_autocast
 from lookfar.ops.attention import Normalization
@@ -222,9 +223,10 @@ def _score(x: Tensor, w: Tensor, projection: nn.Module | None = None) -> Tensor:
         if projection is None:  # a convolution of each head's channels to one
             weight = torch.block_diag(*w) if h > 1 else w
         else:
-            weight = (w.unsqueeze(-1) * widened(projection.weight).view(h, d, -1)).sum(1)  # type: ignore[arg-type]
-            if projection.bias is not None:
-                bias = (w * widened(projection.bias).view(h, d)).sum(1)  # type: ignore[arg-type]
+            own, shift = weights_of(projection)
+            weight = (w.unsqueeze(-1) * widened(own).view(h, d, -1)).sum(1)
+            if shift is not None:
+                bias = (w * widened(shift).view(h, d)).sum(1)
         return wide(x, weight, bias).flatten(2)
 
 

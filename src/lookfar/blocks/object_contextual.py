@@ -23,10 +23,10 @@ from lookfar.blocks._layers import (
     Norm,
     Placement,
     max_pool,
-    on_descriptors,
     only_on_images,
     resized,
 )
+from lookfar.blocks._reading import on_descriptors
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
 from lookfar.ops._precision import widened, without_autocast

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from lookfar._options import Positive
 from lookfar.blocks._base import block, block_info
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
+from lookfar.blocks._reading import weights_of
 from lookfar.ops._layout import to_map, to_tokens
 from lookfar.ops._precision import widened
 from lookfar.ops.attention import attention, attention_weights
@@ -48,7 +49,7 @@ class Branch(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """The weighted sums of the values ``(B, D, H, W)``."""
-        a, m = self.hidden(v), self.mask.weight.flatten(1)
+        a, m = self.hidden(v), weights_of(self.mask)[0].flatten(1)
         if not self.compact:
             return pointwise_spatial(
                 a, m.unflatten(0, self.mask_size), v, direction=self.direction, normalization=self.normalization
@@ -62,7 +63,7 @@ class Branch(nn.Module):
 
     def weights(self, v: Tensor, queries: Tensor | None) -> Tensor:
         """``(B, Q, N)``."""
-        a, m = self.hidden(v), self.mask.weight.flatten(1)
+        a, m = self.hidden(v), weights_of(self.mask)[0].flatten(1)
         if not self.compact:
             return pointwise_spatial_weights(
                 a, m.unflatten(0, self.mask_size), direction=self.direction, normalization=self.normalization,
@@ -80,7 +81,7 @@ class Branch(nn.Module):
                 f"{tuple(a.shape[2:])}; compact=False takes any"
             )
         t = to_tokens(a)
-        m = self.mask.weight.flatten(1).to(t.dtype).expand(t.shape[0], 1, -1, -1)
+        m = weights_of(self.mask)[0].flatten(1).to(t.dtype).expand(t.shape[0], 1, -1, -1)
         return (t, m) if self.direction == "collect" else (m, t)
 
 
@@ -228,6 +229,11 @@ class PointwiseSpatialAttention(nn.Module):
     def maps(self, x: Tensor) -> Tensor:
         """All weights over the (shrunk) map, ``(B, directions, N, N)``."""
         return self.attention(x)
+
+    @property
+    def map_kinds(self) -> tuple[str, ...]:
+        """The directions, in the order of the maps."""
+        return tuple(branch.direction for branch in self._branches())
 
     def _branches(self) -> list[Branch]:
         return [self.first] if self.second is None else [self.first, self.second]

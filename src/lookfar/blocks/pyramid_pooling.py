@@ -5,7 +5,6 @@ corners when it resizes, mmsegmentation by configuration.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, added, projected, projection
+from lookfar.blocks._reading import is_plain, weights_of
 from lookfar.ops._averages import averages
 from lookfar.ops._layout import match_format
 from lookfar.ops.adaptive_average import adaptive_average
@@ -94,9 +94,9 @@ class PyramidPooling(nn.Module):
         # a 1x1 convolution commutes with resizing
         pooled = self._pooled(x)
         widths = [x.shape[1], *(p.shape[1] for p in pooled)]
-        project = cast(nn.Conv2d, self.project)
-        own, *others = project.weight.split(widths, 1)
-        y = added(self, x, F.conv2d(x, own, project.bias))
+        weight, bias = weights_of(self.project)
+        own, *others = weight.split(widths, 1)
+        y = added(self, x, F.conv2d(x, own, bias))
         for weight, p in zip(others, pooled):
             y = y + self._resize(F.conv2d(p, weight), x)
         return match_format(y, x)
@@ -113,6 +113,8 @@ class AtrousConv(ConvNorm):
     """A dilated 3x3 convolution with norm; taps that see nothing but padding are left out."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_plain(self.conv):
+            return super().forward(x)
         weight, (d_h, d_w) = self.conv.weight, self.conv.dilation
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # a program serves maps of any size
             if d_h >= x.shape[2] and weight.shape[2] == 3:

@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from lookfar._options import divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Placement, ReadLinear, normal_, zero_
+from lookfar.blocks._layers import Placement, normal_, zero_
+from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._layout import merge_heads, split_heads
 from lookfar.ops._precision import widened, without_autocast
@@ -143,10 +144,12 @@ class Relation(nn.Module):
         return q, q if keys is None else q[:, :, :keys], v
 
     def _gate(self) -> tuple[Tensor, ...]:
-        return () if self.gate is None else (widened(self.gate.weight), widened(self.gate.bias))
+        return () if self.gate is None else tuple(widened(p) for p in weights_of(self.gate) if p is not None)
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return split_heads(nn.functional.linear(widened(x), widened(layer.weight), widened(layer.bias)), self.heads)
+        weight, bias = weights_of(layer)
+        assert bias is not None
+        return split_heads(nn.functional.linear(widened(x), widened(weight), widened(bias)), self.heads)
 
 
 @whole(lambda wide, k, v, *_: (*wide.shape[:3], v.shape[3]))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar._tables import table
+from lookfar._tables import map_names, table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import spread
 from lookfar.diagnostics._runs import not_called
@@ -24,7 +24,7 @@ from lookfar.diagnostics.adapters import adapted
 from lookfar.diagnostics.decomposition import NO_DOT_PRODUCT, Decomposition, decompose
 from lookfar.diagnostics.finding import find_block
 from lookfar.diagnostics.geometry import Places
-from lookfar.diagnostics.maps import inner_block, key_size, query_size, why_no_maps
+from lookfar.diagnostics.maps import inner_block, key_size, map_kinds, query_size, why_no_maps
 from lookfar.diagnostics.replacing import is_branch
 from lookfar.diagnostics.sums import MapSums, cosines, directions
 from lookfar.ops.attention import attention_weights
@@ -123,11 +123,13 @@ class Statistics(Mapping[str, Statistic]):
         block: Registered name.
         numbers: By name.
         unweighted: Why weighted numbers are nan; an empty string where they are not.
+        kinds: What the maps are where they are not heads of one, as ``("pairwise", "unary")``: each has all heads.
     """
 
     block: str
     numbers: dict[str, Statistic]
     unweighted: str = ""
+    kinds: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Statistic:
         return self.numbers[name]
@@ -138,15 +140,25 @@ class Statistics(Mapping[str, Statistic]):
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def kinds_of(self, number: Statistic) -> list[tuple[str, slice]]:
+        """Name and columns of what a mean may be taken over: the heads of each kind.
+
+        All columns, under an empty name, where maps have the number in common or none has it.
+        """
+        columns = number.plain.shape[1]
+        kinds = self.kinds if columns > 1 and not number.plain.isnan().all() else ()
+        heads = columns // max(len(kinds), 1)
+        return [(kind, slice(k * heads, (k + 1) * heads)) for k, kind in enumerate(kinds or ("",))]
+
     def __str__(self) -> str:
         rows: list[list[str | float | None]] = []
         for name, of in self.items():
-            heads = of.plain.shape[1]
             weighted = None if of.weighted is None else of.weighted.nanmean(0)
-            for head in range(heads):
-                cells = [of.mean[head], of.deviation[head], None if weighted is None else weighted[head]]
+            columns = of.plain.shape[1]  # one where maps have the number in common
+            for column, which in enumerate(map_names(self.kinds if columns > 1 else (), columns)):
+                cells = [of.mean[column], of.deviation[column], None if weighted is None else weighted[column]]
                 numbers = [None if c is None or c.isnan() else round(float(c), 5) for c in cells]
-                label = name if heads == 1 else f"{name}, head {head}"
+                label = f"{name}, {which}" if which else name
                 rows.append([label, *numbers, of.reason if numbers[0] is None else UNITS[name]])
         images = len(next(iter(self.values())).plain)
         headers = [f"{self.block}, {images} image{'s' * (images != 1)}", "mean", "± images", "weighted", ""]
@@ -259,7 +271,7 @@ def of_batch(
         if name != "contribution" and (labels is not None or name not in _OF_LABELS):
             plain, weighted = found.get(name, torch.full_like(found["similarity"], torch.nan))
             numbers[name] = _statistic(plain, weighted, reasons.get(name, "not defined for these maps"))
-    return Statistics(info.name, numbers, unweighted)
+    return Statistics(info.name, numbers, unweighted, map_kinds(block))
 
 
 def _statistic(plain: Tensor, weighted: Tensor | None, reason: str) -> Statistic:
@@ -322,7 +334,7 @@ def _joined(found: list[Statistics]) -> Statistics:
         parts = [one[name] for one in found]
         weighted = None if parts[0].weighted is None else torch.cat([p.weighted for p in parts])  # pyright: ignore
         numbers[name] = Statistic(torch.cat([p.plain for p in parts]), weighted, _first(p.reason for p in parts))
-    return Statistics(found[0].block, numbers, _first(one.unweighted for one in found))
+    return Statistics(found[0].block, numbers, _first(one.unweighted for one in found), found[0].kinds)
 
 
 def _first(reasons: Any) -> str:

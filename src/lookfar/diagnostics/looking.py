@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from torch import Tensor, nn
 
-from lookfar._tables import by_size
+from lookfar._tables import by_size, map_names
 from lookfar.diagnostics.seeing import Seen, see
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Look:
         outside: The share of the query's weight on class and register tokens, ``(heads,)``; None without such tokens.
         call: Which of its calls this is, counted from 1.
         calls: How often the network calls it for an image.
+        kinds: What the maps are where they are not heads of one, as ``("pairwise", "unary")``: each has all heads.
     """
 
     name: str
@@ -49,14 +50,20 @@ class Look:
     outside: Tensor | None = None
     call: int = 1
     calls: int = 1
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What each of the maps is called, as ``"head 0"`` or ``"pairwise"``; a single one has an empty name."""
+        return () if self.maps is None else map_names(self.kinds, len(self.maps))
 
     def __str__(self) -> str:
         name = f"{self.name} ({self.block})" if self.name else self.block
         name += f", call {self.call} of {self.calls}" if self.calls > 1 else ""
         if self.maps is None:
             return f"{name}: no maps, {self.reason}"
-        grid, heads = by_size(self.maps.shape[1:]), len(self.maps)
-        many = f", {heads} heads" if heads > 1 else ""
+        grid, heads = by_size(self.maps.shape[1:]), len(self.maps) // max(len(self.kinds), 1)
+        many = (f", {heads} heads" if heads > 1 else "") + (f"; maps: {', '.join(self.kinds)}" if self.kinds else "")
         share = (
             "" if self.outside is None else f", {100 * float(self.outside.mean()):.0f} % on class and register tokens"
         )
@@ -95,7 +102,7 @@ class Looks(Sequence[Look]):
         return "\n".join(map(str, self.of_blocks))
 
     def picture(self) -> "Image.Image":
-        """A row for each block and head: the image with the pixel, the pixel's map, the mean of all maps.
+        """A row for each map of each block: the image with the pixel, the pixel's map, the mean of all maps.
 
         Colours follow the square root of the weight, from zero to the largest in the two maps of a row; weights below
         zero are blue. A block without maps has a line that says why.
@@ -106,8 +113,8 @@ class Looks(Sequence[Look]):
             if look.maps is None or look.mean is None:
                 rows.append((str(look), []))
                 continue
-            for head, pair in enumerate(zip(look.maps, look.mean)):
-                label = str(look) if len(look.maps) == 1 else f"{look}: head {head}"
+            for name, *pair in zip(look.map_names, look.maps, look.mean):
+                label = f"{look}: {name}" if name else str(look)
                 found = [one.numpy() for one in pair]
                 rows.append((f"{label}. Image, map of the query, mean map", _row(shown, found)))
         return _sheet(shown, rows, self.at, factor, columns=3)
@@ -160,7 +167,10 @@ def _look(seen: Seen, at: Sequence[int]) -> Look:
     if seen.reason:
         return Look(seen.name, seen.block, reason=seen.reason, **which)
     outside = seen.outside(at) if seen.prefix else None
-    return Look(seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean, outside=outside, **which)
+    return Look(
+        seen.name, seen.block, seen.query(at), seen.size, seen.weights(at), seen.mean,
+        outside=outside, kinds=seen.kinds, **which,
+    )  # fmt: skip
 
 
 def _shown(image: Tensor) -> np.ndarray:
@@ -181,7 +191,9 @@ def _over(shown: np.ndarray, weights: np.ndarray, largest: float) -> np.ndarray:
     return (1 - strength) * 0.5 * shown.mean(-1, keepdims=True) + strength * colour
 
 
-def panels(image: Tensor, maps: Mapping[str, np.ndarray], at: tuple[int, int], title: str) -> "Image.Image":
+def panels(
+    image: Tensor, maps: Mapping[str, np.ndarray], at: tuple[int, int], title: str, kinds: Sequence[str] = ()
+) -> "Image.Image":
     """An image with a pixel, and some maps of it beside: a row a head, colours as in :meth:`Looks.picture`.
 
     Args:
@@ -189,17 +201,17 @@ def panels(image: Tensor, maps: Mapping[str, np.ndarray], at: tuple[int, int], t
         maps: ``(heads, h, w)`` each, by name.
         at: The pixel (y, x).
         title: Above it.
+        kinds: What the maps are where they are not heads of one.
 
     >>> import torch
     >>> panels(torch.rand(3, 8, 8), {"map": np.ones((2, 4, 4))}, (1, 2), "two heads").size
     (484, 516)
     """
     shown, factor = _enlarged(image)
-    heads = max(len(of) for of in maps.values())
     rows = []
-    for head in range(heads):
-        of_head = [of[min(head, len(of) - 1)] for of in maps.values()]
-        label = f"{title}{f', head {head}' if heads > 1 else ''}. Image, {', '.join(maps)}"
+    for number, name in enumerate(map_names(kinds, max(len(of) for of in maps.values()))):
+        of_head = [of[min(number, len(of) - 1)] for of in maps.values()]
+        label = f"{title}{name and f', {name}'}. Image, {', '.join(maps)}"
         rows.append((label, _row(shown, of_head)))
     return _sheet(shown, rows, at, factor, columns=1 + len(maps))
 

@@ -100,6 +100,19 @@ def query_size(module: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
     return tuple(size) if query_grid is None else query_grid(size)
 
 
+def map_kinds(module: nn.Module) -> tuple[str, ...]:
+    """What a block's maps are where it adds several that are not heads of one; empty for the others.
+
+    Such a block has ``map_kinds``; of each kind there are as many maps as there are heads, and they stand together.
+
+    >>> from lookfar import create_block
+    >>> map_kinds(create_block("disentangled_nonlocal", 16)), map_kinds(create_block("nonlocal", 16, heads=2))
+    (('pairwise', 'unary'), ())
+    """
+    kinds = tuple(getattr(inner_block(module), "map_kinds", ()))
+    return kinds if len(kinds) > 1 else ()
+
+
 def map_similarity(maps: Tensor) -> Tensor:
     """Mean cosine between the maps of different queries, ``(B, h, Q, M) -> (B, h)``.
 

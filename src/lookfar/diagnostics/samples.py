@@ -10,11 +10,13 @@ One compressed ``samples.npz`` a trial. n images, each at most ``SIDE`` pixels a
     asking (), sought ()              what asks and what holds the answer, in words; empty where the data do not know
     reason ()                         why there are no maps; an empty string where there are
 
-and, of a block with weights over positions, for each of its heads (several share the room of one, on coarser grids):
+and, of a block with weights over positions, for each of its maps, mostly heads (several share the room of one, on
+coarser grids):
 
     map (n, heads, Q, m) uint8        value = low + (high - low) map / 255, on the key grid ``map_size``
     low, high (n, heads, Q) float32
     mean, mean_low, mean_high         the same of the query-independent part, over all queries asked: (n, heads, m), ...
+    map_kinds (k,)                    what they are where they are not heads of one: each has all heads
     query (Q, 2) float32              centres of the queries, (y, x) in [0, 1]
     query_size, map_size, key_size, feature_size (2,)
     share (n, heads, Q), chance (n, Q)    of maps of labels: share of the weight on keys of the query's class, by chance
@@ -175,6 +177,7 @@ def _look(
                 weight, chance = weight.nanmean(-1), chance.nanmean(-1)
             found |= {f"{prefix}{name}": weight.cpu().numpy(), f"{prefix}{by_chance}": chance.cpu().numpy()}
     return found, {
+        "map_kinds": np.array(M.map_kinds(block), dtype=str),
         "query": torch.stack([(shown // W + 0.5) / H, (shown % W + 0.5) / W], -1).float().numpy(),
         "query_size": np.array([len(grid[0]), len(grid[1])]),
         "map_size": np.array(small),

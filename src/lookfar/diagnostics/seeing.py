@@ -14,7 +14,7 @@ from lookfar.blocks import block_info
 from lookfar.diagnostics._undisturbed import inputs_of, undisturbed
 from lookfar.diagnostics.adapters import TokenAttention, adapted
 from lookfar.diagnostics.finding import blocks_of
-from lookfar.diagnostics.maps import inner_block, key_size, query_size, why_no_maps
+from lookfar.diagnostics.maps import inner_block, key_size, map_kinds, query_size, why_no_maps
 from lookfar.insertion.gated import block_name
 
 MOST_PREFIX = 16  # class, distillation and register tokens of the networks in use: at most nine
@@ -63,6 +63,11 @@ class Seen:
             return self.tokens
         height, width = query_size(self.module, self.x.shape[2:])
         return height, width
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its maps are where they are not heads of one, see :func:`lookfar.diagnostics.maps.map_kinds`."""
+        return () if self.x is None else map_kinds(self.module)
 
     @property
     def prefix(self) -> int:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lookfar._tables import map_names
 from lookfar.explorer.pictures import Picture
 from lookfar.explorer.subjects import Subject
 
@@ -124,15 +125,12 @@ class Answers:
 
 
 def _blocks(network: "nn.Module") -> list[dict[str, Any]]:
-    """Name, heads, and the reason why there are no maps, of each block."""
+    """Name, and the reason why there are no maps, of each block."""
     from lookfar.diagnostics import blocks_of, why_no_maps
     from lookfar.diagnostics.maps import inner_block
 
     blocks = {name: inner_block(network.get_submodule(name)) for name in blocks_of(network)}
-    return [
-        {"name": name, "heads": int(getattr(block, "heads", 1)), "reason": why_no_maps(block)}
-        for name, block in blocks.items()
-    ]
+    return [{"name": name, "reason": why_no_maps(block)} for name, block in blocks.items()]
 
 
 def _of_block(seen: "Seen", at: tuple[float, float]) -> dict[str, Any]:
@@ -143,9 +141,11 @@ def _of_block(seen: "Seen", at: tuple[float, float]) -> dict[str, Any]:
     pixel = min(int(at[0] * H), H - 1), min(int(at[1] * W), W - 1)
     (y, x), (h, w) = seen.query(pixel), seen.size
     weights = seen.weights(pixel)
-    return about | {"size": list(seen.grid), "query": [(y + 0.5) / h, (x + 0.5) / w], "maps": _numbers(weights)}
+    names = map_names(seen.kinds, len(weights))
+    where = {"size": list(seen.grid), "query": [(y + 0.5) / h, (x + 0.5) / w]}
+    return about | where | {"names": names, "maps": _numbers(weights)}
 
 
 def _numbers(maps: "Tensor") -> list[list[float]]:
-    """One list of weights a head, to four digits."""
-    return [[float(f"{value:.4g}") for value in head.flatten().tolist()] for head in maps]
+    """One list of weights a map, to four digits."""
+    return [[float(f"{value:.4g}") for value in one.flatten().tolist()] for one in maps]

@@ -2,9 +2,9 @@
 
 const stage = document.getElementById("query"), readout = document.getElementById("readout");
 const message = document.getElementById("message"), maps = document.getElementById("maps");
-const sample = document.getElementById("sample"), heads = document.getElementById("heads");
+const sample = document.getElementById("sample"), which = document.getElementById("which");
 const picture = document.createElement("canvas");
-let networks = [], laid = "", shown = null, said = null, means = new Map(), point = [0.5, 0.5], head = -1, asked = 0;
+let networks = [], laid = "", shown = null, said = null, means = new Map(), point = [0.5, 0.5], chosen = "", asked = 0;
 
 // answers as JSON; what the server refuses is shown, and null
 async function ask(route, given = {}) {
@@ -45,6 +45,7 @@ async function move(y, x) {
   said = found;
   // a block that is called several times answers as often, and some can say only now why they have no maps
   lay(found.map((network, n) => ({ name: networks[n].name, blocks: network.blocks })));
+  offer([...new Set(found.flatMap(network => network.blocks).flatMap(block => block.names || []))].filter(Boolean));
   draw();
   if (means.size) return;
   // all queries together cost a pass over all of them: after the first answer, and once an image
@@ -82,7 +83,7 @@ function draw() {
 
 function drawBlock(figure, block, mean) {
   if (!block.maps) return;
-  const here = one(block.maps), all = mean ? one(mean) : null, uniform = 1 / here.length;
+  const here = one(block, block.maps), all = mean ? one(block, mean) : null, uniform = 1 / here.length;
   const top = Math.max(9 * uniform, ...here.map(Math.abs), ...(all || []).map(Math.abs));
   const [now, every] = figure.querySelectorAll("canvas"), context = prepare(now);
   cells(context, block.size, here, top);
@@ -97,25 +98,31 @@ function drawBlock(figure, block, mean) {
   figure.querySelector(".scale").classList.toggle("signed", here.some(v => v < 0) || (all || []).some(v => v < 0));
 }
 
-// the weights of the chosen head, or the mean over heads
-function one(of) {
-  if (head >= 0 && head < of.length) return of[head];
+// the weights of the chosen map, or of the mean over all where the block has none of that name
+function one(block, of) {
+  const index = block.names.indexOf(chosen);
+  if (index >= 0) return of[index];
   return of[0].map((_, i) => of.reduce((sum, map) => sum + map[i], 0) / of.length);
 }
 
-function choose(most) {
-  heads.hidden = most < 2;
-  for (const value of [-1, ...Array.from({ length: most }, (_, k) => k)]) {
+// a button for each map that some block has
+function offer(names) {
+  if (which.dataset.offered === JSON.stringify(names)) return;
+  which.dataset.offered = JSON.stringify(names);
+  which.hidden = !names.length;
+  which.replaceChildren();
+  if (!names.includes(chosen)) chosen = "";
+  for (const [value, text] of mapButtons(which, names)) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = value < 0 ? "mean" : String(value + 1);
-    button.setAttribute("aria-pressed", String(value === head));
+    button.textContent = text;
+    button.setAttribute("aria-pressed", String(value === chosen));
     button.addEventListener("click", () => {
-      head = value;
-      for (const other of heads.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
+      chosen = value;
+      for (const other of which.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
       draw();
     });
-    heads.append(button);
+    which.append(button);
   }
 }
 
@@ -148,7 +155,6 @@ function lay(blocksOf) {
 function build(start) {
   networks = start.networks;
   lay(networks);
-  choose(Math.max(...networks.flatMap(network => network.blocks.map(block => block.heads || 1))));
   document.getElementById("offered").hidden = !start.samples.length;
   sample.append(new Option("choose …", ""), ...start.samples.map((name, k) => new Option(name, String(k))));
   if (!start.samples.length) { message.textContent = "Bring an image: choose a file, or drop one here."; return; }

@@ -119,18 +119,21 @@ def _row(one: Inspected, kinds: Sequence[str]) -> dict[str, Any]:
 def _numbers(found: Sequence[Inspected]) -> dict[str, Any] | None:
     if not found:
         return None
+    whose = [(one, kind) for one in found if one.statistics is not None for kind in one.statistics.kinds or ("",)]
     rows = []
     for name, unit in UNITS.items():
         cells, labels = [], []
-        for one in found:
+        for one, kind in whose:
             assert one.statistics is not None
             of = one.statistics.numbers.get(name)
+            own = slice(None) if of is None else dict(one.statistics.kinds_of(of)).get(kind, slice(None))
             before = one.untrained.numbers.get(name) if one.untrained is not None else None
             parts = (of and of.mean, None if of is None or of.weighted is None else of.weighted.nanmean(0))
             for title, part in zip(("plain", "weighted", "untrained"), (*parts, before and before.mean)):
-                value = None if part is None else float(part.mean())
+                value = None if part is None else float(part[own].mean())
                 cells.append(three(None if value is None or value != value else round(value, 5)))
-                labels.append(f"{one.label}, {title}" if len(found) > 1 else title)
+                labels.append(", ".join(filter(None, (one.label if len(found) > 1 else "", kind, title))))
         if any(cell != "–" for cell in cells):
             rows.append({"name": name.replace("_", " "), "unit": unit, "cells": cells, "labels": labels})
-    return {"names": [one.label for one in found], "rows": rows}
+    columns = [{"name": one.label, "kind": kind} for one, kind in whose]
+    return {"columns": columns, "rows": rows}

@@ -55,7 +55,7 @@ def write_pictures(
             path = folder / f"{slug(one.label)}-{_stem(data.val.names, index)}-{x}-{y}{of_call}.png"
             maps = maps_of(seen, (y, x))
             title = f"{one.label}{which}, {data.val.names[index]}, pixel {x},{y} of {by_size((W, H))}"
-            panels(image, maps, (y, x), title.replace("×", "x")).save(path)
+            panels(image, maps, (y, x), title.replace("×", "x"), seen.kinds).save(path)
             written.append(path)
     return written, reason
 

@@ -46,12 +46,10 @@ def _ladder(one: Inspected) -> str:
 def _statistics(now: Statistics, before: Statistics | None) -> str:
     rows: list[list[str | float | None]] = []
     for name, of in now.items():
-        mean = float(of.mean.mean())
-        cells = [
-            mean,
-            float(of.deviation.mean()),
-            None if of.weighted is None else float(of.weighted.nanmean(0).mean()),
-            None if before is None or name not in before else float(before[name].mean.mean()),
-        ]
-        rows.append([name, *(None if c is None or c != c else round(c, 5) for c in cells), UNITS[name]])
+        weighted = None if of.weighted is None else of.weighted.nanmean(0)
+        untrained = None if before is None or name not in before else before[name].mean
+        for kind, own in now.kinds_of(of):
+            cells = [None if c is None else float(c[own].mean()) for c in (of.mean, of.deviation, weighted, untrained)]
+            label = f"{name}, {kind}" if kind else name
+            rows.append([label, *(None if c is None or c != c else round(c, 5) for c in cells), UNITS[name]])
     return table(["maps, means over images and heads", "mean", "± images", "weighted", "untrained", ""], rows)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._precision import widened, without_autocast
 
 
@@ -59,7 +59,8 @@ def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
         raise ValueError(f"want x (B, C, N), a map is flattened by x.flatten(2); got {x.shape=}")
     with without_autocast(x):
         wide = widened(x)
-        if torch.is_grad_enabled() and wide.requires_grad and not for_graphs() and not has_tangent(wide):
+        learns, plainly = torch.is_grad_enabled() and wide.requires_grad, for_graphs() and not compiled_here()
+        if learns and not plainly and not has_tangent(wide):  # compiled programs trace the gradient, too
             y: Any = _Mixed.apply(wide, scale)
         else:
             y = _mixed(wide, scale)

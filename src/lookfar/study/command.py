@@ -1,6 +1,7 @@
 """What `lookfar study` and `lookfar report` do once their options are parsed: exit statuses and last lines."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ def run_command(
     for option, given in {"--prepare": prepare, "--workers": workers, "--on": on}.items():
         if trial is not None and given:
             raise ValueError(f"--trial runs one trial here: it goes without {option}")
+    from lookfar.study.report import write_report
     from lookfar.study.running import Stopped, run
     from lookfar.study.single import prepare_study, run_trial
 
@@ -63,7 +65,7 @@ def run_command(
         if prepare:
             return prepare_study(plan, out)
         results = run(plan, out, workers=workers, on=on)
-        return _finish(results)
+        return _finish(results, lambda: write_report(results.folder))
     except Stopped as stopped:
         print(f"\nlookfar: {stopped}", file=sys.stderr)
         return STOPPED
@@ -77,17 +79,27 @@ def report_command(folder: Path, *, margin: float | None = None, groups: str | N
         margin: Judge with another margin; the plan keeps it.
         groups: Draw validation images by other groups; the plan keeps them.
     """
-    results = load(folder, margin=margin, groups=groups)
-    if margin is not None or groups is not None:
-        results.plan.save(folder / "study.yaml")
-    write_csv(results)
-    return _finish(results)
-
-
-def _finish(results: Results) -> int:
     from lookfar.study.report import write_report
 
+    results = load(folder, margin=margin, groups=groups)
+
+    def write() -> Path:
+        if margin is not None or groups is not None:
+            results.plan.save(folder / "study.yaml")
+        write_csv(results)
+        return write_report(folder)
+
+    return _finish(results, write)
+
+
+def _finish(results: Results, write: Callable[[], Path]) -> int:
+    """Write what is to be written, and show the table even where that fails: a full disk, somebody else's folder."""
     console = make_console()
     console.print()
-    show(results, write_report(results.folder), console)
+    try:
+        report = write()
+    except OSError:
+        show(results, None, console)
+        raise
+    show(results, report, console)
     return DONE if results.complete else FAILED

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lookfar._tables import map_names
 from lookfar.study.pictures import IGNORE, Detail, are_maps
-from lookfar.study.words import join
+from lookfar.study.words import capital, join
 
 SAME = 0.999  # mean cosine between the maps of queries from which on they are one map
 
@@ -111,13 +112,18 @@ def _block(name: str, of_seed: Mapping[int, Sample], images: Sequence[int], deta
         "grid": [len(rows[0]), len(rows[1])],
         "query": _rounded(sample["query"][chosen], 6),
         "uniform": 1 / float(np.prod(sample["key_size"])),
-        "heads": sample["map"].shape[1] if detail.heads else 1,
+        "maps": map_names(_kinds(sample), sample["map"].shape[1]) if detail.heads else [""],
         "of": {
             seed: [_maps(s, i, chosen, keys, small, detail) for i in images]
             for seed, s in of_seed.items()
             if "map" in s
         },
     }
+
+
+def _kinds(sample: Sample) -> list[str]:
+    """What its maps are where they are not heads of one; a file of an earlier version does not say it."""
+    return [str(kind) for kind in sample.get("map_kinds", ())]
 
 
 def _maps(
@@ -197,9 +203,23 @@ def looks(of_seed: Mapping[int, Sample]) -> str:
         reasons = [str(s.get("reason", "")) for s in of_seed.values()]
         return f"No maps: {next(filter(None, reasons), 'nothing was recorded')}."
     samples = list(with_maps.values())
+    maps = samples[0]["similarity"].shape[-1]
+    kinds = _kinds(samples[0])
+    heads = maps // max(len(kinds), 1)
+    said = []
+    for k, kind in enumerate(kinds or [""]):
+        own = slice(k * heads, (k + 1) * heads)
+        said.append(f"{capital(kind)}: " * bool(kind) + " ".join(_of_maps(samples, own)))
+    if heads > 1:
+        said.append(f"Numbers are means of {heads} heads.")
+    return " ".join(said)
+
+
+def _of_maps(samples: Sequence[Sample], own: slice) -> list[str]:
+    """Sentences on some of the maps of each query, in the mean."""
     said = []
     if all("mean_found" in s for s in samples):
-        by_seed = [float(np.nanmean(s["mean_found"])) for s in samples]
+        by_seed = [float(np.nanmean(s["mean_found"][:, own])) for s in samples]
         chance = float(np.nanmean([s["mean_found_chance"] for s in samples]))
         if all(map(math.isfinite, by_seed)):
             said.append(
@@ -207,23 +227,20 @@ def looks(of_seed: Mapping[int, Sample]) -> str:
                 f"{samples[0]['sought']}, {_percent(chance)} by chance{_seeds(by_seed)}."
             )
     elif all("mean_share" in s for s in samples):
-        by_seed = [float(np.mean(s["mean_share"])) for s in samples]
+        by_seed = [float(np.mean(s["mean_share"][:, own])) for s in samples]
         chance = float(np.mean([s["mean_chance"] for s in samples]))
         if all(map(math.isfinite, [*by_seed, chance])):
             said.append(
                 f"{_percent(np.mean(by_seed))} of the weight lies on the query’s own class, which makes up "
                 f"{_percent(chance)} of the positions{_seeds(by_seed)}."
             )
-    similarity = float(np.mean([s["similarity"].mean() for s in samples]))
+    similarity = float(np.mean([s["similarity"][:, own].mean() for s in samples]))
     said.append(
         "The map is the same for every query."
         if similarity >= SAME
         else f"Mean similarity between the maps of different queries {similarity:.2f}."
     )
-    heads = samples[0]["similarity"].shape[-1]
-    if heads > 1:
-        said.append(f"Numbers are means of {heads} heads.")
-    return " ".join(said)
+    return said
 
 
 def _seeds(values: Sequence[float]) -> str:

@@ -30,6 +30,15 @@ function ring(context, y, x) {
   }
 }
 
+// the buttons of a group that chooses among the maps of a query, values and texts: the mean of all comes first
+function mapButtons(group, names) {
+  const heads = names.every(name => /^head \d+$/.test(name)), label = document.createElement("span");
+  label.textContent = heads ? "head" : "map";
+  group.setAttribute("aria-label", heads ? "Head" : "Map");
+  group.prepend(label);
+  return names.length ? [["", "mean"], ...names.map(name => [name, heads ? name.slice(5) : name])] : [];
+}
+
 function decode(text) {
   return Uint8Array.from(atob(text), c => c.charCodeAt(0));
 }

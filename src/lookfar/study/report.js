@@ -40,7 +40,7 @@ function explore(data) {
   const truth = data.images.map(info => data.labels && decode(info.truth));  // one label a query; else words
   const asks = data.images.map(info => info.asks && decode(info.asks));
   const [rows, columns] = data.grid;
-  let seed = data.seed, head = -1, image = 0, row = 0, column = 0;
+  let seed = data.seed, map = "", image = 0, row = 0, column = 0;
   root.hidden = false;
 
   data.images.forEach((info, i) => {
@@ -54,13 +54,13 @@ function explore(data) {
     thumbs.append(button);
   });
   choice("seeds", data.seeds.map(s => [s, String(s)]), () => seed, s => { seed = s; });
-  const heads = Math.max(...data.blocks.map(block => block.heads));
-  choice("heads", [[-1, "mean"], ...Array.from({ length: heads }, (_, k) => [k, String(k + 1)])], () => head, k => { head = k; });
+  const names = [...new Set(data.blocks.flatMap(block => block.maps))].filter(Boolean);
+  choice("maps", mapButtons(root.querySelector("[data-choice=maps]"), names), () => map, name => { map = name; });
 
   // a row of buttons, of which one is pressed; nothing where there is nothing to choose
   function choice(name, options, current, set) {
     const group = root.querySelector(`[data-choice=${name}]`);
-    group.hidden = options.length < (name === "heads" ? 3 : 2);
+    group.hidden = options.length < 2;
     for (const [value, text] of options) {
       const button = document.createElement("button");
       button.type = "button";
@@ -115,7 +115,7 @@ function explore(data) {
     };
     figure.classList.toggle("none", !own);
     if (!own) return;
-    const at = nearest(block, y, x), chosen = block.heads > 1 && head < block.heads ? head : -1;
+    const at = nearest(block, y, x), chosen = block.maps.indexOf(map);
     const here = weights(block, own, chosen, at + 1), mean = weights(block, own, chosen, 0);
     const similarity = average(own.similarity, chosen);
     // one map for all queries needs no second panel
@@ -138,7 +138,7 @@ function explore(data) {
     else if (own.share) say("share", by(average(own.share.map(f => f[at]), chosen), own.chance[at]));
   }
 
-  // of one head, or of their mean where chosen is -1
+  // of one map, or of the mean of all where chosen is -1
   function average(values, chosen) {
     const some = chosen < 0 ? values : [values[Math.min(chosen, values.length - 1)]];
     return some.some(v => v === null) ? null : some.reduce((a, b) => a + b, 0) / some.length;
