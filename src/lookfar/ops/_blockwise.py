@@ -14,8 +14,8 @@ from lookfar.ops._autograd import compiled_here, recomputed, traced
 from lookfar.ops._loops import Loop
 from lookfar.ops._precision import widened, without_autocast
 
-# logits held at a time, over batch and heads: 4 MiB in float32 on a CPU; a GPU needs larger launches
-BUDGET = {"cpu": 2**20}
+# logits held at a time, over batch and heads: 8 MiB in float32 on a CPU; a GPU needs larger launches
+BUDGET = {"cpu": 2**21}
 BUDGET_ELSEWHERE = 2**25
 
 

@@ -7,6 +7,7 @@ slots alone, ``l1`` over slots, ``sigmoid`` of each divided by S, ``none`` (simi
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lookfar.ops._definition import row_weights
@@ -32,7 +33,6 @@ def external_attention_reference(
 ) -> Tensor:
     """The definition, positions first: similarities (B, h, N, S), their normalisation, the sum over slots.
 
-    >>> import torch
     >>> x, key, value = torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), torch.tensor([[8.0], [4.0]])
     >>> external_attention_reference(x, key, value, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
     [[[[7.0]]]]
@@ -49,7 +49,6 @@ def external_attention(
 ) -> Tensor:
     """A mixture of S value rows for every position: :func:`external_attention_reference` without copies of ``x``.
 
-    >>> import torch
     >>> x, key, value = torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), torch.tensor([[8.0], [4.0]])
     >>> external_attention(x, key, value, normalization="l1").tolist()  # (3 * 8 + 1 * 4) / (3 + 1)
     [[[[7.0]]]]
@@ -85,7 +84,6 @@ def external_attention_weights(
 ) -> Tensor:
     """Weights ``(B, h, N, S)`` over the slots of each position, in float32 at least.
 
-    >>> import torch
     >>> external_attention_weights(torch.ones(1, 1, 1, 1), torch.tensor([[3.0], [1.0]]), normalization="l1").tolist()
     [[[[0.75, 0.25]]]]
 
@@ -98,5 +96,6 @@ def external_attention_weights(
     with without_autocast(x):
         of_channels = widened(x).transpose(-2, -1)
         l = _for_each(widened(key), of_channels) @ of_channels  # (B, h, S, N): sums over positions run along memory
-        l = l if bias is None else l + widened(bias)[..., None]
+        cancels = normalization == "double" and not torch.is_grad_enabled()
+        l = l if bias is None or cancels else l + widened(bias)[..., None]
         return _NORMALIZE[normalization](l).transpose(-2, -1)
