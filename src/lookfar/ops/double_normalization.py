@@ -5,7 +5,6 @@ other positions enter as one number per slot, its log-popularity. Traps: the ord
 precision, and matters where a position is rejected by every slot.
 """
 
-import torch
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, has_tangent
@@ -17,6 +16,7 @@ EPS = 1e-9
 def double_normalization_reference(logits: Tensor, *, positions: int = -2, slots: int = -1) -> Tensor:
     """The definition: softmax over the positions, then division by 1e-9 + the sum over the slots.
 
+    >>> import torch
     >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
     >>> double_normalization_reference(logits)  # columns (3, 1) / 4 and (1, 1) / 2, then rows
     tensor([[0.6000, 0.4000],
@@ -29,6 +29,7 @@ def double_normalization_reference(logits: Tensor, *, positions: int = -2, slots
 def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1) -> Tensor:
     """Both normalisations, in float32 at least: what underflows there is far below 1e-9.
 
+    >>> import torch
     >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
     >>> double_normalization(logits)  # columns (3, 1) / 4 and (1, 1) / 2, then rows
     tensor([[0.6000, 0.4000],
