@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lookfar.blocks import block_info
 from lookfar.blocks._layers import keeps_input
 from lookfar.blocks._projections import QueryKeyValue
+from lookfar.blocks._reading import weights_of
 from lookfar.blocks.disentangled_nonlocal import DisentangledNonLocal
 from lookfar.blocks.global_context import SimplifiedNonLocal
 from lookfar.diagnostics.maps import inner_block
@@ -274,7 +275,9 @@ def _matrix(block: nn.Module, layer: nn.Module | None, width: int) -> tuple[Tens
     if layer is None:
         like = next(block.parameters())
         return torch.eye(width, device=like.device, dtype=like.dtype), like.new_zeros(width)
-    weight, bias = cast(Tensor, layer.weight).detach().flatten(1), cast("Tensor | None", layer.bias)
+    with torch.no_grad():
+        weight, bias = weights_of(layer)
+    weight = weight.detach().flatten(1)
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()
 
 
