@@ -40,7 +40,8 @@ WHY = {
     "mmcv NonLocal2d, dot product": SMALL,
     "mmcv GeneralizedAttention, 1111": "Weights are computed for some queries at a time, in training twice.",
     "mmcv GeneralizedAttention, 0010": "Not known: with more channels it is far ahead.",
-    "mmcv NonLocal2d, sub-sampled": "The gradients of the layers come in another order, the largest ones together.",
+    "mmcv NonLocal2d, sub-sampled": "Weights are computed again in the backward pass; in memory the gradients of the "
+    "layers come in another order, the largest ones together.",
     "mmseg PAM": SMALL,
     "mmseg DisentangledNonLocal2d": SMALL,
     "mmcv CrissCrossAttention": "The same convolutions, whose maps are then copied into lines.",

@@ -50,6 +50,7 @@ const settled = async () => {
   told.offered = which.textContent;
   told.kinds = new Set(ofKinds).size;
   told.mean = ofKinds[0] === mean;
+  told.which = [...maps.querySelectorAll(".this")].map(span => span.textContent);
   told.pressed = which.querySelector("[aria-pressed=true]").textContent;
   told.read = readout.textContent;
   told.figures = [...maps.querySelectorAll("figcaption")].map(caption => caption.textContent);
@@ -103,6 +104,7 @@ def test_clicks_keys_and_a_bad_file(tmp_path, monkeypatch):
     assert told["canvases"] == 3 * 2
     assert told["offered"] == "mapmeanpairwiseunary"
     assert (told["kinds"], told["mean"], told["pressed"]) == (3, True, "unary")
+    assert told["which"] == ["this query", "this query", "this query, unary"]
     assert told["hosts"] == [host]
     assert "is not an image that can be read here" in told["message"]
     assert told["read"].startswith("one, pixel")

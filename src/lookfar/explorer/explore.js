@@ -89,6 +89,7 @@ function drawBlock(figure, block, mean) {
   cells(context, block.size, here, top);
   ring(context, ...block.query);
   now.setAttribute("aria-label", `weights of ${block.name} for this query`);
+  figure.querySelector(".this").textContent = `this query${whichMap(block.names, block.names.indexOf(chosen))}`;
   figure.querySelector(".all").textContent = all ? "all queries together" : "all queries together: being computed …";
   const beside = prepare(every);
   if (all) cells(beside, block.size, all, top);

@@ -39,6 +39,12 @@ function mapButtons(group, names) {
   return names.length ? [["", "mean"], ...names.map(name => [name, heads ? name.slice(5) : name])] : [];
 }
 
+// what is shown of a block's maps, behind "this query": nothing where it has one
+function whichMap(names, index) {
+  if (names.length < 2) return "";
+  return index < 0 ? `, mean of ${names.length} maps` : `, ${names[index]}`;
+}
+
 function decode(text) {
   return Uint8Array.from(atob(text), c => c.charCodeAt(0));
 }

@@ -118,6 +118,7 @@ function explore(data) {
     const at = nearest(block, y, x), chosen = block.maps.indexOf(map);
     const here = weights(block, own, chosen, at + 1), mean = weights(block, own, chosen, 0);
     const similarity = average(own.similarity, chosen);
+    figure.querySelector(".this").textContent = `this query${whichMap(block.maps, chosen)}`;
     // one map for all queries needs no second panel
     figure.querySelector(".two").classList.toggle("one", similarity !== null && similarity >= 0.999);
     const top = Math.max(9 * block.uniform, ...here.map(Math.abs), ...mean.map(Math.abs));
