@@ -74,6 +74,30 @@ def test_of_timm(case):
     assert_maps_give_the_output(of_timm(name, **options), torch.randn(2, 3, size, size))
 
 
+class Beside(nn.Module):
+    """A linear layer with another beside it, as LoRA's."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.low, self.up = layer, nn.Linear(96, 4, bias=False), nn.Linear(4, 288, bias=False)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.low(x))
+
+
+def test_adapters_in_the_place_of_projections():
+    network = of_timm("vit_tiny_patch16_224", img_size=64, **SLIM)
+    attention = network.blocks[0].attn
+    attention.qkv = Beside(attention.qkv)
+    x = torch.randn(2, 3, 64, 64)
+    assert_maps_give_the_output(network, x)
+    assert look(network, x[0], (30, 30))[0].maps.shape == (3, 4, 4)
+
+
 def test_windows_of_swin():
     """Shifted ones too, whose masks hide what is not beside them."""
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, img_size=56, depths=(2, 1))

@@ -330,7 +330,8 @@ def adapter_of(module: nn.Module) -> Callable[[nn.Module], TokenAttention] | Non
     heads = any(isinstance(getattr(module, name, None), int) for name in ("num_heads", "num_attention_heads"))
     factor = any(isinstance(getattr(module, name, None), float) for name in ("scale", "scaling"))
     made = all(isinstance(getattr(module, f"{name}_proj", None), nn.Module) for name in "qkv")
-    made = made or isinstance(getattr(module, "qkv", None), nn.Linear)
+    weight = getattr(getattr(module, "qkv", None), "weight", None)
+    made = made or (isinstance(weight, Tensor) and weight.dim() == 2)  # a linear layer, or an adapter in its place
     given = any(isinstance(getattr(module, name, None), nn.Module) for name in LAST)
     return ProjectedAttention if heads and factor and made and given and not _is_ours(module) else None
 
