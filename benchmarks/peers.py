@@ -225,8 +225,10 @@ def document(found: list[Any], head: str, here_on: str) -> str:
 
 
 def summary(found: list[Any]) -> str:
-    """What the README says of all rows in float32, NCHW, one thread."""
+    """What the README says of all rows in float32, NCHW, one thread, of the machine that measured most of them."""
     plain = [row for row in found if row["mode"] == "float32"]
+    most = statistics.mode(row["machine"] for row in plain)
+    plain = [row for row in plain if row["machine"] == most]
     time_ = [statistics.median(ratios(row)) for row in plain]
     memory = [row["peer_mb"] / row["mb"] for row in plain]
     won = [sum(round(ratio, 2) >= 1 for ratio in found) for found in (time_, memory)]
