@@ -88,9 +88,8 @@ class Step(nn.Module):
         if self.affinity is None:
             return filters.softmax(2), offsets
         if self.borrowed:
-            filters = filters + 0 * weights_of(self.affinity)[0].sum().to(
-                z.dtype
-            )  # learns nothing, and stays in the graph
+            unused, _ = weights_of(self.affinity)
+            filters = filters + 0 * unused.sum().to(z.dtype)  # learns nothing, and stays in the graph
         weights = filters * gate.softmax(2) if self.rigorous else filters.softmax(2) * gate.sigmoid()
         return weights, offsets
 
