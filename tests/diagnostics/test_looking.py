@@ -66,6 +66,7 @@ def test_maps_that_are_not_heads_of_one_have_names(block, kinds, names):
     assert str(one).endswith(f"keys{kinds}")
     assert len(one.maps) == len(names)
     numbers = statistics(network, image[None])
+    assert numbers.map_names == names
     labels = {line.split("  ")[0] for line in str(numbers).splitlines()}
     assert {f"similarity, {name}" if name else "similarity" for name in names} <= labels
 

@@ -172,6 +172,7 @@ def test_a_study_with_its_labels_as_json(run, home):
     result = json.loads((trial_folder(home / "study", "nonlocal", 0) / "result.json").read_text())
     assert first["scores"]["full"] == pytest.approx(100 * result["miou"])
     assert first["at initialisation"]["entropy_normalised"]["mean"][0] == pytest.approx(1, abs=0.01)
+    assert (first["maps"], second["maps"]) == ([""], None)
     assert second["verdict"] in ("on", "off", "harms", "open")
     assert "squeeze_excitation has no weights over positions" in second["said"]
     assert second["statistics"] is None

@@ -140,6 +140,11 @@ class Statistics(Mapping[str, Statistic]):
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What each map is called, as ``"head 0"`` or ``"pairwise"``; a single one has an empty name."""
+        return map_names(self.kinds, self["similarity"].plain.shape[1])
+
     def kinds_of(self, number: Statistic) -> list[tuple[str, slice]]:
         """Name and columns of what a mean may be taken over: the heads of each kind.
 

@@ -81,6 +81,7 @@ class Inspected:
                 "said": self.told.why, "labels": self.told.labels, "images": len(self.subject.data.val),
                 "score": self.subject.task.metric if self.subject.task else None, "ladder": rungs,
                 "scores": self.scores, "missing": self.missing, "entropy": self.told.entropy,
+                "maps": None if self.statistics is None else list(self.statistics.map_names),
                 "statistics": _numbers(self.statistics), "at initialisation": _numbers(self.untrained),
             }
         )  # fmt: skip
