@@ -67,8 +67,8 @@ def same(modules: dict[str, nn.Module], x: Tensor, backward: bool) -> float:
     if max(map(_off, compiled, eager)) > 1e-3:  # random parameters can make a block that sharp
         want = _found(exact, x.double(), backward)
         for got, usual, right in zip(compiled, eager, want):
-            off, allowed = _off(got, right), 4 * _off(usual, right)
-            assert off < max(allowed, 1e-3), f"off by {off:.1e}, eager a quarter of {allowed:.1e}"
+            off, allowed = _off(got, right), 10 * _off(usual, right)
+            assert off < max(allowed, 1e-3), f"off by {off:.1e}, eager a tenth of {allowed:.1e}"
     return took
 
 
