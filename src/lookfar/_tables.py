@@ -67,6 +67,16 @@ def by_size(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
 
+def by_kind(kinds: Sequence[str], count: int) -> list[tuple[str, slice]]:
+    """Which of ``count`` maps are the heads of each kind; all of them, under an empty name, where there are no kinds.
+
+    >>> by_kind(("pairwise", "unary"), 4)
+    [('pairwise', slice(0, 2, None)), ('unary', slice(2, 4, None))]
+    """
+    heads = count // max(len(kinds), 1)
+    return [(kind, slice(k * heads, (k + 1) * heads)) for k, kind in enumerate(kinds or ("",))]
+
+
 def map_names(kinds: Sequence[str], count: int) -> tuple[str, ...]:
     """The name of each of ``count`` maps of a query; a single map has none.
 
@@ -75,9 +85,11 @@ def map_names(kinds: Sequence[str], count: int) -> tuple[str, ...]:
     >>> map_names(("pairwise", "unary"), 4)
     ('pairwise, head 0', 'pairwise, head 1', 'unary, head 0', 'unary, head 1')
     """
-    heads = count // max(len(kinds), 1)
-    numbers = [f"head {head}" for head in range(heads)] if heads > 1 else [""]
-    return tuple(", ".join(filter(None, (kind, number))) for kind in kinds or ("",) for number in numbers)
+    names = []
+    for kind, own in by_kind(kinds, count):
+        heads = own.stop - own.start
+        names += [", ".join(filter(None, (kind, f"head {head}" if heads > 1 else ""))) for head in range(heads)]
+    return tuple(names)
 
 
 def cell_text(value: str | int | float | None) -> str:

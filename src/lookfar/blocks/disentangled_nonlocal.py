@@ -311,8 +311,9 @@ class DisentangledNonLocal(QueryKeyValue):
         """What is added to each other, in the order of the maps."""
         if self.combine == "multiply":
             return ()
-        unary = [f"unary of {source}" for source in self._unary_sources]
-        return (*["pairwise"] * (self.terms != "unary"), *(unary if len(unary) > 1 else ["unary"] * len(unary)))
+        sources = self._unary_sources
+        unary = ("unary",) if len(sources) == 1 else tuple(f"unary of {source}" for source in sources)
+        return unary if self.terms == "unary" else ("pairwise", *unary)
 
     @property
     def _unary_sources(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar._tables import map_names, table
+from lookfar._tables import by_kind, map_names, table
 from lookfar.blocks import block_info
 from lookfar.diagnostics import spread
 from lookfar.diagnostics._runs import not_called
@@ -151,9 +151,7 @@ class Statistics(Mapping[str, Statistic]):
         All columns, under an empty name, where maps have the number in common or none has it.
         """
         columns = number.plain.shape[1]
-        kinds = self.kinds if columns > 1 and not number.plain.isnan().all() else ()
-        heads = columns // max(len(kinds), 1)
-        return [(kind, slice(k * heads, (k + 1) * heads)) for k, kind in enumerate(kinds or ("",))]
+        return by_kind(self.kinds if columns > 1 and not number.plain.isnan().all() else (), columns)
 
     def __str__(self) -> str:
         rows: list[list[str | float | None]] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lookfar._tables import map_names
+from lookfar._tables import by_kind, map_names
 from lookfar.study.pictures import IGNORE, Detail, are_maps
 from lookfar.study.words import capital, join
 
@@ -204,12 +204,9 @@ def looks(of_seed: Mapping[int, Sample]) -> str:
         return f"No maps: {next(filter(None, reasons), 'nothing was recorded')}."
     samples = list(with_maps.values())
     maps = samples[0]["similarity"].shape[-1]
-    kinds = _kinds(samples[0])
-    heads = maps // max(len(kinds), 1)
-    said = []
-    for k, kind in enumerate(kinds or [""]):
-        own = slice(k * heads, (k + 1) * heads)
-        said.append(f"{capital(kind)}: " * bool(kind) + " ".join(_of_maps(samples, own)))
+    kinds = by_kind(_kinds(samples[0]), maps)
+    said = [f"{capital(kind)}: " * bool(kind) + " ".join(_of_maps(samples, own)) for kind, own in kinds]
+    heads = maps // len(kinds)
     if heads > 1:
         said.append(f"Numbers are means of {heads} heads.")
     return " ".join(said)
