@@ -190,9 +190,14 @@ def _times(size: Any) -> str:
     return "×".join(map(str, size))
 
 
-def document(found: list[Any], head: str, here_on: str) -> str:
-    """docs/performance.md, rows of ``here_on`` first."""
+def most_measured(found: list[Any]) -> str:
+    return statistics.mode(row["machine"] for row in found)
+
+
+def document(found: list[Any], head: str) -> str:
+    """docs/performance.md, rows of the machine that measured most of them first."""
     parts, below, missing = [], [], []
+    here_on = most_measured(found)
     machines = [here_on, *sorted({row["machine"] for row in found} - {here_on})]
     for on, (mode, about), (size, channels) in itertools.product(machines, MODES.items(), SIZES):
         if on != here_on:
@@ -216,9 +221,11 @@ def document(found: list[Any], head: str, here_on: str) -> str:
         columns = ["ours", "peer", "passes", "ms", "time", "range", "MB", "memory"]
         if lines:
             parts.append(f"{title}\n\n{markdown_table(columns, lines)}")
-        elif on == here_on:
+        elif on == here_on and not any(
+            ([*size], channels, mode) == (r["size"], r["channels"], r["mode"]) for r in found
+        ):
             missing.append(f"- {title.removeprefix('## ')}")
-    parts += ["\n\n".join(["## Not measured on this machine yet", "\n".join(missing)])] if missing else []
+    parts += ["\n\n".join(["## Not measured yet", "\n".join(missing)])] if missing else []
     ends = "\n".join(line.rstrip() for line in below) or "None."
     last = f"## Rows below 1\n\n{WHENCE} {HALF}\n\n{ends}"
     return "\n\n".join([head, *parts, last]) + "\n"
@@ -227,7 +234,7 @@ def document(found: list[Any], head: str, here_on: str) -> str:
 def summary(found: list[Any]) -> str:
     """What the README says of all rows in float32, NCHW, one thread, of the machine that measured most of them."""
     plain = [row for row in found if row["mode"] == "float32"]
-    most = statistics.mode(row["machine"] for row in plain)
+    most = most_measured(plain)
     plain = [row for row in plain if row["machine"] == most]
     time_ = [statistics.median(ratios(row)) for row in plain]
     memory = [row["peer_mb"] / row["mb"] for row in plain]
@@ -240,16 +247,17 @@ def summary(found: list[Any]) -> str:
     )
 
 
-def heading(args: argparse.Namespace) -> str:
+def heading(found: list[Any]) -> str:
     return f"""# Speed and memory beside other libraries
 
-`make bench` writes this page: {machine(args.device)}, torch {torch.__version__}. Each pair had the same weights, the
-same output and the same gradient before it was measured. Time is the processor time of a call with cold caches (with
-two threads the time on the wall), taken in turn with the peer's; `ms` is our fastest round, `time` the median over
-rounds of peer / ours, so above 1 is ours, `range` its least and largest. `memory` is the ratio of exact peak memories
-beyond parameters and input (docs/cost.md). `forward` is one image in evaluation, `both` a forward and a backward pass
-of two images in training. A peer whose weights of all pairs of positions would not fit into the memory has no row;
-other rows that are not here were not measured yet: the same command adds them.
+`make bench` writes this page: {most_measured(found)} where a title names no other machine, torch
+{torch.__version__}. Each pair had the same weights, the same output and the same gradient before it was measured. Time
+is the processor time of a call with cold caches (with two threads the time on the wall), taken in turn with the peer's;
+`ms` is our fastest round, `time` the median over rounds of peer / ours, so above 1 is ours, `range` its least and
+largest. `memory` is the ratio of exact peak memories beyond parameters and input (docs/cost.md). `forward` is one image
+in evaluation, `both` a forward and a backward pass of two images in training. A peer whose weights of all pairs of
+positions would not fit into the memory has no row; other rows that are not here were not measured yet: the same command
+adds them.
 
 It has never run on a GPU: `make bench-gpu` is there for whoever has one.
 
@@ -283,6 +291,7 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    parser.add_argument("--forget", default="", metavar="MACHINE", help="leave out the rows of this machine")
     parser.add_argument("--dry", action="store_true", help="print alone, write nothing")
     args = parser.parse_args()
 
@@ -296,7 +305,7 @@ def main() -> None:
         parser.error(f"no size {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(n for n, _ in named))}")
     sizes = [size for size, (name, channels) in zip(SIZES, named) if {name, f"{name}@{channels}"} & wanted]
     file = ROOT / f"benchmarks/results/{args.device}.json"
-    found = {_key(row): row for row in stored(file)}
+    found = {_key(row): row for row in stored(file) if row["machine"] != args.forget}
     known = set() if args.again or args.dry else {*found}
     for row in rows(chosen, sizes, args.modes.split(","), known, args.device):
         found[_key(row)] = row
@@ -313,7 +322,7 @@ def write(file: Path, found: list[Any], args: argparse.Namespace) -> None:
     found.sort(key=lambda row: order.index(row["ours"] + row["peer"]))
     file.write_text(json.dumps({"torch": torch.__version__, "rows": found}) + "\n")
     if args.device == "cpu":
-        page = document(found, heading(args), machine(args.device))
+        page = document(found, heading(found))
         (ROOT / "docs/performance.md").write_text(page, encoding="utf-8")
         place(ROOT / "README.md", "peers", summary(found))
 
