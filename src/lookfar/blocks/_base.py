@@ -18,7 +18,7 @@ from lookfar import ops
 from lookfar._options import check, check_arguments, nearest, refused_by
 from lookfar._overview import canonical_name
 from lookfar.blocks._texts import complete
-from lookfar.ops._precision import widened
+from lookfar.ops._precision import wide, widened
 
 Kind = Literal["context", "layer", "upsampler", "head", "region", "tokens"]
 Family = Literal[
@@ -363,7 +363,7 @@ def _keep_law(cls: Any) -> None:
     @functools.wraps(finish)
     def narrow_finish(self: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
         averages = getattr(self, "normalization", "softmax") != "none"
-        return finish(self, x, mixed.to(x.dtype) if averages and widened(x) is not x else mixed)
+        return finish(self, x, mixed.to(x.dtype) if averages and wide(x) != x.dtype else mixed)
 
     cls.attention, cls.values, cls.finish = wide_attention, wide_values, narrow_finish
 

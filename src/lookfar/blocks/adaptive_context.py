@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
 from lookfar.blocks._reading import weights_of
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import averaged, widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 
 
@@ -54,7 +54,7 @@ class AdaptiveContextModule(nn.Module):
         return self._weights(self.reduce(x))
 
     def _weights(self, reduced: Tensor) -> Tensor:
-        summary = self.summary(widened(reduced).mean((2, 3), keepdim=True).to(reduced.dtype))
+        summary = self.summary(averaged(reduced, 2, 3, keepdim=True).to(reduced.dtype))
         # conv(X + g) = conv(X) + W g: the summary enters as s^2 numbers
         weight, _ = weights_of(self.affinity)
         logits = self.affinity(reduced) + nn.functional.conv2d(summary, weight.to(summary.dtype))

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from lookfar._options import Odd
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, Placement, normed
-from lookfar.ops._precision import widened
+from lookfar.ops._precision import averaged, widened
 
 Pooling = Literal["avg", "max", "lp", "lse"]
 
@@ -29,7 +29,7 @@ def _largest(x: Tensor, dim: int) -> Tensor:
 
 # of (B, C, N); float32 at least, since N halves summed overflow
 _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "avg": lambda x: widened(x).mean(-1),
+    "avg": lambda x: averaged(x, -1),
     "max": lambda x: _largest(x, -1),
     "lp": lambda x: torch.linalg.vector_norm(widened(x), dim=-1),  # with gradient 0 at a dead channel, not NaN
     "lse": lambda x: widened(x).logsumexp(-1),
@@ -128,5 +128,5 @@ class CBAM(nn.Module):
 
     def _positions(self, x: Tensor) -> Tensor:
         """``(B, 1, H, W)``."""
-        descriptor = torch.stack([_largest(x, 1), widened(x).mean(1).to(x.dtype)], 1)  # (B, 2, H, W)
+        descriptor = torch.stack([_largest(x, 1), averaged(x, 1).to(x.dtype)], 1)  # (B, 2, H, W)
         return normed(self.norm, self.spatial(descriptor)).sigmoid().to(x.dtype)

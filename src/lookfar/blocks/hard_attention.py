@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lookfar._options import Positive
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Placement
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import averaged, widened, without_autocast
 from lookfar.ops.adaptive_average import adaptive_average
 from lookfar.ops.sampling import affine_sample, glimpse_sensor
 
@@ -122,7 +122,7 @@ class HardAttention(nn.Module):
         output, where, chance, entropy = self._item(x, seen) if self.score is not None else self._place(x, seen)
         baseline = torch.zeros_like(chance)
         if self.expect is not None:
-            baseline = self.expect(widened(seen.flatten(2)).mean(2).to(x.dtype))[:, 0]
+            baseline = self.expect(averaged(seen.flatten(2), 2).to(x.dtype))[:, 0]
         return Selection(output, where.to(x.dtype), chance.to(x.dtype), baseline.to(x.dtype), entropy.to(x.dtype))
 
     def maps(self, x: Tensor) -> Tensor:

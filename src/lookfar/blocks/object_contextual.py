@@ -29,7 +29,7 @@ from lookfar.blocks._layers import (
 from lookfar.blocks._reading import on_descriptors
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import wide, widened, without_autocast
 from lookfar.ops.attention import Normalization, attention_weights
 
 _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
@@ -215,7 +215,7 @@ class ObjectContextual(nn.Module):
             raise ValueError(f"want labels {(x.shape[0], *x.shape[2:])}, got {tuple(labels.shape)}")
         K = logits.shape[1]
         classes = torch.where((labels >= 0) & (labels < K), labels, K).flatten(1).long()
-        own = F.one_hot(classes, K + 1).to(widened(x).dtype)  # (B, N, K + 1)
+        own = F.one_hot(classes, K + 1).to(wide(x))  # (B, N, K + 1)
         with without_autocast(x):
             means = widened(pixels.flatten(2)) @ F.normalize(own, p=1, dim=1)
         return self.distribute(x, pixels, means.to(x.dtype), own[:, None].expand(-1, self.heads, -1, -1))

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Dims, Placement
-from lookfar.ops._precision import widened
+from lookfar.ops._precision import averaged
 
 
 @block(
@@ -85,6 +85,6 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
         # a sum of N halves may overflow
-        squeezed = widened(flat).mean(-1).to(x.dtype) if self.pooling == "avg" else flat.max(-1).values
+        squeezed = averaged(flat, -1).to(x.dtype) if self.pooling == "avg" else flat.max(-1).values
         gate = getattr(torch, self.gate)(self.expand(self.reduce(squeezed).relu())).to(x.dtype)
         return x * gate.unflatten(1, (-1, *[1] * (x.dim() - 2)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._layout import match_format, memory_format
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import averaged, widened, without_autocast
 
 
 def averages(x: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -21,9 +21,9 @@ def averages(x: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
     Shape: ``(B, C, H, W) -> (B, C, b_h, b_w)`` for each grid, in float32 where ``x`` is in half precision.
     """
     with without_autocast(x):
-        x = widened(x)
         if list(grids) == [(1, 1)]:
-            return [x.mean((2, 3), keepdim=True)]
+            return [averaged(x, 2, 3, keepdim=True)]
+        x = widened(x)
         heights, widths = zip(*grids)
         down, across = _averaging_matrix(x.shape[2], heights, x), _averaging_matrix(x.shape[3], widths, x)
         # every grid's rows with every grid's columns, of which those that belong together are kept

@@ -16,7 +16,7 @@ from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_g
 from lookfar.ops._checked import positive
 from lookfar.ops._layout import match_format
 from lookfar.ops._loops import of_function
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import wide, widened, without_autocast
 
 
 def affine_points(theta: Tensor, size: tuple[int, int]) -> Tensor:
@@ -91,7 +91,7 @@ def affine_sample(x: Tensor, theta: Tensor, size: tuple[int, int] | None = None)
     if x.dim() != 4 or theta.shape != (x.shape[0], 2, 3):
         raise ValueError(f"want x (B, C, H, W) and theta (B, 2, 3), got {x.shape=}, {theta.shape=}")
     with without_autocast(x):
-        points = affine_points(theta.to(widened(x).dtype), (x.shape[2], x.shape[3]) if size is None else size)
+        points = affine_points(theta.to(wide(x)), (x.shape[2], x.shape[3]) if size is None else size)
         return sample_at(x, points)
 
 
