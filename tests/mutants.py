@@ -18,6 +18,7 @@ class Mutant(NamedTuple):
 
 ATTENTION = "tests/ops/test_attention.py"
 MEMORIES = "tests/ops/test_memories.py"
+BFLOAT16 = "tests/ops/test_bfloat16.py"
 CROSS = "tests/ops/test_criss_cross.py"
 SPARSE = "tests/ops/test_sparse_attention.py"
 WINDOWS = "tests/ops/test_neighborhood.py"
@@ -239,9 +240,15 @@ MUTANTS = [
            "a position that every slot rejects is not rejected"),
     Mutant("ops/external_attention.py", '"softmax": lambda l: l.softmax(-2)', '"softmax": lambda l: l.softmax(-1)',
            MEMORIES, "softmax over the positions in place of the slots"),
-    Mutant("ops/channel_attention.py", "(scale * (x @ x.transpose(-2, -1))).softmax(-1)",
-           "(scale * (x @ x.transpose(-2, -1))).softmax(-2)", MEMORIES,
+    Mutant("ops/channel_attention.py", "else products.mul_(scale)).softmax(-1)",
+           "else products.mul_(scale)).softmax(-2)", MEMORIES,
            "channels that give are normalised, not those that take"),
+    Mutant("ops/channel_attention.py", "found[:, c:, c - ROWS : c] = found[:, c - ROWS : c, c:].transpose(1, 2)",
+           "pass", BFLOAT16, "half of the products of channels are zero"),
+    Mutant("ops/_tiles.py", "(mean - most).to(dy.dtype)], -1)", "torch.zeros_like(most)], -1)", BFLOAT16,
+           "means are rounded to bfloat16 before they are taken away"),
+    Mutant("blocks/_base.py", "averages and wide(x) != x.dtype", "averages and widened(x) is not x", BFLOAT16,
+           "a map is copied to learn its type"),
     Mutant("ops/expectation_maximization.py", "z = logits.softmax(-2)", "z = logits.softmax(-1)", MEMORIES,
            "the E step normalises over positions"),
     Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
@@ -307,7 +314,7 @@ MUTANTS = [
            f"{GOLDENS} -k dual_attention", "channels look at those most like them"),
     Mutant("blocks/cbam.py", "gated if self.order", "x if self.order", "tests/blocks/test_gates.py",
            "both gates see the input"),
-    Mutant("blocks/squeeze_excitation.py", "widened(flat).mean(-1)", "widened(flat).sum(-1)",
+    Mutant("blocks/squeeze_excitation.py", "averaged(flat, -1)", "flat.sum(-1)",
            "tests/blocks/test_gates.py", "channels are squeezed to sums"),
     Mutant("blocks/expectation_maximization.py", "(1 - momentum) * self.bases + momentum * mean",
            "momentum * self.bases + (1 - momentum) * mean",

@@ -21,7 +21,7 @@ from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import factor, widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
 NARROW = 2  # energies of rows and columns beside a query, times its channels: memory stays linear in the positions
@@ -175,7 +175,7 @@ class GeneralizedAttention(QueryKeyValue):
     def values(self, x: Tensor) -> Tensor:
         """What is mixed, ``(B, h, M, d)``."""
         with without_autocast(x):
-            return self._tokens(x)[3]
+            return widened(self._tokens(x)[3])
 
     def maps(self, x: Tensor) -> Tensor:
         """All weights, ``(B, h, Q, M)``, where queries are strided."""
@@ -190,19 +190,22 @@ class GeneralizedAttention(QueryKeyValue):
         return match_format(added(self, x, gated(self.gamma, y).to(x.dtype)), x)
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What asks keys, what asks positions, keys, values, ``(B, h, N or M, d)`` each, in float32 at least."""
+        """What asks keys, what asks positions, keys, values, ``(B, h, N or M, d)`` each.
+
+        All but the values are in float32 at least.
+        """
         asking = x[:, :, :: self.q_stride, :: self.q_stride]
         seen = x[:, :, :: self.kv_stride, :: self.kv_stride]
         v = self._projected(self.value or self.embed, seen)
         if not self.answers:
-            k = torch.zeros_like(v)
+            k = torch.zeros_like(widened(v))
         else:
-            k = v if self.value is None else self._projected(self.key or self.query, seen)
+            k = widened(v if self.value is None else self._projected(self.key or self.query, seen))
         if self.asks:
-            content = self._projected(self.query or self.embed, asking)
+            content = widened(self._projected(self.query or self.embed, asking))
         else:
             d = v.shape[3]
-            content = v.new_zeros(x.shape[0], self.heads, asking.shape[2] * asking.shape[3], d)
+            content = k.new_zeros(x.shape[0], self.heads, asking.shape[2] * asking.shape[3], d)
         q = content if self.pair else torch.zeros_like(content)
         r = content if self.query_position else torch.zeros_like(content)
         q, r = (
@@ -212,7 +215,7 @@ class GeneralizedAttention(QueryKeyValue):
         return q, r, k, v
 
     def _projected(self, conv: nn.Module | None, x: Tensor) -> Tensor:
-        return to_tokens(F.conv2d(widened(x), widened(weights_of(conv)[0])), self.heads)
+        return to_tokens(F.conv2d(x, weights_of(conv)[0].to(x.dtype)), self.heads)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """The weighted sums ``(B, h, N, d)``, a block of queries at a time where keys are out of range."""
@@ -225,9 +228,9 @@ class GeneralizedAttention(QueryKeyValue):
         at = torch.arange(N, device=x.device)[:, None]
 
         def some(q: Tensor, r: Tensor, at: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._weights(q, r, k, at[:, 0], size) @ v
+            return self._weights(q, r, k, at[:, 0], size).to(v.dtype) @ v
 
-        return over_queries(some, (q, r, at), k, v, keys=k.shape[2])
+        return over_queries(some, (q, r, at), k, factor(v), keys=k.shape[2])
 
     def _has_narrow_positions(self, size: Any, width: int) -> bool:
         """Whether a query's energies of rows and columns are few enough to stand beside it, which is faster."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookfar.ops._autograd import compiled_here, has_tangent, needs_graph, traced, under_transform
+from lookfar.ops._autograd import compiled_here, for_graphs, has_tangent, needs_graph
 from lookfar.ops._layout import split_heads, to_tokens
+from lookfar.ops._precision import multiplies
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -32,9 +33,11 @@ def convolved_tokens(layer: nn.Module | None, x: Tensor, heads: int = 1, *, view
 def convolved_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x).flatten(2)``, ``(B, C, *S) -> (B, D, N)``, for few channels D.
 
-    Of a compiled convolution the map would be copied into channels_last, which takes longer than the sums over C.
+    Of a compiled convolution the map would be copied into channels_last, which takes longer than the sums over C, and
+    oneDNN does the same to one in bfloat16.
     """
-    if compiled_here() and _is_product(layer, x):
+    product = _is_full(x) if compiled_here() else multiplies(x) and not for_graphs() and not _has_tangent(layer, x)
+    if product and _is_product(layer, x):
         return _product(x.flatten(2), layer.weight.flatten(1), layer.bias, True)  # type: ignore[operator]
     return layer(x).flatten(2)
 
@@ -45,18 +48,21 @@ def _viewed(y: Tensor, heads: int) -> Tensor:
 
 
 def _runs_as_product(layer: nn.Module, x: Tensor) -> bool:
-    return not traced() and _is_product(layer, x) and not under_transform() and not _has_tangent(layer, x)
+    return _is_full(x) and _is_product(layer, x) and not for_graphs() and not _has_tangent(layer, x)
+
+
+def _is_full(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64)
 
 
 def _is_product(layer: Any, x: Tensor) -> bool:
-    """Whether running a layer does nothing but multiply by its weight, on a CPU and in full precision.
+    """Whether running a layer does nothing but multiply by its weight, on a CPU.
 
     Layers with hooks, of other classes or parametrized must be called.
     """
     return (
         type(layer) in _CONVS
         and x.is_cpu
-        and x.dtype in (torch.float32, torch.float64)
         and x.dtype == layer.weight.dtype
         and x.dim() == layer.weight.dim()
         and x.shape[1] == layer.in_channels

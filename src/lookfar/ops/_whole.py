@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lookfar.ops import _tiles
 from lookfar.ops._autograd import needs_graph
+from lookfar.ops._precision import widened
 
 
 @torch.library.custom_op(
@@ -29,7 +30,7 @@ def _attend(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tenso
 
 @_attend.register_fake
 def _empty(q: Tensor, k: Tensor | None, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty((*q.shape[:3], 1))
+    return v.new_empty((*q.shape[:3], v.shape[3])), widened(q.new_empty((*q.shape[:3], 1)))
 
 
 def _without_numbers(*given: Tensor | None) -> bool:
@@ -54,8 +55,8 @@ def _pull(
 
 @_pull.register_fake
 def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    shapes = [t.shape if t is not None and wanted else (0,) for t, wanted in zip((q, k, v), others[-1])]
-    return tuple(q.new_empty(shape) for shape in shapes)
+    like = [t if t is not None and wanted else q.new_empty(0) for t, wanted in zip((q, k, v), others[-1])]
+    return tuple(t.new_empty(t.shape) for t in like)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import factor, multiplies, widened, without_autocast
+
+PART, ROWS = 2048, 128  # positions that are widened at a time, and channels whose products with all others are taken
 
 
 def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
@@ -23,8 +25,7 @@ def channel_attention_weights(x: Tensor, *, scale: float = -1.0) -> Tensor:
     [[[0.0, 1.0], [1.0, 0.0]]]
     """
     with without_autocast(x):
-        x = widened(x)
-        return (scale * (x @ x.transpose(-2, -1))).softmax(-1)  # scaled are C x C products, not the map
+        return _softmax(x, scale)
 
 
 def channel_attention_reference(x: Tensor, *, scale: float = -1.0) -> Tensor:
@@ -58,17 +59,41 @@ def channel_attention(x: Tensor, *, scale: float = -1.0) -> Tensor:
     if x.dim() != 3:
         raise ValueError(f"want x (B, C, N), a map is flattened by x.flatten(2); got {x.shape=}")
     with without_autocast(x):
-        wide = widened(x)
-        learns, plainly = torch.is_grad_enabled() and wide.requires_grad, for_graphs() and not compiled_here()
-        if learns and not plainly and not has_tangent(wide):  # compiled programs trace the gradient, too
-            y: Any = _Mixed.apply(wide, scale)
+        channels = factor(x)
+        learns, plainly = torch.is_grad_enabled() and x.requires_grad, for_graphs() and not compiled_here()
+        if learns and not plainly and not has_tangent(channels):  # compiled programs trace the gradient, too
+            y: Any = _Mixed.apply(channels, scale)
         else:
-            y = _mixed(wide, scale)
+            y = _mixed(channels, scale)
         return y.to(x.dtype)
 
 
 def _mixed(x: Tensor, scale: float) -> Tensor:
-    return channel_attention_weights(x, scale=scale) @ x
+    return _softmax(x, scale).to(x.dtype) @ x
+
+
+def _softmax(x: Tensor, scale: float) -> Tensor:
+    products = _products(x)  # scaled are these, not the map
+    return (scale * products if products.requires_grad or for_graphs() else products.mul_(scale)).softmax(-1)
+
+
+def _products(x: Tensor) -> Tensor:
+    """Of all pairs of channels, ``(B, C, N) -> (B, C, C)``, in float32 at least.
+
+    Without a graph bfloat16 is widened a part of the map at a time, and products of two channels are taken once.
+    """
+    if not multiplies(x) or for_graphs() or (torch.is_grad_enabled() and x.requires_grad):
+        x = widened(x)
+        return x @ x.transpose(-2, -1)
+    C = x.shape[1]
+    found = x.new_zeros(len(x), C, C, dtype=torch.float32)
+    for part in x.split(PART, 2):
+        wide = part.float()
+        for c in range(0, C, ROWS):
+            found[:, c : c + ROWS, c:].baddbmm_(wide[:, c : c + ROWS], wide[:, c:].transpose(1, 2))
+    for c in range(ROWS, C, ROWS):
+        found[:, c:, c - ROWS : c] = found[:, c - ROWS : c, c:].transpose(1, 2)
+    return found
 
 
 class _Mixed(torch.autograd.Function):
@@ -79,7 +104,7 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        weights = channel_attention_weights(x, scale=scale)
+        weights = _softmax(x, scale).to(x.dtype)
         ctx.save_for_backward(x, weights)
         ctx.scale = scale
         return weights @ x
@@ -89,7 +114,7 @@ class _Mixed(torch.autograd.Function):
         x, weights = ctx.saved_tensors
         if needs_graph():
             return gradients(lambda x: _mixed(x, ctx.scale), [x], [True], grads[0])[0], None
-        ds = grads[0] @ x.transpose(1, 2)
+        ds = widened(grads[0] @ x.transpose(1, 2))
         ds = ds.sub_((ds * weights).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
         dx = weights.transpose(1, 2) @ grads[0]
-        return dx.baddbmm_(ds + ds.transpose(1, 2), x), None
+        return dx.baddbmm_((ds + ds.transpose(1, 2)).to(x.dtype), x), None

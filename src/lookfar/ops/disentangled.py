@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import under_transform
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._autograd import traced, under_transform
+from lookfar.ops._precision import factor, widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 
 
@@ -62,10 +62,15 @@ def unary_attention(logits: Tensor, v: Tensor) -> Tensor:
     tensor([[[[0.7500]]]])
     """
     with without_autocast(v):
-        v32, weights = widened(v), unary_weights(logits)
-        if not under_transform() and v32.stride(-1) == 1:  # in this order, or that, their gradient lies as values do
-            return (weights @ v32).to(v.dtype)
-        return (v32.transpose(-2, -1) @ weights.transpose(-2, -1)).transpose(-2, -1).to(v.dtype)
+        values = factor(v)
+        weights = unary_weights(logits).to(values.dtype)
+        learns = torch.is_grad_enabled() and v.requires_grad
+        # in this order, or that, their gradient lies as values do
+        if not under_transform() and (v.stride(-1) == 1 or not (learns or traced())):
+            if v.shape[1] == 1:  # broadcast over heads, torch would copy the values
+                return torch.bmm(weights.squeeze(2), values.squeeze(1)).unsqueeze(2).to(v.dtype)
+            return (weights @ values).to(v.dtype)
+        return (values.transpose(-2, -1) @ weights.transpose(-2, -1)).transpose(-2, -1).to(v.dtype)
 
 
 def multiplied_attention_weights(q: Tensor, k: Tensor, logits: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -107,6 +112,6 @@ def multiplied_attention(q: Tensor, k: Tensor, logits: Tensor, v: Tensor, *, sca
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M), (B, h, M, E) -> (B, h, N, E)``
     """
     with without_autocast(q):
-        q, k, logits, v32 = widened(q), widened(k), widened(logits), widened(v)
+        q, k, logits = widened(q), widened(k), widened(logits)
         q = F.pad(scale * q, (0, 1), value=1.0)
-        return embedded_gaussian(q, torch.cat([k, logits.unsqueeze(-1)], -1), v32).to(v.dtype)
+        return embedded_gaussian(q, torch.cat([k, logits.unsqueeze(-1)], -1), v)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lookfar.ops._autograd import traced
 from lookfar.ops._layout import mixed
 from lookfar.ops._normalization import key_count
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import factor, widened, without_autocast
 
 
 def dot_product_weights(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -37,11 +37,12 @@ def dot_product_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return q @ (scale / key_count(k, -2) * (k.transpose(-2, -1) @ v))
+    return q @ (scale / key_count(k, -2) * (k.transpose(-2, -1) @ widened(v)))
 
 
 def _quadratic(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return mixed((q @ k.transpose(-2, -1)).mul_(scale / key_count(k, -2)), v)
+    values = factor(v)
+    return mixed((q @ k.transpose(-2, -1)).mul_(scale / key_count(k, -2)).to(values.dtype), values)
 
 
 PATHS = {"linear": _linear, "quadratic": _quadratic}  # tests go through each
@@ -50,7 +51,7 @@ PATHS = {"linear": _linear, "quadratic": _quadratic}  # tests go through each
 def dot_product(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """:func:`dot_product_reference` by associativity, in the other order where that costs less (few positions).
 
-    Half-precision inputs are multiplied and summed in float32.
+    Half-precision inputs are summed in float32, and but for bfloat16 on a CPU that has it multiplied in it.
 
     >>> import torch
     >>> q, k, v = torch.ones(1, 1, 1, 1), torch.tensor([[[[2.0], [-4.0]]]]), torch.tensor([[[[5.0], [1.0]]]])
@@ -68,5 +69,5 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tenso
     # compiled and exported programs keep one order for all sizes
     quadratic = not traced() and N * M * (D + E) < (N + M) * D * E
     with without_autocast(q):
-        y = PATHS["quadratic" if quadratic else "linear"](widened(q), widened(k), widened(v), scale)
+        y = PATHS["quadratic" if quadratic else "linear"](widened(q), widened(k), v, scale)
     return y.to(v.dtype)

@@ -17,7 +17,7 @@ from lookfar.ops import _tiles, _whole
 from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import mixed
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import factor, wide, widened, without_autocast
 
 _LANES = 16  # of the widest vectors, in float32
 
@@ -50,7 +50,8 @@ def _direct(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     with without_autocast(q):
         weights = widened(q) @ widened(k).transpose(-2, -1)
         weights = (weights if scale == 1 else weights.mul_(scale)).softmax(-1)  # the logits are let go
-        return mixed(weights, widened(v)).to(v.dtype)
+        values = factor(v)
+        return mixed(weights.to(values.dtype), values).to(v.dtype)
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,8 +154,10 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def _tiles_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Where the fused kernel, which fills up the narrower of queries and values, takes longer: as measured."""
-    if not q.is_cpu or q.dtype not in (torch.float32, torch.float64):
+    if not _tiles.takes(q):
         return False
+    if v.dtype == torch.bfloat16:  # torch's kernel for CPUs takes longer, whatever the widths
+        return True
     D, E = q.shape[-1], v.shape[-1]
     return (q is k and max(D, E) >= 64) or 1.85 * max(D, E) > D + E + 8
 
@@ -177,6 +180,8 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
     >>> embedded_gaussian(q, k, v)
     tensor([[[[0.7500]]]])
 
+    Either queries and keys or values may be float32 where the others are in half precision.
+
     Shape: ``(B, h, N, D), (B, h, M, D), (B, h, M, E) -> (B, h, N, E)``
 
     Raises:
@@ -184,8 +189,12 @@ def embedded_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) ->
     """
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"want q (B, h, N, D), k (B, h, M, D), v (B, h, M, E); got {q.shape=}, {k.shape=}, {v.shape=}")
+    if q.dtype != v.dtype:
+        q, k = widened(q), widened(k)
+        if wide(v) != v.dtype and (traced() or not _tiles.takes(v)):
+            return embedded_gaussian(q, k, widened(v), scale=scale).to(v.dtype)
     if q.is_cuda and q.dtype == torch.float64:  # CUDA has no fused kernel for it
         return PATHS["blockwise"](q, k, v, scale)
-    if _tiles.few_weights(q, *q.shape[:-1], k.shape[-2]):
+    if _tiles.few_weights(v, *q.shape[:-1], k.shape[-2]):
         return PATHS["direct"](q, k, v, scale)
     return PATHS["tiles" if _tiles_are_faster(q, k, v) else "fused"](q, k, v, scale)
