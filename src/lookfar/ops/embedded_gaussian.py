@@ -156,7 +156,7 @@ def _tiles_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Where the fused kernel, which fills up the narrower of queries and values, takes longer: as measured."""
     if not _tiles.takes(q):
         return False
-    if v.dtype == torch.bfloat16:  # torch's kernel for CPUs takes longer, whatever the widths
+    if q.dtype != v.dtype:  # which the fused kernel does not take
         return True
     D, E = q.shape[-1], v.shape[-1]
     return (q is k and max(D, E) >= 64) or 1.85 * max(D, E) > D + E + 8
