@@ -49,7 +49,8 @@ def _blocks(q: Tensor, keys: int, times: int = 1) -> Iterator[tuple[slice, slice
     G, N = q.shape[:2]
     most = times * LIMITS["rows"] * torch.get_num_threads()
     rows = min(N, most)
-    heads = max(most * LIMITS["keys"] // (rows * keys), 1) if rows == N and keys <= LIMITS["keys"] else 1
+    widest = keys if q.dtype == wide(q) else max(keys, q.shape[2])  # widened queries are held, too
+    heads = max(most * LIMITS["keys"] // (rows * widest), 1) if rows == N and keys <= LIMITS["keys"] else 1
     for g in range(0, G, heads):
         for i in range(0, N, rows):
             yield slice(g, min(g + heads, G)), slice(i, min(i + rows, N))
