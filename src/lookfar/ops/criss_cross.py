@@ -20,7 +20,7 @@ from torch import Tensor
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import wide, widened, without_autocast
 
 WHY_NOT_DOUBLE = "it shares a key among all queries, and those off its row and column do not see it"
 
@@ -133,11 +133,11 @@ def _passes(size: Sequence[int]) -> Iterator[tuple[int, bool]]:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``(G, *S, D|D|E)`` -> output ``(G, *S, E)`` and log-sum-exp ``(G, *S)``, in the wide type."""
-    wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
+    dtype = wide(v)
     size, E = v.shape[1:-1], v.shape[-1]
-    out = v.new_zeros(v.shape, dtype=wide)
-    top = v.new_full(v.shape[:-1], -torch.inf, dtype=wide)  # largest logit so far
-    total = v.new_zeros(v.shape[:-1], dtype=wide)  # sum of exp(logit - top)
+    out = v.new_zeros(v.shape, dtype=dtype)
+    top = v.new_full(v.shape[:-1], -torch.inf, dtype=dtype)  # largest logit so far
+    total = v.new_zeros(v.shape[:-1], dtype=dtype)  # sum of exp(logit - top)
     for axis, elsewhere in _passes(size):
         qs, ks, vs, outs, tops, totals = (_along(t, size, axis) for t in (q, k, v, out, top, total))
         L, M = outs.shape[1:3]
@@ -147,7 +147,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
                 s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             shape = outs[at].shape[:3]
             # finite, also where all keys of a line are masked by logits of -inf
-            m = torch.maximum(tops[at], s.amax(-1).view(shape)).clamp_min_(torch.finfo(wide).min)
+            m = torch.maximum(tops[at], s.amax(-1).view(shape)).clamp_min_(torch.finfo(dtype).min)
             s.sub_(m.reshape(-1, M, 1)).exp_()
             before = (tops[at] - m).exp_()
             totals[at] = totals[at].mul_(before).add_(s.sum(-1).view(shape))
