@@ -30,10 +30,10 @@ SMALL = (
     "Tried: projections as products, tokens that are views of a map, of which none is copied."
 )
 HALF = (
-    "In bfloat16 it is the same for all: logits are products of float32 numbers here, which take twice the time, and "
-    "softmax and sums over tiles are float32; there all is rounded to bfloat16. Tried: logits as a product in bfloat16 "
-    "and another one of what it lost, which take as long as one in float32; rounded logits where all are small, which "
-    "in networks that learn they do not stay."
+    "In bfloat16 it is the same for nearly all: logits are products of float32 numbers here, or torch's fused kernel's "
+    "where widths are equal, which take twice the time, and softmax and sums over tiles are float32; there all is "
+    "rounded to bfloat16. Tried: logits as a product in bfloat16 and another one of what it lost, which take as long "
+    "as one in float32; rounded logits where all are small, which in networks that learn they do not stay."
 )
 WHY = {
     "mmcv NonLocal2d": SMALL,
