@@ -257,6 +257,39 @@ def test_convolutions_in_a_row(layers: Callable[[], list[nn.Module]], left: int)
     assert count(done, nn.Conv2d) == left
 
 
+def test_layers_with_something_in_place_between_them_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lookfar.networks import optimizing
+
+    runs, run = [], optimizing._run
+    monkeypatch.setattr(optimizing, "_run", lambda *args: runs.append(args) or run(*args))
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))]
+    done = assert_same(
+        drawn(nn.Sequential(*layers, nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))), torch.randn(2, 4, 5, 6), 0
+    )
+    assert count(done, nn.Conv2d) == 9
+    assert len(runs) == 2  # as it is, and with the two
+
+
+def test_one_reader_of_what_lies_between_keeps_its_pair_alone() -> None:
+    """Of many pairs that cannot all be joined, all others are."""
+
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Conv2d(4, 4, 1 if n % 2 else 3, padding=1 - n % 2) for n in range(10)))
+            self.acts = nn.Sequential(*(nn.ReLU() for _ in range(5)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept: Any = 0
+            for n, act in enumerate(self.acts):
+                between = self.layers[2 * n](x)
+                x = act(self.layers[2 * n + 1](between))
+                kept = kept + between if n == 3 else kept
+            return x + kept
+
+    assert count(assert_same(drawn(Read()), torch.randn(2, 4, 5, 6), 0), nn.Conv2d) == 6
+
+
 def test_what_does_not_learn_still_does_not() -> None:
     network = drawn(Pair()).requires_grad_(False)
     assert not any(p.requires_grad for p in optimize(network, torch.randn(2, 4, 5, 6)).parameters())

@@ -146,7 +146,7 @@ def test_the_command(opened, roads, photos, run, tmp_path):
         assert code == 2, wrong
         assert message in " ".join(err.split())
     code, out, err = run("evaluate", "--network", str(roads))
-    assert "give --data PATH" in err
+    assert "give --data PATH" in " ".join(err.split())  # lines end where the folder's length puts it
 
 
 def test_predict_command(roads, photos, run, tmp_path):
@@ -158,6 +158,36 @@ def test_predict_command(roads, photos, run, tmp_path):
     assert "1 of 3 images could not be predicted" in err
     code, out, err = run("predict", "*.nothing", "--network", str(roads), "--out", str(tmp_path / "out"))
     assert (code, err.strip()) == (2, "lookfar: no file matches *.nothing")
+
+
+def test_many_images_are_predicted_by_the_optimized_network(roads, run, tmp_path, monkeypatch):
+    from lookfar.use import command
+
+    used = []
+    write = command.predict_files
+    monkeypatch.setattr(
+        command, "predict_files", lambda opened, *args, **more: used.append(opened) or write(opened, *args, **more)
+    )
+    for number in range(command.MANY):
+        save(tmp_path / f"images/{number}.png", draw(number, 40, 33, 3))
+
+    def labels(out, *images):
+        code, _, err = run("predict", *map(str, images), "--network", str(roads), "--out", str(tmp_path / out))
+        assert code == 0, err
+        return np.array(Image.open(tmp_path / out / "0_labels.png"))
+
+    def norms():
+        return sum(isinstance(m, torch.nn.BatchNorm2d) for m in used[-1].network.modules())
+
+    few = labels("few", tmp_path / "images/0.png")
+    alone = norms()
+    many = labels("many", tmp_path / "images")
+    assert norms() < alone
+    assert len(np.unique(few)) > 1
+    assert (few != many).mean() < 1e-3
+    monkeypatch.setattr(command, "EXAMPLE", (0, 0))  # an image that this network cannot take
+    labels("as it is", tmp_path / "images")
+    assert norms() == alone
 
 
 def test_a_trial_is_judged_as_it_was_trained(tmp_path, run, photos):

@@ -23,7 +23,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOLERANCE = 1e-4
 
 Pair = tuple[str, str]  # names of a layer and of the one that becomes a part of it
-Calls = list[tuple[str, int, int]]  # name of a layer, ids of its input and its output
+Value = tuple[int, int]  # id of a tensor, and how often it was changed in place: a ReLU in place is told apart
+Calls = list[tuple[str, Value, Value]]  # name of a layer, its input and its output
 
 
 def optimize(network: nn.Module, example: Any = None) -> nn.Module:
@@ -67,16 +68,22 @@ class _Trial:
         self.inputs = tree_map(_cast, inputs)
         self.calls, self.want = _run(self.network, self.inputs)
 
-    def accepted(self, find: Callable[[nn.Module, Calls], list[Pair]], join: Callable[[nn.Module, Pair], None]) -> Any:
+    def accepted(
+        self, find: Callable[[nn.Module, Calls], list[Pair]], join: Callable[[nn.Module, Pair], None]
+    ) -> list[Pair]:
         """The pairs that can be joined, which they then are here, too."""
-        pairs = find(self.network, self.calls)
+        return self._of(find(self.network, self.calls), join)
+
+    def _of(self, pairs: list[Pair], join: Callable[[nn.Module, Pair], None]) -> list[Pair]:
+        """All of them, or those of each half: where something else reads what lies between two, they stay apart."""
         if not pairs or self._joined(pairs, join):
             return pairs
-        # where something else reads what lies between two, they stay apart
-        return [pair for pair in pairs if self._joined([pair], join)]
+        half = len(pairs) // 2
+        return [*self._of(pairs[:half], join), *self._of(pairs[half:], join)] if half else []
 
     def _joined(self, pairs: list[Pair], join: Callable[[nn.Module, Pair], None]) -> bool:
-        network = copy.deepcopy(self.network)
+        # parameters are replaced, not changed: the copy may share them
+        network = copy.deepcopy(self.network, {id(p): p for p in self.network.parameters()})
         try:
             for pair in pairs:
                 join(network, pair)
@@ -97,11 +104,16 @@ def _cast(some: Any) -> Any:
 
 def _run(network: nn.Module, inputs: Inputs) -> tuple[Calls, list[Tensor]]:
     """Calls of convolutions and norms, by name; what the network gives."""
-    calls: list[tuple[str, Any, Any]] = []  # keeps the tensors alive: only then are they told apart by their ids
+    calls: Calls = []
+    alive: list[Any] = []  # only of living tensors are ids their own
+
+    def called(name: str, args: Any, y: Any) -> None:
+        x = args[0] if args else None
+        alive.extend((x, y))
+        calls.append((name, _value(x), _value(y)))
+
     hooks = [
-        module.register_forward_hook(
-            lambda _, args, y, name=name: calls.append((name, args[0] if args else None, y))  # type: ignore[misc]
-        )
+        module.register_forward_hook(lambda _, args, y, name=name: called(name, args, y))  # type: ignore[misc]
         for name, module in network.named_modules()
         if _plain(module, (*CONVS, *NORMS))
     ]
@@ -113,7 +125,11 @@ def _run(network: nn.Module, inputs: Inputs) -> tuple[Calls, list[Tensor]]:
         for hook in hooks:
             hook.remove()
     outputs = [t.clone() for t in tree_leaves(y) if isinstance(t, Tensor)]
-    return [(name, id(x), id(y)) for name, x, y in calls], outputs
+    return calls, outputs
+
+
+def _value(some: Any) -> Value:
+    return id(some), some._version if isinstance(some, Tensor) and not some.is_inference() else 0
 
 
 def _alike(got: list[Tensor], want: list[Tensor]) -> bool:
