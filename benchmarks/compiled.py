@@ -5,7 +5,8 @@
 Compiled by inductor with its defaults, for one size; both gave the same output and the same gradient of the input
 before they were timed, in turn, by the processor time of one thread. Ratios are eager / compiled, so above 1 compiling
 pays. Inductor runs all convolutions of a CPU in channels_last, and copies maps into it and back, which in a block by
-itself can take longer than compiling saves: rows below 1 are measured a second time with
+itself can take longer than compiling saves: rows below 1 are measured again, both on maps in channels_last, as a
+network that is compiled whole has them, and both on plain maps with
 ``torch._inductor.config.layout_optimization = False`` (plain layout). A block takes up to a minute to compile. Rows are
 written as they are measured, to benchmarks/results/compiled-cpu.json and docs/speed.md; a second run adds what is
 missing, ``--again`` measures anew what is chosen.
@@ -89,15 +90,20 @@ def _off(got: Tensor, want: Tensor) -> float:
 def measure(name: str, backward: bool, backend: str = "inductor") -> Any:
     found = _measured(name, backward, backend)
     if statistics.median(_ratios(found)) < 1:
+        within = _measured(name, backward, backend, torch.channels_last)
         with torch._inductor.config.patch(layout_optimization=False):
             plain = _measured(name, backward, backend)
+        found |= {f"channels_last_{key}": within[key] for key in ("ms", "eager_ms")}
         found |= {f"plain_{key}": plain[key] for key in ("ms", "eager_ms")}
     return found
 
 
-def _measured(name: str, backward: bool, backend: str) -> dict[str, Any]:
+def _measured(
+    name: str, backward: bool, backend: str, layout: torch.memory_format = torch.contiguous_format
+) -> dict[str, Any]:
     torch._dynamo.reset()
     modules, x = pair(name, backward, backend)
+    x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
     took = same(modules, x, backward)
     begin = time.process_time()
     memory = {which: peak_memory(caller(m, Inputs((x,)), backward=backward)) / 1e6 for which, m in modules.items()}
@@ -122,13 +128,15 @@ def line(row: Any) -> tuple[Any, ...]:
     r = _ratios(row)
     name, passes = row["key"]
     shown = (f"`{name}`", passes, min(row["eager_ms"]), statistics.median(r))
-    plain = statistics.median(_ratios(row, "plain_")) if "plain_ms" in row else ""
+    others = [f"{name}_" for name in ("channels_last", "plain")]
+    layouts = [statistics.median(_ratios(row, which)) if f"{which}ms" in row else "" for which in others]
     ends = row["eager_mb"], row["eager_mb"] / row["mb"], row["seconds"]
-    return *shown, f"{r[0]:.2f} to {r[-1]:.2f}", plain, *ends
+    return *shown, f"{r[0]:.2f} to {r[-1]:.2f}", *layouts, *ends
 
 
 def section(rows: list[Any]) -> str:
-    headers = ["block", "passes", "eager ms", "time", "range", "plain layout", "eager MB", "memory", "s to compile"]
+    headers = ["block", "passes", "eager ms", "time", "range", "channels_last", "plain layout", "eager MB", "memory"]
+    headers.append("s to compile")
     return (
         f"`python benchmarks/compiled.py`: {machines(rows)}, one thread, torch {torch.__version__}, float32, maps of "
         f"{SIZE[0]}×{SIZE[1]} with {CHANNELS} channels, default options: one in evaluation (forward), two in training "

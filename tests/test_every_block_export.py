@@ -1,5 +1,6 @@
 """Blocks leave Python by ``torch.export``, some to ONNX, with free height and width where their sizes are free."""
 
+import copy
 import functools
 import io
 from collections.abc import Iterator
@@ -100,8 +101,11 @@ def test_onnx(sample: Sample) -> None:
         inputs = sample.inputs(m, size)
         names = [node.name for node in session.get_inputs()]
         found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs)})
-        for y, want in zip(found, outputs(m, inputs)):
-            assert_same(f"{sample} at {size}", torch.from_numpy(y), want, 1e-4)
+        exact = outputs(copy.deepcopy(m).double(), tuple(x.double() for x in inputs))
+        for y, want, right in zip(found, outputs(m, inputs), exact):
+            # logarithms of gates that are nearly nothing tell one processor's rounding from another's
+            own = float((want.double() - right).abs().max() / right.abs().max().clamp_min(1))
+            assert_same(f"{sample} at {size}", torch.from_numpy(y), want, max(1e-4, 10 * own))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

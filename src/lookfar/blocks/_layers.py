@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lookfar.ops._autograd import compiled_here
 from lookfar.ops._layout import match_format
+from lookfar.ops._rectified import rectified
 
 CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM: dict[int, Callable[..., nn.modules.batchnorm._BatchNorm]] = {
@@ -156,6 +158,12 @@ def keeps_input(block: nn.Module) -> bool:
     return bool(getattr(block, "residual", True))
 
 
+def activated(act: nn.Module, y: Tensor) -> Tensor:
+    """``act(y)``, of a compiled ReLU without hooks by :func:`rectified`."""
+    hooks = act._forward_hooks or act._forward_pre_hooks or act._backward_hooks or act._backward_pre_hooks
+    return rectified(y) if type(act) is nn.ReLU and compiled_here() and not hooks else act(y)
+
+
 def normed(norm: nn.Module | None, y: Tensor) -> Tensor:
     """``norm(y)`` in the memory format of ``y``, with the right gradient for a batch of one, see :func:`readable`."""
     if norm is None:
@@ -215,4 +223,4 @@ class ConvNorm(nn.Module):
     def after(self, y: Tensor) -> Tensor:
         """What follows the convolution, from its result."""
         y = normed(self.norm, y)  # one map less is held during the activation
-        return self.act(y)
+        return activated(self.act, y)

@@ -14,6 +14,7 @@ from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, projected, projection
 from lookfar.blocks._reading import weights_of
 from lookfar.ops._precision import averaged, widened, without_autocast
+from lookfar.ops._rectified import rectified
 from lookfar.ops.adaptive_average import adaptive_average
 
 
@@ -46,7 +47,7 @@ class AdaptiveContextModule(nn.Module):
             mixed = widened(weight).flatten(1) @ widened(regions) @ widened(weights)
             if bias is not None:
                 mixed = mixed + widened(bias)[:, None]  # sigmoids do not sum to one
-        y = (self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)) + reduced).relu()
+        y = rectified(self.project.after(mixed.unflatten(2, x.shape[2:]).to(reduced.dtype)) + reduced)
         return y if self.fuse is None else self.fuse(y)
 
     def weights(self, x: Tensor) -> Tensor:

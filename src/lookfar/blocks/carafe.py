@@ -12,7 +12,7 @@ from lookfar._options import Odd, divides
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Placement
 from lookfar.ops._layout import match_format, plain
-from lookfar.ops._precision import widened
+from lookfar.ops._precision import softmax, widened
 from lookfar.ops._window import Window
 from lookfar.ops.carafe import reassemble
 from lookfar.ops.neighborhood import rows_of_cells
@@ -120,4 +120,4 @@ class Carafe(nn.Module):
     def _cells(self, x: Tensor) -> Tensor:
         """Kernels of the s^2 subpixels, ``(B, G, k^2, s^2, H, W)``; softmax over cells needs no shuffled copy."""
         t = plain(self.encoder(self.compressor(x)))
-        return widened(t.unflatten(1, (self.groups, self.kernel_size**2, -1))).softmax(2)
+        return softmax(widened(t.unflatten(1, (self.groups, self.kernel_size**2, -1))), 2)

@@ -24,7 +24,7 @@ from lookfar.blocks._layers import (
 )
 from lookfar.blocks._reading import in_heads, out_of_heads, weights_of
 from lookfar.ops._layout import match_format, to_tokens
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization
 
 Normalization = Literal["softmax", "double", "l1", "sigmoid", "none"]
@@ -34,7 +34,7 @@ _PORTS = {"convA": "value", "convB": "key", "convV": "query", "conv_reconstruct"
 
 # of the gathering similarities (B, K, N), over the positions
 _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda l: l.softmax(2),
+    "softmax": lambda l: softmax(l, 2),
     "double": lambda l: double_normalization(l, positions=1, slots=2),
     "l1": lambda l: l / l.abs().sum(2, keepdim=True).clamp_min(1e-12),
     "sigmoid": lambda l: l.sigmoid() / max(l.shape[2], 1),
@@ -171,7 +171,7 @@ class DoubleAttention(nn.Module):
         key = query if self.key is None else widened(self.key(x).flatten(2))
         # a head's maps are apart only where they are normalised against each other
         key, query = (t.unflatten(1, (self.heads, -1)).flatten(0, 1) for t in (key, query))  # (B h, K/h, N)
-        gathering, mixture = _NORMALIZE[self.normalization](key), query.softmax(1)
+        gathering, mixture = _NORMALIZE[self.normalization](key), softmax(query, 1)
         joined = [t.unflatten(0, (-1, self.heads)).flatten(1, 2) for t in (gathering, mixture)]
         return joined[0], joined[1]
 

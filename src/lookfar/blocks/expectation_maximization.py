@@ -20,6 +20,7 @@ from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, 
 from lookfar.blocks._reading import weights_of
 from lookfar.ops._autograd import traced
 from lookfar.ops._layout import positions, to_map
+from lookfar.ops._rectified import rectified
 from lookfar.ops.expectation_maximization import (
     Gradient,
     Variant,
@@ -170,7 +171,7 @@ class ExpectationMaximization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # no name holds the reconstruction, nor the fitted bases, while the block ends
-        return self._finish_map(x, to_map(self._moving_bases(x), x).relu())
+        return self._finish_map(x, rectified(to_map(self._moving_bases(x), x)))
 
     def _moving_bases(self, x: Tensor) -> Tensor:
         """The reconstruction ``(B, h, N, C/h)``; in training the bases follow the fitted ones."""
@@ -206,13 +207,13 @@ class ExpectationMaximization(nn.Module):
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output from its input and the reconstruction ``(B, h, N, C/h)``."""
-        return self._finish_map(x, to_map(mixed, x).relu())
+        return self._finish_map(x, rectified(to_map(mixed, x)))
 
     def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.project(y)
         y = normed(self.norm, y)
         y = added(self, x, y)
-        return y.relu() if self.final_act else y
+        return rectified(y) if self.final_act else y
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The EM part alone: reconstruction ``(B, h, N, C/h)`` and the fitted bases ``(B, h, C/h, K)``."""

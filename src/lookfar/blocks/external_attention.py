@@ -15,6 +15,7 @@ from lookfar.blocks._base import block
 from lookfar.blocks._layers import CONV, Dims, Norm, Placement, added, norm_of, normed
 from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._layout import to_map, to_tokens
+from lookfar.ops._rectified import rectified
 from lookfar.ops.external_attention import Normalization, external_attention
 
 
@@ -114,7 +115,7 @@ class ExternalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = added(self, x, normed(self.norm, self._merged(x) if self.heads == 1 else self._of_heads(x)))
-        return y.relu() if self.final_act else y
+        return rectified(y) if self.final_act else y
 
     def _merged(self, x: Tensor) -> Tensor:
         """One head: memories and convolutions are one matrix before, one behind."""

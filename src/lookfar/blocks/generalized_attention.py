@@ -21,7 +21,7 @@ from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import match_format, to_map, to_tokens
-from lookfar.ops._precision import factor, widened, without_autocast
+from lookfar.ops._precision import factor, softmax, widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
 
 NARROW = 2  # energies of rows and columns beside a query, times its channels: memory stays linear in the positions
@@ -304,7 +304,7 @@ class GeneralizedAttention(QueryKeyValue):
         if seen:
             near = (seen[0][:, :, None] & seen[1][:, None]).reshape(-1, grid[0] * grid[1])
             logits = logits.masked_fill(~near, -torch.inf)
-        return logits.softmax(3)
+        return softmax(logits)
 
     def _positions(self, length: int, layer: nn.Linear, like: Tensor) -> Tensor:
         """Learned vectors of the distances 1 - length .. length - 1: ``(2 length - 1, h, d)``."""

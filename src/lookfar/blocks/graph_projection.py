@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Dims, Form, Placement, projected, projection
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import exp, softmax, widened, without_autocast
 
 
 class GraphUnit(nn.Module):
@@ -37,9 +37,9 @@ class GraphUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         log_q, shifted, centres, inverse = self.assign(x)
-        q = log_q.exp()
+        q = exp(log_q)
         # q_nv / sum_n q_nv as a softmax: a node that is far from every position keeps its direction
-        z = (shifted @ log_q.softmax(2).transpose(1, 2) - centres) * inverse  # (B, C, V)
+        z = (shifted @ softmax(log_q).transpose(1, 2) - centres) * inverse  # (B, C, V)
         z = F.normalize(z, dim=1, eps=1e-12)
         nodes = self.weight.to(z.dtype).T @ z  # (B, O, V)
         if self.reasoning:

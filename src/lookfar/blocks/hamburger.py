@@ -19,6 +19,7 @@ from lookfar.blocks._layers import CONV, ConvNorm, Dims, Placement, added, gate,
 from lookfar.blocks._reading import weights_of
 from lookfar.ops._layout import match_format, positions
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._rectified import rectified
 from lookfar.ops.matrix_decomposition import Method, matrix_decomposition
 
 
@@ -333,7 +334,7 @@ class Hamburger(nn.Module):
             y = self.project(self.mix.after(y))
         y = normed(self.norm, y)
         y = added(self, x, y) if self.gamma is None or self.shortcut is None else self.shortcut * x + self.gamma * y
-        return match_format(y.relu_() if self.final_act else y, x)
+        return match_format(rectified(y, inplace=True) if self.final_act else y, x)
 
     def maps(self, x: Tensor) -> Tensor:
         """How much each column holds of each position, ``(B, h K, N)``, of the first factorisation."""
@@ -342,7 +343,7 @@ class Hamburger(nn.Module):
 
     def _value(self, x: Tensor) -> Tensor:
         y = self.value(x)
-        return y.relu_() if self.rectify else y  # a convolution's output, which only it has seen
+        return rectified(y, inplace=True) if self.rectify else y  # a convolution's output, which only it has seen
 
     def _factors(self, y: Tensor, bases: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, Tensor]]:
         starts = bases if isinstance(bases, tuple) else (bases,) * len(self.hams)

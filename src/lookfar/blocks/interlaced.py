@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Share
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, normed, projected, projection
+from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, activated, normed, projected, projection
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, value_width
 from lookfar.ops._layout import from_blocks, to_blocks
 from lookfar.ops.attention import Normalization
@@ -59,7 +59,7 @@ class GroupAttention(PairwiseAttention):
         project = cast(ConvNorm, self.project)
         y = after_mixing(project.conv, y, self.normalization)
         y = normed(project.norm, y)
-        return project.act(y)
+        return activated(project.act, y)
 
     def _split(self, t: Tensor) -> Tensor:
         return to_blocks(t, self.factor, self.heads, far=self.far)

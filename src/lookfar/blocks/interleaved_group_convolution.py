@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from lookfar._options import Odd, divides, largest_divisor
 from lookfar.blocks._base import block
-from lookfar.blocks._layers import Norm, Placement, normed
+from lookfar.blocks._layers import Norm, Placement, activated, normed
 from lookfar.ops._layout import match_format
 
 
@@ -109,7 +109,7 @@ class InterleavedGroupConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = _interleaved(self.spatial(x), self.groups)
         y = _interleaved(self.pointwise(y), x.shape[1] // self.groups)
-        return match_format(self.act(normed(self.norm, y)), x)
+        return match_format(activated(self.act, normed(self.norm, y)), x)
 
 
 def _interleaved(x: Tensor, groups: int) -> Tensor:

@@ -16,6 +16,7 @@ from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Dims, Placement, added, gate, gated
 from lookfar.ops._layout import match_format
 from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._rectified import rectified
 
 
 @block(
@@ -153,7 +154,7 @@ class LatentGNN(nn.Module):
         v = u if self.back is None else self._parted(self.back(x))
 
         def weights(layer: nn.Module, t: Tensor, axis: int) -> Tensor:
-            return self._parted(layer(self._joined(t).unflatten(2, x.shape[2:]).to(x.dtype)).relu(), axis)
+            return self._parted(rectified(layer(self._joined(t).unflatten(2, x.shape[2:]).to(x.dtype))), axis)
 
         sides = []
         for n, to_nodes in enumerate(self.to_nodes):

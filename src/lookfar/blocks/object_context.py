@@ -22,6 +22,7 @@ from lookfar.blocks._layers import (
     Form,
     Norm,
     Placement,
+    activated,
     max_pool,
     norm_of,
     normed,
@@ -159,7 +160,7 @@ class NormAct(nn.Module):
         self.norm, self.act = norm_of(norm_layer, dims)(channels, **dd), act_layer()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(normed(self.norm, x))
+        return activated(self.act, normed(self.norm, x))
 
 
 def _grids(mode: Mode, sizes: Sequence[int] | None, dims: Dims) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from lookfar.blocks._layers import (
 from lookfar.blocks._reading import on_descriptors
 from lookfar.blocks.pyramid_pooling import AtrousConv
 from lookfar.ops._layout import match_format, to_tokens
-from lookfar.ops._precision import wide, widened, without_autocast
+from lookfar.ops._precision import softmax, wide, widened, without_autocast
 from lookfar.ops.attention import Normalization, attention_weights
 
 _INSIDE = r"((ocr\.)?(context\.2\.)?object_context_block\.)?"
@@ -223,7 +223,7 @@ class ObjectContextual(nn.Module):
     def regions(self, pixels: Tensor, logits: Tensor) -> Tensor:
         """Means of the positions under each class's softmax: ``(B, C, H, W), (B, K, H, W) -> (B, C, K)``."""
         with without_autocast(pixels):
-            weights = (self.inverse_temperature * widened(logits.flatten(2))).softmax(2)
+            weights = softmax(self.inverse_temperature * widened(logits.flatten(2)))
             return (widened(pixels.flatten(2)) @ weights.transpose(1, 2)).to(pixels.dtype)
 
     def distribute(self, x: Tensor, pixels: Tensor, regions: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -286,4 +286,4 @@ class ObjectContextual(nn.Module):
 
 def _shares(logits: Tensor) -> Tensor:
     """What each position takes of each class by the first guess, ``(B, 1, N, K)``."""
-    return widened(logits.flatten(2)).softmax(1).transpose(1, 2)[:, None]
+    return softmax(widened(logits.flatten(2)), 1).transpose(1, 2)[:, None]

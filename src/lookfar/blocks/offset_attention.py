@@ -14,6 +14,7 @@ from lookfar._options import Steps
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Norm, Placement
 from lookfar.blocks._projections import PairwiseAttention, Projections, Switches, after_mixing, applied, reduced
+from lookfar.ops._rectified import rectified
 from lookfar.ops.attention import Normalization
 
 _PAPER = "PCT: Point Cloud Transformer (Computational Visual Media 2021)"
@@ -101,7 +102,7 @@ class OffsetAttention(PairwiseAttention):
 
     def _finish_map(self, x: Tensor, y: Tensor) -> Tensor:
         offset = x - y if self.normalization == "none" else x - y.to(x.dtype)
-        return x + applied(self.norm, after_mixing(self.project, offset, self.normalization)).relu()
+        return x + rectified(applied(self.norm, after_mixing(self.project, offset, self.normalization)))
 
     def from_authors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Their shared layer has two names."""
@@ -201,7 +202,7 @@ class PointStage(nn.Module):
             )
             raise ValueError(f"this stage {asked}")
         for layer in self.embed.values():
-            x = layer["norm"](layer["conv"](x)).relu()  # type: ignore[index]
+            x = rectified(layer["norm"](layer["conv"](x)))  # type: ignore[index]
         offset = None
         if self.position is not None and coordinates is not None:
             offset = self.position(coordinates.to(x.dtype).transpose(1, 2))

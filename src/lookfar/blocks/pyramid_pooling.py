@@ -16,6 +16,7 @@ from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, added, proje
 from lookfar.blocks._reading import is_plain, weights_of
 from lookfar.ops._averages import averages
 from lookfar.ops._layout import match_format
+from lookfar.ops._rectified import rectified
 from lookfar.ops.adaptive_average import adaptive_average
 
 
@@ -200,6 +201,6 @@ class AtrousPyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         image = self.image(adaptive_average(x, 1).to(x.dtype)).relu().expand(-1, -1, *x.shape[2:])
-        y = torch.cat([image, *(branch(x).relu() for branch in self.branches)], 1)
-        y = self.fuse(y).relu()
+        y = torch.cat([image, *(rectified(branch(x)) for branch in self.branches)], 1)
+        y = rectified(self.fuse(y))
         return projected(self, x, y)

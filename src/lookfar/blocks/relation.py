@@ -17,7 +17,7 @@ from lookfar.blocks._layers import Placement, normal_, zero_
 from lookfar.blocks._reading import ReadLinear, weights_of
 from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._layout import merge_heads, split_heads
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 
 
 @block(
@@ -166,7 +166,7 @@ def _weights(q: Tensor, k: Tensor, own: Tensor, others: Tensor, *gate: Any) -> T
         gates = nn.functional.linear(embedding(own[..., :4], others[..., :4], E), *linear).relu()
         logits = logits + gates.clamp_min(1e-6).log().permute(0, 3, 1, 2)
     if own.shape[-1] == 4:
-        return logits.softmax(3)
+        return softmax(logits)
     together = (own[:, :, None, 4] == others[:, None, :, 4])[:, None]
     # a region whose image has no key takes nothing
     return logits.masked_fill(~together, torch.finfo(logits.dtype).min).softmax(3) * together

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lookfar.blocks._base import block
 from lookfar.blocks._layers import Dims, Placement
 from lookfar.ops._layout import match_format
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 
 
 @block(
@@ -147,7 +147,7 @@ class SymbolicGraphReasoning(nn.Module):
             return self._votes(widened(x.flatten(2)))
 
     def _votes(self, tokens: Tensor) -> Tensor:
-        return (self.vote.to(tokens.dtype).T @ tokens).softmax(1)
+        return softmax(self.vote.to(tokens.dtype).T @ tokens, 1)
 
     def _reason(self, gathered: Tensor) -> Tensor:
         """Symbols ``(B, K, D)`` after the graph convolution, from the features (B, K, C) that were voted to them."""
@@ -161,14 +161,14 @@ class SymbolicGraphReasoning(nn.Module):
         answer = self.answer.to(tokens.dtype)
         if self.mapping == "product":
             logits = tokens.transpose(1, 2) @ self.compatibility.to(tokens.dtype) @ symbols.transpose(1, 2)
-            return (logits.softmax(2) @ (symbols @ answer)).relu()
+            return (softmax(logits) @ (symbols @ answer)).relu()
         to_symbol, to_position = self.compatibility.to(tokens.dtype)
         if self.mapping == "pixels_then_row":
             return (symbols.mean(1, keepdim=True) @ answer).relu()
         if self.mapping == "nodes":
             weights = (symbols @ to_symbol[: symbols.shape[2]]).softmax(1)
             return ((weights[:, None] @ symbols) @ answer).relu()
-        weights = (to_position[: tokens.shape[1]] @ tokens).softmax(1)  # (B, N)
+        weights = softmax(to_position[: tokens.shape[1]] @ tokens)  # (B, N)
         return weights[..., None] * (symbols.sum(1, keepdim=True) @ answer).relu()
 
 

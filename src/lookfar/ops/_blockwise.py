@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookfar.ops._autograd import compiled_here, recomputed, traced
 from lookfar.ops._loops import Loop
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import exp, logsumexp, widened, without_autocast
 
 # logits held at a time, over batch and heads: 8 MiB in float32 on a CPU; a GPU needs larger launches
 BUDGET = {"cpu": 2**21}
@@ -129,9 +129,9 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -
 @whole(lambda q, k, v: (*q.shape[:-1], v.shape[-1] + 1))
 def _with_lse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     logits = q @ k.transpose(-2, -1)
-    lse = logits.logsumexp(-1, keepdim=True)
+    lse = logsumexp(logits, -1)
     # a query whose keys are all masked, logits -inf, has the sum 0 and the log-sum-exp -inf
-    return torch.cat([(logits - lse.clamp_min(torch.finfo(lse.dtype).min)).exp() @ v, lse], -1)
+    return torch.cat([exp(logits - lse.clamp_min(torch.finfo(lse.dtype).min)) @ v, lse], -1)
 
 
 def log_sum_exp(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -142,7 +142,7 @@ def log_sum_exp(q: Tensor, k: Tensor, *, scale: float = 1.0) -> Tensor:
 
 @whole(lambda q, k: (*q.shape[:-1], 1))
 def _log_sum_exp(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.transpose(-2, -1)).logsumexp(-1, keepdim=True)
+    return logsumexp(q @ k.transpose(-2, -1), -1)
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

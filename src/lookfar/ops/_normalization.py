@@ -17,6 +17,7 @@ from torch import Tensor
 from lookfar.ops._autograd import traced
 from lookfar.ops._blockwise import over_queries, whole
 from lookfar.ops._checked import choice
+from lookfar.ops._precision import softmax
 
 RowNormalization = Literal["softmax", "l1", "sigmoid", "none"]
 ROW_NORMALIZATIONS: tuple[str, ...] = get_args(RowNormalization)
@@ -37,7 +38,7 @@ def key_count(t: Tensor, dim: int) -> int | Tensor:
 def normalised(s: Tensor, normalization: str, *, seen: Tensor | None = None, dim: int = -1) -> Tensor:
     """The weights of similarities whose keys lie along ``dim``; keys that are not ``seen`` are left out."""
     if normalization == "softmax":
-        return (s if seen is None else s.masked_fill(~seen, -torch.inf)).softmax(dim)
+        return softmax(s if seen is None else s.masked_fill(~seen, -torch.inf), dim)
     s = s.sigmoid() if normalization == "sigmoid" else s
     s = s if seen is None else torch.where(seen, s, 0)
     if normalization == "l1":

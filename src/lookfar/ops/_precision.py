@@ -4,11 +4,19 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from lookfar.ops._autograd import for_graphs, has_tangent, traced
 
 # bfloat16, as torch's oneDNN does; not every version of torch may tell
 _ASK = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 PROCESSOR_MULTIPLIES = any(getattr(torch.cpu, name, bool)() for name in _ASK)
+
+
+# A weight below this power of 2 of a whole becomes zero: no sum would notice, and many processors take over a hundred
+# times as long to multiply a number below the smallest normal one, which what is multiplied by it can become, too.
+_NOTHING = {torch.float32: -100, torch.float64: -900}
 
 
 def wide(t: Tensor) -> torch.dtype:
@@ -32,6 +40,51 @@ def multiplies(t: Tensor) -> bool:
 def factor(t: Tensor) -> Tensor:
     """``t`` as weights are to be multiplied by it: itself where the processor :func:`multiplies`, else widened."""
     return t if multiplies(t) else widened(t)
+
+
+LOG2_E = math.log2(math.e)
+
+
+def softmax(s: Tensor, dim: int = -1) -> Tensor:
+    """``s.softmax(dim)``; on a CPU weights that no sum would notice are zero, and quick to multiply."""
+    return _without_least(s.softmax(dim))
+
+
+def exp(s: Tensor) -> Tensor:
+    """``s.exp()`` of what is at most about zero; on a CPU as :func:`softmax` has it.
+
+    torch's exp takes three times as long as powers of 2, and thirty times where they vanish.
+    """
+    if not _by_powers(s):
+        return s.exp()
+    logits = s * LOG2_E
+    return _without_least(logits.exp2()) if logits.requires_grad else powers_(logits)
+
+
+def logsumexp(s: Tensor, dim: int) -> Tensor:
+    """``s.logsumexp(dim, keepdim=True)`` by :func:`exp`."""
+    if not _by_powers(s) or not s.shape[dim]:
+        return s.logsumexp(dim, keepdim=True)
+    top = s.detach().amax(dim, keepdim=True).clamp_min(torch.finfo(s.dtype).min)  # it cancels; finite, if all are -inf
+    powers = exp(s - top) if s.requires_grad else powers_((s - top).mul_(LOG2_E))
+    return powers.sum(dim, keepdim=True).log() + top
+
+
+def _by_powers(s: Tensor) -> bool:
+    """Not a question of transforms: what is recomputed in one must be what was computed outside."""
+    return s.is_cpu and s.dtype in _NOTHING and not traced()
+
+
+def _without_least(weights: Tensor) -> Tensor:
+    if weights.is_cpu and weights.dtype in _NOTHING and not for_graphs() and not has_tangent(weights):
+        # not in place for autograd, which keeps these very weights: what has none becomes a constant
+        F.threshold_(weights.data, 2.0 ** _NOTHING[weights.dtype], 0.0)
+    return weights
+
+
+def powers_(s: Tensor) -> Tensor:
+    """2^s in place, for logits below the largest; powers that no sum would notice are zero, and quick to multiply."""
+    return F.threshold_(s, _NOTHING[s.dtype], -math.inf).exp2_()
 
 
 def averaged(t: Tensor, *axes: int, keepdim: bool = False) -> Tensor:

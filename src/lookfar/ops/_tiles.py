@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import gradients, traced
-from lookfar.ops._precision import multiplies, wide, widened, without_autocast
-
-LOG2_E = math.log2(math.e)  # powers of 2 take a third of the time of exp, and a tenth where they vanish
+from lookfar.ops._precision import LOG2_E, multiplies, powers_, wide, widened, without_autocast
 
 # of a tile: 0.75 MiB of weights in float32; threads share the work of a tile
 LIMITS = {"rows": 384, "keys": 512}
@@ -123,7 +121,7 @@ def _add(s: Tensor, v: Tensor, y: Tensor, total: Tensor, top: Tensor) -> None:
     largest = torch.maximum(s.amax(-1, keepdim=True), top)
     shrink = (top - largest).exp2_()
     top.copy_(largest)
-    p = s.sub_(largest).exp2_().to(v.dtype)  # what is summed and what weighs the values are the same numbers
+    p = powers_(s.sub_(largest)).to(v.dtype)  # what is summed and what weighs the values are the same numbers
     total.mul_(shrink).add_(p.sum(-1, keepdim=True, dtype=total.dtype))
     _add_product(y.mul_(shrink), p, v)
 
@@ -245,8 +243,8 @@ def _backward_of_keys(
             here = (at[0], j)
             keys = k[here]
             p = _tile(weights, some, keys)
-            torch.baddbmm(shift, some, widened(keys).transpose(1, 2), alpha=scale * LOG2_E, out=p).exp2_()
-            p = p.to(v.dtype)
+            torch.baddbmm(shift, some, widened(keys).transpose(1, 2), alpha=scale * LOG2_E, out=p)
+            p = powers_(p).to(v.dtype)
             if dv is not None:
                 _add_product(dv[here], p.transpose(1, 2), grad[..., :E])
             if dq is None and dk is None:
@@ -271,9 +269,9 @@ def _symmetric_backward(
         p = _logits(buffers[0], q[rows], q[columns], scale * LOG2_E)
         ds, back = (_tile(buffer, q[rows], q[columns]) for buffer in buffers[1:])
         if both:  # the weights of the columns' queries, transposed
-            back = torch.add(p, shift[columns].transpose(1, 2), out=back).exp2_().to(v.dtype)
+            back = powers_(torch.add(p, shift[columns].transpose(1, 2), out=back)).to(v.dtype)
             _add_product(dv[rows], back, dy[columns][..., :E])
-        weights = p.add_(shift[rows]).exp2_().to(v.dtype)
+        weights = powers_(p.add_(shift[rows])).to(v.dtype)
         _add_product(dv[columns], weights.transpose(1, 2), dy[rows][..., :E])
         ds = _lessened(ds, dy[rows], v[columns], None if mean is None else mean[rows]).mul_(weights)
         if both:

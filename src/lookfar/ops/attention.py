@@ -22,7 +22,7 @@ from lookfar.ops import _tiles
 from lookfar.ops._blockwise import log_sum_exp, over_queries, whole
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import check_normalization, normalised
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import exp, logsumexp, widened, without_autocast
 from lookfar.ops.dot_product import dot_product, dot_product_weights
 from lookfar.ops.double_normalization import EPS, double_normalization_reference
 from lookfar.ops.embedded_gaussian import embedded_gaussian, embedded_gaussian_weights
@@ -64,8 +64,8 @@ def attention_weights(
             return normalised(s, normalization)
         everybody = widened(q if all_queries is None else all_queries)
         s = s - log_sum_exp(k, everybody, scale=scale).transpose(-2, -1)
-        total = s.logsumexp(-1, keepdim=True)
-        return (s - torch.logaddexp(total, total.new_full((), math.log(EPS)))).exp()
+        total = logsumexp(s, -1)
+        return exp(s - torch.logaddexp(total, total.new_full((), math.log(EPS))))
 
 
 def attention_reference(

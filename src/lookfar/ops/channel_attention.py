@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
-from lookfar.ops._precision import factor, multiplies, widened, without_autocast
+from lookfar.ops._precision import factor, multiplies, softmax, widened, without_autocast
 
 PART, ROWS = 2048, 128  # positions that are widened at a time, and channels whose products with all others are taken
 
@@ -74,7 +74,7 @@ def _mixed(x: Tensor, scale: float) -> Tensor:
 
 def _softmax(x: Tensor, scale: float) -> Tensor:
     products = _products(x)  # scaled are these, not the map
-    return (scale * products if products.requires_grad or for_graphs() else products.mul_(scale)).softmax(-1)
+    return softmax(scale * products if products.requires_grad or for_graphs() else products.mul_(scale))
 
 
 def _products(x: Tensor) -> Tensor:

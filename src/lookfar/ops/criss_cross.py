@@ -20,7 +20,7 @@ from torch import Tensor
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
-from lookfar.ops._precision import wide, widened, without_autocast
+from lookfar.ops._precision import LOG2_E, powers_, wide, widened, without_autocast
 
 WHY_NOT_DOUBLE = "it shares a key among all queries, and those off its row and column do not see it"
 
@@ -132,24 +132,24 @@ def _passes(size: Sequence[int]) -> Iterator[tuple[int, bool]]:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """``(G, *S, D|D|E)`` -> output ``(G, *S, E)`` and log-sum-exp ``(G, *S)``, in the wide type."""
+    """``(G, *S, D|D|E)`` -> output ``(G, *S, E)`` and log-sum-exp ``(G, *S)`` to the base 2, in the wide type."""
     dtype = wide(v)
     size, E = v.shape[1:-1], v.shape[-1]
     out = v.new_zeros(v.shape, dtype=dtype)
     top = v.new_full(v.shape[:-1], -torch.inf, dtype=dtype)  # largest logit so far
-    total = v.new_zeros(v.shape[:-1], dtype=dtype)  # sum of exp(logit - top)
+    total = v.new_zeros(v.shape[:-1], dtype=dtype)  # sum of 2^(logit - top)
     for axis, elsewhere in _passes(size):
         qs, ks, vs, outs, tops, totals = (_along(t, size, axis) for t in (q, k, v, out, top, total))
         L, M = outs.shape[1:3]
         for at in _blocks(len(outs), L, M * max(M, E), _limit(v)):
-            s = torch.bmm(_lines(qs, at), _lines(ks, at).transpose(1, 2))  # (lines, M, M)
+            s = torch.bmm(_lines(qs, at) * LOG2_E, _lines(ks, at).transpose(1, 2))  # (lines, M, M)
             if elsewhere:
                 s.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             shape = outs[at].shape[:3]
             # finite, also where all keys of a line are masked by logits of -inf
             m = torch.maximum(tops[at], s.amax(-1).view(shape)).clamp_min_(torch.finfo(dtype).min)
-            s.sub_(m.reshape(-1, M, 1)).exp_()
-            before = (tops[at] - m).exp_()
+            powers_(s.sub_(m.reshape(-1, M, 1)))
+            before = powers_(tops[at] - m)
             totals[at] = totals[at].mul_(before).add_(s.sum(-1).view(shape))
             tops[at] = m
             y = torch.bmm(s, _lines(vs, at)).view(*shape, E)
@@ -159,7 +159,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
                 outs[at].mul_(before[..., None]).add_(y)
             if not elsewhere:
                 outs[at].div_(totals[at][..., None])
-    return out, top.add_(total.log_())
+    return out, top.add_(total.log2_())
 
 
 def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
@@ -174,10 +174,10 @@ def _backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: T
         L, M = lses.shape[1:3]
         for at in _blocks(len(lses), L, M * max(M, E), _limit(v)):
             qb, kb, gb = _lines(qs, at), _lines(ks, at), _lines(gs, at)
-            p = torch.bmm(qb, kb.transpose(1, 2))
+            p = torch.bmm(qb * LOG2_E, kb.transpose(1, 2))
             if elsewhere:
                 p.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-            p.sub_(_lines(lses, at)[..., None]).exp_()
+            powers_(p.sub_(_lines(lses, at)[..., None]))
             shape = lses[at].shape
             dv[at] += torch.bmm(p.transpose(1, 2), gb).view(*shape, -1)
             ds = torch.bmm(gb, _lines(vs, at).transpose(1, 2)).sub_(_lines(inners, at)[..., None]).mul_(p)

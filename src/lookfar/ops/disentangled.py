@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import traced, under_transform
-from lookfar.ops._precision import factor, widened, without_autocast
+from lookfar.ops._precision import factor, softmax, widened, without_autocast
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 
 
@@ -52,7 +52,7 @@ def unary_weights(logits: Tensor) -> Tensor:
     >>> unary_weights(torch.tensor([[[3.0, 1.0]]]).log())
     tensor([[[[0.7500, 0.2500]]]])
     """
-    return widened(logits).softmax(-1).unsqueeze(-2)
+    return softmax(widened(logits)).unsqueeze(-2)
 
 
 def unary_attention(logits: Tensor, v: Tensor) -> Tensor:

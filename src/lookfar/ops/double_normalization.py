@@ -8,7 +8,7 @@ precision, and matters where a position is rejected by every slot.
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, has_tangent
-from lookfar.ops._precision import widened
+from lookfar.ops._precision import softmax, widened
 
 EPS = 1e-9
 
@@ -45,7 +45,7 @@ def double_normalization(logits: Tensor, *, positions: int = -2, slots: int = -1
     """
     if positions % logits.dim() == slots % logits.dim():
         raise ValueError(f"positions and slots must be two axes, got {positions=}, {slots=} of {logits.dim()}")
-    a = widened(logits).softmax(positions)
+    a = softmax(widened(logits), positions)
     total = a.sum(slots, keepdim=True) + EPS
     in_place = not (a.requires_grad or for_graphs() or has_tangent(a))
     return (a.div_(total) if in_place else a / total).to(logits.dtype)

@@ -17,7 +17,7 @@ from lookfar.ops import _tiles, _whole
 from lookfar.ops._autograd import compiled_here, gradients, has_tangent, needs_graph, traced, under_transform
 from lookfar.ops._blockwise import over_queries
 from lookfar.ops._layout import mixed
-from lookfar.ops._precision import factor, wide, widened, without_autocast
+from lookfar.ops._precision import factor, softmax, wide, widened, without_autocast
 
 _LANES = 16  # of the widest vectors, in float32
 
@@ -49,7 +49,7 @@ def _direct(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The definition, without a copy of scaled queries, its output laid in memory as the values are."""
     with without_autocast(q):
         weights = widened(q) @ widened(k).transpose(-2, -1)
-        weights = (weights if scale == 1 else weights.mul_(scale)).softmax(-1)  # the logits are let go
+        weights = softmax(weights if scale == 1 else weights.mul_(scale))  # the logits are let go
         values = factor(v)
         return mixed(weights.to(values.dtype), values).to(v.dtype)
 

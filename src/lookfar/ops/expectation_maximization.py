@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookfar._options import Steps
 from lookfar.ops._checked import check, choice
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 
 Variant = Literal["authors", "mmseg"]
 Gradient = Literal["none", "last", "full"]
@@ -97,7 +97,7 @@ def _fit(x: Tensor, bases: Tensor, o: Clustering) -> tuple[Tensor, Tensor, Tenso
         logits = (mu if W is None else W.T @ mu).transpose(-2, -1) @ t
         if b is not None:
             logits = logits + (b @ mu)[..., None]
-        z = logits.softmax(-2)
+        z = softmax(logits, -2)
         total = z.sum(-1).unsqueeze(-2)  # (B, h, 1, K)
         m = t @ z.transpose(-2, -1)
         if W is not None:

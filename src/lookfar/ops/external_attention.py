@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import check_normalization
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 from lookfar.ops.double_normalization import double_normalization, double_normalization_reference
 
 Normalization = Literal["double", "softmax", "l1", "sigmoid", "none"]
@@ -20,7 +20,7 @@ Normalization = Literal["double", "softmax", "l1", "sigmoid", "none"]
 # of similarities (..., S, N)
 _NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
     "double": lambda l: double_normalization(l, positions=-1, slots=-2),
-    "softmax": lambda l: l.softmax(-2),
+    "softmax": lambda l: softmax(l, -2),
     "l1": lambda l: l / l.abs().sum(-2, keepdim=True).clamp_min(1e-12),
     "sigmoid": lambda l: l.sigmoid() / l.shape[-2],
     "none": lambda l: l / l.shape[-2],

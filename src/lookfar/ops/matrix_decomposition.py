@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lookfar._options import Range
 from lookfar.ops._checked import check, choice
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import softmax, widened, without_autocast
 
 Method = Literal["nmf", "cd", "vq"]
 EPS = 1e-6
@@ -59,7 +59,7 @@ def matrix_decomposition(
         sharpness = 1.0 if method == "nmf" else inverse_temperature
         # detached, not under no_grad: an exported program that holds such a context cannot be loaded again
         still, bases = (x, bases) if full_gradient else (x.detach(), bases.detach())
-        coefficients = (sharpness * still.transpose(1, 2) @ bases).softmax(2)
+        coefficients = softmax(sharpness * still.transpose(1, 2) @ bases)
         for _ in range(iterations):
             if method == "nmf":
                 coefficients = _multiply(still, bases, coefficients)
@@ -75,7 +75,7 @@ def matrix_decomposition(
             return bases, torch.linalg.solve(gram, bases.transpose(1, 2) @ x).transpose(1, 2)
         length = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)  # constant in the gradient, as published
         cosines = (x / (EPS + length)).transpose(1, 2) @ F.normalize(bases, dim=1, eps=EPS)
-        return bases, (sharpness * cosines).softmax(2)
+        return bases, softmax(sharpness * cosines)
 
 
 def _multiply(x: Tensor, factor: Tensor, other: Tensor) -> Tensor:
@@ -86,6 +86,6 @@ def _multiply(x: Tensor, factor: Tensor, other: Tensor) -> Tensor:
 def _cluster(x: Tensor, bases: Tensor, sharpness: float, *, unit: bool) -> Tensor:
     """Soft assignments by cosine, and the means of what was assigned (of unit length for concepts)."""
     directions = bases if unit else F.normalize(bases, dim=1, eps=EPS)
-    shares = (sharpness * F.normalize(x, dim=1).transpose(1, 2) @ directions).softmax(2)
+    shares = softmax(sharpness * F.normalize(x, dim=1).transpose(1, 2) @ directions)
     means = x @ (shares / (EPS + shares.sum(1, keepdim=True)))
     return F.normalize(means, dim=1, eps=EPS) if unit else means

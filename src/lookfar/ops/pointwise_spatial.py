@@ -20,7 +20,7 @@ from torch import Tensor
 from lookfar.ops._autograd import compiled_here, recomputed, traced
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries, whole
 from lookfar.ops._checked import choice
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import exp, logsumexp, widened, without_autocast
 
 Direction = Literal["collect", "distribute"]
 Normalization = Literal["softmax", "none"]
@@ -72,8 +72,8 @@ def _part(a: Tensor, offsets: Tensor, v: Tensor, softmax: bool) -> tuple[Tensor,
     logits, v = logits.flatten(2), v.flatten(2).transpose(1, 2)
     if not softmax:
         return logits @ v, logits[..., :1]
-    lse = logits.logsumexp(-1, keepdim=True)
-    return (logits - lse).exp() @ v, lse
+    lse = logsumexp(logits, -1)
+    return exp(logits - lse) @ v, lse
 
 
 def _row(a: Tensor, offsets: Tensor, v: Tensor, y: int, direction: str, normalization: str) -> Tensor:

@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import exp, logsumexp, softmax, widened, without_autocast
 
 EPSILON = 1e-8
 _MOST = 80.0  # exp of it is finite in float32
@@ -77,11 +77,11 @@ def random_features_weights(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
 def _two_steps(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of the features for each query, and of the keys for each feature: ``(B, h, N, m), (B, h, M, m)``."""
     at_q, at_k = (widened(x) @ widened(w).T - widened(x).square().sum(-1, keepdim=True) / 2 for x in (q, k))
-    met = at_q + at_k.logsumexp(-2, keepdim=True)  # logarithm of what all keys together give a query through a feature
+    met = at_q + logsumexp(at_k, -2)  # logarithm of what all keys together give a query through a feature
     most = met.detach().amax(-1, keepdim=True)  # it cancels, and has no gradient
-    features = (met - most).exp()
+    features = exp(met - most)
     rest = (math.log(EPSILON * len(w)) - most).clamp_max(_MOST).exp()
-    return features / (features.sum(-1, keepdim=True) + rest), at_k.softmax(-2)
+    return features / (features.sum(-1, keepdim=True) + rest), softmax(at_k, -2)
 
 
 def _check(q: Tensor, k: Tensor, w: Tensor) -> None:

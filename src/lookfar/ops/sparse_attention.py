@@ -29,7 +29,7 @@ from lookfar.ops._blockwise import attention_with_lse
 from lookfar.ops._checked import check, choice, positive
 from lookfar.ops._definition import attended
 from lookfar.ops._normalization import RowNormalization, check_normalization, divided, normalised, summed, terms
-from lookfar.ops._precision import widened, without_autocast
+from lookfar.ops._precision import logsumexp, softmax, widened, without_autocast
 from lookfar.ops._window import Window, similarities, size_of, weighted_sum
 from lookfar.ops.embedded_gaussian import embedded_gaussian
 from lookfar.ops.neighborhood import neighborhood
@@ -163,7 +163,7 @@ def sparse_attention(
             logits = scale * similarities(q, k, window)
             if normalization == "softmax":
                 # the far keys enter as one key: their average, with the logarithm of their denominator as logit
-                weights = torch.cat([divisor, logits.masked_fill(~seen, -torch.inf)], 2).softmax(2)
+                weights = softmax(torch.cat([divisor, logits.masked_fill(~seen, -torch.inf)], 2), 2)
                 y, weights = weights[:, :, :1] * y, weights[:, :, 1:]
             else:
                 weights, parts = (torch.where(seen, t, 0) for t in terms(logits, normalization))
@@ -238,7 +238,7 @@ def _padded_atrous(
         logits = scale * tokens(q) @ tokens(k).transpose(-2, -1)
         if normalization == "softmax":
             logits = logits.masked_fill(~there, -1e30)  # finite: a phase of a small map may have no key at all
-            weights, divisor = logits.softmax(-1), logits.logsumexp(-1, keepdim=True)
+            weights, divisor = softmax(logits), logsumexp(logits, -1)
         else:
             weights, parts = (torch.where(there, t, 0) for t in terms(logits, normalization))
             divisor = parts.sum(-1, keepdim=True)
