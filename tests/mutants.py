@@ -18,6 +18,8 @@ class Mutant(NamedTuple):
 
 ATTENTION = "tests/ops/test_attention.py"
 MEMORIES = "tests/ops/test_memories.py"
+VANISHING = "tests/ops/test_vanishing_weights.py"
+RECTIFIED = "tests/ops/test_rectified.py"
 BFLOAT16 = "tests/ops/test_bfloat16.py"
 CROSS = "tests/ops/test_criss_cross.py"
 SPARSE = "tests/ops/test_sparse_attention.py"
@@ -238,18 +240,24 @@ MUTANTS = [
            "double normalisation rewards popular keys"),
     Mutant("ops/double_normalization.py", "keepdim=True) + EPS", "keepdim=True) + EPS**9", MEMORIES,
            "a position that every slot rejects is not rejected"),
-    Mutant("ops/external_attention.py", '"softmax": lambda l: l.softmax(-2)', '"softmax": lambda l: l.softmax(-1)',
+    Mutant("ops/external_attention.py", '"softmax": lambda l: softmax(l, -2)', '"softmax": lambda l: softmax(l, -1)',
            MEMORIES, "softmax over the positions in place of the slots"),
-    Mutant("ops/channel_attention.py", "else products.mul_(scale)).softmax(-1)",
-           "else products.mul_(scale)).softmax(-2)", MEMORIES,
+    Mutant("ops/channel_attention.py", "else products.mul_(scale))",
+           "else products.mul_(scale), -2)", MEMORIES,
            "channels that give are normalised, not those that take"),
     Mutant("ops/channel_attention.py", "found[:, c:, c - ROWS : c] = found[:, c - ROWS : c, c:].transpose(1, 2)",
            "pass", BFLOAT16, "half of the products of channels are zero"),
     Mutant("ops/_tiles.py", "(mean - most).to(dy.dtype)], -1)", "torch.zeros_like(most)], -1)", BFLOAT16,
            "means are rounded to bfloat16 before they are taken away"),
+    Mutant("ops/_precision.py", "_NOTHING[s.dtype], -math.inf)", "_NOTHING[s.dtype] - 60, -math.inf)", VANISHING,
+           "weights become numbers that are slow to multiply"),
+    Mutant("ops/_precision.py", "exp(s - top) if s.requires_grad", "exp(s) if s.requires_grad", VANISHING,
+           "the largest logit is taken away in one form of the sum alone"),
+    Mutant("ops/_rectified.py", "(dy > math.inf).to(y.dtype)", "torch.zeros_like(y)", RECTIFIED,
+           "a compiled ReLU keeps a map of booleans"),
     Mutant("blocks/_base.py", "averages and wide(x) != x.dtype", "averages and widened(x) is not x", BFLOAT16,
            "a map is copied to learn its type"),
-    Mutant("ops/expectation_maximization.py", "z = logits.softmax(-2)", "z = logits.softmax(-1)", MEMORIES,
+    Mutant("ops/expectation_maximization.py", "z = softmax(logits, -2)", "z = softmax(logits, -1)", MEMORIES,
            "the E step normalises over positions"),
     Mutant("ops/expectation_maximization.py", "m = m + b[:, None] * total", "m = m + b[:, None]", MEMORIES,
            "a bias is given once, not once a position"),

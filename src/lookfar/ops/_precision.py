@@ -4,7 +4,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, has_tangent, traced
@@ -78,13 +77,13 @@ def _by_powers(s: Tensor) -> bool:
 def _without_least(weights: Tensor) -> Tensor:
     if weights.is_cpu and weights.dtype in _NOTHING and not for_graphs() and not has_tangent(weights):
         # not in place for autograd, which keeps these very weights: what has none becomes a constant
-        F.threshold_(weights.data, 2.0 ** _NOTHING[weights.dtype], 0.0)
+        torch.threshold_(weights.data, 2.0 ** _NOTHING[weights.dtype], 0.0)
     return weights
 
 
 def powers_(s: Tensor) -> Tensor:
     """2^s in place, for logits below the largest; powers that no sum would notice are zero, and quick to multiply."""
-    return F.threshold_(s, _NOTHING[s.dtype], -math.inf).exp2_()
+    return torch.threshold_(s, _NOTHING[s.dtype], -math.inf).exp2_()
 
 
 def averaged(t: Tensor, *axes: int, keepdim: bool = False) -> Tensor:

@@ -32,8 +32,8 @@ class _Rectified(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,), (dy,) = ctx.saved_tensors, grads
         # zeros that depend on dy: of y alone the mask would be taken in the forward pass, and kept
         zeros = (dy > math.inf).to(y.dtype)
         return torch.where(y <= zeros, 0.0, dy)

@@ -195,7 +195,7 @@ def _quicker(opened: Opened) -> Opened:
     """With :func:`lookfar.optimize` of the network; with the network where that cannot run on the example."""
     import torch
 
-    from lookfar import optimize
+    from lookfar.networks import optimize
 
     like = next(opened.network.parameters(), torch.empty(0))
     try:
