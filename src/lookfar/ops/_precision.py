@@ -75,7 +75,8 @@ def _by_powers(s: Tensor) -> bool:
 
 
 def _without_least(weights: Tensor) -> Tensor:
-    if weights.is_cpu and weights.dtype in _NOTHING and not for_graphs() and not has_tangent(weights):
+    plain = type(weights) is Tensor and weights.is_cpu and weights.dtype in _NOTHING
+    if plain and not for_graphs() and not has_tangent(weights):
         # not in place for autograd, which keeps these very weights: what has none becomes a constant
         torch.threshold_(weights.data, 2.0 ** _NOTHING[weights.dtype], 0.0)
     return weights
