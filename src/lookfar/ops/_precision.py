@@ -46,7 +46,7 @@ LOG2_E = math.log2(math.e)
 
 def softmax(s: Tensor, dim: int = -1) -> Tensor:
     """``s.softmax(dim)``; on a CPU weights that no sum would notice are zero, and quick to multiply."""
-    return _without_least(s.softmax(dim))
+    return without_least(s.softmax(dim))
 
 
 def exp(s: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def exp(s: Tensor) -> Tensor:
     if not _by_powers(s):
         return s.exp()
     logits = s * LOG2_E
-    return _without_least(logits.exp2()) if logits.requires_grad else powers_(logits)
+    return without_least(logits.exp2()) if logits.requires_grad else powers_(logits)
 
 
 def logsumexp(s: Tensor, dim: int) -> Tensor:
@@ -74,7 +74,8 @@ def _by_powers(s: Tensor) -> bool:
     return s.is_cpu and s.dtype in _NOTHING and not traced()
 
 
-def _without_least(weights: Tensor) -> Tensor:
+def without_least(weights: Tensor) -> Tensor:
+    """Weights that something made for this call, in place, where they lie on a CPU."""
     plain = type(weights) is Tensor and weights.is_cpu and weights.dtype in _NOTHING
     if plain and not for_graphs() and not has_tangent(weights):
         # not in place for autograd, which keeps these very weights: what has none becomes a constant

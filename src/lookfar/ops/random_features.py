@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from lookfar.ops._precision import exp, logsumexp, softmax, widened, without_autocast
+from lookfar.ops._precision import exp, logsumexp, softmax, widened, without_autocast, without_least
 
 EPSILON = 1e-8
 _MOST = 80.0  # exp of it is finite in float32
@@ -81,7 +81,7 @@ def _two_steps(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     most = met.detach().amax(-1, keepdim=True)  # it cancels, and has no gradient
     features = exp(met - most)
     rest = (math.log(EPSILON * len(w)) - most).clamp_max(_MOST).exp()
-    return features / (features.sum(-1, keepdim=True) + rest), softmax(at_k, -2)
+    return without_least(features / (features.sum(-1, keepdim=True) + rest)), softmax(at_k, -2)
 
 
 def _check(q: Tensor, k: Tensor, w: Tensor) -> None:
