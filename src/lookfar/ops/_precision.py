@@ -52,7 +52,7 @@ def softmax(s: Tensor, dim: int = -1) -> Tensor:
 def exp(s: Tensor) -> Tensor:
     """``s.exp()`` of what is at most about zero; on a CPU as :func:`softmax` has it.
 
-    torch's exp takes three times as long as powers of 2, and thirty times where they vanish.
+    Where powers vanish torch's exp takes far longer than its powers of 2.
     """
     if not _by_powers(s):
         return s.exp()

@@ -1,7 +1,7 @@
 """A ReLU that reads its gradient's mask from what it gave, in programs compiled for a CPU.
 
-Such a program keeps the mask of a ReLU as booleans, which Inductor's C++ writes so slowly that the mask takes ten times
-as long as the ReLU. What it gave is kept anyway where a convolution follows.
+Such a program keeps the mask of a ReLU as booleans, and Inductor's C++ takes longer to write them than eager takes for
+the whole ReLU. What it gave is kept anyway where a convolution follows.
 """
 
 import math
@@ -14,7 +14,7 @@ from lookfar.ops._autograd import compiled_here
 
 
 def rectified(x: Tensor, *, inplace: bool = False) -> Tensor:
-    """``x.relu()``; in place only where nothing else reads x, and nothing else is better.
+    """``x.relu()``; ``inplace`` is for an x that nothing else reads.
 
     >>> rectified(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
