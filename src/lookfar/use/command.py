@@ -17,7 +17,7 @@ from lookfar.use.pictures import confusion_picture, save
 from lookfar.use.reading import find_images
 
 DONE, FAILED = 0, 1
-MANY = 20  # images for which optimizing a network pays: of 512x1024 it has saved that time after about eight
+MANY = 20  # images for which optimizing a network pays: over a few it takes longer than it saves
 EXAMPLE = (128, 128)  # at which linear layers in a row are found: maps of 4x4 at a stride of 32
 
 
