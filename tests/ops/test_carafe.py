@@ -7,6 +7,7 @@ import torch
 from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph
 
 from lookfar.blocks import create_block
+from lookfar.cost import peak_memory
 from lookfar.ops import (
     carafe,
     carafe_reference,
@@ -18,14 +19,51 @@ from lookfar.ops import (
 blockwise = importlib.import_module("lookfar.ops._blockwise")
 
 
-@pytest.mark.parametrize(("k", "groups", "s"), [(5, 2, 2), (3, 1, 3), (1, 4, 1)])
-def test_carafe(k, groups, s):
-    x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    masks = torch.randn(2, groups * k * k, 3 * s, 5 * s, dtype=torch.float64)
+@pytest.mark.parametrize("size", [(3, 5), (7, 2), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("k", "groups", "s"), [(5, 2, 2), (3, 1, 3), (1, 4, 1), (5, 4, 2)])
+def test_carafe(k, groups, s, layout, size):
+    H, W = size
+    x = torch.randn(2, 4, H, W, dtype=torch.float64).contiguous(memory_format=layout)
+    masks = torch.randn(2, groups * k * k, H * s, W * s, dtype=torch.float64).contiguous(memory_format=layout)
     options = {"kernel_size": k, "groups": groups, "scale_factor": s}
     assert_same_with_grads(
         lambda x, m: carafe(x, m, **options), lambda x, m: carafe_reference(x, m, **options), x, masks, names="x masks"
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_output_lies_as_the_input_does(layout):
+    x = torch.randn(2, 4, 3, 5).contiguous(memory_format=layout)
+    assert carafe(x, torch.randn(2, 25, 6, 10)).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 0, 3), (2, 4, 3, 0), (0, 4, 3, 2)])
+def test_empty_maps(shape):
+    B, C, H, W = shape
+    x, masks = torch.randn(shape, requires_grad=True), torch.randn(B, 25, 2 * H, 2 * W, requires_grad=True)
+    y = carafe(x, masks)
+    assert y.shape == (B, C, 2 * H, 2 * W)
+    for t, grad in zip((x, masks), torch.autograd.grad(y.sum(), (x, masks))):
+        assert grad.shape == t.shape
+
+
+def test_weights_of_cells_off_the_map_may_be_infinite():
+    x, masks = torch.rand(1, 2, 2, 3, requires_grad=True), torch.ones(1, 9, 4, 6)
+    masks[:, :3, :2] = masks[:, 6:, 2:] = torch.inf  # the first row's cells above it, and the last's below
+    masks[:, ::3, :, :2] = masks[:, 2::3, :, 4:] = -torch.inf
+    masks.requires_grad_()
+    y = carafe(x, masks, kernel_size=3)
+    assert_same("y", y, carafe_reference(x, masks, kernel_size=3))
+    (grad,) = torch.autograd.grad(y, masks, torch.where(torch.arange(6) < 2, torch.inf, 1.0).expand_as(y))
+    assert not grad.isnan().any()
+    assert (grad[:, :3, :2] == 0).all()
+
+
+def test_no_more_is_held_than_input_masks_and_output():
+    x, masks = torch.randn(1, 64, 32, 32), torch.rand(1, 25, 64, 64)
+    numbers = 2 * (x.numel() + masks.numel()) + 4 * x.numel()  # copies of the inputs, and the output
+    assert peak_memory(lambda: carafe(x, masks)) < 1.1 * 4 * numbers < 4 * 25 * x.numel()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the check itself

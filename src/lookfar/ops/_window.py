@@ -129,10 +129,13 @@ def _sums(w: Tensor, b: Tensor, window: Window) -> Tensor:
 def _spread(w: Tensor, a: Tensor, window: Window, size: Pair) -> Tensor:
     """``(..., k^2, H', W'), (..., E, H', W') -> (..., E, H, W)``: every query adds to the cells that it sees."""
     y = a.new_zeros((*a.shape[:-2], *size))
+    adds = torch.broadcast_shapes(w.shape[:-3], a.shape[:-3]) == a.shape[:-3]
     for cell, queries, keys in window.views(*size):
-        given = w[(..., slice(cell, cell + 1), *queries)] * a[(..., *queries)]
-        target = y[(..., *keys)]
-        target.add_(given if given.shape == target.shape else given.sum_to_size(target.shape))
+        weights, given, target = w[(..., slice(cell, cell + 1), *queries)], a[(..., *queries)], y[(..., *keys)]
+        if adds and given.shape == target.shape:
+            target.addcmul_(weights, given)
+        else:
+            target.add_((weights * given).sum_to_size(target.shape))
     return y
 
 

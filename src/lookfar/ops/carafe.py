@@ -3,16 +3,16 @@
 Traps: cells outside the map are left out without renormalising, so a constant map comes out smaller at the border.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar._options import Odd
+from lookfar.ops._autograd import compiled_here, for_graphs, has_tangent
 from lookfar.ops._checked import check, divides, positive
+from lookfar.ops._layout import memory_format
 from lookfar.ops._precision import widened, without_autocast
-from lookfar.ops._window import Window, weighted_sum
+from lookfar.ops._reassembly import REASSEMBLY, Reassembly, reassembled
 
 
 def carafe_reference(
@@ -74,14 +74,21 @@ def reassemble(x: Tensor, cells: Tensor, scale_factor: int) -> Tensor:
     >>> cells = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4, 1, 1)
     >>> reassemble(torch.full((1, 1, 1, 1), 10.0), cells, 2).tolist()
     [[[[10.0, 20.0], [30.0, 40.0]]]]
+
+    Raises:
+        ValueError: Masks of another factor.
     """
-    groups, k, s = cells.shape[1], math.isqrt(cells.shape[2]), scale_factor
+    if cells.shape[3] != scale_factor**2:
+        raise ValueError(f"want cells (B, G, k^2, {scale_factor**2}, H, W), got {tuple(cells.shape)}")
+    last = memory_format(x) == torch.channels_last
     with without_autocast(x):
-        values = widened(x).contiguous().unflatten(1, (groups, -1))[:, None]  # (B, 1, G, C/G, H, W)
-        values = values.expand(-1, s * s, -1, -1, -1, -1)
-        y = weighted_sum(widened(cells).permute(0, 3, 1, 2, 4, 5), values, Window((k, k), border="zeros"))
-    y = y.flatten(2, 3).unflatten(1, (s, s)).permute(0, 3, 4, 1, 5, 2)  # (B, C, H, s, W, s)
-    return y.flatten(4, 5).flatten(2, 3).to(x.dtype)
+        if x.is_cpu and compiled_here():
+            y: Tensor = REASSEMBLY((x, cells), [last])
+        elif x.is_cpu and not (for_graphs() or has_tangent(x, cells)):
+            y = Reassembly.apply(x, cells, last)  # type: ignore[assignment]
+        else:
+            return reassembled(x, cells)
+    return y.permute(0, 3, 1, 2) if last else y
 
 
 def _check(x: Tensor, masks: Tensor, kernel_size: int, groups: int, scale_factor: int) -> None:
