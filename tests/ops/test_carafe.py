@@ -1,6 +1,4 @@
-"""Reassembly against unfolded windows, and attention with relative positions against gathered embeddings."""
-
-import importlib
+"""Reassembly against unfolded windows."""
 
 import pytest
 import torch
@@ -8,15 +6,7 @@ from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, co
 
 from lookfar.blocks import create_block
 from lookfar.cost import peak_memory
-from lookfar.ops import (
-    carafe,
-    carafe_reference,
-    relative_attention,
-    relative_attention_reference,
-    relative_attention_weights,
-)
-
-blockwise = importlib.import_module("lookfar.ops._blockwise")
+from lookfar.ops import carafe, carafe_reference
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 2), (1, 1)])
@@ -78,18 +68,3 @@ def test_compiled_it_reads_masks_from_a_plain_map():
 def test_a_wrong_mask_is_named():
     with pytest.raises(ValueError, match=r"\(1, 25, 8, 8\), got \(1, 25, 4, 4\)"):
         carafe(torch.randn(1, 4, 4, 4), torch.randn(1, 25, 4, 4))
-
-
-@pytest.mark.parametrize("size", [(4, 5), (1, 7), (1, 1)])
-@pytest.mark.parametrize("budget", [1, 2**20])
-def test_relative_attention(size, budget, monkeypatch):
-    monkeypatch.setitem(blockwise.BUDGET, "cpu", budget)
-    H, W = size
-    q, k, v = (torch.randn(2, 3, H * W, d, dtype=torch.float64) for d in (4, 4, 2))
-    tables = [torch.randn(2 * n - 1, 4, dtype=torch.float64) for n in size]
-    fast, slow = (
-        lambda *inputs, op=op: op(*inputs, size=size) for op in (relative_attention, relative_attention_reference)
-    )
-    assert_same_with_grads(fast, slow, q, k, v, *tables, names="q k v rows columns")
-    weights = relative_attention_weights(q, k, *tables, size=size, queries=torch.tensor([H * W - 1]))
-    assert_same("weights", weights @ v, slow(q, k, v, *tables)[:, :, -1:])

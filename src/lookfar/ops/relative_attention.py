@@ -3,7 +3,8 @@
 o_i = sum_j softmax_j(q_i . (k_j + rows[jy - iy + H - 1] + columns[jx - ix + W - 1])) v_j
 
 A query's products with the 2H - 1 and 2W - 1 embeddings are looked up by distance, for one block of queries at a time,
-recomputed in the backward pass: neither the N x N logits nor the N (H + W) lookups are ever held at once.
+again in the backward pass: neither the N x N logits nor the N (H + W) lookups are ever held at once. On a CPU logits of
+a softmax are held for a tile of queries and keys.
 """
 
 from typing import Any
@@ -11,28 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._blockwise import over_queries, whole
+from lookfar.ops import _relative_tiles
 from lookfar.ops._definition import row_weights
 from lookfar.ops._normalization import RowNormalization, check_normalization, normalised
 from lookfar.ops._precision import widened, without_autocast
-
-Pair = tuple[int, int]
+from lookfar.ops._relative import Pair, in_blocks, logits
 
 WHY_NOT_DOUBLE = "a key's popularity among all queries would need their relative logits a second time"
-
-
-def _logits(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, at: Tensor, size: Pair) -> Tensor:
-    """``(B, h, Q, N)`` of queries ``(B, h, Q, D)`` at the flat positions ``at`` (Q,)."""
-    H, W = size
-
-    def by_distance(table: Tensor, n: int, own: Tensor) -> Tensor:
-        distance = torch.arange(n, device=q.device) - own[:, None] + n - 1  # (Q, n)
-        return (q @ table.T).gather(-1, distance.expand(*q.shape[:2], -1, -1))
-
-    logits = (q @ k.transpose(-2, -1)).unflatten(-1, (H, W))
-    y = at // W  # the remainder of a tensor by a free size has no ONNX form
-    logits = logits + by_distance(rows, H, y)[..., None] + by_distance(columns, W, at - y * W)[..., None, :]
-    return logits.flatten(-2)
 
 
 def relative_attention_weights(
@@ -56,7 +42,7 @@ def relative_attention_weights(
     at = at if queries is None else at[queries]
     with without_autocast(q):
         q, k, rows, columns = (widened(t) for t in (q, k, rows, columns))
-        return normalised(_logits(q[..., at, :], k, rows, columns, at, size), normalization)
+        return normalised(logits(q[..., at, :], k, rows, columns, at, size), normalization)
 
 
 def relative_attention_reference(
@@ -115,16 +101,9 @@ def relative_attention(
     dtype = v.dtype
     with without_autocast(q):
         q, k, v, rows, columns = (widened(t) for t in (q, k, v, rows, columns))
-        at = torch.arange(q.shape[-2], device=q.device)[:, None]
-        inputs = (q, at), k, v, rows, columns
-        return over_queries(_some, *inputs, keys=q.shape[-2], sizes=size, words=[normalization]).to(dtype)
-
-
-@whole(lambda q, at, k, v, *_: (*q.shape[:-1], v.shape[-1]))
-def _some(
-    q: Tensor, at: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, H: int, W: int, normalization: str
-) -> Tensor:
-    return normalised(_logits(q, k, rows, columns, at[:, 0], (H, W)), normalization) @ v
+        if normalization == "softmax" and _relative_tiles.takes(q, k, v, rows, columns):
+            return _relative_tiles.attend(q, k, v, rows, columns, size).to(dtype)
+        return in_blocks(q, k, v, rows, columns, size, normalization).to(dtype)
 
 
 def _check(
