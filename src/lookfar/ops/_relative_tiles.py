@@ -6,14 +6,14 @@ which compiled programs call as it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph
+from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph, traced
 from lookfar.ops._blockwise import BUDGET
 from lookfar.ops._precision import LOG2_E, powers_, without_autocast
 from lookfar.ops._relative import Pair, in_blocks
@@ -180,23 +180,42 @@ def _empty_gradients(
     return tuple(t.new_empty(t.shape) for t in (q, k, v, rows, columns))
 
 
+class _Tiles(torch.autograd.Function):
+    """The same for programs that are not compiled: counters see what it calls."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
+        y, lse = _forward(q, k, v, rows, columns, size)
+        ctx.size = size
+        ctx.save_for_backward(q, k, v, rows, columns, y, lse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        with without_autocast(grads[0]):
+            return *_gradients(ctx, grads[0], partial(_backward, size=ctx.size)), None
+
+
+def _gradients(ctx: Any, dy: Tensor, pull: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor | None]:
+    *given, y, lse = ctx.saved_tensors
+    if needs_graph():
+        return gradients(partial(in_blocks, size=ctx.size), given, ctx.needs_input_grad[:5], dy)
+    return pull(*given, y, lse, dy)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *given, H, W = inputs
     ctx.size = H, W
     ctx.save_for_backward(*given, *output)
 
 
-def _differentiated(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *given, y, lse = ctx.saved_tensors
-    if needs_graph():
-        return *gradients(partial(in_blocks, size=ctx.size), given, ctx.needs_input_grad[:5], dy), None, None
-    return *_pull(*given, y, lse, dy, *ctx.size), None, None
-
-
-_attend.register_autograd(_differentiated, setup_context=_keep)
+_attend.register_autograd(
+    lambda ctx, dy, _: (*_gradients(ctx, dy, partial(_pull, H=ctx.size[0], W=ctx.size[1])), None, None),
+    setup_context=_keep,
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(B, h, N, D), (B, h, N, D), (B, h, N, E), (2H - 1, D), (2W - 1, D) -> (B, h, N, E)``."""
-    y = _attend(q, k, v, rows, columns, *size)[0]
+    y: Any = _attend(q, k, v, rows, columns, *size)[0] if traced() else _Tiles.apply(q, k, v, rows, columns, size)
     return y.clone() if y.requires_grad else y  # the caller may change it in place
