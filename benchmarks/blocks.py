@@ -68,6 +68,10 @@ CASES = {
     "glimpse": [(256, 256)],
 }
 HEADS = ["block", "size", "passes", "ms", "plain ms", "time ratio", "MB", "plain MB", "memory ratio"]
+FLUSHED = (
+    "Numbers below the smallest normal one are flushed to zero in both: softmaxes are full of them, and some processors "
+    "take a hundred times as long to multiply them, which ours avoids (docs/speed.md)."
+)
 AS = "With default options these run as they are defined; there is no cheaper form to measure beside that:"
 
 
@@ -131,7 +135,8 @@ def about(device: str, rounds: int) -> str:
         f"{machine(device)}{threads}, "
         f"torch {torch.__version__}, float32, {CHANNELS} channels, one map. Time is that of the fastest of "
         f"{rounds} calls, taken in turns; memory the exact peak beyond parameters and input (docs/cost.md); "
-        f"ratios are plain / ours. Both forms gave the same output before they were measured.\n"
+        f"ratios are plain / ours. Both forms gave the same output before they were measured. "
+        f"{'' if device == 'cuda' else FLUSHED}\n"
     )
 
 
@@ -165,6 +170,7 @@ def main() -> None:
     if unknown := only - {parse_block(text)[0] for text in CASES}:
         parser.error(f"no case of {', '.join(sorted(unknown))}")
     keep_pages()
+    torch.set_flush_denormal(True)
     path = Path(__file__).parent / "results" / f"blocks-{arguments.device}.md"
     head = about(arguments.device, arguments.rounds)
     rows = kept(path, head)

@@ -21,7 +21,7 @@ from lookfar.cost import (
     peak_memory,
     size_for,
 )
-from lookfar.ops import _blockwise, _tiles
+from lookfar.ops import _blockwise, _offset_tiles, _tiles
 
 
 def attention(x, n, width):
@@ -267,6 +267,7 @@ def test_memory_grows_linearly(sample, backward, monkeypatch):
     monkeypatch.setitem(_blockwise.BUDGET, "cpu", 2**17)
     monkeypatch.setitem(_tiles.LIMITS, "rows", 64)
     monkeypatch.setitem(_tiles.LIMITS, "keys", 64)
+    monkeypatch.setitem(_offset_tiles.LIMIT, "products", 2**13)
     monkeypatch.setattr(sys.modules["lookfar.ops.criss_cross"], "_limit", lambda t: 2**12)
     torch.manual_seed(0)
     module = sample.make(dtype=torch.float32, train=backward)

@@ -31,6 +31,7 @@ LOOPS = {
     "l1": (partial(attention, normalization="l1", scale=0.7), TOKENS),
     "double": (partial(attention, normalization="double", scale=0.7), TOKENS),
     "numerator and divisor": (partial(summed, normalization="l1", scale=0.7), TOKENS),
+    "relative": (partial(relative_attention, size=(2, 3)), RELATIVE),
     "relative, sigmoid": (partial(relative_attention, size=(2, 3), normalization="sigmoid"), RELATIVE),
     "collect": (partial(pointwise_spatial, direction="collect"), PREDICTED),
     "distribute": (partial(pointwise_spatial, direction="distribute", normalization="none"), PREDICTED),
@@ -43,6 +44,7 @@ LOOPS = {
     "deformable sum": (deformable_sum, {"w": (2, 9, 2, 3), "x": (4, 2, 3), "offsets": (18, 2, 3)}),
     "deformable convolution": (deformable_convolution, {"x": (4, 2, 3), "kernel": (2, 4, 3, 3), "offsets": (18, 2, 3)}),
 }
+TILED = ("relative", "collect")  # what their forward pass finds their backward pass reads
 loops = pytest.mark.parametrize("name", LOOPS)
 
 
@@ -69,7 +71,7 @@ def test_the_loop_is_one_operation_of_a_compiled_program(name, backend, dynamic)
         pytest.skip("the side of a grid is a plain number")
     f, inputs = case(name)
     asked = [t.clone().requires_grad_() for t in inputs]
-    assert "lookfar.loop" in compiled_graph(f, *asked, dynamic=dynamic)
+    assert f"lookfar.{'tiled' if name in TILED else 'loop'}" in compiled_graph(f, *asked, dynamic=dynamic)
     fast = torch.compile(f, fullgraph=True, dynamic=dynamic, backend=backend)
     names = " ".join(LOOPS[name][1])
     assert_same_with_grads(fast, f, *inputs, names=names)
@@ -92,7 +94,7 @@ def test_the_loop_of_an_empty_batch(name):
     assert_same_with_grads(fast, f, *inputs, names=" ".join(LOOPS[name][1]))
 
 
-@pytest.mark.parametrize("name", ["l1", "relative, sigmoid", "collect", "deformable convolution"])
+@pytest.mark.parametrize("name", ["l1", "relative", "relative, sigmoid", "collect", "deformable convolution"])
 def test_the_loop_computes_in_float32_under_autocast(name):
     f, inputs = case(name)
     inputs = [t.float() for t in inputs]

@@ -122,11 +122,11 @@ def test_tiles_are_one_operation_of_a_compiled_program(dynamic, batch):
     if dynamic and not batch:
         pytest.skip("an empty batch is a size of its own")
     op, inputs = partial(relative_attention, size=(4, 5)), given((4, 5), batch=batch)
-    assert "lookfar.relative_tiles" in compiled_graph(op, *inputs, dynamic=dynamic)
+    assert "lookfar.tiled" in compiled_graph(op, *inputs, dynamic=dynamic)
     fast = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     assert_same_with_grads(fast, op, *inputs, names="q k v rows columns")
     if batch:
         leaves = [t.requires_grad_() for t in inputs]
-        torch.library.opcheck(torch.ops.lookfar.relative_tiles.default, (*leaves, 4, 5))
+        torch.library.opcheck(torch.ops.lookfar.tiled.default, ("relative", leaves, [4, 5]))
         again = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="eager")
         assert torch.autograd.gradgradcheck(again, leaves, fast_mode=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, gradients, needs_graph
+from lookfar.ops._autograd import compiled_here, gradients, needs_graph, traced
 from lookfar.ops._precision import without_autocast
 
 
@@ -142,3 +142,109 @@ def _differentiated(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_differentiated, setup_context=_keep)
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A loop over ``given`` tensors of one type whose backward pass reads what its forward pass gave.
+
+    Not only compiled programs call it; in them it is one operation, too.
+
+    Attributes:
+        name: Of its own among all of these.
+        forward: ``(given, sizes) -> y, kept``, such as logarithms of what weights were divided by.
+        backward: ``(given, sizes, y, kept, dy) -> gradients`` of all of ``given``.
+        plain: ``(given, sizes) -> y`` in ordinary operations: its gradients have gradients.
+        shapes: Of y and what is kept, ``(given, sizes) -> shape, shape``.
+    """
+
+    name: str
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., Sequence[Tensor]]
+    plain: Callable[..., Tensor]
+    shapes: Callable[..., tuple[Sequence[int], Sequence[int]]]
+
+    def __post_init__(self) -> None:
+        _TILED[self.name] = self
+
+    def __call__(self, given: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        """y, which the caller may change in place."""
+        y: Any = _tiled(self.name, given, sizes)[0] if traced() else _Tiled.apply(self, sizes, *given)
+        return y.clone() if y.requires_grad else y
+
+
+_TILED: dict[str, Tiled] = {}
+
+
+class _Tiled(torch.autograd.Function):
+    """For programs that are not compiled: what counts operations sees those of the loop."""
+
+    @staticmethod
+    def forward(ctx: Any, loop: Tiled, sizes: Sequence[int], *given: Tensor) -> Tensor:
+        y, kept = loop.forward(given, sizes)
+        ctx.loop, ctx.sizes = loop, sizes
+        ctx.save_for_backward(*given, y, kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *given, y, kept = ctx.saved_tensors
+        if needs_graph():
+            wanted = ctx.needs_input_grad[2:]
+            return None, None, *gradients(lambda *t: ctx.loop.plain(t, ctx.sizes), given, wanted, grads[0])
+        with without_autocast(y):
+            return None, None, *ctx.loop.backward(given, ctx.sizes, y, kept, grads[0])
+
+
+@torch.library.custom_op(
+    "lookfar::tiled", mutates_args=(), schema="(str name, Tensor[] given, SymInt[] sizes) -> (Tensor, Tensor)"
+)
+def _tiled(name: str, given: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    if not all(t.numel() for t in given):
+        y, kept = _empty_tiled(name, given, sizes)
+        return y.zero_(), kept.zero_()
+    with without_autocast(given[0]):
+        return _TILED[name].forward(given, sizes)
+
+
+@_tiled.register_fake
+def _empty_tiled(name: str, given: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    y, kept = (given[0].new_empty(tuple(shape)) for shape in _TILED[name].shapes(given, sizes))
+    return y, kept
+
+
+@torch.library.custom_op(
+    "lookfar::tiled_backward",
+    mutates_args=(),
+    schema="(str name, Tensor[] given, SymInt[] sizes, Tensor y, Tensor kept, Tensor dy) -> Tensor[]",
+)
+def _tiled_backward(
+    name: str, given: Sequence[Tensor], sizes: Sequence[int], y: Tensor, kept: Tensor, dy: Tensor
+) -> list[Tensor]:
+    if not all(t.numel() for t in given):
+        return [t.new_zeros(t.shape) for t in given]
+    with without_autocast(y):
+        return [g.contiguous() for g in _TILED[name].backward(given, sizes, y, kept, dy)]
+
+
+@_tiled_backward.register_fake
+def _empty_gradients_of_tiled(name: str, given: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in given]
+
+
+def _keep_tiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.name, given, ctx.sizes = inputs
+    ctx.save_for_backward(*given, *output)
+
+
+def _differentiated_tiled(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
+    *given, y, kept = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[1]
+    if needs_graph():
+        found = gradients(lambda *t: _TILED[ctx.name].plain(t, ctx.sizes), given, wanted, dy)
+    else:
+        found = _tiled_backward(ctx.name, given, ctx.sizes, y, kept, dy)
+    return None, [g if w else None for g, w in zip(found, wanted)], None if ctx.sizes else []
+
+
+_tiled.register_autograd(_differentiated_tiled, setup_context=_keep_tiled)

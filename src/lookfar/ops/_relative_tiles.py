@@ -1,21 +1,20 @@
 """Softmax attention with relative positions on a CPU, a tile of queries and keys at a time, with its own gradient.
 
 As :mod:`lookfar.ops._tiles`, but keys of a tile are some rows of the map: it begins with each query's products with the
-embeddings of its distances to these rows and to all columns, to which those with the keys are added. One operation,
-which compiled programs call as it is.
+embeddings of its distances to these rows and to all columns, to which those with the keys are added.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, for_graphs, gradients, has_tangent, needs_graph, traced
+from lookfar.ops._autograd import compiled_here, for_graphs, has_tangent
 from lookfar.ops._blockwise import BUDGET
-from lookfar.ops._precision import LOG2_E, powers_, without_autocast
+from lookfar.ops._loops import Tiled
+from lookfar.ops._precision import LOG2_E, powers_
 from lookfar.ops._relative import Pair, in_blocks
 from lookfar.ops._tiles import LIMITS, SMALL, _add, _blocks, _sum_up
 
@@ -77,10 +76,10 @@ def _logits(buffer: Tensor, q: Tensor, k: Tensor, products: Sequence[Tensor], pa
     return s.baddbmm_(q, k[:, keys].transpose(1, 2))
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
+def _forward(given: Sequence[Tensor], size: Pair) -> tuple[Tensor, Tensor]:
     """``y`` and the log-sum-exps to the base 2, ``(B, h, N, 1)``."""
-    images = q.shape[:2]
-    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    images, (rows, columns) = given[0].shape[:2], given[3:]
+    q, k, v = (t.flatten(0, 1) for t in given[:3])
     y, lse, buffer = v.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], 1), _buffer(q, size, 2)
     longest = torch.linalg.vector_norm(k, dim=-1).amax(-1)[:, None]
     for heads, at in _blocks(q, len(k[0]), 2):
@@ -110,11 +109,9 @@ def _sum(
             _add(s, values, y, total, top)
 
 
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, y: Tensor, lse: Tensor, dy: Tensor, size: Pair
-) -> tuple[Tensor, ...]:
-    images = q.shape[:2]
-    q, k, v, y, lse, dy = (t.flatten(0, 1) for t in (q, k, v, y, lse, dy))
+def _backward(given: Sequence[Tensor], size: Pair, y: Tensor, lse: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    images, (rows, columns) = given[0].shape[:2], given[3:]
+    q, k, v, y, lse, dy = (t.flatten(0, 1) for t in (*given[:3], y, lse, dy))
     dq, dk, dv, drows, dcolumns = (t.new_zeros(t.shape) for t in (q, k, v, rows, columns))
     buffers = [_buffer(q, size, 1) for _ in range(2)]
     for heads, at in _blocks(q, len(k[0])):
@@ -139,83 +136,15 @@ def _backward(
     return *(t.unflatten(0, images) for t in (dq, dk, dv)), drows, dcolumns
 
 
-_GIVEN = "Tensor q, Tensor k, Tensor v, Tensor rows, Tensor columns"
-
-
-@torch.library.custom_op(
-    "lookfar::relative_tiles", mutates_args=(), schema=f"({_GIVEN}, SymInt H, SymInt W) -> (Tensor, Tensor)"
-)
-def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
-    if not (q.numel() and v.numel()):
-        return v.new_zeros(v.shape), q.new_zeros((*q.shape[:3], 1))
-    with without_autocast(q):
-        return _forward(q, k, v, rows, columns, (H, W))
-
-
-@_attend.register_fake
-def _empty(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), q.new_empty((*q.shape[:3], 1))
-
-
-@torch.library.custom_op(
-    "lookfar::relative_tiles_backward",
-    mutates_args=(),
-    schema=f"({_GIVEN}, Tensor y, Tensor lse, Tensor dy, SymInt H, SymInt W)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _pull(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, y: Tensor, lse: Tensor, dy: Tensor,
-    H: int, W: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    if not (q.numel() and v.numel()):
-        return tuple(t.new_zeros(t.shape) for t in (q, k, v, rows, columns))
-    with without_autocast(q):
-        return _backward(q, k, v, rows, columns, y, lse, dy, (H, W))
-
-
-@_pull.register_fake
-def _empty_gradients(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (q, k, v, rows, columns))
-
-
-class _Tiles(torch.autograd.Function):
-    """The same for programs that are not compiled: counters see what it calls."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
-        y, lse = _forward(q, k, v, rows, columns, size)
-        ctx.size = size
-        ctx.save_for_backward(q, k, v, rows, columns, y, lse)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        with without_autocast(grads[0]):
-            return *_gradients(ctx, grads[0], partial(_backward, size=ctx.size)), None
-
-
-def _gradients(ctx: Any, dy: Tensor, pull: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor | None]:
-    *given, y, lse = ctx.saved_tensors
-    if needs_graph():
-        return gradients(partial(in_blocks, size=ctx.size), given, ctx.needs_input_grad[:5], dy)
-    return pull(*given, y, lse, dy)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *given, H, W = inputs
-    ctx.size = H, W
-    ctx.save_for_backward(*given, *output)
-
-
-_attend.register_autograd(
-    lambda ctx, dy, _: (*_gradients(ctx, dy, partial(_pull, H=ctx.size[0], W=ctx.size[1])), None, None),
-    setup_context=_keep,
-)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
     """``(B, h, N, D), (B, h, N, D), (B, h, N, E), (2H - 1, D), (2W - 1, D) -> (B, h, N, E)``."""
-    y: Any = _attend(q, k, v, rows, columns, *size)[0] if traced() else _Tiles.apply(q, k, v, rows, columns, size)
-    return y.clone() if y.requires_grad else y  # the caller may change it in place
+    return _TILES((q, k, v, rows, columns), size)
+
+
+_TILES = Tiled(
+    "relative",
+    _forward,
+    _backward,
+    lambda given, size: in_blocks(*given, size=size),
+    lambda given, _: (given[2].shape, (*given[0].shape[:3], 1)),
+)

@@ -6,7 +6,7 @@
 m holds a vector for every offset within a mask; offsets outside it have logit 0, and so a weight like others. The
 original computes all offsets of all positions, four times N^2 numbers, then selects; here some rows of targets are
 paired with all sources at a time, and the products, recomputed for the gradient, are skewed into place: memory N (D +
-W).
+W). On a CPU products for a softmax are those of one row of targets and some rows of sources.
 
 Trap: the softmax runs over sources i in both directions.
 """
@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import compiled_here, recomputed, traced
+from lookfar.ops import _offset_tiles
+from lookfar.ops._autograd import compiled_here, for_graphs, has_tangent, recomputed, traced
 from lookfar.ops._blockwise import BUDGET, BUDGET_ELSEWHERE, merge, over_queries, whole
 from lookfar.ops._checked import choice
+from lookfar.ops._loops import Tiled
 from lookfar.ops._precision import exp, logsumexp, widened, without_autocast
 
 Direction = Literal["collect", "distribute"]
@@ -176,18 +178,32 @@ def pointwise_spatial(
         ValueError: Shapes that do not fit, an unknown choice.
     """
     _check(a, m, v, direction, normalization)
-    B, D, H, W = a.shape
+    B, _, H, W = a.shape
     with without_autocast(a):
         a, offsets, values = widened(a), _offsets(widened(m), H, W), widened(v)
         exported = traced() and not compiled_here()
         if exported or BUDGET.get(a.device.type, BUDGET_ELSEWHERE) >= 4 * B * (H * W) ** 2:
             weights = _weights(_all_logits(a, offsets, direction), normalization)
             y = (weights @ values.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (H, W))
+        elif normalization == "softmax" and _tiled(a, offsets, values):
+            y = _TILES((a, offsets, values), [int(direction == "collect")])
         else:
-            at = torch.arange(H)[:, None]
-            numbers = -(-2 * W * H * W // max(D, 1))  # logits of a row of targets, per channel of a
-            y = over_queries(_some, (a, at), a, offsets, values, keys=numbers, words=[direction, normalization])
+            y = _in_blocks(a, offsets, values, direction, normalization)
     return y.to(v.dtype)
+
+
+def _tiled(*given: Tensor) -> bool:
+    a = given[0]
+    if not a.is_cpu or a.dtype not in (torch.float32, torch.float64):
+        return False
+    return compiled_here() or not (for_graphs() or has_tangent(*given))
+
+
+def _in_blocks(a: Tensor, offsets: Tensor, v: Tensor, direction: str, normalization: str = "softmax") -> Tensor:
+    _, D, H, W = a.shape
+    at = torch.arange(H)[:, None]
+    numbers = -(-2 * W * H * W // max(D, 1))  # logits of a row of targets, per channel of a
+    return over_queries(_some, (a, at), a, offsets, v, keys=numbers, words=[direction, normalization])
 
 
 @whole(lambda target, at, a, offsets, v: v.shape)
@@ -200,3 +216,12 @@ def _some(
         for n, y in enumerate(map(int, at.flatten()))  # tolist fails under torch.func on torch 2.8
     ]
     return torch.stack(found, 1).permute(0, 3, 1, 2)
+
+
+_TILES = Tiled(
+    "pointwise_spatial",
+    _offset_tiles.forward,
+    _offset_tiles.backward,
+    lambda given, sizes: _in_blocks(*given, direction="collect" if sizes[0] else "distribute"),
+    lambda given, _: (given[2].shape, (given[0].shape[0], *given[0].shape[2:])),
+)
