@@ -3,17 +3,19 @@
 Maps are rows ``(B N, C)`` here, one for each position, so that a sample reads and gives whole rows.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lookfar.ops._layout import match_format
 from lookfar.ops._window import Pair
 
-# numbers read at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
+CORNERS = 4  # of a place between positions
+
+# numbers held at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
 LIMIT = {"cpu": 1 << 18}
 LIMIT_ELSEWHERE = 1 << 25
 
@@ -68,41 +70,48 @@ def block_starts(cells: slice, n: int, size: Pair, device: torch.device) -> Tens
     return starts_of(n, size, device) + n * torch.arange(cells.stop - cells.start, device=device)[:, None]
 
 
-def blocks(cells: int, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of samples and of positions of a map ``like`` (n, C) that are held at a time, and the memory for them."""
-    n, C = like.shape
-    limit = LIMIT.get(like.device.type, LIMIT_ELSEWHERE)
-    held = like.new_empty((max(min(limit // max(C, 1), cells * n), 1), C))
-    step = min(max(len(held) // max(n, 1), 1), cells)
-    some = min(len(held), n)
-    for first in range(0, cells, step):
-        last = min(first + step, cells)
-        for start in range(0, n, max(some, 1)):
-            stop = min(start + some, n)
-            yield slice(first, last), slice(start, stop), held[: (last - first) * (stop - start)]
+def bags(rows: Tensor, columns: Tensor, size: Pair, start: Tensor, *, slopes: bool = False) -> tuple[Tensor, ...]:
+    """:func:`corners` of the places ``(cells, n)`` side by side, ``(n, 4 cells)`` each: what a position reads."""
+    found = zip(*corners(rows, columns, size, start, slopes=slopes))
+    return tuple(torch.cat(parts).T.contiguous() for parts in found)
 
 
-def grouped(
-    blocks: Iterator[tuple[slice, slice, Tensor]],
-) -> Iterator[tuple[slice, Iterator[tuple[slice, Tensor]]]]:
-    """The blocks of the same samples together."""
-    for first, found in itertools.groupby(blocks, key=lambda block: (block[0].start, block[0].stop)):
-        yield slice(*first), ((some, held) for _, some, held in found)
+def gathered(x: Tensor, at: Tensor, shares: Tensor) -> Tensor:
+    """Sums of the rows ``at`` (n, m) of ``x`` times their shares (n, m), of which no row is copied: ``(n, C)``."""
+    return F.embedding_bag(at, x, mode="sum", per_sample_weights=shares)
 
 
-def read_rows(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
-    """``(cells, n, C)``, the rows ``at`` (cells, n) of ``x`` (m, C), in the memory of ``held``."""
-    return torch.index_select(x, 0, at.flatten(), out=held).view(*at.shape, x.shape[1])
+def met(x: Tensor, at: Tensor, shares: Tensor, g: Tensor) -> Tensor:
+    """The gradient of :func:`gathered` by the shares."""
+    # by a transform, since autograd is switched off within an operation
+    return torch.func.vjp(lambda shares: gathered(x, at, shares), shares)[1](g)[0]
 
 
-def give_rows(x: Tensor, at: Tensor, given: Tensor) -> None:
-    """Add ``given`` (cells, n, C) to the rows ``at`` (cells, n) of ``x`` (m, C)."""
-    x.scatter_add_(0, at.flatten()[:, None].expand(-1, x.shape[1]), given.flatten(0, 1))
+def give(x: Tensor, at: Tensor, shares: Tensor, g: Tensor) -> None:
+    """Add to ``x`` the gradient of :func:`gathered` by it; as many rows are held at a time as the budget lets."""
+    for some in _parts(len(at), at.shape[1] * x.shape[1], x.device):
+        given = (shares[some, :, None] * g[some, None]).flatten(0, 1)
+        x.scatter_add_(0, at[some].flatten()[:, None].expand(-1, x.shape[1]), given)
+
+
+def blocks(n: int, samples: int, device: torch.device) -> list[slice]:
+    """Of n positions, which read so many samples each, those whose corners are held at a time."""
+    return _parts(n, 2 * CORNERS * samples, device)
+
+
+def groups(cells: int, numbers: int, device: torch.device) -> list[slice]:
+    """Of maps of so many numbers, one a cell, those that are held at a time."""
+    return _parts(cells, numbers, device)
+
+
+def _parts(n: int, numbers: int, device: torch.device) -> list[slice]:
+    step = max(LIMIT.get(device.type, LIMIT_ELSEWHERE) // max(numbers, 1), 1)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def rows_of(x: Tensor) -> Tensor:
     """``(B, C, H, W) -> (B N, C)``, whole rows in memory; not copied where the map is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.permute(0, 2, 3, 1).flatten(0, 2).contiguous()  # that of one image may be a view without it
 
 
 def map_of(y: Tensor, x: Tensor) -> Tensor:

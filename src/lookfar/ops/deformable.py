@@ -22,14 +22,17 @@ from torch import Tensor
 
 from lookfar.ops._autograd import for_graphs, gradients, has_tangent, needs_graph
 from lookfar.ops._bilinear import (
+    CORNERS,
+    bags,
     block_starts,
     blocks,
     corners,
-    give_rows,
-    grouped,
+    gathered,
+    give,
+    groups,
     map_of,
+    met,
     places_of,
-    read_rows,
     rows_of,
     starts_of,
 )
@@ -205,20 +208,17 @@ def _all_samples(x: Tensor, rows: Tensor, columns: Tensor, size: Pair, starts: T
 
 
 class _Sum(torch.autograd.Function):
-    """:func:`_sum` over as many samples at a time as the budget allows."""
+    """:func:`_sum` for as many positions at a time as the budget allows."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, x: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
         ctx.save_for_backward(w, x, rows, columns)
         ctx.size = size
-        n, G = w.shape[1:]
-        y = torch.zeros_like(x)
+        (K, n, G), y = w.shape, torch.empty_like(x)
         starts = starts_of(n, size, x.device)
-        for cells, some, held in blocks(w.shape[0], x):
-            for at, share in corners(rows[cells, some], columns[cells, some], size, starts[some]):
-                seen = read_rows(x, at, held).unflatten(2, (G, x.shape[1] // G))
-                seen *= (w[cells, some] * share[..., None])[..., None]
-                y[some] += (seen.sum(0) if len(seen) > 1 else seen[0]).flatten(1)
+        for some in blocks(n, K * G, x.device):
+            at, shares = bags(rows[:, some], columns[:, some], size, starts[some])
+            y[some] = gathered(_apart(x, G), _of_groups(at, G), _weighted(shares, w[:, some])).view(-1, x.shape[1])
         return y
 
     @staticmethod
@@ -227,41 +227,52 @@ class _Sum(torch.autograd.Function):
         if needs_graph():
             f = functools.partial(_sum, size=ctx.size)
             return *gradients(f, saved, ctx.needs_input_grad[:4], grads[0]), None
-        (K, n, G), C = w.shape, x.shape[1]
-        g = grads[0].contiguous().view(n, G, C // G)
+        (K, n, G), g = w.shape, grads[0].contiguous()
         gw, gx, gr, gc = (torch.zeros_like(t) for t in saved)
         starts = starts_of(n, ctx.size, x.device)
-        for cells, some, held in blocks(K, x):
-            places = rows[cells, some], columns[cells, some]
-            for at, share, fall, drift in corners(*places, ctx.size, starts[some], slopes=True):
-                seen = read_rows(x, at, held).unflatten(2, (G, C // G))
-                met = seen.mul_(g[some]).sum(-1)  # (cells, some, G)
-                gw[cells, some] += share[..., None] * met
-                met = (w[cells, some] * met).sum(-1)
-                gr[cells, some] += fall * met
-                gc[cells, some] += drift * met
-                given = torch.mul((w[cells, some] * share[..., None])[..., None], g[some], out=seen)
-                give_rows(gx, at, given.flatten(2))
+        for some in blocks(n, K * G, x.device):
+            at, *slopes = bags(rows[:, some], columns[:, some], ctx.size, starts[some], slopes=True)
+            shares, fall, drift = (t.unflatten(1, (CORNERS, K)) for t in slopes)
+            weights = _weighted(slopes[0], w[:, some])
+            given = _of_groups(at, G), weights, _apart(g[some], G)
+            give(_apart(gx, G), *given)
+            seen = met(_apart(x, G), *given).view(-1, G, CORNERS, K)
+            gw[:, some] = (shares[:, None] * seen).sum(2).permute(2, 0, 1)
+            seen = (w[:, some].permute(1, 2, 0)[:, :, None] * seen).sum(1)
+            gr[:, some], gc[:, some] = ((slope * seen).sum(1).T for slope in (fall, drift))
         return gw, gx, gr, gc, None
 
 
+def _apart(x: Tensor, groups: int) -> Tensor:
+    """A view, ``(n, C) -> (n G, C / G)``."""
+    return x.view(len(x) * groups, x.shape[1] // groups)
+
+
+def _of_groups(at: Tensor, groups: int) -> Tensor:
+    """Rows of :func:`_apart` of the rows ``at``, ``(n, m) -> (n G, m)``."""
+    return (groups * at[:, None] + torch.arange(groups, device=at.device)[:, None]).flatten(0, 1)
+
+
+def _weighted(shares: Tensor, w: Tensor) -> Tensor:
+    """``(n, 4 k^2), (k^2, n, G) -> (n G, 4 k^2)``."""
+    w = w.permute(1, 2, 0)
+    return (shares[:, None].unflatten(2, (CORNERS, -1)) * w[:, :, None]).flatten(2).flatten(0, 1)
+
+
 class _Convolution(torch.autograd.Function):
-    """:func:`_convolution` over as many samples at a time as the budget allows."""
+    """:func:`_convolution` over as many samples, for as many positions, at a time as the budget allows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, size: Pair) -> Tensor:
         ctx.save_for_backward(x, weight, rows, columns)
         ctx.size = size
-        n = len(x)
-        y = x.new_zeros((n, weight.shape[2]))
-        for cells, parts in grouped(blocks(len(weight), y)):
+        n, O = len(x), weight.shape[2]
+        y = x.new_zeros((n, O))
+        for cells in groups(len(weight), n * O, x.device):
             mixed = (x @ weight[cells]).flatten(0, 1)
             starts = block_starts(cells, n, size, x.device)
-            for some, held in parts:
-                for at, share in corners(rows[cells, some], columns[cells, some], size, starts[:, some]):
-                    seen = read_rows(mixed, at, held)
-                    seen *= share[..., None]
-                    y[some] += seen.sum(0) if len(seen) > 1 else seen[0]
+            for some in blocks(n, len(starts), x.device):
+                y[some] += gathered(mixed, *bags(rows[cells, some], columns[cells, some], size, starts[:, some]))
         return y
 
     @staticmethod
@@ -273,18 +284,17 @@ class _Convolution(torch.autograd.Function):
         n, g = len(x), grads[0].contiguous()
         gx, gw, gr, gc = (torch.zeros_like(t) for t in saved)
         with without_autocast(x):
-            for cells, parts in grouped(blocks(len(weight), g)):
+            for cells in groups(len(weight), g.numel(), x.device):
                 mixed = (x @ weight[cells]).flatten(0, 1)
                 back = torch.zeros_like(mixed)
                 starts = block_starts(cells, n, ctx.size, x.device)
-                for some, held in parts:
+                for some in blocks(n, len(starts), x.device):
                     places = rows[cells, some], columns[cells, some]
-                    for at, share, fall, drift in corners(*places, ctx.size, starts[:, some], slopes=True):
-                        seen = read_rows(mixed, at, held)
-                        met = seen.mul_(g[some]).sum(-1)  # (cells, some)
-                        gr[cells, some] += fall * met
-                        gc[cells, some] += drift * met
-                        give_rows(back, at, torch.mul(share[..., None], g[some], out=seen))
+                    at, shares, *slopes = bags(*places, ctx.size, starts[:, some], slopes=True)
+                    give(back, at, shares, g[some])
+                    seen = met(mixed, at, shares, g[some])
+                    fall, drift = ((slope * seen).unflatten(1, (CORNERS, -1)).sum(1).T for slope in slopes)
+                    gr[cells, some], gc[cells, some] = fall, drift
                 for given, matrix, to in zip(back.split(n), weight[cells], gw[cells]):
                     gx.addmm_(given, matrix.T)
                     to.copy_(x.T @ given)
