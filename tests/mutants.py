@@ -261,6 +261,8 @@ MUTANTS = [
            "tests/ops/test_pointwise_spatial.py", "a mask learns the offsets of the other direction"),
     Mutant("ops/_offset_tiles.py", "sums.mul_(shrink[:, None])", "sums", "tests/ops/test_pointwise_spatial.py",
            "what was summed below a smaller logit is not lessened"),
+    Mutant("ops/_bins.py", "mode=\"bilinear\", align_corners=align_corners)[0]", "mode=\"bilinear\")[0]",
+           "tests/ops/test_bins.py", "bins are never aligned at the corners"),
     Mutant("ops/_reassembly.py", "return _without_outside(turned", "return (turned", "tests/ops/test_carafe.py",
            "an infinite weight of a cell off the map counts"),
     Mutant("ops/_reassembly.py", "permute(3, 4, 2, 1, 0)", "permute(3, 4, 2, 0, 1)", "tests/ops/test_carafe.py",

@@ -15,6 +15,7 @@ from lookfar.blocks._base import block
 from lookfar.blocks._layers import ConvNorm, Form, Norm, Placement, added, projected, projection
 from lookfar.blocks._reading import is_plain, weights_of
 from lookfar.ops._averages import averages
+from lookfar.ops._bins import enlarged, with_enlarged
 from lookfar.ops._layout import match_format
 from lookfar.ops._rectified import rectified
 from lookfar.ops.adaptive_average import adaptive_average
@@ -90,7 +91,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.project is None:
             # concatenated in one memory format they are written once
-            resized = [match_format(self._resize(p, x), x) for p in self._pooled(x)]
+            resized = [enlarged(p, x, align_corners=self.align_corners) for p in self._pooled(x)]
             return match_format(torch.cat([x, *resized], 1), x)
         # a 1x1 convolution commutes with resizing
         pooled = self._pooled(x)
@@ -98,16 +99,12 @@ class PyramidPooling(nn.Module):
         weight, bias = weights_of(self.project)
         own, *others = weight.split(widths, 1)
         y = added(self, x, F.conv2d(x, own, bias))
-        for weight, p in zip(others, pooled):
-            y = y + self._resize(F.conv2d(p, weight), x)
-        return match_format(y, x)
+        bins = [F.conv2d(p, weight) for weight, p in zip(others, pooled)]
+        return match_format(with_enlarged(y, bins, align_corners=self.align_corners), x)
 
     def _pooled(self, x: Tensor) -> list[Tensor]:
         means = averages(x, [(b, b) for b in self.bins])
         return [scale(mean.to(x.dtype)).relu() for scale, mean in zip(self.scales, means)]
-
-    def _resize(self, p: Tensor, x: Tensor) -> Tensor:
-        return F.interpolate(p, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
 
 class AtrousConv(ConvNorm):
