@@ -69,8 +69,8 @@ CASES = {
 }
 HEADS = ["block", "size", "passes", "ms", "plain ms", "time ratio", "MB", "plain MB", "memory ratio"]
 FLUSHED = (
-    "Numbers below the smallest normal one are flushed to zero in both: softmaxes are full of them, and some processors "
-    "take a hundred times as long to multiply them, which ours avoids (docs/speed.md)."
+    "Numbers below the smallest normal one are zero in both: softmaxes are full of them, and some processors take a "
+    "hundred times as long to multiply them, which ours avoids (docs/speed.md)."
 )
 AS = "With default options these run as they are defined; there is no cheaper form to measure beside that:"
 

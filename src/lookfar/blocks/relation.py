@@ -126,7 +126,8 @@ class Relation(nn.Module):
             wide = torch.cat([q, own.to(q.dtype)], -1)
             others = own[:, 0, : k.shape[2]].to(q.dtype)
             E = self.position_channels
-            y = over_queries(_attended, wide, k, v, others, *self._gate(), keys=k.shape[2] * (1 + E), sizes=[E])
+            numbers = k.shape[2] * (1 + -(-4 * E // self.heads))  # of a query and head; all heads share an embedding
+            y = over_queries(_attended, wide, k, v, others, *self._gate(), keys=numbers, sizes=[E])
         return x + merge_heads(y).to(x.dtype)
 
     def maps(self, x: Tensor, boxes: Tensor, keys: int | None = None, images: Tensor | None = None) -> Tensor:
