@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from ops._compare import assert_same, assert_same_with_grads, compiled_graph
+from ops._compare import TELLS_COMPILED, assert_same, assert_same_with_grads, compiled_graph
 from torch import Tensor
 
 from lookfar.ops._bins import enlarged, with_enlarged
@@ -38,10 +38,12 @@ def test_each_map_and_all_together(layout, align_corners, size):
         assert_same_with_grads(together, each, y, *some, names="y a b c d"[: 1 + 2 * len(some)])
 
 
-def test_half_precision_and_programs_take_torchs_interpolation():
+def test_half_precision_and_programs_for_any_size_take_torchs_interpolation():
     y, p = torch.randn(1, 3, 6, 5), torch.randn(1, 3, 2, 2)
     half = enlarged(p.bfloat16(), y.bfloat16(), align_corners=True)
     assert torch.equal(half, interpolated(p.bfloat16(), y, align_corners=True))
     f = partial(enlarged, align_corners=True)
-    assert "interpolate" in compiled_graph(f, p, y)
+    assert ("matmul" in compiled_graph(f, p, y)) == TELLS_COMPILED
+    assert "matmul" not in compiled_graph(f, p, y, dynamic=True)
+    assert_same("compiled", torch.compile(f, fullgraph=True, backend="aot_eager")(p, y), f(p, y))
     assert_same("vmap", torch.func.vmap(f)(p[None], y[None])[0], f(p, y))

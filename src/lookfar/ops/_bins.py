@@ -4,13 +4,14 @@ On a CPU ``interpolate`` takes longer for a few bins of a plain map than a produ
 gives to every position; that of all scales together is one product, added to what they are added to.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookfar.ops._autograd import traced
+from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._layout import match_format, memory_format
 
 FEW = 64  # bins of a map
@@ -40,13 +41,16 @@ def with_enlarged(y: Tensor, maps: Sequence[Tensor], *, align_corners: bool) -> 
 
 
 def _multiplied(p: Tensor, like: Tensor) -> bool:
-    kind = p.is_cpu and p.dtype == like.dtype and p.dtype in (torch.float32, torch.float64) and not traced()
-    return kind and memory_format(like) == torch.contiguous_format and p.shape[2:].numel() <= FEW
+    if not p.is_cpu or p.dtype != like.dtype or p.dtype not in (torch.float32, torch.float64):
+        return False
+    if traced() and not compiled_for(*p.shape[2:], *like.shape[2:]):  # others serve maps of any size
+        return False
+    return memory_format(like) == torch.contiguous_format and math.prod(p.shape[2:]) <= FEW
 
 
 def _shares(p: Tensor, like: Tensor, align_corners: bool) -> Tensor:
     """``(h w, H W)``: what every bin gives to every position."""
-    size, bins = p.shape[2:], p.shape[2:].numel()
+    size, bins = p.shape[2:], math.prod(p.shape[2:])
     alone = torch.eye(bins, dtype=p.dtype).view(1, bins, *size)
     with torch.no_grad():
         return F.interpolate(alone, like.shape[2:], mode="bilinear", align_corners=align_corners)[0].flatten(1)
