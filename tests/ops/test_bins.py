@@ -47,3 +47,11 @@ def test_half_precision_and_programs_for_any_size_take_torchs_interpolation():
     assert "matmul" not in compiled_graph(f, p, y, dynamic=True)
     assert_same("compiled", torch.compile(f, fullgraph=True, backend="aot_eager")(p, y), f(p, y))
     assert_same("vmap", torch.func.vmap(f)(p[None], y[None])[0], f(p, y))
+
+
+def test_float32_stays_float32_under_autocast():
+    y, p = torch.randn(1, 3, 6, 5), torch.randn(1, 3, 2, 2)
+    want = interpolated(p, y, align_corners=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same("one", enlarged(p, y, align_corners=True), want)
+        assert_same("together", with_enlarged(y, [p, p], align_corners=True), y + 2 * want)

@@ -42,10 +42,12 @@ def draw(case: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor,
     return x.to(dtype), weights.to(dtype), kernel.to(dtype), offsets.to(dtype), dilation
 
 
-@pytest.fixture(params=["all samples at a time", "some positions at a time", "graph"])
+@pytest.fixture(params=["all samples at a time", "some positions at a time", "another device", "graph"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "some positions at a time":
+    if request.param in ("some positions at a time", "another device"):
         monkeypatch.setitem(_bilinear.LIMIT, "cpu", 100)
+    if request.param == "another device":
+        monkeypatch.setattr(_bilinear, "BAGS", ())
     if request.param == "graph":
         monkeypatch.setattr(deformable, "for_graphs", lambda: True)
     return request.param

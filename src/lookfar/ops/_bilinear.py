@@ -15,6 +15,8 @@ from lookfar.ops._window import Pair
 
 CORNERS = 4  # of a place between positions
 
+BAGS = ("cpu", "cuda")  # devices that sum rows without copying them, in every version of torch
+
 # numbers held at a time: 1 MB of float32 stays in a CPU's cache, a GPU needs more to be busy
 LIMIT = {"cpu": 1 << 18}
 LIMIT_ELSEWHERE = 1 << 25
@@ -77,8 +79,11 @@ def bags(rows: Tensor, columns: Tensor, size: Pair, start: Tensor, *, slopes: bo
 
 
 def gathered(x: Tensor, at: Tensor, shares: Tensor) -> Tensor:
-    """Sums of the rows ``at`` (n, m) of ``x`` times their shares (n, m), of which no row is copied: ``(n, C)``."""
-    return F.embedding_bag(at, x, mode="sum", per_sample_weights=shares)
+    """Sums of the rows ``at`` (n, m) of ``x`` times their shares (n, m): ``(n, C)``."""
+    if x.device.type in BAGS:
+        return F.embedding_bag(at, x, mode="sum", per_sample_weights=shares)
+    parts = _parts(len(at), at.shape[1] * x.shape[1], x.device)
+    return torch.cat([x[:0], *((shares[some, :, None] * x[at[some]]).sum(1) for some in parts)])
 
 
 def met(x: Tensor, at: Tensor, shares: Tensor, g: Tensor) -> Tensor:

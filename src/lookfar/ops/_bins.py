@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookfar.ops._autograd import compiled_for, traced
 from lookfar.ops._layout import match_format, memory_format
+from lookfar.ops._precision import without_autocast
 
 FEW = 64  # bins of a map
 
@@ -24,7 +25,8 @@ def enlarged(p: Tensor, like: Tensor, *, align_corners: bool) -> Tensor:
     [[[[1.0, 1.5, 2.0]]]]
     """
     if _multiplied(p, like):
-        return (p.flatten(2) @ _shares(p, like, align_corners)).unflatten(2, like.shape[2:])
+        with without_autocast(p):
+            return (p.flatten(2) @ _shares(p, like, align_corners)).unflatten(2, like.shape[2:])
     p = match_format(p, like)  # torch reads and writes channels that lie side by side many at a time
     return match_format(F.interpolate(p, like.shape[2:], mode="bilinear", align_corners=align_corners), like)
 
@@ -34,7 +36,8 @@ def with_enlarged(y: Tensor, maps: Sequence[Tensor], *, align_corners: bool) -> 
     if all(_multiplied(p, y) for p in maps):
         shares = torch.cat([_shares(p, y, align_corners) for p in maps])
         bins = torch.cat([p.flatten(2) for p in maps], 2)
-        return torch.baddbmm(y.flatten(2), bins, shares.expand(len(y), -1, -1)).view_as(y)
+        with without_autocast(y):
+            return torch.baddbmm(y.flatten(2), bins, shares.expand(len(y), -1, -1)).view_as(y)
     for p in maps:
         y = y + enlarged(p, y, align_corners=align_corners)
     return y
