@@ -190,6 +190,23 @@ def test_many_images_are_predicted_by_the_optimized_network(roads, run, tmp_path
     assert norms() == alone
 
 
+def test_tiny_numbers_are_zero_while_a_command_runs_a_network(roads, photos, run, tmp_path, monkeypatch):
+    from lookfar.use import command
+
+    def tiny():
+        return torch.tensor(1e-39).mul(1).item()
+
+    seen = []
+    for name in ("predict_files", "evaluate"):
+        before = getattr(command, name)
+        monkeypatch.setattr(command, name, lambda *a, f=before, **more: seen.append(tiny()) or f(*a, **more))
+    network = ("--network", str(roads))
+    assert run("predict", str(photos / "images/0.png"), *network, "--out", str(tmp_path / "out"))[0] == 0
+    assert run("evaluate", *network, "--data", str(photos))[0] == 0
+    assert seen == [0, 0]
+    assert tiny() > 0
+
+
 def test_a_trial_is_judged_as_it_was_trained(tmp_path, run, photos):
     from lookfar.study.plan import Plan
     from lookfar.study.worker import run_trial

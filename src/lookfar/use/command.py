@@ -21,6 +21,23 @@ MANY = 20  # images for which optimizing a network pays: over a few it takes lon
 EXAMPLE = (128, 128)  # at which linear layers in a row are found: maps of 4x4 at a stride of 32
 
 
+@contextlib.contextmanager
+def _without_tiny_numbers() -> Iterator[None]:
+    """Numbers below the smallest normal one are zero: many processors take a hundred times as long to multiply them.
+
+    Weights that decayed throughout a long training are such numbers, and no result would notice them.
+    """
+    import torch
+
+    was = not torch.tensor(1e-39).mul(1)
+    torch.set_flush_denormal(True)  # of this thread, and of those that it starts from now on
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was)
+
+
+@_without_tiny_numbers()
 def predict_command(
     images: Sequence[str],
     network: str,
@@ -60,6 +77,7 @@ def predict_command(
     return FAILED if failed else DONE
 
 
+@_without_tiny_numbers()
 def evaluate_command(
     network: str,
     data: str | None,
